@@ -1,0 +1,177 @@
+// vote on the CPU: the argmax of each row, counted into the histogram of the row's image.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/operations.h"
+
+namespace drf_fast::cpu {
+namespace {
+
+struct BFloat16 {
+  std::uint16_t bits;
+};
+struct Float16 {
+  std::uint16_t bits;
+};
+
+inline float float_of_bits(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline std::uint32_t bits_of_float(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// Values are compared in float32, or float64 where they come so; both hold the halves exactly.
+inline float widen(float value) { return value; }
+inline double widen(double value) { return value; }
+inline float widen(BFloat16 value) {
+  return float_of_bits(static_cast<std::uint32_t>(value.bits) << 16);
+}
+inline float widen(Float16 value) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000) << 16;
+  const std::uint32_t magnitude = value.bits & 0x7fff;
+  const std::uint32_t rebias = magnitude < 0x7c00 ? 112u << 23 : 224u << 23;  // infinity and NaN
+  const std::uint32_t normal = (magnitude << 13) + rebias;
+  // Through an integer, so that no subnormal float appears: a flushed one would change the order.
+  const float tiny = static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24f;
+  return float_of_bits(sign | (magnitude < 0x0400 ? bits_of_float(tiny) : normal));
+}
+
+constexpr int kLanes = 16;
+constexpr std::int64_t kFewClasses = 48;
+constexpr std::int64_t kNoClass = -1;
+
+// Few classes: kLanes rows side by side, so that no comparison waits for the one before it.
+template <typename T>
+void elect_rows(const T* rows, std::int64_t classes, std::int64_t* winners) {
+  using Wide = decltype(widen(*rows));
+  if constexpr (!std::is_same_v<T, Wide>) {  // widening runs along memory, where it vectorises
+    Wide block[kLanes * kFewClasses];
+    for (std::int64_t i = 0; i < kLanes * classes; ++i) block[i] = widen(rows[i]);
+    elect_rows<Wide>(block, classes, winners);
+    return;
+  }
+  Wide best[kLanes];
+  std::int32_t winner[kLanes] = {};
+  std::int32_t has_nan[kLanes] = {};
+  std::fill(best, best + kLanes, -static_cast<Wide>(INFINITY));
+  for (std::int64_t k = 0; k < classes; ++k) {
+    for (int j = 0; j < kLanes; ++j) {
+      const Wide value = widen(rows[j * classes + k]);
+      const bool better = value > best[j];
+      best[j] = better ? value : best[j];
+      winner[j] = better ? static_cast<std::int32_t>(k) : winner[j];
+      has_nan[j] |= value != value;
+    }
+  }
+  for (int j = 0; j < kLanes; ++j) winners[j] = has_nan[j] ? kNoClass : winner[j];
+}
+
+// Many classes: one row, its maximum in kLanes parts, then the first place that holds it. Without
+// the pragma the loop over lanes is unrolled into scalars before it could be vectorised.
+template <typename T>
+std::int64_t elect_row(const T* row, std::int64_t classes) {
+  using Wide = decltype(widen(*row));
+  Wide best[kLanes];
+  Wide poison[kLanes] = {};  // a NaN once one came
+  std::fill(best, best + kLanes, -static_cast<Wide>(INFINITY));
+  std::int64_t k = 0;
+  for (; k + kLanes <= classes; k += kLanes) {
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      const Wide value = widen(row[k + j]);
+      best[j] = value > best[j] ? value : best[j];
+      poison[j] = value != value ? value : poison[j];
+    }
+  }
+  for (; k < classes; ++k) {
+    const Wide value = widen(row[k]);
+    best[0] = value > best[0] ? value : best[0];
+    poison[0] = value != value ? value : poison[0];
+  }
+  if (std::any_of(poison, poison + kLanes, [](Wide value) { return value != value; })) {
+    return kNoClass;
+  }
+  const Wide top = *std::max_element(best, best + kLanes);
+  for (k = 0; widen(row[k]) != top;) ++k;
+  return k;
+}
+
+// Adds the votes of rows [begin, end) to the histograms (images, classes).
+template <typename T>
+void count_rows(const T* logits, std::int64_t begin, std::int64_t end, std::int64_t classes,
+                std::int64_t rows_per_image, std::int64_t* histograms) {
+  std::int64_t winners[kLanes];
+  std::int64_t* histogram = histograms + begin / rows_per_image * classes;
+  std::int64_t left = rows_per_image - begin % rows_per_image;  // rows left in this image
+  for (std::int64_t row = begin; row < end;) {
+    const T* values = logits + row * classes;
+    int elected = 1;
+    if (classes <= kFewClasses && end - row >= kLanes) {
+      elect_rows(values, classes, winners);
+      elected = kLanes;
+    } else {
+      winners[0] = elect_row(values, classes);
+    }
+    for (int j = 0; j < elected; ++j) {
+      if (winners[j] != kNoClass) ++histogram[winners[j]];
+      if (--left == 0) {
+        histogram += classes;
+        left = rows_per_image;
+      }
+    }
+    row += elected;
+  }
+}
+
+template <typename T>
+void vote_as(const T* logits, std::int64_t rows, std::int64_t classes, std::int64_t* counts,
+             std::int64_t images, int threads) {
+  const std::int64_t rows_per_image = rows / images;
+  const std::int64_t parts = std::max(threads, 1);
+  // Whole images to each thread where there are enough, so that no two threads share a histogram;
+  // else rows, each thread with histograms of its own, added up at the end.
+  const bool by_image = images >= parts;
+  const std::int64_t size = images * classes;
+  std::vector<std::int64_t> own(by_image ? 0 : static_cast<std::size_t>(parts * size), 0);
+#pragma omp parallel for num_threads(threads) schedule(static, 1) if (parts > 1)
+  for (std::int64_t part = 0; part < parts; ++part) {
+    const std::int64_t units = by_image ? images : rows;
+    const std::int64_t unit_rows = by_image ? rows_per_image : 1;
+    // units * part / parts without overflow
+    const auto cut = [&](std::int64_t p) {
+      return (units / parts * p + units % parts * p / parts) * unit_rows;
+    };
+    count_rows(logits, cut(part), cut(part + 1), classes, rows_per_image,
+               by_image ? counts : own.data() + part * size);
+  }
+  for (std::size_t i = 0; i < own.size(); ++i) counts[i % static_cast<std::size_t>(size)] += own[i];
+}
+
+}  // namespace
+
+void vote(const void* logits, Dtype dtype, std::int64_t rows, std::int64_t classes,
+          std::int64_t* counts, std::int64_t images, int threads) {
+  if (rows == 0) return;
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return vote_as(static_cast<const float*>(logits), rows, classes, counts, images, threads);
+    case Dtype::kFloat64:
+      return vote_as(static_cast<const double*>(logits), rows, classes, counts, images, threads);
+    case Dtype::kBFloat16:
+      return vote_as(static_cast<const BFloat16*>(logits), rows, classes, counts, images, threads);
+    case Dtype::kFloat16:
+      return vote_as(static_cast<const Float16*>(logits), rows, classes, counts, images, threads);
+  }
+}
+
+}  // namespace drf_fast::cpu

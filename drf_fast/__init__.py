@@ -1,0 +1,94 @@
+"""drf_fast: train and certify provably robust image classifiers by randomized smoothing.
+
+Everything public is here by name and imported on first use, so that ``import drf_fast`` costs
+nothing and the command line answers before torch is loaded. Start reading at
+``drf_fast/functional.py``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from drf_fast.adversary import AttackResult, HardBall, SoftBall, attack
+    from drf_fast.backends import use as use_backend
+    from drf_fast.functional import (
+        adversary_step,
+        certified_radius,
+        clopper_pearson_lower,
+        consistency_loss,
+        macer_loss,
+        noise_key,
+        noisy_repeat,
+        smooth_ce,
+        vote,
+    )
+    from drf_fast.nn import (
+        CertifyResult,
+        ConsistencyLoss,
+        MacerLoss,
+        SmoothCELoss,
+        SmoothedClassifier,
+    )
+
+_HOME = {
+    "adversary_step": "functional",
+    "certified_radius": "functional",
+    "clopper_pearson_lower": "functional",
+    "consistency_loss": "functional",
+    "macer_loss": "functional",
+    "noise_key": "functional",
+    "noisy_repeat": "functional",
+    "smooth_ce": "functional",
+    "vote": "functional",
+    "AttackResult": "adversary",
+    "HardBall": "adversary",
+    "SoftBall": "adversary",
+    "attack": "adversary",
+    "CertifyResult": "nn",
+    "ConsistencyLoss": "nn",
+    "MacerLoss": "nn",
+    "SmoothCELoss": "nn",
+    "SmoothedClassifier": "nn",
+    "use_backend": "backends",
+}
+
+__all__ = [
+    "AttackResult",
+    "CertifyResult",
+    "ConsistencyLoss",
+    "HardBall",
+    "MacerLoss",
+    "SmoothCELoss",
+    "SmoothedClassifier",
+    "SoftBall",
+    "__version__",
+    "adversary_step",
+    "attack",
+    "certified_radius",
+    "clopper_pearson_lower",
+    "consistency_loss",
+    "macer_loss",
+    "noise_key",
+    "noisy_repeat",
+    "smooth_ce",
+    "use_backend",
+    "vote",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'drf_fast' has no attribute {name!r}")
+    module = importlib.import_module(f"drf_fast.{home}")
+    value = getattr(module, "use" if name == "use_backend" else name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

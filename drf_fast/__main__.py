@@ -1,0 +1,10 @@
+"""``python -m drf_fast`` is ``drf-fast``."""
+
+from __future__ import annotations
+
+import sys
+
+from drf_fast.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

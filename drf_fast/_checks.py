@@ -1,0 +1,237 @@
+"""Argument checks shared by the public operations: what was expected, what came, how to fix it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+Scalar = float | int | torch.Tensor
+
+
+def is_tensor(value: Any, name: str) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    return value
+
+
+def floating(tensor: Any, name: str) -> torch.Tensor:
+    if is_tensor(tensor, name).dtype not in FLOATS:
+        raise TypeError(
+            f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}; "
+            f"convert it, for example with {name}.float()"
+        )
+    return tensor
+
+
+def images(x: Any, name: str = "x") -> torch.Tensor:
+    """A non-empty floating (B, ...) tensor with at least one pixel."""
+    floating(x, name)
+    if x.dim() < 2 or x.shape[0] == 0 or math.prod(x.shape[1:]) == 0:
+        raise ValueError(
+            f"{name} must be a batch (B, ...) of at least one image with at least one pixel, "
+            f"got shape {tuple(x.shape)}"
+        )
+    return x
+
+
+def same_device(device: torch.device, **tensors: torch.Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.device != device:
+            raise ValueError(
+                f"all tensors must be on one device, got {name} on {tensor.device} and the rest "
+                f"on {device}; move it with {name}.to({str(device)!r})"
+            )
+
+
+def choice(value: Any, name: str, options: Sequence[str]) -> str:
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+    return value
+
+
+def count(value: Any, name: str, minimum: int = 1, maximum: int = 2**32 - 1) -> int:
+    """An integer in [minimum, maximum]; bool and float are refused."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
+    if not minimum <= value <= maximum:
+        raise ValueError(f"{name} must lie in {minimum}..{maximum}, got {value}")
+    return value  # type: ignore[return-value]
+
+
+def scalar(
+    value: Any,
+    name: str,
+    *,
+    positive: bool = False,
+    nonnegative: bool = False,
+) -> torch.Tensor:
+    """A Python number or 0-dim tensor as a 0-dim float64 tensor (a tensor stays on its device).
+
+    Values of CPU tensors are checked, those of other devices are not: that would synchronise.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.dim() != 0:
+            raise ValueError(
+                f"{name} must be a number or a 0-dim tensor, got shape {tuple(value.shape)}"
+            )
+        if value.requires_grad:
+            raise ValueError(f"{name} must not require a gradient; pass {name}.detach()")
+        readable = value.device.type == "cpu" and not torch.compiler.is_compiling()
+        number = float(value) if readable else None
+        tensor = value if value.dtype == torch.float64 else value.to(torch.float64)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        number = float(value)
+        tensor = torch.tensor(number, dtype=torch.float64)
+    else:
+        raise TypeError(
+            f"{name} must be a number or a 0-dim tensor, got {type(value).__name__} {value!r}"
+        )
+    if number is not None:
+        if not math.isfinite(number):
+            raise ValueError(f"{name} must be finite, got {number}")
+        if positive and number <= 0:
+            raise ValueError(f"{name} must be above 0, got {number}")
+        if nonnegative and number < 0:
+            raise ValueError(f"{name} must be 0 or more, got {number}")
+    return tensor
+
+
+def noise_source(
+    seed: Any, image_ids: Any, batch: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The key (int64 0-dim) and the image ids (int64 (B,)) that name a batch's noise."""
+    if seed is None:
+        # torch's default generator, so that torch.manual_seed governs it and ranks differ.
+        key = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
+        if image_ids is None:
+            return key, torch.arange(batch, device=device)
+    elif isinstance(seed, torch.Tensor):
+        if seed.dim() != 0 or seed.dtype != torch.int64:
+            raise ValueError(
+                f"seed must be an int or a 0-dim int64 tensor, got {seed.dtype} of shape "
+                f"{tuple(seed.shape)}"
+            )
+        key = seed
+    else:
+        key = torch.tensor(signed_key(seed), dtype=torch.int64)
+    if image_ids is None:
+        raise ValueError(
+            "an explicit seed needs image_ids, a (B,) int64 tensor that names each image (its "
+            "index in the data set): without them every batch would be images 0..B-1 and share "
+            "one noise; pass image_ids, or leave seed=None"
+        )
+    is_tensor(image_ids, "image_ids")
+    if image_ids.dtype != torch.int64 or image_ids.shape != (batch,):
+        raise ValueError(
+            f"image_ids must be int64 of shape ({batch},), got {image_ids.dtype} of shape "
+            f"{tuple(image_ids.shape)}"
+        )
+    same_device(device, image_ids=image_ids)
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (int(v) for v in torch.aminmax(image_ids))
+        if low < 0 or high >= 2**32:
+            raise ValueError(f"image_ids must lie in 0..2^32-1, got values from {low} to {high}")
+    return key, image_ids
+
+
+def signed_key(seed: Any) -> int:
+    """The bits of a 64-bit seed as a signed integer, which is what an int64 tensor holds."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
+        raise TypeError(
+            f"seed must be an int or a 0-dim int64 tensor, got {type(seed).__name__} {seed!r}"
+        )
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must fit 64 bits, -2^63 <= seed < 2^64, got {seed}")
+    return seed - 2**64 if seed >= 2**63 else seed  # type: ignore[return-value]
+
+
+def logits_and_target(
+    logits: Any, target: Any, num_samples: Any, sample_dim: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits in either order as a (B, m, K) view, and their (B,) labels."""
+    floating(logits, "logits")
+    if sample_dim not in (0, 1):
+        raise ValueError(
+            "sample_dim must be 1 (the m rows of an image are consecutive) or 0 (sample-major, "
+            f"torch.cat over noises), got {sample_dim!r}"
+        )
+    if logits.dim() == 2:
+        if num_samples is None:
+            raise ValueError(
+                f"2-D logits of shape {tuple(logits.shape)} need num_samples, the number of noisy "
+                "rows of each image"
+            )
+        rows, classes = logits.shape
+        count(num_samples, "num_samples")
+        if rows % num_samples:
+            raise ValueError(
+                f"the {rows} rows of logits must be a multiple of num_samples={num_samples}"
+            )
+        if sample_dim == 1:
+            logits = logits.reshape(rows // num_samples, num_samples, classes)
+        else:
+            logits = logits.reshape(num_samples, rows // num_samples, classes)
+    elif logits.dim() != 3:
+        raise ValueError(
+            "logits must be (B*m, K) with num_samples, or 3-D (B, m, K), with sample_dim=0 "
+            f"(m, B, K), got shape {tuple(logits.shape)}"
+        )
+    elif num_samples is not None and num_samples != logits.shape[sample_dim]:
+        raise ValueError(
+            f"num_samples={num_samples} contradicts logits of shape {tuple(logits.shape)} with "
+            f"sample_dim={sample_dim}"
+        )
+    if sample_dim == 0:
+        logits = logits.transpose(0, 1)
+    batch, samples, classes = logits.shape
+    if batch == 0 or samples == 0:
+        raise ValueError(f"the batch must not be empty, got {batch} images of {samples} samples")
+    if classes < 2:
+        raise ValueError(f"a classifier needs at least 2 classes, got logits with K={classes}")
+    if is_tensor(target, "target").dtype != torch.int64:
+        raise TypeError(f"target must be int64 labels, got {target.dtype}; use target.long()")
+    if target.shape != (batch,):
+        raise ValueError(
+            f"target must hold one label for each of the {batch} images, got shape "
+            f"{tuple(target.shape)}; labels are not repeated for the noisy copies"
+        )
+    same_device(logits.device, target=target)
+    return logits, target
+
+
+def box(clamp: Any) -> list[float] | None:
+    """A box of valid pixel values, as the raw operations take it."""
+    if clamp is None:
+        return None
+    low, high = (float(value) for value in clamp)
+    if not low < high or math.isinf(low) or math.isinf(high):
+        raise ValueError(f"clamp must be (low, high) with low < high, finite, or None, got {clamp}")
+    return [low, high]
+
+
+def counts(successes: Any, trials: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Successes and trials as contiguous int64 tensors of one shape."""
+    tensors = []
+    for name, value in (("successes", successes), ("trials", trials)):
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = torch.tensor(count(value, name, -(2**63), 2**63 - 1))
+        if is_tensor(value, name).dtype != torch.int64:
+            raise TypeError(f"{name} must be an int or an int64 tensor, got {value.dtype}")
+        tensors.append(value)
+    device = next((tensor.device for tensor in tensors if tensor.dim()), tensors[0].device)
+    tensors = [tensor.to(device) if tensor.dim() == 0 else tensor for tensor in tensors]
+    same_device(device, successes=tensors[0], trials=tensors[1])
+    first, second = torch.broadcast_tensors(*tensors)
+    return first.contiguous(), second.contiguous()
+
+
+def probability(alpha: Any) -> torch.Tensor:
+    """An error probability as a 0-dim float64 tensor."""
+    tensor = scalar(alpha, "alpha", positive=True)
+    if tensor.device.type == "cpu" and not torch.compiler.is_compiling() and float(tensor) >= 1:
+        raise ValueError(f"alpha must be a probability, 0 < alpha < 1, got {float(tensor)}")
+    return tensor

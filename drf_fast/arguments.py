@@ -1,0 +1,116 @@
+"""From the words on the command line to a configuration: flags > TOML file > recipe > default."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from drf_fast import recipes
+from drf_fast.config import TrainConfig, updated
+from drf_fast.errors import InputError
+from drf_fast.files import read_json
+from drf_fast.settings import run_folder, uses_adversary
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_T = TypeVar("_T")
+
+_DRF_FLAGS = {"lambda0", "lambda_lr", "kappa", "form", "lambda_every"}
+_ADVERSARY_FLAGS = {"drf", "steps", "epsilon", "warmup_epochs", "grad_norm"}
+_CONSISTENCY_FLAGS = {"consistency_lam", "consistency_eta"}
+
+
+def parse(config_type: type[_T], command: str, words: list[str]) -> _T:
+    """The configuration of ``command``; prints the help or a usage error and exits if asked to."""
+    return tyro.cli(config_type, prog=f"drf-fast {command}", args=words)
+
+
+def parse_train(words: list[str]) -> TrainConfig:
+    """The configuration of ``drf-fast train``, its TOML file, recipe or earlier run merged in.
+
+    Raises:
+        InputError: a bad file, an unknown recipe, or a flag that the method would ignore.
+    """
+
+    def flags_over(base: TrainConfig) -> TrainConfig:
+        return tyro.cli(TrainConfig, prog="drf-fast train", args=words, default=base)
+
+    config = flags_over(TrainConfig())
+    file = {} if config.config is None else read_toml(config.config)
+    recipe = config.recipe or file.get("recipe")
+    base = TrainConfig()
+    if recipe is not None:
+        base = updated(base, recipes.get(str(recipe)), f"recipe {recipe}")
+    config = flags_over(updated(base, file, str(config.config)))
+    if config.resume:
+        config = flags_over(_settings_of_the_run(config))
+    _refuse_ignored_flags(config, words)
+    return config
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file.
+
+    Raises:
+        InputError: unreadable, or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: expected a TOML file, got "
+            f"{(error.strerror or 'an error').lower()}; check --config"
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not TOML: expected lines such as 'sigma = 0.5', got an error: {error}"
+        ) from error
+
+
+def _settings_of_the_run(config: TrainConfig) -> TrainConfig:
+    """What the run in the folder was started with, so that --out and --resume are enough."""
+    path = run_folder(config) / "config.json"
+    if not path.exists():
+        return config
+    saved = read_json(path)
+    names = {field.name for field in dataclasses.fields(TrainConfig)} - {"force", "max_steps"}
+    known = {key: value for key, value in saved.items() if key in names}
+    return updated(TrainConfig(), known, str(path))
+
+
+def _refuse_ignored_flags(config: TrainConfig, words: list[str]) -> None:
+    """A flag without effect is a misunderstanding; say so instead of training something else."""
+    given = {
+        word.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+        for word in words
+        if word.startswith("--")
+    }
+    ignored = set()
+    if not uses_adversary(config):
+        ignored |= (_ADVERSARY_FLAGS | _DRF_FLAGS) - {"steps"} & given
+        ignored |= {"steps"} & given if config.method == "gaussian" else set()
+        reason = f"{config.method} trains without an adversary here"
+    elif not config.drf:
+        ignored |= _DRF_FLAGS & given
+        reason = "they belong to the soft ball, which --no-drf (or the recipe) turns off"
+    else:
+        reason = ""
+    if config.method != "consistency" and _CONSISTENCY_FLAGS & given:
+        ignored |= _CONSISTENCY_FLAGS & given
+        reason = reason or "they belong to --method consistency"
+    if "--no-drf" in words:
+        ignored.discard("drf")
+    ignored &= given
+    if ignored:
+        flags = ", ".join("--" + name.replace("_", "-") for name in sorted(ignored))
+        raise InputError(
+            f"{flags} would have no effect with --method {config.method}: {reason}; leave it out "
+            "or choose another method"
+        )

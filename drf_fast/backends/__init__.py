@@ -1,0 +1,88 @@
+"""Which code runs an operation: reference (pure torch), native (C++, CUDA) or triton.
+
+``auto`` takes the fastest implementation that this installation has for the device at hand and
+falls back to the reference, so that it never fails because a compiled part is missing. The
+environment variable ``DRF_FAST_BACKEND`` or ``use`` choose another one; these are strict: an
+operation that the chosen backend does not have is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+NAMES = ("auto", "reference", "native", "triton")
+
+_chosen: str | None = None
+_table: dict[tuple[str, str], Callable[..., Any]] = {}
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(
+            f"{source} names an unknown backend: expected one of {', '.join(NAMES)}, got {name!r}"
+        )
+    return name
+
+
+def current() -> str:
+    """The backend in force: one of ``NAMES``.
+
+    Raises:
+        ValueError: ``DRF_FAST_BACKEND`` holds another word.
+    """
+    if _chosen is None:
+        return _checked(os.environ.get("DRF_FAST_BACKEND", "auto"), "DRF_FAST_BACKEND")
+    return _chosen
+
+
+@contextlib.contextmanager
+def use(name: str) -> Iterator[None]:
+    """Run the operations inside the ``with`` block on the backend ``name``.
+
+    The choice is global to the process, not to a thread. Code that ``torch.compile`` has already
+    compiled calls the operations by name and follows the choice too.
+
+    Raises:
+        ValueError: ``name`` is not one of ``NAMES``.
+    """
+    global _chosen
+    before = _chosen
+    _chosen = _checked(name, "use()")
+    _table.clear()
+    try:
+        yield
+    finally:
+        _chosen = before
+        _table.clear()
+
+
+def implementation(operation: str, device_type: str) -> Callable[..., Any]:
+    """The function that runs ``operation`` on tensors of ``device_type`` ("cpu", "cuda", ...).
+
+    Raises:
+        RuntimeError: the chosen backend does not have the operation in this installation.
+    """
+    key = (operation, device_type)
+    if key not in _table:
+        _table[key] = _find(operation, device_type, current())
+    return _table[key]
+
+
+def _find(operation: str, device_type: str, backend: str) -> Callable[..., Any]:
+    from drf_fast.backends import cpu, cuda, reference
+
+    if backend != "reference":
+        module = {"cpu": cpu, "cuda": cuda}.get(device_type)
+        kind = module.OPERATIONS.get(operation) if module is not None else None
+        if module is not None and kind is not None and backend in ("auto", kind):
+            return getattr(module, operation)
+        if backend != "auto":
+            raise RuntimeError(
+                f"the backend {backend!r} was asked for, but {operation} has no {backend} "
+                f"implementation for {device_type} tensors in this installation; use 'auto' or "
+                "'reference', and see 'drf-fast doctor' for what is built"
+            )
+    return getattr(reference, operation)

@@ -1,0 +1,164 @@
+"""One line of the certification log: its columns, its numbers, and what they may be."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Context, Decimal
+from pathlib import Path
+
+from drf_fast.errors import InputError
+
+FIELD_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
+COLUMNS = (*FIELD_COLUMNS, "count", "n", "p_lower")
+_TWELVE_DECIMALS, _EXACT = Decimal("1e-12"), Context(prec=400)
+_TIME = re.compile(r"(?:(\d+) days?, )?(\d+):([0-5]\d):([0-5]\d)(?:\.(\d{1,6}))?")
+
+
+@dataclass(frozen=True)
+class Row:
+    """The certificate of one image.
+
+    Attributes:
+        idx: position of the image in its data set.
+        label: true class.
+        predict: certified class, -1 for abstention.
+        radius: certified L2 radius in pixel units; 0 for abstention.
+        seconds: time taken.
+        count: samples of the selected class among ``n`` (also where that ends in abstention).
+        n: samples drawn for the bound.
+        p_lower: lower confidence bound of the probability of the selected class.
+    """
+
+    idx: int
+    label: int
+    predict: int
+    radius: float
+    seconds: float
+    count: int
+    n: int
+    p_lower: float
+
+
+def format_row(row: Row) -> str:
+    """One line of the log, without its end.
+
+    Raises:
+        ValueError: a number that no certificate can have.
+    """
+    problem = _problem(row)
+    if problem:
+        raise ValueError(f"image {row.idx}: {problem}")
+    fields = (
+        row.idx,
+        row.label,
+        row.predict,
+        _round_down(row.radius),
+        int(row.label == row.predict),
+        _format_time(row.seconds),
+        row.count,
+        row.n,
+        _round_down(row.p_lower),
+    )
+    return "\t".join(map(str, fields))
+
+
+def parse_rows(path: Path, text: str) -> tuple[tuple[str, ...], list[Row]]:
+    """Header and checked rows; the rows of a field log have ``n`` = 0."""
+    lines = [line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")]
+    columns = tuple(lines[0].split("\t"))
+    if columns[: len(FIELD_COLUMNS)] != FIELD_COLUMNS:
+        raise InputError(
+            f"{path} is not a certification log: expected the tab-separated header "
+            f"{' '.join(FIELD_COLUMNS)}, got '{lines[0][:80]}'; check the path"
+        )
+    ours = columns[: len(COLUMNS)] == COLUMNS
+    rows: list[Row] = []
+    first_seen: dict[int, int] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        fields = line.split("\t")
+        try:
+            # One field more than the header is seen in published logs.
+            if len(fields) not in ((len(columns),) if ours else (len(columns), len(columns) + 1)):
+                raise ValueError(f"expected {len(columns)} fields, got {len(fields)}")
+            row = _parse_row(fields, ours)
+            if row.idx in first_seen:
+                raise ValueError(
+                    f"expected each image once, got idx {row.idx} again (first in line "
+                    f"{first_seen[row.idx]})"
+                )
+        except ValueError as error:
+            raise InputError(
+                f"{path}: line {number} is malformed: {error}; restore the log or certify again"
+            ) from error
+        first_seen[row.idx] = number
+        rows.append(row)
+    return columns, rows
+
+
+def _parse_row(fields: list[str], ours: bool) -> Row:
+    if any("_" in field for field in fields[:6]):  # Python would read 1_0 as 10
+        raise ValueError(f"expected numbers, got {' '.join(fields[:6])!r}")
+    correct = int(fields[4])
+    row = Row(
+        idx=int(fields[0]),
+        label=int(fields[1]),
+        predict=int(fields[2]),
+        radius=float(fields[3]),
+        seconds=_parse_time(fields[5]),
+        count=int(fields[6]) if ours else 0,
+        n=int(fields[7]) if ours else 0,
+        p_lower=float(fields[8]) if ours else 0.0,
+    )
+    problem = _problem(row, sampled=ours)
+    if problem:
+        raise ValueError(problem)
+    if correct != int(row.label == row.predict):
+        raise ValueError(
+            f"expected correct to be 1 exactly where predict equals label, got correct {correct}, "
+            f"label {row.label}, predict {row.predict}"
+        )
+    return row
+
+
+def _problem(row: Row, sampled: bool = True) -> str | None:
+    """What is impossible about a row; ``sampled``: check our three columns too."""
+    if row.idx < 0 or row.label < 0 or row.predict < -1:
+        return (
+            "expected idx and label of 0 or more and predict of -1 or more, got "
+            f"{row.idx}, {row.label}, {row.predict}"
+        )
+    if not 0 <= row.radius < math.inf:
+        return f"expected a finite radius of 0 or more, got {row.radius}"
+    if row.predict == -1 and row.radius > 0:
+        return f"expected radius 0 for an abstention (predict -1), got {row.radius}"
+    if not 0 <= row.seconds < math.inf:
+        return f"expected a time of 0 s or more, got {row.seconds}"
+    if sampled and not (0 <= row.count <= row.n and row.n >= 1):
+        return f"expected 0 <= count <= n and n >= 1, got count {row.count}, n {row.n}"
+    if sampled and not 0 <= row.p_lower <= 1:
+        return f"expected p_lower between 0 and 1, got {row.p_lower}"
+    return None
+
+
+def _round_down(value: float) -> str:
+    """``value`` with 12 decimals, never above the exact value of the double."""
+    return f"{Decimal(value).quantize(_TWELVE_DECIMALS, ROUND_FLOOR, _EXACT):f}"
+
+
+def _format_time(seconds: float) -> str:
+    microseconds = round(seconds * 1e6)
+    minutes, rest = divmod(microseconds, 60_000_000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest // 1_000_000:02}.{rest % 1_000_000:06}"
+
+
+def _parse_time(text: str) -> float:
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError(f"expected a time as h:mm:ss.ffffff, got '{text}'")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups()[:4])
+    fraction = float(f"0.{match[5] or 0}")
+    return datetime.timedelta(days, seconds, 0, 0, minutes, hours).total_seconds() + fraction

@@ -1,0 +1,150 @@
+"""Writing a certification log, line by line, so that any interruption can be resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from drf_fast.certlog.config import (
+    decode,
+    explained,
+    plain,
+    read_bytes,
+    read_config,
+    refuse_other_config,
+    sidecar,
+)
+from drf_fast.certlog.rows import COLUMNS, Row, format_row, parse_rows
+from drf_fast.errors import InputError
+from drf_fast.files import write_json
+
+
+class CertificationLog:
+    """A log that is being written. Use as a context manager, or call ``close``.
+
+    Attributes:
+        path: the log.
+        done: indices of the images that it holds.
+    """
+
+    def __init__(self, path: Path, file: FileIO, done: set[int]) -> None:
+        self.path, self.done = path, done
+        self._file = file
+
+    @classmethod
+    def create(
+        cls, path: str | Path, config: dict[str, Any], force: bool = False
+    ) -> CertificationLog:
+        """Begin a log and write its sidecar.
+
+        Args:
+            path: the log; its folder must exist.
+            config: whatever JSON can hold; ``report`` knows the keys ``method``, ``sigma``, ``n0``,
+                ``n``, ``alpha``, ``budget``, ``data``, ``split``, ``fingerprint``, ``training``
+                (the training configuration: its ``seed`` alone may differ between averaged logs).
+            force: replace a log that exists.
+
+        Raises:
+            InputError: the log or its sidecar exists, or the folder cannot be written.
+            OSError: the disk is full.
+        """
+        path = Path(path)
+        if path == sidecar(path):
+            raise InputError(
+                f"{path} would be its own configuration: expected a log name that does not end in "
+                ".json; call it .tsv"
+            )
+        for existing in (path, sidecar(path)):
+            if not force and existing.exists():
+                raise InputError(
+                    f"{existing} exists: expected a new file; continue it with --resume, replace "
+                    "it with --force, or choose another --out"
+                )
+        # The old log goes before the new sidecar comes, so that rows never stand beside the
+        # configuration of another run, wherever this is interrupted.
+        with explained(path):
+            path.unlink(missing_ok=True)
+        write_json(sidecar(path), plain(config))
+        return cls._open(path, done=set())
+
+    @classmethod
+    def resume(cls, path: str | Path, config: dict[str, Any]) -> CertificationLog:
+        """Continue a log, or begin it if neither log nor sidecar exists.
+
+        A last line without an end (the run was interrupted while writing) is dropped.
+
+        Raises:
+            InputError: the log is not ours or malformed, or was made with another configuration.
+            OSError: the disk is full.
+        """
+        path = Path(path)
+        if not path.exists() and not sidecar(path).exists():
+            return cls.create(path, config)
+        if not sidecar(path).exists():
+            raise InputError(
+                f"cannot resume {path}: expected its configuration in {sidecar(path)}, got no such "
+                "file; restore it, or start again with --force"
+            )
+        refuse_other_config(path, read_config(path), plain(config))
+        if not path.exists():
+            return cls._open(path, done=set())
+        content = read_bytes(path)
+        whole = content[: content.rfind(b"\n") + 1]
+        done = set()
+        if whole:
+            columns, rows = parse_rows(path, decode(path, whole))
+            if columns != COLUMNS:
+                raise InputError(
+                    f"cannot resume {path}: expected the columns {' '.join(COLUMNS)}, got "
+                    f"{' '.join(columns)}; choose another --out"
+                )
+            done = {row.idx for row in rows}
+        with explained(path):
+            os.truncate(path, len(whole))
+        return cls._open(path, done)
+
+    @classmethod
+    def _open(cls, path: Path, done: set[int]) -> CertificationLog:
+        with explained(path):
+            log = cls(path, FileIO(path, "ab"), done)
+        if log._file.tell() == 0:
+            log._write("\t".join(COLUMNS))
+        return log
+
+    def append(self, row: Row) -> None:
+        """Write one row; it has reached the operating system when this returns.
+
+        Raises:
+            ValueError: the image is in the log already, or a number is out of range.
+            OSError: the disk is full; the log still ends with a whole line.
+        """
+        line = format_row(row)
+        if row.idx in self.done:
+            raise ValueError(f"image {row.idx} is in {self.path} already")
+        self._write(line)
+        self.done.add(row.idx)
+
+    def _write(self, line: str) -> None:
+        start, content = self._file.tell(), line.encode() + b"\n"
+        try:
+            while content:  # unbuffered: a nearly full disk may take a part only
+                content = content[self._file.write(content) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(start)
+            raise
+
+    def close(self) -> None:
+        """Flush to the disk and close; a second call does nothing."""
+        if not self._file.closed:
+            with self._file:
+                os.fsync(self._file.fileno())
+
+    def __enter__(self) -> CertificationLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

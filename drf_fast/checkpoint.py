@@ -1,0 +1,98 @@
+"""Checkpoints: tensors and plain values only, written atomically, read without unpickling code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from drf_fast import models
+from drf_fast.errors import InputError
+from drf_fast.files import write_atomic
+
+FILE_NAME = "checkpoint.pt"
+_FORMAT = "drf_fast checkpoint 1"
+_KEYS = {"format", "model", "arch", "num_classes", "image_shape", "config"}
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint; ``content`` needs the keys model, arch, num_classes, image_shape, config.
+
+    Raises:
+        InputError: the folder is missing or not writable.
+        OSError: the write failed, a full disk for example; an older checkpoint stays whole.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": _FORMAT, **content}, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def locate(path: Path) -> Path:
+    """The checkpoint file of ``path``, which may be a run folder."""
+    return path / FILE_NAME if path.is_dir() else path
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read the checkpoint {path}: expected a file that 'drf-fast train' wrote, got "
+            f"{(error.strerror or 'an error').lower()}; check the path"
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """Hash of the file, by which a certification log names its network."""
+    return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU.
+
+    Raises:
+        InputError: no such file, truncated, foreign, or with code inside.
+    """
+    data = read_bytes(path)
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise InputError(
+            f"cannot load {path} ({len(data)} bytes): expected a checkpoint of tensors, got a "
+            "truncated file, another format or one that holds code; train again or pass another "
+            "file"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT or _KEYS - set(content):
+        found = sorted(map(str, content))[:6] if isinstance(content, dict) else type(content)
+        raise InputError(
+            f"{path} is no drf_fast checkpoint: expected the format {_FORMAT!r}, got {found}; "
+            "pass a checkpoint that 'drf-fast train' wrote"
+        )
+    return content
+
+
+def build_model(content: dict[str, Any], path: Path) -> nn.Module:
+    """The network of a loaded checkpoint, with its weights.
+
+    Raises:
+        InputError: weights and architecture do not fit.
+    """
+    model = models.build(content["arch"], content["num_classes"], tuple(content["image_shape"]))
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the weights in {path} do not fit {content['arch']}: {reason[:300]}"
+        ) from error
+    return model

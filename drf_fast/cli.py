@@ -1,0 +1,117 @@
+"""The command line: ``drf-fast train | certify | report | doctor``.
+
+Nothing heavy is imported before a command runs, so ``--help`` answers at once. Results go to
+stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from drf_fast import __version__
+from drf_fast.errors import InputError, RunError
+
+_USAGE = """\
+usage: drf-fast COMMAND [OPTIONS]
+
+Train and certify provably robust image classifiers by randomized smoothing.
+
+  train     train a classifier, certify some test images, draw the curve
+            (no option: DRF on embedded MNIST images, about two minutes on two cores)
+  certify   certify test images with a checkpoint, one log line each
+  report    ACR and certified accuracy of certification logs, ours and published ones
+  doctor    what this installation can do, and how to get what is missing
+
+drf-fast COMMAND --help lists the options of a command; --version prints the version.
+"""
+
+
+def _train(words: list[str]) -> int:
+    from drf_fast.arguments import parse_train
+
+    config = parse_train(words)
+    from drf_fast import train
+
+    return train.run(config)
+
+
+def _certify(words: list[str]) -> int:
+    from drf_fast.arguments import parse
+    from drf_fast.config import CertifyConfig
+
+    config = parse(CertifyConfig, "certify", words)
+    from drf_fast import certify, report
+
+    log = certify.certify(config)
+    return report.run([log], format="json" if config.json else "table", paper=None)
+
+
+def _report(words: list[str]) -> int:
+    from drf_fast.arguments import parse
+    from drf_fast.config import ReportConfig
+
+    config = parse(ReportConfig, "report", words)
+    from drf_fast import report
+
+    return report.run(
+        config.logs,
+        format=config.format,
+        plot=config.plot,
+        paper=None if config.paper else False,
+        force=config.force,
+    )
+
+
+def _doctor(words: list[str]) -> int:
+    from drf_fast.arguments import parse
+    from drf_fast.config import DoctorConfig
+
+    config = parse(DoctorConfig, "doctor", words)
+    from drf_fast import doctor
+
+    return doctor.run(json=config.json)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "certify": _certify,
+    "report": _report,
+    "doctor": _doctor,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the exit status."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print(_USAGE, end="", file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"drf-fast {__version__}")
+        return 0
+    command = _COMMANDS.get(words[0])
+    if command is None:
+        return _fail(
+            f"expected a command ({', '.join(_COMMANDS)}), got {words[0]!r}; see 'drf-fast --help'",
+            2,
+        )
+    try:
+        return command(words[1:])
+    except InputError as error:
+        return _fail(str(error), 2)
+    except RunError as error:
+        return _fail(str(error), 1)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}; what was written before is kept", 1)
+    except KeyboardInterrupt:
+        hint = (
+            "; the same command with --resume goes on" if words[0] in ("train", "certify") else ""
+        )
+        return _fail(f"interrupted{hint}", 130)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"drf-fast: {message}", file=sys.stderr)
+    return status

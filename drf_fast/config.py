@@ -1,0 +1,250 @@
+"""What every command can be told: one dataclass a command, the one source of its flags, of the
+keys of a TOML file and of Python's keyword arguments. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+from drf_fast.errors import InputError
+
+Precision = Literal["fp32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
+MemoryFormat = Literal["auto", "contiguous", "channels_last"]
+Budget = Literal["fixed"]
+Format = Literal["table", "markdown", "latex", "csv", "json"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Train a classifier for randomized smoothing, then certify some test images.
+
+    With no flag: SmoothAdv + DRF at sigma 0.5 on 10,000 embedded MNIST images, about two minutes
+    on two CPU cores. Flags win over the TOML file, the file over the recipe, the recipe over the
+    defaults.
+    """
+
+    recipe: str | None = None
+    """Named hyperparameters of a published run, for example mnist-smoothadv-drf."""
+    config: Path | None = None
+    """TOML file with any of these settings; the names are those of the flags."""
+
+    data: str = "mnist-mini"
+    """Data set: mnist-mini (embedded), mnist or fashion-mnist."""
+    data_dir: Path | None = None
+    """Folder of the data set; without it, a cache folder into which it is downloaded."""
+    train_images: int | None = None
+    """Use only the first so many training images."""
+    arch: str = "lenet"
+    """Network: lenet."""
+
+    method: str = "smoothadv"
+    """Training loss: gaussian, smoothadv or consistency."""
+    drf: bool = True
+    """Soft ball (DRF) instead of the hard one, for methods that have an adversary."""
+    sigma: float = 0.5
+    """Standard deviation of the noise, in pixel units (images in [0, 1])."""
+    num_samples: int = 2
+    """Noisy copies m of each image."""
+    steps: int = 4
+    """Steps T of the adversary; 0 trains consistency without one (its Gaussian variant)."""
+    epsilon: float = 1.0
+    """L2 strength of the adversary in pixel units (the literature's 255 is 1.0 here)."""
+    warmup_epochs: int = 0
+    """Epochs over which epsilon grows linearly to its value."""
+    grad_norm: Literal["image", "batch", "none"] = "image"
+    """Normalise the ascent by each image's gradient norm, the batch's mean norm, or not."""
+    lambda0: float = 1.0
+    """DRF: the price lambda of distance at the start."""
+    lambda_lr: float = 0.02
+    """DRF: learning rate zeta of lambda."""
+    kappa: int = 100
+    """DRF: number of adversarial examples whose mean distance steers lambda."""
+    form: Literal["prox", "excess", "shrink"] = "prox"
+    """DRF: how distance is priced (see drf_fast.SoftBall)."""
+    lambda_every: int | Literal["epoch"] = 1
+    """DRF: training steps between changes of lambda, or 'epoch'."""
+    consistency_lam: float = 1.0
+    """Consistency: weight of the KL term."""
+    consistency_eta: float = 0.5
+    """Consistency: weight of the entropy."""
+
+    epochs: int = 8
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Clean images of a step; the network sees num_samples times as many rows."""
+    lr: float = 0.02
+    """Learning rate of SGD at the start."""
+    lr_drops: tuple[float, ...] = (0.6, 0.8)
+    """Fractions of the epochs after which the learning rate is divided by 10."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = True
+    """Nesterov's form of momentum."""
+    weight_decay: float = 1e-4
+    """L2 penalty on the weights."""
+
+    seed: int = 0
+    """Seed of initialisation, order and noise."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network: fp32, or bf16 (autocast)."""
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+    memory_format: MemoryFormat = "auto"
+    """Layout of the network's weights; auto measures which is faster."""
+    compile: bool = False
+    """Run the network through torch.compile."""
+
+    certify_images: int = 100
+    """Test images, evenly spread, to certify after training; 0 skips it."""
+    certify_n: int = 10_000
+    """Noise samples of each certificate."""
+
+    out: Path | None = None
+    """Run folder; the default is runs/ and a name made of data, method, sigma and seed."""
+    resume: bool = False
+    """Continue the run in the run folder, if there is one."""
+    force: bool = False
+    """Replace the run in the run folder."""
+    max_steps: int | None = None
+    """Stop after so many training steps (for trials)."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CertifyConfig:
+    """Certify test images with CERTIFY (Cohen, Rosenfeld, Kolter 2019) and write a log.
+
+    The log grows by one line per image; an interrupted run goes on with --resume.
+    """
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Checkpoint of a training run, or its run folder."""
+    data: str | None = None
+    """Data set; the default is that of the training run."""
+    data_dir: Path | None = None
+    """Folder of the data set; the default is that of the training run."""
+    split: Literal["test", "train"] = "test"
+    """Which images."""
+    sigma: float | None = None
+    """Noise level in pixel units; the default is that of the training run."""
+    n0: int = 100
+    """Samples that choose the class."""
+    n: int = 100_000
+    """Fresh samples that bound its probability."""
+    alpha: float = 0.001
+    """Probability that a certificate is wrong."""
+    budget: Budget = "fixed"
+    """How samples are spent: fixed takes n for each image."""
+    skip: int = 1
+    """Certify every so many-th image."""
+    max_images: int | None = None
+    """Certify at most so many images."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Rows of a forward pass; auto measures the fastest."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network; the certificate is of that very network."""
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+    memory_format: MemoryFormat = "auto"
+    """Layout of the network's weights; auto measures which is faster."""
+    compile: bool = False
+    """Run the network through torch.compile."""
+    seed: int = 0
+    """Names the noise of all certificates."""
+    out: Path | None = None
+    """Log file; the default lies beside the checkpoint and names sigma and n."""
+    resume: bool = False
+    """Continue the log, if there is one."""
+    force: bool = False
+    """Replace the log."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """ACR and certified accuracy of certification logs, ours and published ones."""
+
+    logs: tyro.conf.Positional[tuple[Path, ...]]
+    """Log files; seeds of one method and sigma are averaged."""
+    format: Format = "table"
+    """Output on stdout."""
+    plot: Path | None = None
+    """Draw certified accuracy against radius into this PNG file."""
+    paper: bool = True
+    """Show the row of Table 1 of the DRF paper beside ours where it has one."""
+    force: bool = False
+    """Replace the plot file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DoctorConfig:
+    """What this installation can do, what is missing, and how to get it."""
+
+    json: bool = False
+    """Print as JSON."""
+
+
+Config = TypeVar("Config", TrainConfig, CertifyConfig)
+
+
+def updated(config: Config, values: dict[str, Any], source: str) -> Config:
+    """``config`` with ``values`` (keys as flags or as fields) in place; every value is checked.
+
+    Raises:
+        InputError: an unknown key, or a value of the wrong type; names ``source``.
+    """
+    hints = typing.get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(
+                f"{source}: expected settings of the command, got the unknown key {key!r}{hint}"
+            )
+        changes[name] = _checked(value, hints[name], f"{source}: {key}")
+    return dataclasses.replace(config, **changes)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as JSON-ready values."""
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in dataclasses.asdict(config).items()
+    }
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for option in options:
+            try:
+                return _checked(value, option, where)
+            except InputError:
+                continue
+    elif origin is Literal:
+        if value in options:
+            return value
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_checked(item, options[0], where) for item in value)
+    elif hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is type(None) and value is None:
+        return None
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    expected = " or ".join(map(str, options)) if origin is Literal else str(hint)
+    expected = expected.replace("<class '", "").replace("'>", "")
+    raise InputError(f"{where}: expected {expected}, got {value!r}")

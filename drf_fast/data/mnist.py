@@ -1,0 +1,153 @@
+"""MNIST and Fashion-MNIST from the four IDX files, and the embedded MNIST subset."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import os
+import shutil
+import sys
+import tempfile
+import urllib.error
+import zipfile
+import zlib
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from drf_fast.data.idx import read_idx
+from drf_fast.errors import InputError
+
+Arrays = tuple[np.ndarray, np.ndarray]  # images (N, 28, 28) uint8 and labels (N,) uint8
+
+_STEMS = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+_MINI = "mnist_mini.npz"
+
+
+def read_mini(split: str) -> Arrays:
+    """Read the embedded subset (``make_mnist_mini`` states the rule that picked it)."""
+    try:
+        with (
+            (resources.files("drf_fast") / "data" / _MINI).open("rb") as file,
+            np.load(file, allow_pickle=False) as archive,
+        ):
+            return archive[f"{split}_images"], archive[f"{split}_labels"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"the embedded data set {_MINI} is missing or damaged ({error}): expected the file "
+            "that comes with the package; install drf_fast again"
+        ) from error
+
+
+def read_mnist(folder: str, split: str, data_dir: Path, download: bool) -> Arrays:
+    """Read one split of an MNIST-like data set.
+
+    The files may be unpacked or gzip and lie in ``data_dir/folder/raw`` (as torchvision stores
+    them), ``data_dir/folder``, ``data_dir/raw`` or ``data_dir``. If both forms are there the gzip
+    file is read, because it carries a checksum.
+
+    Args:
+        folder: ``"MNIST"`` or ``"FashionMNIST"``: the name of torchvision's class and folder.
+        split: ``"train"`` or ``"test"``.
+        data_dir: where to look.
+        download: fetch missing files through torchvision into ``data_dir/folder/raw``.
+
+    Raises:
+        InputError: files are missing, damaged or do not fit together, or cannot be fetched.
+        OSError: the disk is full.
+    """
+    found = _locate(folder, split, data_dir)
+    if found is None and download:
+        _download(folder, data_dir)
+        found = _locate(folder, split, data_dir)
+    if found is None:
+        wanted = " and ".join(f"{stem}[.gz]" for stem in _STEMS[split])
+        places = ", ".join(str(place) for place in _places(folder, data_dir))
+        raise InputError(
+            f"the {split} files of {folder} are missing: expected {wanted} in one of {places}; "
+            "point --data-dir at the folder that holds them, or allow the download"
+        )
+    images, labels = read_idx(found[0], 3), read_idx(found[1], 1)
+    if images.shape[1:] != (28, 28) or len(images) == 0:
+        raise InputError(
+            f"{found[0]} does not hold {folder}: expected one or more images of 28 x 28 pixels, "
+            f"got an array of {' x '.join(map(str, images.shape))}; delete it and fetch it again"
+        )
+    if len(images) != len(labels):
+        raise InputError(
+            f"{found[0]} and {found[1]} do not fit together: expected one label an image, got "
+            f"{len(labels)} labels for {len(images)} images; delete both and fetch them again"
+        )
+    if labels.max() > 9:
+        raise InputError(
+            f"{found[1]} is damaged: expected labels from 0 to 9, got {labels.max()}; "
+            "delete it and fetch it again"
+        )
+    return images, labels
+
+
+def _places(folder: str, data_dir: Path) -> list[Path]:
+    return [data_dir / folder / "raw", data_dir / folder, data_dir / "raw", data_dir]
+
+
+def _locate(folder: str, split: str, data_dir: Path) -> tuple[Path, Path] | None:
+    for place in _places(folder, data_dir):
+        images, labels = (
+            next((f for f in (place / f"{stem}.gz", place / stem) if f.is_file()), None)
+            for stem in _STEMS[split]
+        )
+        if images is not None and labels is not None:
+            return images, labels
+    return None
+
+
+def _download(folder: str, data_dir: Path) -> None:
+    """Fetch the files with torchvision (its mirrors, its checksums) into ``data_dir``.
+
+    They arrive in a scratch folder and are then moved, so an interrupted download leaves nothing
+    that looks like data, and two processes cannot spoil each other's files.
+    """
+    ask = f"put the {folder} files into a folder and name it with --data-dir"
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise InputError(
+            f"cannot download {folder}: expected torchvision to be installed, got '{error}'; "
+            f"run 'pip install torchvision', or {ask}"
+        ) from error
+    target = data_dir / folder / "raw"
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(prefix=".download.", dir=data_dir)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"cannot store {folder} in {data_dir}: expected a writable folder, got "
+            f"{(error.strerror or 'an error').lower()}; choose another --data-dir"
+        ) from error
+    try:
+        # torchvision may print; standard output is for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            getattr(datasets, folder)(scratch, download=True)
+        for stem in (stem for stems in _STEMS.values() for stem in stems):
+            os.replace(Path(scratch, folder, "raw", f"{stem}.gz"), target / f"{stem}.gz")
+    except (
+        RuntimeError,
+        urllib.error.URLError,
+        ConnectionError,
+        TimeoutError,
+        http.client.HTTPException,
+    ) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"cannot download {folder}: expected its servers to answer, got '{reason[:300]}'; "
+            f"connect to the network, or {ask}, or use --data mnist-mini, which needs no download"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

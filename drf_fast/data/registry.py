@@ -1,0 +1,135 @@
+"""The data sets by name. To add one, write a reader and enter it in ``_SOURCES``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from drf_fast.data.dataset import Dataset, fingerprint
+from drf_fast.data.mnist import read_mini, read_mnist
+from drf_fast.errors import InputError
+
+_SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How to read a data set.
+
+    ``read(split, data_dir, download)`` returns images, (N, H, W) or (N, C, H, W) uint8, and
+    labels, (N,) integers. ``published`` maps a split to the fingerprint of the true data, which
+    tells data sets apart whose files have the same names.
+    """
+
+    class_names: tuple[str, ...]
+    read: Callable[[str, Path, bool], tuple[np.ndarray, np.ndarray]]
+    published: dict[str, str]
+
+
+_DIGITS = tuple("0123456789")
+_SOURCES = {
+    "mnist-mini": _Source(
+        _DIGITS,
+        lambda split, data_dir, download: read_mini(split),
+        {},
+    ),
+    "mnist": _Source(
+        _DIGITS,
+        lambda split, data_dir, download: read_mnist("MNIST", split, data_dir, download),
+        {
+            "train": "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c",
+            "test": "a0863a96c44e5666edbb30c4071ee79ca0514c621e6349c5967fc78e7305c891",
+        },
+    ),
+    "fashion-mnist": _Source(
+        (
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+        lambda split, data_dir, download: read_mnist("FashionMNIST", split, data_dir, download),
+        {},
+    ),
+}
+
+NAMES: tuple[str, ...] = tuple(_SOURCES)
+
+
+def default_data_dir() -> Path:
+    """``$DRF_FAST_DATA``, or ``~/.cache/drf_fast/data``."""
+    return Path(os.environ.get("DRF_FAST_DATA") or "~/.cache/drf_fast/data").expanduser()
+
+
+def load(
+    name: str,
+    split: str,
+    *,
+    data_dir: Path | None = None,
+    download: bool = True,
+    limit: int | None = None,
+) -> Dataset:
+    """Load one split of a data set into memory.
+
+    Args:
+        name: one of ``NAMES``.
+        split: ``"train"`` or ``"test"``.
+        data_dir: where the files are or shall be stored; ``default_data_dir()`` if ``None``.
+        download: fetch files that are missing.
+        limit: keep the first ``limit`` images only; all of them if there are fewer.
+
+    Returns:
+        The data; images (N, C, H, W) uint8, labels (N,) int64.
+
+    Raises:
+        InputError: unknown name or split, a limit below 1, files missing, damaged or of another
+            data set, no network, a folder that cannot be written.
+        OSError: the disk is full.
+    """
+    if name not in _SOURCES:
+        raise InputError(f"unknown data set '{name}': expected one of {', '.join(NAMES)}")
+    if split not in _SPLITS:
+        raise InputError(f"unknown split '{split}': expected train or test")
+    if limit is not None and limit < 1:
+        raise InputError(f"the limit must be at least 1 image, got {limit}")
+    source = _SOURCES[name]
+    folder = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
+    image_array, label_array = source.read(split, folder, download)
+
+    images = torch.from_numpy(image_array)
+    images = images.unsqueeze(1) if images.dim() == 3 else images
+    labels = torch.from_numpy(label_array.astype(np.int64))
+    whole = fingerprint(images, labels)
+    _refuse_confusion(name, folder, whole)
+    cut = limit is not None and limit < len(labels)
+    images, labels = images[:limit], labels[:limit]
+    return Dataset(
+        images=images,
+        labels=labels,
+        num_classes=len(source.class_names),
+        name=name,
+        split=split,
+        class_names=source.class_names,
+        fingerprint=fingerprint(images, labels) if cut else whole,
+    )
+
+
+def _refuse_confusion(name: str, folder: Path, found: str) -> None:
+    """MNIST and Fashion-MNIST name their files alike; a mix-up would train without complaint."""
+    for other, source in _SOURCES.items():
+        if other != name and found in source.published.values():
+            raise InputError(
+                f"{folder} holds {other}: expected {name}; choose --data {other} or the folder "
+                f"of {name}"
+            )

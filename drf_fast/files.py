@@ -1,0 +1,112 @@
+"""Files that are either whole or absent, whatever interrupts the write."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from drf_fast.errors import InputError
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path`` that replaces ``path`` on success only.
+
+    The data is flushed to the disk before the rename, so a crash leaves the old file or the new
+    one, never a part. On any error the temporary file is removed and ``path`` is untouched.
+
+    Raises:
+        InputError: the folder does not exist or is not writable.
+        OSError: the write itself failed (a full disk, for example).
+    """
+    path = Path(path)
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise InputError(
+            f"cannot write {path}: expected an existing, writable folder, "
+            f"got {error.strerror.lower()}; create the folder or choose another one"
+        ) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes 0600; behave as open() would
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def write_atomic(path: str | Path, content: bytes | str | Callable[[BinaryIO], Any]) -> None:
+    """Write ``content`` (bytes, text as UTF-8, or a function of the open file) atomically."""
+    with atomic_file(path) as file:
+        if callable(content):
+            content(file)
+        else:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: the file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = (error.strerror or "an error").lower()
+        raise InputError(
+            f"cannot read {path}: expected a JSON file, got {reason}; check the path"
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"cannot read {path}: expected JSON, got something else ({error}); "
+            "restore the file or write it anew"
+        ) from error
+
+
+def new_folder(path: str | Path, *, force: bool = False, resume: bool = False) -> Path:
+    """Create an output folder; one that already holds files needs ``force`` or ``resume``.
+
+    Nothing is deleted here: with ``force`` the caller replaces the files that it writes.
+
+    Raises:
+        InputError: the folder is in use, not a folder, or cannot be created.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        in_use = any(path.iterdir())
+        writable = os.access(path, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise InputError(
+            f"cannot use {path} as output folder: expected a writable folder, "
+            f"got {(error.strerror or 'an error').lower()}; choose another --out"
+        ) from error
+    if not writable:
+        raise InputError(
+            f"cannot use {path} as output folder: expected a writable folder, got one without "
+            "write permission; choose another --out"
+        )
+    if in_use and not (force or resume):
+        raise InputError(
+            f"{path} already holds files: expected a new or empty output folder; continue that run "
+            "with --resume, replace it with --force, or choose another --out"
+        )
+    return path

@@ -1,0 +1,375 @@
+"""START HERE: every public operation, checked and documented, one short function each.
+
+One operation keeps its name at every stop: ``functional.smooth_ce`` -> ``autograd.SmoothCE`` ->
+``ops.smooth_ce`` -> ``backends/*``.
+
+Two orders of the m noisy rows of an image are in use in published code and both work everywhere:
+``sample_dim=1`` (default), the rows of an image are consecutive (``repeat_interleave``, and what
+``noisy_repeat`` returns); ``sample_dim=0``, sample-major (``torch.cat`` over m noisy batches).
+
+What may change from step to step (sigma, lam, step size, seed ...) is a number or a 0-dim tensor.
+Half precisions come in and gradients go out in the caller's dtype; arithmetic is float32, float64
+for float64 input. Each operation can be differentiated once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from drf_fast import _checks as check
+from drf_fast import autograd, ops
+from drf_fast._checks import Scalar
+
+if TYPE_CHECKING:
+    from drf_fast.adversary import HardBall, SoftBall
+
+
+def noise_key(seed: int, step: int) -> int:
+    """The 64-bit seed of one training step: runs and steps never share noise.
+
+    Steele, Lea, Flood 2014 (SplitMix64): the finalizer is a bijection of 64 bits, applied to
+    ``finalizer(seed) + step * odd constant``. So for one seed all 2^64 steps have different keys.
+
+    Args:
+        seed: seed of the run, -2^63 <= seed < 2^64.
+        step: 0, 1, 2 ... below 2^64.
+
+    Returns:
+        An int in [0, 2^64), to be passed as ``seed``.
+
+    Raises:
+        TypeError, ValueError: not an int, or out of range.
+    """
+    base = _mix(check.signed_key(seed) % 2**64)
+    check.count(step, "step", 0, 2**64 - 1)
+    return _mix((base + step * 0x9E3779B97F4A7C15) % 2**64)
+
+
+def _mix(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+    return z ^ (z >> 31)
+
+
+def noisy_repeat(
+    x: torch.Tensor,
+    sigma: Scalar,
+    num_samples: int,
+    *,
+    seed: int | torch.Tensor | None = None,
+    image_ids: torch.Tensor | None = None,
+    sample_offset: int | torch.Tensor = 0,
+    stream: str = "train",
+) -> torch.Tensor:
+    """m noisy copies of each image: row b*m + i is x_b + sigma * z, z ~ N(0, I).
+
+    The noise is a function of (seed, stream, image id, sample_offset + i, pixel) alone: the same
+    in any batch, order, process count and on any device, bit for bit.
+
+    Args:
+        x: (B, ...) images, floating; pixel units. The output keeps its dtype and memory format.
+        sigma: standard deviation in pixel units, above 0.
+        num_samples: m, at least 1.
+        seed: the 64-bit key. None draws a fresh one from torch's default generator.
+        image_ids: (B,) int64 in [0, 2^32), the identity of each image, required with a seed.
+        sample_offset: index of the first sample.
+        stream: "train", "selection", "estimation" or "prediction": streams never share noise.
+
+    Returns:
+        (B*m, ...), image-major. The gradient with respect to x is the sum over the m copies.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device or range; a seed without image_ids.
+
+    Reference:
+        Cohen, Rosenfeld, Kolter 2019, eq. 1; generator: Salmon et al. 2011.
+    """
+    check.images(x)
+    sigma = check.scalar(sigma, "sigma", positive=True)
+    check.count(num_samples, "num_samples")
+    check.choice(stream, "stream", ops.STREAMS)
+    key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
+    if not isinstance(sample_offset, torch.Tensor):
+        check.count(sample_offset, "sample_offset", 0, 2**32 - num_samples)
+        sample_offset = torch.tensor(sample_offset, dtype=torch.int64)
+    return autograd.NoisyRepeat.apply(x, sigma, key, ids, sample_offset, num_samples, stream)
+
+
+def smooth_ce(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    num_samples: int | None = None,
+    *,
+    sample_dim: int = 1,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """Cross-entropy of the soft-smoothed classifier: -log((1/m) sum_i softmax(logits_i)[y]).
+
+    Computed in log space, so no clamp is needed and the gradient survives when every probability
+    underflows. Where a logit of -inf makes all of them exactly 0 the loss is +inf and its
+    gradient weighs the samples alike.
+
+    Args:
+        logits: (B*m, K) with ``num_samples``, or (B, m, K); with ``sample_dim=0`` (m, B, K).
+        target: (B,) int64 labels in 0..K-1, one for each image.
+        num_samples: m, for 2-D logits.
+        sample_dim: 1, rows of an image consecutive; 0, sample-major.
+        reduction: "mean" or "sum" over the images, or "none".
+
+    Returns:
+        The loss, 0-dim, or (B,) for "none"; float32, float64 for float64 logits.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape or device; on the CPU also labels out of range
+            and NaN logits. On a GPU, where reading values would synchronise, these make the loss
+            NaN unless DRF_FAST_DEBUG=1.
+
+    Reference:
+        Salman et al. 2019, section 3.2; Wang, Zhou, Liu 2024, eq. 7 and 8.
+    """
+    logits, target = check.logits_and_target(logits, target, num_samples, sample_dim)
+    check.choice(reduction, "reduction", ops.REDUCTIONS)
+    return autograd.SmoothCE.apply(logits, target, reduction)
+
+
+def consistency_loss(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    num_samples: int | None = None,
+    *,
+    lam: Scalar,
+    eta: Scalar = 0.5,
+    sample_dim: int = 1,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """mean_i CE(F_i, y) + lam * mean_i KL(Fbar || F_i) + eta * H(Fbar), Fbar = mean_i F_i.
+
+    F_i are the softmax probabilities of sample i; Fbar is not detached. With lam = eta = 0 it is
+    the mean cross-entropy of the samples.
+
+    Args:
+        logits, target, num_samples, sample_dim, reduction: as in ``smooth_ce``.
+        lam: weight of the KL term, 0 or more.
+        eta: weight of the entropy, 0 or more.
+
+    Returns:
+        The loss, 0-dim, or (B,) for "none"; float32, float64 for float64 logits.
+
+    Raises:
+        TypeError, ValueError: as ``smooth_ce``; lam or eta negative or not finite.
+
+    Reference:
+        Jeong, Shin 2020, eq. 9 to 11; Wang, Zhou, Liu 2024, eq. 11.
+    """
+    logits, target = check.logits_and_target(logits, target, num_samples, sample_dim)
+    check.choice(reduction, "reduction", ops.REDUCTIONS)
+    lam = check.scalar(lam, "lam", nonnegative=True)
+    eta = check.scalar(eta, "eta", nonnegative=True)
+    return autograd.Consistency.apply(logits, target, lam, eta, reduction)
+
+
+def macer_loss(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    num_samples: int | None = None,
+    *,
+    sigma: Scalar,
+    lam: Scalar,
+    gamma: Scalar = 8.0,
+    beta: Scalar = 16.0,
+    sample_dim: int = 1,
+) -> torch.Tensor:
+    """Mean over the batch of -log(Fbar^y + 1e-10) + lam (sigma/2) (gamma - xi).
+
+    xi = Phi^-1(p1) - Phi^-1(p2), with p1 >= p2 the largest entries of the mean over samples of
+    softmax(beta * logits). The second term counts only where p1 belongs to the label and xi is
+    finite and at most gamma.
+
+    Args:
+        logits, target, num_samples, sample_dim: as in ``smooth_ce``.
+        sigma: noise level in pixel units, above 0.
+        lam: weight of the robustness term, 0 or more.
+        gamma: width of the hinge, in units of sigma.
+        beta: inverse temperature, above 0.
+
+    Returns:
+        The loss, 0-dim; float32, float64 for float64 logits.
+
+    Raises:
+        TypeError, ValueError: as ``smooth_ce``; a parameter out of range.
+
+    Reference:
+        Zhai et al. 2020, eq. 9 and algorithm 1.
+    """
+    logits, target = check.logits_and_target(logits, target, num_samples, sample_dim)
+    sigma = check.scalar(sigma, "sigma", positive=True)
+    lam = check.scalar(lam, "lam", nonnegative=True)
+    gamma = check.scalar(gamma, "gamma", nonnegative=True)
+    beta = check.scalar(beta, "beta", positive=True)
+    return autograd.Macer.apply(logits, target, sigma, lam, gamma, beta)
+
+
+def adversary_step(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    x_adv: torch.Tensor,
+    *,
+    step_size: Scalar,
+    ball: HardBall | SoftBall | None,
+    grad_norm: str = "image",
+    clamp: tuple[float, float] | None = (0, 1),
+    sigma: Scalar,
+    seed: int | torch.Tensor | None = None,
+    image_ids: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One ascent step of the smoothed adversary, and the noisy batch that follows from it.
+
+    g = sum over the m copies of ``grad``; x_adv + step_size * g/||g||; ball; clamp; distance;
+    noise: all that lies between two passes through the network.
+
+    Args:
+        grad: (B*m, ...) gradient of the loss, summed over the batch, at the noisy copies.
+        x: (B, ...) clean images, inside ``clamp``.
+        x_adv: (B, ...) present adversarial images.
+        step_size: alpha, in pixel units (L2), 0 or more.
+        ball: HardBall, SoftBall, or None for unbounded ascent.
+        grad_norm: "image", each image's gradient divided by its own norm; "batch", by the mean
+            norm of the batch; "none". A zero gradient stays zero.
+        clamp: the box of valid images, or None.
+        sigma, seed, image_ids: name the noise as in ``noisy_repeat`` (stream "train"); pass the
+            same in every step of an attack.
+
+    Returns:
+        x_adv (B, ...), noisy (B*m, ...), distance (B,) = ||x_adv - x||_2.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device or range.
+
+    Reference:
+        Salman et al. 2019; Wang, Zhou, Liu 2024, algorithm 1, lines 5 to 7.
+    """
+    check.images(x)
+    check.images(x_adv, "x_adv")
+    check.images(grad, "grad")
+    for name, tensor in (("x_adv", x_adv), ("grad", grad)):
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}")
+    check.same_device(x.device, x_adv=x_adv, grad=grad)
+    if x_adv.shape != x.shape or grad.shape[1:] != x.shape[1:] or grad.shape[0] % x.shape[0]:
+        raise ValueError(
+            "adversary_step needs x and x_adv (B, ...) and grad (B*m, ...), got "
+            f"{tuple(x.shape)}, {tuple(x_adv.shape)} and {tuple(grad.shape)}"
+        )
+    check.choice(grad_norm, "grad_norm", ops.GRAD_NORMS)
+    step_size = check.scalar(step_size, "step_size", nonnegative=True)
+    sigma = check.scalar(sigma, "sigma", positive=True)
+    form, epsilon, lam = "none", torch.zeros((), dtype=torch.float64), None
+    if ball is not None:
+        form = ball.form
+        epsilon, lam = check.scalar(ball.epsilon, "epsilon", nonnegative=True), ball.lam
+    key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
+    return ops.adversary_step(
+        grad.detach(),
+        x.detach(),
+        x_adv.detach(),
+        step_size,
+        epsilon,
+        torch.ones((), dtype=torch.float64) if lam is None else lam,
+        sigma,
+        key,
+        ids,
+        form,
+        grad_norm,
+        check.box(clamp),
+    )
+
+
+def vote(logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Add the class that each row votes for to the histogram of its image, in place.
+
+    A row votes for its largest logit, ties for the lowest class; a row with a NaN votes for no
+    class, which is conservative since n stays. No host synchronisation.
+
+    Args:
+        logits: (B*r, K) floating, the r rows of an image consecutive.
+        counts: (B, K) int64, contiguous; changed in place.
+
+    Returns:
+        counts.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape, layout or device.
+
+    Reference:
+        Cohen, Rosenfeld, Kolter 2019, SampleUnderNoise.
+    """
+    check.floating(logits, "logits")
+    if check.is_tensor(counts, "counts").dtype != torch.int64 or not counts.is_contiguous():
+        raise TypeError(f"counts must be int64 and contiguous, got {counts.dtype}")
+    if (
+        logits.dim() != 2
+        or counts.dim() != 2
+        or logits.shape[1] != counts.shape[1]
+        or counts.shape[0] == 0
+        or counts.shape[1] < 2
+        or logits.shape[0] % counts.shape[0]
+    ):
+        raise ValueError(
+            "vote needs logits (B*r, K) and counts (B, K) with K at least 2, got "
+            f"{tuple(logits.shape)} and {tuple(counts.shape)}"
+        )
+    check.same_device(logits.device, counts=counts)
+    ops.vote(logits.detach(), counts)
+    return counts
+
+
+def clopper_pearson_lower(
+    successes: int | torch.Tensor, trials: int | torch.Tensor, alpha: Scalar
+) -> torch.Tensor:
+    """The one-sided Clopper-Pearson lower bound, never above its true value.
+
+    The p with P(Bin(trials, p) >= successes) = alpha; 0 at no success, alpha^(1/n) at n of n.
+
+    Args:
+        successes: ints or int64 tensor, 0 <= successes <= trials.
+        trials: int or int64 tensor, broadcast against successes, 1 to 2^31.
+        alpha: error probability in (0, 1), one-sided; the exact value of the double.
+
+    Returns:
+        float64 of the broadcast shape, below the true bound by at most 1e-12 (1-p) + 2 ulp.
+
+    Raises:
+        TypeError, ValueError: counts that are no counts, alpha outside (0, 1).
+
+    Reference:
+        Clopper, Pearson 1934; Cohen, Rosenfeld, Kolter 2019, LowerConfBound.
+    """
+    successes, trials = check.counts(successes, trials)
+    return ops.clopper_pearson_lower(successes, trials, check.probability(alpha))
+
+
+def certified_radius(
+    successes: int | torch.Tensor, trials: int | torch.Tensor, *, sigma: Scalar, alpha: Scalar
+) -> torch.Tensor:
+    """L2 radius R = sigma * Phi^-1(p_lower), from the counts; never above its true value.
+
+    Computed through 1 - p_lower, which keeps the digits that p_lower near 1 no longer has.
+
+    Args:
+        successes, trials, alpha: as in ``clopper_pearson_lower``.
+        sigma: noise level in pixel units, above 0; the radius has the same units.
+
+    Returns:
+        float64 of the broadcast shape; 0 where p_lower <= 1/2 (CERTIFY abstains there).
+
+    Raises:
+        TypeError, ValueError: as ``clopper_pearson_lower``; sigma not above 0.
+
+    Reference:
+        Cohen, Rosenfeld, Kolter 2019, theorem 1 and CERTIFY; Wang, Zhou, Liu 2024, eq. 6.
+    """
+    successes, trials = check.counts(successes, trials)
+    sigma = check.scalar(sigma, "sigma", positive=True)
+    return ops.certified_radius(successes, trials, sigma, check.probability(alpha))

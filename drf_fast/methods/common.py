@@ -1,0 +1,99 @@
+"""What every training method is given, what it returns, and the noisy batch they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from drf_fast.adversary import HardBall, SoftBall, attack
+from drf_fast.functional import noisy_repeat
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images with the names of their noise.
+
+    Attributes:
+        x: (B, C, H, W) images in [0, 1].
+        target: (B,) int64 labels.
+        key: the noise key of this step, see ``noise_key``.
+        image_ids: (B,) int64 indices into the data set.
+    """
+
+    x: torch.Tensor
+    target: torch.Tensor
+    key: int
+    image_ids: torch.Tensor
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Hyperparameters of a training step; a method reads those it knows.
+
+    Attributes:
+        sigma: noise level in pixel units.
+        num_samples: m, noisy copies of an image.
+        steps: T, steps of the adversary.
+        grad_norm: "image", "batch" or "none", see ``adversary_step``.
+        consistency_lam, consistency_eta: weights of the consistency loss.
+    """
+
+    sigma: float
+    num_samples: int
+    steps: int = 10
+    grad_norm: str = "image"
+    consistency_lam: float = 1.0
+    consistency_eta: float = 0.5
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """Loss of one training step.
+
+    Attributes:
+        loss: 0-dim, to be differentiated.
+        logits: (B*m, K) of the noisy batch, detached.
+        distance: (B,) distances of the adversarial images, or None without an adversary.
+    """
+
+    loss: torch.Tensor
+    logits: torch.Tensor
+    distance: torch.Tensor | None = field(default=None)
+
+
+Model = Callable[[torch.Tensor], torch.Tensor]
+Ball = HardBall | SoftBall | None
+Method = Callable[[Model, Batch, MethodOptions, Ball], StepLoss]
+
+
+def noisy_batch(
+    model: Any, batch: Batch, options: MethodOptions, ball: Ball
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(B*m, ...) noisy copies of the adversarial images and their distances; clean if no ball."""
+    noise: dict[str, Any] = {"seed": batch.key, "image_ids": batch.image_ids}
+    if ball is None:
+        return noisy_repeat(batch.x, options.sigma, options.num_samples, **noise), None
+    adversarial = attack(
+        model,
+        batch.x,
+        batch.target,
+        sigma=options.sigma,
+        num_samples=options.num_samples,
+        steps=options.steps,
+        ball=ball,
+        grad_norm=options.grad_norm,
+        **noise,
+    )
+    return adversarial.noisy, adversarial.distance
+
+
+def cross_entropy_step(model: Any, batch: Batch, options: MethodOptions, ball: Ball) -> StepLoss:
+    """Mean cross-entropy over the m noisy copies, the loss of Gaussian training and SmoothAdv."""
+    noisy, distance = noisy_batch(model, batch, options, ball)
+    logits = model(noisy)
+    target = batch.target.repeat_interleave(options.num_samples)
+    loss = torch.nn.functional.cross_entropy(logits.float(), target)
+    return StepLoss(loss, logits.detach(), distance)

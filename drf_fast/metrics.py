@@ -1,0 +1,51 @@
+"""What a training run reports: metrics.jsonl, TensorBoard events and a line for the user."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from drf_fast.files import write_atomic
+from drf_fast.progress import say
+
+
+_FILE_NAME = "metrics.jsonl"
+
+
+def last_metrics(folder: Path) -> dict[str, Any]:
+    """The metrics of the last whole epoch of a run; empty where there is none."""
+    lines = (folder / _FILE_NAME).read_text().splitlines()
+    return json.loads(lines[-1]) if lines else {}
+
+
+class Metrics:
+    """One JSON line per epoch in metrics.jsonl, and the same as TensorBoard events."""
+
+    def __init__(self, folder: Path, epochs_done: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = folder / _FILE_NAME
+        kept: list[str] = []
+        if epochs_done:  # an epoch that was logged but not saved is trained again
+            kept = self._path.read_text().splitlines(keepends=True)[:epochs_done]
+        write_atomic(self._path, "".join(kept))
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        for name, value in metrics.items():
+            if name != "epoch":
+                self._events.add_scalar(name, value, metrics["epoch"])
+        self._events.flush()
+        text = f"  loss {metrics['loss']:.4f}, test accuracy under noise "
+        text += f"{100 * metrics['test_accuracy_under_noise']:.1f} %"
+        if "distance" in metrics:
+            text += f", distance {metrics['distance']:.3f}"
+        if "lambda" in metrics:
+            text += f", lambda {metrics['lambda']:.3f}"
+        say(text + f", {metrics['images_per_second']:,.0f} images/s")
+
+    def close(self) -> None:
+        self._events.close()

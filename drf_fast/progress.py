@@ -1,0 +1,75 @@
+"""Progress on stderr: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_PLAIN_SECONDS = 10.0
+
+
+def say(message: str) -> None:
+    """One line for the user, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class Tracker:
+    """Counts ``total`` steps under ``label``; a context manager.
+
+    ``advance`` takes the number of steps done and a short text (loss, rate) shown beside them.
+    """
+
+    def __init__(self, label: str, total: int) -> None:
+        self._label, self._total, self._done = label, total, 0
+        self._started = self._printed = time.monotonic()
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task(label, total=total, note="")
+
+    def __enter__(self) -> Tracker:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None and self._done:
+            seconds = time.monotonic() - self._started
+            say(f"{self._label}: {self._done}/{self._total} done in {seconds:.1f} s")
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self._done += steps
+        if self._bar is not None:
+            self._bar.update(self._task, advance=steps, note=note)
+            return
+        now = time.monotonic()
+        if now - self._printed >= _PLAIN_SECONDS:
+            self._printed = now
+            left = (now - self._started) / self._done * (self._total - self._done)
+            say(f"{self._label}: {self._done}/{self._total}, {left:.0f} s left {note}".rstrip())

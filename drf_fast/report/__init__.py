@@ -1,0 +1,8 @@
+"""Certification logs in one table and one picture: ACR, certified accuracy, abstention."""
+
+from __future__ import annotations
+
+from drf_fast.report.run import FORMATS, run
+from drf_fast.report.summary import GroupSummary, Summary, summarize
+
+__all__ = ["FORMATS", "GroupSummary", "Summary", "run", "summarize"]

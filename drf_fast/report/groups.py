@@ -1,0 +1,204 @@
+"""Which logs belong together, and which must not be compared at all.
+
+An ACR is bound to the images, to n and to alpha; a table that mixes them compares nothing. So
+everything in one report shares these, and the logs of one group (training seeds of one method at
+one sigma) are all described by a configuration or none of them is.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from drf_fast.certlog import Log, bare_name, sidecar
+from drf_fast.errors import InputError
+
+SETTINGS = ("n", "alpha", "n0", "budget", "radius", "data", "split", "fingerprint")
+_SIGMA_IN_NAME = re.compile(r"(?:sigma|noise)[_-]?(\d+(?:\.\d+)?)")
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The logs of one method at one sigma (``None`` where neither file nor name tells it)."""
+
+    method: str
+    sigma: float | None
+    logs: tuple[Log, ...]
+
+    def setting(self, key: str) -> Any:
+        """The value of a configuration key that the logs share; ``None`` if unknown."""
+        return (self.logs[0].config or {}).get(key)
+
+    @property
+    def cap(self) -> float | None:
+        """The largest radius that n, alpha and sigma allow; ``None`` if one is unknown."""
+        n, alpha = self.setting("n"), self.setting("alpha")
+        if self.sigma is None or n is None or alpha is None:
+            return None
+        return largest_radius(self.sigma, n, alpha)
+
+
+def largest_radius(sigma: float, n: int, alpha: float) -> float:
+    """sigma * Phi^-1(alpha^(1/n)): the certified radius if all n samples agree.
+
+    Computed through 1 - alpha^(1/n), which keeps its digits where alpha^(1/n) is close to 1.
+
+    Reference: Cohen, Rosenfeld, Kolter (2019), section 4.
+    """
+    return max(0.0, -sigma * NormalDist().inv_cdf(-math.expm1(math.log(alpha) / n)))
+
+
+def group_logs(logs: Sequence[Log]) -> list[Group]:
+    """Sort logs into groups, in the order of their first log.
+
+    Raises:
+        InputError: no log, a log given twice, or logs that cannot be compared.
+    """
+    if not logs:
+        raise InputError("no log to report: expected one or more certification logs; name them")
+    _refuse_twice(logs)
+    members: dict[tuple[str, float | None], list[Log]] = {}
+    for log in logs:
+        members.setdefault(_identity(log), []).append(log)
+    groups = [Group(method, sigma, tuple(of)) for (method, sigma), of in members.items()]
+    for group in groups:
+        _refuse_half_known(group)
+        _refuse_other_training(group)
+    for key in SETTINGS:
+        _refuse_mixed(key, [log for log in logs if (log.config or {}).get(key) is not None])
+    _refuse_other_images(logs)
+    for group in groups:
+        _refuse_above_cap(group)
+    return groups
+
+
+def _identity(log: Log) -> tuple[str, float | None]:
+    """Method and sigma: from the configuration, else from the name.
+
+    Names look like ``smoothadv_sigma0.50_3916.tsv`` (the last number is the training seed) or
+    ``cohen/noise_0.50_880`` (the folder is the method).
+    """
+    name = bare_name(log.path)
+    found = _SIGMA_IN_NAME.search(name)
+    rest = name if found is None else name[: found.start()] + name[found.end() :]
+    method = re.sub(r"_+\d+$", "", rest).strip("_-.") or log.path.resolve().parent.name or name
+    sigma = float(found[1]) if found else None
+    config = log.config or {}
+    for key in ("sigma", "n", "alpha"):
+        _refuse_no_number(log.path, key, config.get(key))
+    return str(config.get("method") or method), config.get("sigma") or sigma
+
+
+def _refuse_no_number(path: Path, key: str, value: Any) -> None:
+    if value is None:
+        return
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    if not good or (key == "alpha" and value >= 1):
+        bound = "between 0 and 1" if key == "alpha" else "above 0"
+        raise InputError(
+            f"{sidecar(path)}: expected {key} to be a number {bound}, got {value!r}; "
+            "restore the file that belongs to the log"
+        )
+
+
+def _refuse_twice(logs: Sequence[Log]) -> None:
+    seen: set[Path] = set()
+    for log in logs:
+        if log.path.resolve() in seen:
+            raise InputError(
+                f"{log.path} is given twice: expected each log once, or seeds count double; "
+                "remove one"
+            )
+        seen.add(log.path.resolve())
+
+
+def _refuse_half_known(group: Group) -> None:
+    known = [log for log in group.logs if log.config is not None]
+    unknown = [log for log in group.logs if log.config is None]
+    if known and unknown:
+        raise InputError(
+            f"cannot average {known[0].path} with {unknown[0].path}: expected the configuration of "
+            f"both, got none ({sidecar(unknown[0].path).name}) for the second, so its n and alpha "
+            "are unknown; report them separately"
+        )
+    for key in SETTINGS:
+        given = [log for log in known if log.config and log.config.get(key) is not None]
+        absent = [log for log in known if log not in given]
+        if given and absent:
+            raise InputError(
+                f"cannot average {given[0].path} with {absent[0].path}: expected {key} in both "
+                f"configurations, got {(given[0].config or {})[key]!r} and nothing; report them "
+                "separately"
+            )
+
+
+def _refuse_other_training(group: Group) -> None:
+    """Logs of one group are averaged as training seeds, so nothing but the seed may differ."""
+    first = group.logs[0]
+    for log in group.logs[1:]:
+        one, two = (_training(entry) for entry in (first, log))
+        differ = [key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
+        if differ:
+            values = ", ".join(f"{key} {one.get(key)} and {two.get(key)}" for key in differ)
+            raise InputError(
+                f"cannot average {first.path} with {log.path} as seeds of {group.method}: expected "
+                f"the same training, got {values}; report them separately"
+            )
+
+
+def _training(log: Log) -> dict[str, Any]:
+    training = (log.config or {}).get("training")
+    return {k: v for k, v in training.items() if k != "seed"} if isinstance(training, dict) else {}
+
+
+def _refuse_mixed(key: str, logs: Sequence[Log]) -> None:
+    for log in logs[1:]:
+        first, other = (logs[0].config or {})[key], (log.config or {})[key]
+        if first != other:
+            raise InputError(
+                f"cannot compare {logs[0].path} ({key} = {first}) with {log.path} "
+                f"({key} = {other}): expected one {key} in a report; report them separately"
+            )
+
+
+def _refuse_other_images(logs: Sequence[Log]) -> None:
+    first = logs[0]
+    order = np.argsort(first.idx)
+    for log in logs[1:]:
+        other = np.argsort(log.idx)
+        if not np.array_equal(first.idx[order], log.idx[other]):
+            raise InputError(
+                f"cannot compare {first.path} ({_images(first)}) with {log.path} ({_images(log)}): "
+                "expected the same images in each log; certify the same images, or report them "
+                "separately"
+            )
+        differ = np.flatnonzero(first.label[order] != log.label[other])
+        if differ.size:
+            at = differ[0]
+            raise InputError(
+                f"cannot compare {first.path} with {log.path}: expected one data set, got label "
+                f"{first.label[order][at]} and label {log.label[other][at]} for image "
+                f"{first.idx[order][at]}; report them separately"
+            )
+
+
+def _images(log: Log) -> str:
+    return f"{len(log)} images from {log.idx.min()} to {log.idx.max()}"
+
+
+def _refuse_above_cap(group: Group) -> None:
+    for log in group.logs:
+        if group.cap is not None and log.radius.max() > group.cap * (1 + 1e-9):
+            raise InputError(
+                f"{log.path} does not fit {sidecar(log.path).name}: expected radii of at most "
+                f"{group.cap:.6f} (sigma {group.sigma}, n {group.setting('n')}, alpha "
+                f"{group.setting('alpha')}), got {log.radius.max()}; restore the pair that belongs "
+                "together"
+            )

@@ -1,0 +1,97 @@
+"""What the settings of a training run mean together; nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from drf_fast import methods
+from drf_fast.config import TrainConfig, to_dict
+from drf_fast.errors import InputError
+
+# Settings that may differ when a run is resumed: they do not change what is trained.
+_FREE_ON_RESUME = {
+    "resume", "force", "json", "out", "config", "recipe", "data_dir", "max_steps",
+    "certify_images", "certify_n", "memory_format",
+}  # fmt: skip
+
+
+def uses_adversary(config: TrainConfig) -> bool:
+    """Whether this run trains on adversarial images."""
+    return methods.uses_adversary(config.method) and config.steps > 0
+
+
+def uses_drf(config: TrainConfig) -> bool:
+    """Whether this run's adversary has DRF's soft ball."""
+    return config.drf and uses_adversary(config)
+
+
+def method_label(config: TrainConfig) -> str:
+    """The name of a row in the paper's tables: smoothadv, smoothadv+drf ..."""
+    return config.method + ("+drf" if uses_drf(config) else "")
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """Where the run lives: ``--out``, or a name of data, method, sigma and seed in ``runs/``."""
+    name = f"{config.data}-{method_label(config)}-s{config.sigma:g}-seed{config.seed}"
+    return config.out or Path("runs", name)
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse settings out of range, one sentence each.
+
+    Raises:
+        InputError: names the flag, what was expected and what came.
+    """
+    for name in ("num_samples", "epochs", "batch_size", "kappa", "train_images", "max_steps"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    for name in ("steps", "warmup_epochs", "certify_images", "lambda0", "weight_decay",
+                 "momentum", "consistency_lam", "consistency_eta"):  # fmt: skip
+        value = getattr(config, name)
+        if not 0 <= value < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
+    for name in ("sigma", "epsilon", "lr", "lambda_lr", "certify_n"):
+        value = getattr(config, name)
+        if not 0 < value < math.inf:
+            raise InputError(
+                f"--{name.replace('_', '-')} must be a finite number above 0, got {value}"
+            )
+    if isinstance(config.lambda_every, int) and config.lambda_every < 1:
+        raise InputError(f"--lambda-every must be at least 1 or 'epoch', got {config.lambda_every}")
+    if any(not 0 < drop < 1 for drop in config.lr_drops):
+        raise InputError(
+            f"--lr-drops must be fractions between 0 and 1, got {list(config.lr_drops)}"
+        )
+    if config.nesterov and config.momentum == 0:
+        raise InputError("--nesterov needs --momentum above 0; pass --no-nesterov")
+    if not -(2**63) <= config.seed < 2**63:
+        raise InputError(f"--seed must fit 64 bits, got {config.seed}")
+    if config.resume and config.force:
+        raise InputError("--resume continues a run and --force replaces it: pass one of them")
+    methods.uses_adversary(config.method)
+    if config.method == "smoothadv" and config.steps == 0:
+        raise InputError("--method smoothadv needs --steps of 1 or more; 0 is --method gaussian")
+
+
+def refuse_other_settings(config: TrainConfig, saved: dict[str, Any], folder: Path) -> None:
+    """Compare with the settings that the checkpoint in ``folder`` was trained with.
+
+    Raises:
+        InputError: names what differs.
+    """
+    mine = json.loads(json.dumps(to_dict(config)))  # tuples are lists in a file
+    then = json.loads(json.dumps(saved))
+    other = [
+        f"{key} (then {then.get(key)!r}, now {mine[key]!r})"
+        for key in mine
+        if key not in _FREE_ON_RESUME and then.get(key) != mine[key]
+    ]
+    if other:
+        raise InputError(
+            f"cannot resume {folder}: expected the settings it was started with, got other "
+            f"{', '.join(other)}; leave these flags out, or choose another --out"
+        )
