@@ -6,12 +6,33 @@ is one multiplication by the incoming gradient.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from drf_fast import ops
+
+
+def _once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse to be differentiated twice.
+
+    torch's ``once_differentiable`` refuses only where the incoming gradient has a graph, and a
+    loss's has none: there the gradient would silently count as a constant.
+    """
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, grad: torch.Tensor) -> Any:
+        # Compiled code refuses by itself.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "drf_fast operations can be differentiated once, got create_graph=True, which asks "
+                "for a second derivative; leave it out, or write the loss in torch operations"
+            )
+        return backward(ctx, grad)
+
+    return checked
 
 
 class NoisyRepeat(torch.autograd.Function):
@@ -23,7 +44,7 @@ class NoisyRepeat(torch.autograd.Function):
         return ops.noisy_repeat(x, sigma, key, image_ids, sample_offset, num_samples, stream)
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, grad):
         grad_x = ops.noisy_repeat_backward(grad, ctx.num_samples)
         return grad_x, None, None, None, None, None, None
@@ -46,7 +67,9 @@ class _Loss(torch.autograd.Function):
         (grad,) = ctx.saved_tensors
         if grad_loss.dim() == 1:
             grad_loss = grad_loss.reshape(-1, 1, 1)
-        return (grad * grad_loss.to(grad.dtype), *[None] * cls.arguments)
+        # Multiplied in the loss's float32: a gradient scaler's 2^16 is infinite in float16.
+        scaled = (grad.to(grad_loss.dtype) * grad_loss).to(grad.dtype)
+        return (scaled, *[None] * cls.arguments)
 
 
 class SmoothCE(_Loss):
@@ -60,7 +83,7 @@ class SmoothCE(_Loss):
         return SmoothCE._forward(ctx, logits, target, reduction)
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, grad_loss):
         return SmoothCE._backward(ctx, grad_loss)
 
@@ -76,7 +99,7 @@ class Consistency(_Loss):
         return Consistency._forward(ctx, logits, target, lam, eta, reduction)
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, grad_loss):
         return Consistency._backward(ctx, grad_loss)
 
@@ -92,6 +115,6 @@ class Macer(_Loss):
         return Macer._forward(ctx, logits, target, sigma, lam, gamma, beta)
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, grad_loss):
         return Macer._backward(ctx, grad_loss)

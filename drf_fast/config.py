@@ -75,11 +75,11 @@ class TrainConfig:
     consistency_eta: float = 0.5
     """Consistency: weight of the entropy."""
 
-    epochs: int = 8
+    epochs: int = 6
     """Passes over the training images."""
     batch_size: int = 64
     """Clean images of a step; the network sees num_samples times as many rows."""
-    lr: float = 0.02
+    lr: float = 0.05
     """Learning rate of SGD at the start."""
     lr_drops: tuple[float, ...] = (0.6, 0.8)
     """Fractions of the epochs after which the learning rate is divided by 10."""

@@ -334,7 +334,7 @@ def clopper_pearson_lower(
 
     Args:
         successes: ints or int64 tensor, 0 <= successes <= trials.
-        trials: int or int64 tensor, broadcast against successes, 1 to 2^31.
+        trials: int or int64 tensor, broadcast against successes, 1 to 2^53.
         alpha: error probability in (0, 1), one-sided; the exact value of the double.
 
     Returns:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -175,7 +176,7 @@ def test_a_compile_error_is_quoted_in_the_sentence(build, tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
+def folder(tmp_path, monkeypatch) -> Iterator[Path]:
     """A package folder of our own for _native to look into."""
     monkeypatch.setattr(_native, "_FOLDER", tmp_path)
     _native.build_record.cache_clear()

@@ -171,7 +171,7 @@ def test_cos_and_sin_are_within_1e_6_for_every_one_of_the_2_24_angles():
         angle = turns.double() * (2 * math.pi * 2.0**-24)
         worst = max(worst, float((cosine - angle.cos()).abs().max()))
         worst = max(worst, float((sine - angle.sin()).abs().max()))
-    assert worst < 1e-7  # measured 7.2e-8; the contract promises 1e-6
+    assert worst < 1e-7  # measured 9.55e-8; the contract promises 1e-6
 
 
 def dense_words() -> torch.Tensor:
@@ -196,7 +196,7 @@ def test_the_radius_is_within_1e_6_over_its_whole_range():
     words = dense_words()
     got, exact = noise_reference.radius_of(words), exact_radius(words)
     assert got.dtype == torch.float32 and bool(got.isfinite().all())
-    assert float((got - exact).abs().max()) < 1e-6
+    assert float((got - exact).abs().max()) < 4e-7  # measured 3.96e-7; the contract promises 1e-6
     assert float(got.max()) == pytest.approx(math.sqrt(66 * math.log(2)), abs=1e-6)
     assert float(got.min()) == 0.0
 
@@ -409,12 +409,11 @@ def test_a_half_precision_gradient_is_summed_in_float32(backend):
     assert x.grad is not None and x.grad.tolist() == [[512.0] * 4]
 
 
-def test_a_second_derivative_raises(backend):
+def test_a_request_for_a_second_derivative_raises(backend):
     x = torch.rand(2, 5, requires_grad=True)
     out = drf_fast.noisy_repeat(x, 0.5, 2)
-    (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    with pytest.raises(RuntimeError, match="can be differentiated once, got create_graph=True"):
+        torch.autograd.grad(out.square().sum(), x, create_graph=True)
 
 
 # ----------------------------------------------------------------------------------- noise_key

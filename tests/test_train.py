@@ -100,7 +100,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, stop):
 def test_resume_refuses_other_settings_and_names_them(run_folder, capsys):
     before = (run_folder / "checkpoint.pt").read_bytes()
     assert train(run_folder, "--resume", "--lr", "0.5") == 2
-    assert "lr (then 0.02, now 0.5)" in capsys.readouterr().err
+    assert "lr (then 0.05, now 0.5)" in capsys.readouterr().err
     assert (run_folder / "checkpoint.pt").read_bytes() == before
 
 

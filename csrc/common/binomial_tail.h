@@ -1,8 +1,7 @@
 // The upper tail T(p) = P(Bin(n, p) >= k) near the p where it equals a given level.
 //
 // With m = n - k, phat = k/n, q = 1 - p and s = phat - p, the tail is an integral over success
-// probabilities x = p (1 - f) (Abramowitz and Stegun 1964, 26.5.24), relative to its integrand at
-// p:
+// probabilities x = p (1 - f) (Abramowitz and Stegun 1964, 26.5.24), relative to its value at p:
 //
 //   T(p) = k pmf(k) W,   W = integral of G(f) over [0, 1],   G(f) = (1 - f)^(k-1) (1 + f p/q)^m,
 //   pmf(k) = sqrt(n / (2 pi k m)) exp(-D + e(n) - e(k) - e(m))       (Loader 2000),
@@ -15,16 +14,17 @@
 // of positive terms, 28 whatever n and k are (half_line_rule.h), G being log-concave.
 //
 // Error of y = log(T / level), for 2 <= k, 1 <= m and given s (or p, see Split), u = 2^-53:
-//   D            arguments of a() carry 2u, a() doubles that and adds 6u (9u outside [-1/2, 1],
-//   where the
-//                argument's share is at most 4u); product and sum 2u: at most 16u D
+//   D            arguments of a() carry 2u, a() doubles that and adds 6u (9u outside [-1/2, 1]);
+//                product and sum 2u: at most 16u D
 //   log level    1u |log level| + 2u, once a call
 //   W            arguments 3u, doubled, a() 6u to 9u, sums 2u: relative error 18u of log G, whose
 //                mean under the weight G / W is at most 2; exp 3u; rule 4u; sum 28u: 71u
 //   e(j)         each below 0.09 and with relative error below 4u: 1u together
-//   sqrt, ratios 5u; the log of the product: 2u + u |its value|, and |its value| <= |log level| + D
-//   + 1 sums         2u (D + |log level|)
-// Together: |error of y| <= u (96 + 19 D + 4 |log level|). Measured: see tests, typically 3u + u D.
+//   size         sqrt and ratios 5u; its log 2u + u |log|, and |log| <= |log level| + D + 1
+//   sums         2u (D + |log level|)
+// Together: |error of y| <= u (96 + 19 D + 4 |log level|). Measured against 50 digits at 6,000
+// random (k, n, level): at most 6u at level 1/2 (bound 99u), 30u at 0.001 (220u), 148u at 1e-12
+// (690u), and never more than 0.24 of the bound.
 #pragma once
 
 #include <cmath>

@@ -5,11 +5,12 @@
 // of p_L - 1/2. Both are monotone, so a safe argument gives a safe radius, less the margin of the
 // quantile itself and one rounding of the product.
 //
-// Guarantee: the radius is never above the true one. It is below it by less than 1e-11 relative
-// wherever p_L - 1/2 >= 1e-3 s, s = k/n - p_L (for alpha = 0.001: every k if n <= 100,000, all but
-// the nearest few in 1e5 for larger n). Closer to 1/2 no relative bound can hold in double
-// precision (s is known to about 2e-15 of itself); there the deficit is at most 1e-14 sigma s in
-// absolute terms.
+// Guarantee, for alpha from 1e-12 to 1/2: never above the true radius, and below it by less than
+// 1e-11 of it wherever p_L - 1/2 >= 0.002 / sqrt(n). The error of p_L there is at most twice the
+// margin of clopper_pearson.h, 130u of a standard deviation 1 / (2 sqrt(n)), plus 42u for
+// roundings: 1.7e-14 / sqrt(n); the quantile's own margin adds 7e-14 relative. This leaves out
+// about 0.002 sqrt(n) of the n counts: less than one up to n = 250,000, 63 at n = 1e9. For those
+// the radius, itself below 0.006 sigma / sqrt(n), is too small by at most 5e-14 sigma / sqrt(n).
 #pragma once
 
 #include "clopper_pearson.h"

@@ -12,8 +12,8 @@
 // (binomial_tail.h), so
 //   w = M y (1 + c2 y/2 + c3 y^2/6 + c4 y^3/24),   c2 = e = mu - 1,   c3 = kappa + mu e + e^2,
 //   c4 = tau + kappa (6e + mu) + 4 mu e^2 + e^3 + mu^2 e,
-// mu, kappa, tau being g, g', g'' in units of M. It is final when |y| <= 1e-3: the next term is
-// below y^5/120 = 1e-17 of M, and far below the error of y itself.
+// mu, kappa, tau being g, g', g'' in units of M (and M = p W there). It is final when |y| <= 1e-3:
+// the next term is below y^5/120 = 1e-17 of M, and far below the error of y itself.
 //
 // Margin. The root moves by M per unit of y (M changes by less than 0.2 % within the last step, for
 // which 1.01 allows), y is off by at most tail_log_error, and the update of p or s rounds once:

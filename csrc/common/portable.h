@@ -6,3 +6,13 @@
 #else
 #define DRF_HD
 #endif
+
+// Small functions that must be inlined, so that they are compiled for the instruction set of the
+// loop they stand in.
+#if defined(__CUDACC__)
+#define DRF_INLINE __forceinline__
+#elif defined(__GNUC__)
+#define DRF_INLINE inline __attribute__((always_inline))
+#else
+#define DRF_INLINE inline
+#endif

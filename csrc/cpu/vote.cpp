@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -10,41 +9,6 @@
 
 namespace drf_fast::cpu {
 namespace {
-
-struct BFloat16 {
-  std::uint16_t bits;
-};
-struct Float16 {
-  std::uint16_t bits;
-};
-
-inline float float_of_bits(std::uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline std::uint32_t bits_of_float(float value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
-// Values are compared in float32, or float64 where they come so; both hold the halves exactly.
-inline float widen(float value) { return value; }
-inline double widen(double value) { return value; }
-inline float widen(BFloat16 value) {
-  return float_of_bits(static_cast<std::uint32_t>(value.bits) << 16);
-}
-inline float widen(Float16 value) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000) << 16;
-  const std::uint32_t magnitude = value.bits & 0x7fff;
-  const std::uint32_t rebias = magnitude < 0x7c00 ? 112u << 23 : 224u << 23;  // infinity and NaN
-  const std::uint32_t normal = (magnitude << 13) + rebias;
-  // Through an integer, so that no subnormal float appears: a flushed one would change the order.
-  const float tiny = static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24f;
-  return float_of_bits(sign | (magnitude < 0x0400 ? bits_of_float(tiny) : normal));
-}
 
 constexpr int kLanes = 16;
 constexpr std::int64_t kFewClasses = 48;
@@ -162,16 +126,9 @@ void vote_as(const T* logits, std::int64_t rows, std::int64_t classes, std::int6
 void vote(const void* logits, Dtype dtype, std::int64_t rows, std::int64_t classes,
           std::int64_t* counts, std::int64_t images, int threads) {
   if (rows == 0) return;
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return vote_as(static_cast<const float*>(logits), rows, classes, counts, images, threads);
-    case Dtype::kFloat64:
-      return vote_as(static_cast<const double*>(logits), rows, classes, counts, images, threads);
-    case Dtype::kBFloat16:
-      return vote_as(static_cast<const BFloat16*>(logits), rows, classes, counts, images, threads);
-    case Dtype::kFloat16:
-      return vote_as(static_cast<const Float16*>(logits), rows, classes, counts, images, threads);
-  }
+  with_dtype(dtype, [&](auto type) {
+    vote_as(static_cast<const decltype(type)*>(logits), rows, classes, counts, images, threads);
+  });
 }
 
 }  // namespace drf_fast::cpu

@@ -1,0 +1,30 @@
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011): four random words from a key and a counter.
+#pragma once
+
+#include <cstdint>
+
+#include "portable.h"
+
+namespace drf {
+
+struct Words {
+  uint32_t w0, w1, w2, w3;
+};
+
+// Counter: c0 = group of pixels, c1 = sample index, c2 = image id, c3 = stream.
+DRF_HD DRF_INLINE Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0,
+                               uint32_t k1) {
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t product0 = static_cast<uint64_t>(c0) * 0xD2511F53u;
+    const uint64_t product1 = static_cast<uint64_t>(c2) * 0xCD9E8D57u;
+    c0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ k0;
+    c2 = static_cast<uint32_t>(product0 >> 32) ^ c3 ^ k1;
+    c1 = static_cast<uint32_t>(product1);
+    c3 = static_cast<uint32_t>(product0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return {c0, c1, c2, c3};
+}
+
+}  // namespace drf

@@ -1,0 +1,67 @@
+// One loop, compiled for several instruction sets, chosen at run time.
+//
+// A kernel is an always-inlined body and, through DRF_ISA_CLONES, one function of it for each
+// instruction set. DRF_FAST_ISA=baseline|avx2|avx512 in the environment lowers the choice (tests
+// compare their bits); it never raises it above what the processor has.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+
+#include "common/portable.h"
+
+namespace drf_fast::cpu {
+
+enum class Isa { kBaseline, kAvx2, kAvx512 };
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define DRF_TARGET_AVX2 __attribute__((target("avx2")))
+#if defined(__clang__)
+#define DRF_TARGET_AVX512 \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"), min_vector_width(512)))
+#else
+#define DRF_TARGET_AVX512 \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#endif
+
+inline Isa best_isa() {
+  static const Isa best = [] {
+    __builtin_cpu_init();
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512) return Isa::kAvx512;
+    return __builtin_cpu_supports("avx2") ? Isa::kAvx2 : Isa::kBaseline;
+  }();
+  return best;
+}
+#else
+#define DRF_TARGET_AVX2
+#define DRF_TARGET_AVX512
+inline Isa best_isa() { return Isa::kBaseline; }
+#endif
+
+inline Isa active_isa() {
+  const char* wanted = std::getenv("DRF_FAST_ISA");
+  const Isa best = best_isa();
+  if (wanted == nullptr) return best;
+  if (std::strcmp(wanted, "baseline") == 0) return Isa::kBaseline;
+  if (std::strcmp(wanted, "avx2") == 0 && best == Isa::kAvx512) return Isa::kAvx2;
+  return best;
+}
+
+inline const char* isa_name(Isa isa) {
+  return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "baseline";
+}
+
+}  // namespace drf_fast::cpu
+
+// NAME_baseline, NAME_avx2, NAME_avx512 call BODY, and NAME_for(isa) picks one of them.
+#define DRF_ISA_CLONES(NAME, BODY, PARAMETERS, ARGUMENTS)             \
+  void NAME##_baseline PARAMETERS { BODY ARGUMENTS; }                 \
+  DRF_TARGET_AVX2 void NAME##_avx2 PARAMETERS { BODY ARGUMENTS; }     \
+  DRF_TARGET_AVX512 void NAME##_avx512 PARAMETERS { BODY ARGUMENTS; } \
+  inline auto NAME##_for(Isa isa) {                                   \
+    return isa == Isa::kAvx512 ? NAME##_avx512                        \
+           : isa == Isa::kAvx2 ? NAME##_avx2                          \
+                               : NAME##_baseline;                     \
+  }

@@ -1,0 +1,54 @@
+"""The Python of README.md runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import drf_fast
+
+BLOCKS = re.findall(
+    r"^```python\n(.*?)^```",
+    (Path(__file__).parents[1] / "README.md").read_text(),
+    flags=re.MULTILINE | re.DOTALL,
+)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=[block.splitlines()[0][:30] for block in BLOCKS])
+def test_a_block_of_the_readme_runs(block):
+    assert len(block.splitlines()) <= 10
+    torch.manual_seed(0)
+    images, labels = torch.rand(8, 1, 6, 6), torch.randint(10, (8,))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 10))
+    before = model[1].weight.detach().clone()
+    names = {
+        "drf_fast": drf_fast,
+        "torch": torch,
+        "F": F,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "loader": [(images, labels)],
+        "x": images,
+        "y": labels,
+        "m": 2,
+        "i": 7,
+    }
+    if "certify" in block:
+        names["x"] = images[0]
+        block = block.replace("100_000", "1_000")
+    exec(block, names)
+    if "loss" in names:
+        assert names["loss"].isfinite()
+    if "optimizer.step" in block:
+        assert not torch.equal(before, model[1].weight)
+
+
+def test_there_are_blocks_for_every_drop_in():
+    text = "".join(BLOCKS)
+    for name in ("smooth_ce", "SmoothedClassifier", "attack", "HardBall", "SoftBall"):
+        assert f"drf_fast.{name}" in text
