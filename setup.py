@@ -166,6 +166,8 @@ def host_flags(host: Host, env: Mapping[str, str] = os.environ) -> tuple[list[st
         link = [f"/LIBPATH:{Path(sys.base_prefix, 'libs')}"]
     else:
         compile_ = ["-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno"]
+        # Floating-point exceptions are not looked at; without this GCC does not vectorise.
+        compile_ += ["-fno-trapping-math", *([] if host.openmp else ["-Wno-unknown-pragmas"])]
         compile_ += ["-fvisibility=hidden", "-Wall", "-Wextra", *host.openmp]
         compile_ += ["-Werror"] if strict else []
         compile_ += [f"-I{ROOT / 'csrc'}", *(f"-isystem{folder}" for folder in headers)]

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/isa.h"
 #include "cpu/operations.h"
 
 #ifndef DRF_FAST_FLAGS
@@ -22,9 +23,8 @@ Dtype dtype_of(const std::string& name) {
   if (name == "float64") return Dtype::kFloat64;
   if (name == "bfloat16") return Dtype::kBFloat16;
   if (name == "float16") return Dtype::kFloat16;
-  throw std::invalid_argument(
-      "vote: expected logits of float32, float64, bfloat16 or float16, got " + name +
-      "; convert them");
+  throw std::invalid_argument("expected tensors of float32, float64, bfloat16 or float16, got " +
+                              name + "; convert them");
 }
 
 void vote(std::uintptr_t logits, const std::string& dtype, std::int64_t rows, std::int64_t classes,
@@ -54,6 +54,28 @@ void certified_radius(std::uintptr_t successes, std::uintptr_t trials, double si
                                   reinterpret_cast<double*>(out), size, threads);
 }
 
+void noisy_repeat(std::uintptr_t x, std::uintptr_t out, const std::string& dtype,
+                  std::int64_t batch, std::int64_t num_samples, std::int64_t channels,
+                  std::int64_t area, bool channels_last, std::uintptr_t image_ids,
+                  std::int64_t sample_offset, int stream, std::int64_t key, double sigma,
+                  int threads) {
+  const drf_fast::cpu::NoisyRepeat call{
+      batch,         num_samples,   channels,
+      area,          channels_last, reinterpret_cast<const std::int64_t*>(image_ids),
+      sample_offset, stream,        static_cast<std::uint64_t>(key),
+      sigma};
+  drf_fast::cpu::noisy_repeat(reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out),
+                              dtype_of(dtype), call, threads);
+}
+
+void noisy_repeat_backward(std::uintptr_t grad, std::uintptr_t out, const std::string& dtype,
+                           std::int64_t batch, std::int64_t num_samples, std::int64_t pixels,
+                           int threads) {
+  drf_fast::cpu::noisy_repeat_backward(reinterpret_cast<const void*>(grad),
+                                       reinterpret_cast<void*>(out), dtype_of(dtype), batch,
+                                       num_samples, pixels, threads);
+}
+
 // Nothing here may differ between two builds of the same source: no date, no host name.
 py::dict build_info() {
   py::dict info;
@@ -77,9 +99,7 @@ py::dict build_info() {
 #else
   info["openmp"] = false;
 #endif
-  py::list isas;  // one code path so far: what the compiler takes as the baseline
-  isas.append("baseline");
-  info["isas"] = isas;
+  info["isa"] = drf_fast::cpu::isa_name(drf_fast::cpu::active_isa());
   return info;
 }
 
@@ -97,5 +117,13 @@ PYBIND11_MODULE(_C, module) {
   module.def("certified_radius", &certified_radius, unlocked, py::arg("successes"),
              py::arg("trials"), py::arg("sigma"), py::arg("alpha"), py::arg("out"), py::arg("size"),
              py::arg("threads"), "Certified radii, rounded towards safety.");
+  module.def("noisy_repeat", &noisy_repeat, unlocked, py::arg("x"), py::arg("out"),
+             py::arg("dtype"), py::arg("batch"), py::arg("num_samples"), py::arg("channels"),
+             py::arg("area"), py::arg("channels_last"), py::arg("image_ids"),
+             py::arg("sample_offset"), py::arg("stream"), py::arg("key"), py::arg("sigma"),
+             py::arg("threads"), "Noisy copies of each image.");
+  module.def("noisy_repeat_backward", &noisy_repeat_backward, unlocked, py::arg("grad"),
+             py::arg("out"), py::arg("dtype"), py::arg("batch"), py::arg("num_samples"),
+             py::arg("pixels"), py::arg("threads"), "Sum over the copies of each image.");
   module.def("build_info", &build_info, "Compiler, flags and features of this build.");
 }

@@ -9,7 +9,6 @@ from typing import Any
 from drf_fast.files import write_atomic
 from drf_fast.progress import say
 
-
 _FILE_NAME = "metrics.jsonl"
 
 

@@ -155,18 +155,14 @@ def test_the_gradient_of_each_sample_sums_to_zero_over_classes(backend):
 def test_huge_logits_underflow_no_probability_to_a_dead_gradient(backend, scale):
     # Every F_i^y underflows, so the plain formula would be -log 0; the loss is the nearest gap.
     logits = torch.tensor([[[0.0, scale, -scale], [0.0, scale / 2, 0.0]]])
-    value, grad = with_gradient(
-        lambda z: drf_fast.smooth_ce(z, torch.tensor([0])), logits
-    )
+    value, grad = with_gradient(lambda z: drf_fast.smooth_ce(z, torch.tensor([0])), logits)
     assert float(value) == pytest.approx(scale / 2 + math.log(2), rel=1e-6)
     assert torch.allclose(grad, torch.tensor([[[0.0, 0.0, 0.0], [-1.0, 1.0, 0.0]]]))
 
 
 def test_half_precision_logits_at_the_end_of_their_range(backend):
     logits = torch.tensor([[[65504.0, -65504.0], [65504.0, 65504.0]]], dtype=torch.float16)
-    value, grad = with_gradient(
-        lambda z: drf_fast.smooth_ce(z, torch.tensor([1])), logits
-    )
+    value, grad = with_gradient(lambda z: drf_fast.smooth_ce(z, torch.tensor([1])), logits)
     assert float(value) == pytest.approx(math.log(4), rel=1e-6)
     assert torch.allclose(grad.float(), torch.tensor([[[0.0, 0.0], [0.5, -0.5]]]))
 
@@ -197,9 +193,7 @@ def test_when_every_sample_excludes_the_label_the_loss_is_infinite_and_samples_w
     logits, _ = case((2, 4, 5))
     target = torch.tensor([1, 2])
     logits[0, :, 1] = -math.inf
-    value, grad = with_gradient(
-        lambda z: drf_fast.smooth_ce(z, target, reduction="none"), logits
-    )
+    value, grad = with_gradient(lambda z: drf_fast.smooth_ce(z, target, reduction="none"), logits)
     assert value[0] == math.inf and value[1].isfinite()
     one_hot = F.one_hot(target[:1], 5)
     assert_gradients_close(grad[0], (torch.softmax(logits[0], 1) - one_hot) / 4, 1e-14)

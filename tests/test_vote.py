@@ -13,6 +13,7 @@ import torch
 
 import drf_fast
 from drf_fast import _native
+from drf_fast._native import counting
 from drf_fast.backends import reference, use
 
 Vote = Callable[[torch.Tensor, torch.Tensor], object]
@@ -31,7 +32,7 @@ def vote(request: pytest.FixtureRequest) -> Iterator[Vote]:
 @pytest.fixture(params=["reference", pytest.param("native", marks=needs_native)])
 def raw_vote(request: pytest.FixtureRequest) -> Vote:
     """The raw operation, which takes what the public one rejects, such as a single class."""
-    return reference.vote if request.param == "reference" else _native.vote
+    return reference.vote if request.param == "reference" else counting.vote
 
 
 def expected(logits: torch.Tensor, images: int) -> list[list[int]]:
@@ -162,7 +163,7 @@ def test_two_threads_vote_at_the_same_time():
     logits = awkward(20_000, 10, torch.float32)
     results = [torch.zeros(4, 10, dtype=torch.int64) for _ in range(2)]
     workers = [
-        threading.Thread(target=lambda c=counts: [_native.vote(logits, c) for _ in range(20)])
+        threading.Thread(target=lambda c=counts: [counting.vote(logits, c) for _ in range(20)])
         for counts in results
     ]
     for worker in workers:
@@ -185,7 +186,7 @@ def test_a_forked_child_votes_after_its_parent_used_threads():
     child = os.fork()
     if child == 0:
         again = torch.zeros(4, 10, dtype=torch.int64)
-        _native.vote(logits, again)
+        counting.vote(logits, again)
         os._exit(0 if again.tolist() == counts.tolist() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -218,13 +219,13 @@ def test_large_work_uses_as_many_threads_as_torch_and_small_work_one():
 )
 def test_the_native_call_refuses_what_would_be_unsafe(logits, counts, error):
     with pytest.raises(error, match=r"vote: expected .* got .*; "):
-        _native.vote(logits, counts)
+        counting.vote(logits, counts)
 
 
 @needs_native
 def test_no_rows_are_no_votes():
     counts = torch.zeros(2, 3, dtype=torch.int64)
-    _native.vote(torch.zeros(0, 3), counts)
+    counting.vote(torch.zeros(0, 3), counts)
     assert counts.sum() == 0
 
 

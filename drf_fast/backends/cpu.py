@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from drf_fast import _native
-from drf_fast._native import certified_radius, clopper_pearson_lower, vote
+from drf_fast._native.counting import certified_radius, clopper_pearson_lower, vote
+from drf_fast._native.noise import noisy_repeat, noisy_repeat_backward
 
-__all__ = ["OPERATIONS", "certified_radius", "clopper_pearson_lower", "vote"]
+_IMPLEMENTED = (
+    noisy_repeat,
+    noisy_repeat_backward,
+    vote,
+    clopper_pearson_lower,
+    certified_radius,
+)
 
 # Operation -> kind of its implementation, as far as this installation can run it.
 OPERATIONS: dict[str, str] = (
-    dict.fromkeys(("vote", "clopper_pearson_lower", "certified_radius"), "native")
-    if _native.available()
-    else {}
+    {function.__name__: "native" for function in _IMPLEMENTED} if _native.available() else {}
 )

@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from drf_fast import _native
-from drf_fast._native import cuda_vote as vote
+from drf_fast._native.counting import cuda_vote as vote
 
 __all__ = ["OPERATIONS", "vote"]
 

@@ -148,8 +148,10 @@ def smooth_ce(logits, target, reduction, need_grad):
 def consistency_loss(logits, target, lam, eta, reduction, need_grad):
     """mean_i CE_i + lam * mean_i KL(Fbar || F_i) + eta * H(Fbar), Fbar = mean_i F_i not detached.
 
-    With M = mean_i log F_i the penalty is (eta - lam) H(Fbar) - lam * sum_k Fbar_k M_k, so
-    a_k = d/dFbar_k = (lam - eta) (log Fbar_k + 1) - lam M_k, and -lam Fbar_k / m per log F_i^k.
+    With M = mean_i log F_i the divergence is sum_k Fbar_k (log Fbar_k - M_k). The loss moves by
+    a_k = lam (log Fbar_k - M_k) - eta log Fbar_k per Fbar_k, up to a constant, which the softmax
+    does not see, and by -lam Fbar_k / m per log F_i^k. Differences are taken before lam multiplies
+    them: they are small where the samples agree.
     """
     log_p, log_p_target, one_hot, invalid = _log_softmax_and_target(logits, target)
     samples = logits.shape[1]
@@ -161,16 +163,15 @@ def consistency_loss(logits, target, lam, eta, reduction, need_grad):
     mean_log = log_p.mean(1)
     # A class that no sample can have (all -inf) contributes 0 log 0 = 0 to both sums.
     possible = log_mean > -math.inf
-    safe_log_mean = torch.where(possible, log_mean, 0.0)
-    safe_mean_log = torch.where(possible, mean_log, 0.0)
-    # One impossible class of one sample makes the KL and so the loss +inf; its slope is left out.
-    finite_mean_log = torch.where(mean_log > -math.inf, mean_log, 0.0)
-    entropy = -(mean_p * safe_log_mean).sum(1)
-    # lam = 0 must be cross-entropy even where the cross term is infinite.
-    cross = torch.where(lam > 0, -(mean_p * safe_mean_log).sum(1), 0.0)
-    loss = -log_p_target.mean(1) + (eta - lam) * entropy + lam * cross
-    a = (lam - eta) * (safe_log_mean + 1.0) - lam * finite_mean_log
-    a = torch.where(possible, a, 0.0).unsqueeze(1)
+    log_mean = torch.where(possible, log_mean, 0.0)
+    # A class that some samples exclude makes the KL and so the loss +inf; its slope is left out.
+    excluded = possible & (mean_log == -math.inf)
+    gap = torch.where(possible & ~excluded, log_mean - mean_log, 0.0)
+    kl = (mean_p * gap).sum(1).masked_fill(excluded.any(1), math.inf)
+    entropy = -(mean_p * log_mean).sum(1)
+    # lam = 0 must be cross-entropy even where the divergence is infinite.
+    loss = -log_p_target.mean(1) + torch.where(lam > 0, lam * kl, 0.0) + eta * entropy
+    a = (lam * gap - eta * log_mean).unsqueeze(1)
     grad = p * (a - (p * a).sum(2, keepdim=True)) - lam * (mean_p.unsqueeze(1) - p) + p - one_hot
     return _finish(loss, grad / samples, invalid, logits, reduction, need_grad)
 
@@ -211,9 +212,10 @@ def macer_loss(logits, target, sigma, lam, gamma, beta, need_grad):
     def inverse_density(quantile: torch.Tensor) -> torch.Tensor:
         return math.sqrt(2 * math.pi) * torch.exp(quantile * quantile / 2)
 
-    toward = is_second * inverse_density(quantile2).unsqueeze(1) - is_first * inverse_density(
-        quantile1
-    ).unsqueeze(1)
+    # d(-xi)/d(mean_q), plus a constant that the softmax does not see and that leaves 0 at the first
+    # class: the sum below would otherwise cancel where q is nearly 1.
+    toward = is_second * inverse_density(quantile2).unsqueeze(1)
+    toward = toward + ~is_first * inverse_density(quantile1).unsqueeze(1)
     toward = torch.where(active.unsqueeze(1), factor * toward, 0.0).unsqueeze(1)
     grad = grad + beta / samples * q * (toward - (q * toward).sum(2, keepdim=True))
     value, grad = _finish(loss, grad, invalid, logits, "mean", need_grad)
@@ -259,7 +261,9 @@ def adversary_step(
         norms = _norms(total)
         divisor = norms if grad_norm == "image" else norms.mean().expand(batch)
         scale = torch.where(divisor > 0, step_size / divisor, 0.0)
-    moved = _arithmetic(x_adv) + total * _per_image(scale, total).to(total.dtype)
+    # In float64: where the network is sure, norms get so small that 1/norm overflows float32.
+    ascent = (total.double() * _per_image(scale, total)).to(total.dtype)
+    moved = _arithmetic(x_adv) + ascent
     if clamp is not None and ball in ("none", "hard", "excess"):
         moved = moved.clamp(*clamp)
     offset = moved - origin

@@ -1,4 +1,6 @@
-"""The compiled extensions: finding them, and the only place with addresses, streams and threads.
+"""The compiled extensions: finding them here, calling them in the modules of this package.
+
+This is the only place with addresses, streams and thread counts.
 
 ``drf_fast._C`` and ``drf_fast._CUDA`` take addresses and sizes and cannot check them, so all that
 memory safety rests on (dtype, layout, shape, device) is checked here before each call.
@@ -11,7 +13,6 @@ import importlib
 import json
 import os
 import sysconfig
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,20 +22,24 @@ import torch  # before the extensions: they must bind to the OpenMP runtime that
 import drf_fast
 
 _FUNCTIONS = {
-    "_C": ("vote", "clopper_pearson_lower", "certified_radius", "build_info"),
+    "_C": (
+        "noisy_repeat",
+        "noisy_repeat_backward",
+        "vote",
+        "clopper_pearson_lower",
+        "certified_radius",
+        "build_info",
+    ),
     "_CUDA": ("vote", "why_not"),
 }
-_DTYPES = {
+DTYPES = {
     torch.float32: "float32",
     torch.float64: "float64",
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
-# Work below which waking another thread costs more than it saves (some 20 microseconds).
-_LOGITS_PER_THREAD = 32768
-_BOUNDS_PER_THREAD = 32
 
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parents[1]
 _forked = False
 
 
@@ -168,106 +173,3 @@ def threads_for(work: int, per_thread: int) -> int:
     if _forked:
         return 1
     return max(1, min(torch.get_num_threads(), work // per_thread))
-
-
-def _check_vote(logits: torch.Tensor, counts: torch.Tensor, device: str) -> None:
-    if logits.device != counts.device or logits.device.type != device:
-        raise ValueError(
-            f"vote: expected logits and counts on one {device} device, got {logits.device} and "
-            f"{counts.device}; move them"
-        )
-    if logits.dtype not in _DTYPES or counts.dtype != torch.int64:
-        raise TypeError(
-            f"vote: expected logits of {', '.join(_DTYPES.values())} and counts of int64, got "
-            f"{logits.dtype} and {counts.dtype}; convert them"
-        )
-    if (
-        logits.dim() != 2
-        or counts.dim() != 2
-        or not counts.is_contiguous()
-        or logits.shape[1] != counts.shape[1]
-        or logits.shape[1] == 0
-        or logits.shape[0] % max(counts.shape[0], 1)
-        or (counts.shape[0] == 0 and logits.shape[0] > 0)
-    ):
-        raise ValueError(
-            "vote: expected logits (images*m, K) and contiguous counts (images, K) with K at least "
-            f"1, got {tuple(logits.shape)} and {tuple(counts.shape)} with strides "
-            f"{counts.stride()}; reshape them"
-        )
-
-
-def vote(logits: torch.Tensor, counts: torch.Tensor) -> None:
-    """Add the argmax of each row of logits (images*m, K) to counts (images, K), on the CPU."""
-    _check_vote(logits, counts, "cpu")
-    rows, classes = logits.shape
-    logits = logits.contiguous()
-    load().vote(
-        logits.data_ptr(),
-        _DTYPES[logits.dtype],
-        rows,
-        classes,
-        counts.data_ptr(),
-        counts.shape[0],
-        threads_for(rows * classes, _LOGITS_PER_THREAD),
-    )
-
-
-def cuda_vote(logits: torch.Tensor, counts: torch.Tensor) -> None:
-    """As ``vote``, on the tensors' CUDA device and its current stream, without waiting for it."""
-    _check_vote(logits, counts, "cuda")
-    rows, classes = logits.shape
-    logits = logits.contiguous()
-    load_cuda().vote(
-        logits.data_ptr(),
-        _DTYPES[logits.dtype],
-        rows,
-        classes,
-        counts.data_ptr(),
-        counts.shape[0],
-        logits.device.index,
-        torch.cuda.current_stream(logits.device).cuda_stream,
-    )
-
-
-def clopper_pearson_lower(
-    successes: torch.Tensor, trials: torch.Tensor, alpha: torch.Tensor
-) -> torch.Tensor:
-    """The lower confidence bound of each (successes, trials); float64 of their shape."""
-    return _bound("clopper_pearson_lower", successes, trials, [alpha])
-
-
-def certified_radius(
-    successes: torch.Tensor, trials: torch.Tensor, sigma: torch.Tensor, alpha: torch.Tensor
-) -> torch.Tensor:
-    """The certified radius of each (successes, trials); float64 of their shape."""
-    return _bound("certified_radius", successes, trials, [sigma, alpha])
-
-
-def _bound(
-    name: str, successes: torch.Tensor, trials: torch.Tensor, scalars: Sequence[torch.Tensor]
-) -> torch.Tensor:
-    if (
-        successes.device.type != "cpu"
-        or trials.device.type != "cpu"
-        or successes.dtype != torch.int64
-        or trials.dtype != torch.int64
-        or successes.shape != trials.shape
-    ):
-        raise ValueError(
-            f"{name}: expected successes and trials of one shape, int64, on the CPU, got "
-            f"{tuple(successes.shape)} {successes.dtype} on {successes.device} and "
-            f"{tuple(trials.shape)} {trials.dtype} on {trials.device}; convert them"
-        )
-    successes, trials = successes.contiguous(), trials.contiguous()
-    out = torch.empty(successes.shape, dtype=torch.float64)
-    size = successes.numel()
-    getattr(load(), name)(
-        successes.data_ptr(),
-        trials.data_ptr(),
-        *(scalar.item() for scalar in scalars),
-        out.data_ptr(),
-        size,
-        threads_for(size, _BOUNDS_PER_THREAD),
-    )
-    return out

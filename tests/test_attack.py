@@ -1,0 +1,231 @@
+"""attack: the whole loop against plain torch, its noise, and what it must leave untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+from torch import nn
+
+import drf_fast
+
+OPERATIONS = ("adversary_step", "noisy_repeat", "noisy_repeat_backward", "smooth_ce")
+B, M, STEPS, SIGMA = 4, 3, 4, 0.25
+IDS = torch.tensor([3, 1, 40, 7])
+
+
+class Net(nn.Module):
+    """Convolution, batch norm and dropout, so that eval mode matters; it records its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(4 * 16, 5)
+        self.inputs: list[torch.Tensor] = []
+        self.modes: list[bool] = []
+        self.fail_at: int | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.inputs.append(x.detach().clone())
+        self.modes.append(any(module.training for module in self.modules()))
+        if len(self.inputs) == self.fail_at:
+            raise ZeroDivisionError("the network fails")
+        return self.head(self.drop(torch.relu(self.norm(self.conv(x)))).flatten(1))
+
+
+@pytest.fixture
+def model() -> Net:
+    torch.manual_seed(0)
+    return Net().double()
+
+
+def case() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.rand(B, 1, 6, 6, generator=generator, dtype=torch.float64)
+    return x, torch.randint(5, (B,), generator=generator)
+
+
+def run(model: Any, ball: Any, **options: Any) -> drf_fast.AttackResult:
+    x, target = case()
+    defaults = {"sigma": SIGMA, "num_samples": M, "steps": STEPS, "seed": 5, "image_ids": IDS}
+    return drf_fast.attack(model, x, target, ball=ball, **{**defaults, **options})
+
+
+def plain_attack(model: nn.Module, ball: Any, step_size: float) -> torch.Tensor:
+    """The loop in plain torch and float64: one fixed noise, softmax, mean, -log, ascent, ball."""
+    x, target = case()
+    noise = drf_fast.noisy_repeat(torch.zeros_like(x), SIGMA, M, seed=5, image_ids=IDS)
+    noise = noise.reshape(B, M, *x.shape[1:])
+    model.eval()
+    x_adv = x
+    for _ in range(STEPS):
+        leaf = x_adv.clone().requires_grad_()
+        probabilities = model((leaf.unsqueeze(1) + noise).flatten(0, 1)).softmax(1)
+        loss = -probabilities.reshape(B, M, 5).mean(1)[range(B), target].log().sum()
+        (grad,) = torch.autograd.grad(loss, leaf)
+        moved = []
+        for b in range(B):
+            inter = x_adv[b] + step_size * grad[b] / grad[b].norm()
+            if ball is None:
+                moved.append(inter.clamp(0, 1))
+            elif ball.form == "hard":
+                d = inter.clamp(0, 1) - x[b]
+                moved.append(x[b] + d * min(1.0, ball.epsilon / float(d.norm())))
+            else:  # prox
+                d = inter - x[b]
+                d = d * max(0.0, 1 - step_size * float(ball.lam) / float(d.norm()))
+                moved.append((x[b] + d).clamp(0, 1))
+        x_adv = torch.stack(moved)
+    model.train()
+    return x_adv
+
+
+@pytest.mark.parametrize(
+    "ball, step_size",
+    [(drf_fast.HardBall(0.5), 0.25), (drf_fast.SoftBall(0.5, lambda0=0.4), 0.25), (None, 1.0)],
+    ids=["hard", "prox", "unbounded"],
+)
+def test_it_is_the_plain_loop_also_in_its_default_step_size(backend, model, ball, step_size):
+    expected = plain_attack(model, ball, step_size)
+    got = run(model, ball)  # 2 epsilon / T = 0.25, and 1 without a ball
+    x, _ = case()
+    assert torch.allclose(got.x, expected, rtol=0, atol=1e-12)
+    true = (expected - x).flatten(1).norm(dim=1)
+    assert float(true.min()) > 0.05  # it moved
+    assert torch.allclose(got.distance, true, rtol=0, atol=1e-12)
+
+
+def test_it_raises_the_loss(backend, model):
+    x, target = case()
+    got = run(model, drf_fast.HardBall(0.5))
+    model.eval()
+    clean = drf_fast.noisy_repeat(x, SIGMA, M, seed=5, image_ids=IDS)
+    assert drf_fast.smooth_ce(model(got.noisy), target, M) > drf_fast.smooth_ce(
+        model(clean), target, M
+    )
+
+
+def test_every_step_and_the_training_batch_see_the_same_noise(backend, model):
+    x, _ = case()
+    got = run(model, drf_fast.HardBall(0.5))
+    assert len(model.inputs) == STEPS
+    noise = drf_fast.noisy_repeat(torch.zeros_like(x), SIGMA, M, seed=5, image_ids=IDS)
+    for rows in [*model.inputs, got.noisy]:
+        images = (rows - noise).reshape(B, M, *x.shape[1:])
+        assert float((images - images[:, :1]).abs().max()) < 1e-15
+    assert torch.equal(
+        model.inputs[0], drf_fast.noisy_repeat(x, SIGMA, M, seed=5, image_ids=IDS)
+    )
+    assert torch.equal(
+        got.noisy, drf_fast.noisy_repeat(got.x, SIGMA, M, seed=5, image_ids=IDS)
+    )
+
+
+def test_the_seed_reproduces_the_attack_and_manual_seed_governs_it_otherwise(backend, model):
+    ball = drf_fast.HardBall(0.5)
+    assert torch.equal(run(model, ball).noisy, run(model, ball).noisy)
+    assert not torch.equal(run(model, ball).noisy, run(model, ball, seed=6).noisy)
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(9)
+        drawn += [run(model, ball, seed=None, image_ids=None).noisy for _ in range(2)]
+    assert torch.equal(drawn[0], drawn[2]) and torch.equal(drawn[1], drawn[3])
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("fail_at", [None, 1, 3])
+def test_the_network_is_left_as_it_was_also_after_an_exception(backend, model, fail_at):
+    model.train()
+    model.norm.eval()  # a frozen batch norm, as in fine-tuning
+    model.head.bias.requires_grad_(False)
+    model.conv.weight.grad = torch.ones_like(model.conv.weight)
+    modes = [module.training for module in model.modules()]
+    frozen = [parameter.requires_grad for parameter in model.parameters()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.fail_at = fail_at
+    if fail_at is None:
+        run(model, drf_fast.HardBall(0.5))
+    else:
+        with pytest.raises(ZeroDivisionError, match="the network fails"):
+            run(model, drf_fast.HardBall(0.5))
+    assert not any(model.modes)  # eval mode inside, dropout and batch norm too
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == frozen
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert bool((model.conv.weight.grad == 1).all())
+    assert model.head.weight.grad is None and model.norm.weight.grad is None
+
+
+def test_an_image_that_requires_a_gradient_gets_none(backend, model):
+    x, target = case()
+    x.requires_grad_()
+    got = drf_fast.attack(
+        model, x, target, sigma=SIGMA, num_samples=M, steps=1, ball=drf_fast.HardBall(0.5)
+    )
+    assert x.grad is None and not got.x.requires_grad and not got.noisy.requires_grad
+
+
+def test_it_works_under_no_grad_and_trains_from_its_batch(backend, model):
+    x, target = case()
+    with torch.no_grad():
+        got = run(model, drf_fast.SoftBall(0.5))
+    loss = nn.functional.cross_entropy(model(got.noisy), target.repeat_interleave(M))
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_plain_function_can_be_attacked(backend):
+    x, target = case()
+    weight = torch.randn(36, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    got = run(lambda rows: rows.flatten(1) @ weight, drf_fast.HardBall(0.5))
+    assert torch.allclose(got.distance, torch.tensor(0.5, dtype=torch.float64), atol=0.1)
+
+
+def test_a_network_under_autocast_can_be_attacked(backend, model):
+    x, target = case()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = drf_fast.attack(
+            model.float(),
+            x.float(),
+            target,
+            sigma=SIGMA,
+            num_samples=M,
+            steps=2,
+            ball=drf_fast.HardBall(0.5),
+        )
+    assert got.x.dtype == got.noisy.dtype == torch.float32
+    assert bool((got.distance > 0.05).all())
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_wrapped_network_is_refused_by_name(model, process_group):
+    for wrapper in (nn.parallel.DistributedDataParallel, nn.DataParallel):
+        with pytest.raises(ValueError, match=f"{wrapper.__name__}.*pass model.module"):
+            run(wrapper(model), drf_fast.HardBall(0.5))
+
+
+@pytest.mark.parametrize(
+    "ball",
+    [drf_fast.HardBall(0.5), drf_fast.SoftBall(0.5), drf_fast.SoftBall(0.5, form="excess"), None],
+    ids=["hard", "prox", "excess", "unbounded"],
+)
+def test_images_stay_in_their_range_and_another_range_may_be_given(backend, model, ball):
+    x, target = case()
+    wide = x * 4 - 2
+    options = {"sigma": SIGMA, "num_samples": M, "steps": 3, "ball": ball, "step_size": 1.0}
+    got = drf_fast.attack(model, wide, target, clamp=(-2, 2), **options)
+    assert -2 <= float(got.x.min()) < -1 and 1 < float(got.x.max()) <= 2
+    free = drf_fast.attack(model, wide, target, clamp=None, **options)
+    assert bool(free.x.isfinite().all())
