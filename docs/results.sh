@@ -3,7 +3,8 @@
 # Interrupted, the same command goes on where it stopped. One thread a run, so that results do not
 # depend on the number of cores; two such runs fit on two cores.
 set -euo pipefail
-data=$1 runs=$2
+data=$(realpath "$1") runs=$2
+mkdir -p "$runs"
 export OMP_NUM_THREADS=1
 
 for seed in 0 1; do
@@ -21,4 +22,6 @@ for seed in 0 1; do
       --skip 25 --n 2000 --precision bf16 --memory-format channels_last --batch-size 256
   done
 done
-drf-fast report "$runs"/*.tsv --format markdown --no-paper
+cd "$runs"
+drf-fast report ./*.tsv --format json --no-paper >results.json
+drf-fast report ./*.tsv --format markdown --no-paper

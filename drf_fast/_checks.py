@@ -219,13 +219,20 @@ def counts(successes: Any, trials: Any) -> tuple[torch.Tensor, torch.Tensor]:
     for name, value in (("successes", successes), ("trials", trials)):
         if isinstance(value, int) and not isinstance(value, bool):
             value = torch.tensor(count(value, name, -(2**63), 2**63 - 1))
-        if is_tensor(value, name).dtype != torch.int64:
-            raise TypeError(f"{name} must be an int or an int64 tensor, got {value.dtype}")
-        tensors.append(value)
+        tensor = is_tensor(value, name)
+        if tensor.dtype != torch.int64:
+            raise TypeError(f"{name} must be an int or an int64 tensor, got {tensor.dtype}")
+        tensors.append(tensor)
     device = next((tensor.device for tensor in tensors if tensor.dim()), tensors[0].device)
     tensors = [tensor.to(device) if tensor.dim() == 0 else tensor for tensor in tensors]
     same_device(device, successes=tensors[0], trials=tensors[1])
-    first, second = torch.broadcast_tensors(*tensors)
+    try:
+        first, second = torch.broadcast_tensors(*tensors)
+    except RuntimeError as error:
+        raise ValueError(
+            f"successes and trials must have shapes that broadcast, got {tuple(tensors[0].shape)} "
+            f"and {tuple(tensors[1].shape)}"
+        ) from error
     return first.contiguous(), second.contiguous()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed
@@ -136,23 +136,36 @@ class SoftBall:
 
     def state_dict(self) -> dict[str, Any]:
         """lambda, the window of distances and the count of updates, for a checkpoint."""
-        return {"lam": self.lam, "window": self._window, "updates": self._updates}
+        # Copies: update changes lambda and the window in place.
+        return {
+            "lam": self.lam.clone(),
+            "window": self._window.clone(),
+            "updates": self._updates,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``.
 
         Raises:
-            ValueError: the state belongs to another kappa or lacks an entry.
+            ValueError: the state belongs to another kappa, lacks an entry or holds impossible
+                values.
         """
-        missing = {"lam", "window", "updates"} - set(state)
-        if missing or state["window"].shape != (self.kappa,):
+        lam, window, updates = (state.get(name) for name in ("lam", "window", "updates"))
+        if not (
+            _is_float64(lam, ())
+            and bool(lam.isfinite() & (lam >= 0))
+            and _is_float64(window, (self.kappa,))
+            and isinstance(updates, int)
+            and updates >= 0
+        ):
             raise ValueError(
-                f"expected the state of a SoftBall with kappa={self.kappa}, got keys "
-                f"{sorted(state)}; create the ball with the parameters it was saved with"
+                f"expected the state of a SoftBall with kappa={self.kappa}, got lam={lam!r:.60}, a "
+                f"window of shape {getattr(window, 'shape', None)} and updates={updates!r:.60}; "
+                "create the ball with the parameters it was saved with"
             )
-        self.lam = state["lam"].clone()
-        self._window = state["window"].clone()
-        self._updates = int(state["updates"])
+        self.lam = lam.clone()
+        self._window = window.clone()
+        self._updates = updates
 
     def __repr__(self) -> str:
         return (
@@ -160,6 +173,12 @@ class SoftBall:
             f"lambda_lr={self.lambda_lr}, kappa={self.kappa}, form={self.form!r}, "
             f"lambda_every={self.lambda_every!r})"
         )
+
+
+def _is_float64(value: Any, shape: tuple[int, ...]) -> TypeGuard[torch.Tensor]:
+    return (
+        isinstance(value, torch.Tensor) and value.dtype == torch.float64 and value.shape == shape
+    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from drf_fast.errors import InputError
+
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -27,10 +30,12 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno not in _NO_FOLDER:
+            raise
         raise InputError(
-            f"cannot write {path}: expected an existing, writable folder, "
-            f"got {error.strerror.lower()}; create the folder or choose another one"
+            f"cannot write {path}: expected an existing, writable folder, got "
+            f"{os.strerror(error.errno).lower()}; create the folder or choose another one"
         ) from error
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -200,6 +200,7 @@ class SmoothedClassifier:
         """
         check.count(n0, "n0")
         check.count(n, "n")
+        check.probability(alpha)
         selected = self._counts(x, n0, "selection", batch_size, image_ids)
         choice = selected.argmax(1)  # ties to the lowest class
         estimated = self._counts(x, n, "estimation", batch_size, image_ids)
@@ -230,6 +231,7 @@ class SmoothedClassifier:
             Cohen, Rosenfeld, Kolter 2019, PREDICT; Hung, Fithian 2019.
         """
         check.count(n, "n")
+        check.probability(alpha)
         ids = torch.tensor([image_id], device=x.device)
         counts = self._counts(x.unsqueeze(0), n, "prediction", batch_size, ids)[0].cpu()
         top, classes = counts.topk(2)
@@ -248,6 +250,9 @@ class SmoothedClassifier:
     ) -> torch.Tensor:
         """Votes of ``num`` noisy copies of each image: int64 (B, K) on the device of x."""
         check.images(x)
+        if image_ids is None:
+            image_ids = torch.arange(x.shape[0], device=x.device)
+        check.noise_source(self.seed, image_ids, x.shape[0], x.device)
         size = self.batch_size(x) if batch_size is None else check.count(batch_size, "batch_size")
         with frozen(self.base):
             return self._counts_frozen(x, num, stream, size, image_ids)
@@ -258,10 +263,8 @@ class SmoothedClassifier:
         num: int,
         stream: str,
         size: int,
-        image_ids: torch.Tensor | None,
+        image_ids: torch.Tensor,
     ) -> torch.Tensor:
-        if image_ids is None:
-            image_ids = torch.arange(x.shape[0], device=x.device)
         counts = torch.zeros((x.shape[0], self.num_classes), dtype=torch.int64, device=x.device)
         together = max(1, size // num)  # images of a forward pass
         for first in range(0, x.shape[0], together):

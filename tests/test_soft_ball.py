@@ -193,7 +193,7 @@ def test_in_training_lambda_steers_the_mean_distance_to_epsilon(form):
     epsilon = 0.3
     # excess cannot hold less than epsilon: lambda = 1 is the hard ball.
     ball = drf_fast.SoftBall(epsilon, lambda0=0.2, lambda_lr=0.5, kappa=16, form=form)
-    for _ in range(60):
+    for _ in range(30):
         adv = drf_fast.attack(
             lambda rows: rows @ weight,
             x,

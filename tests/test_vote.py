@@ -243,7 +243,7 @@ def test_the_cuda_kernel_equals_the_cpu(dtype):
         logits = awkward(images * per_image, classes, dtype)
         with torch.cuda.stream(torch.cuda.Stream()):
             counts = torch.zeros(images, classes, dtype=torch.int64, device="cuda")
-            _native.cuda_vote(logits.cuda(), counts)
+            counting.cuda_vote(logits.cuda(), counts)
         torch.cuda.synchronize()
         single = torch.zeros(images, classes, dtype=torch.int64)
         reference.vote(logits, single)

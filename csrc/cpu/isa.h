@@ -65,3 +65,24 @@ inline const char* isa_name(Isa isa) {
            : isa == Isa::kAvx2 ? NAME##_avx2                          \
                                : NAME##_baseline;                     \
   }
+
+// The same for a BODY that is a template over the type T of its data: NAME_for<T>(isa).
+#define DRF_ISA_TEMPLATE_CLONES(NAME, BODY, PARAMETERS, ARGUMENTS) \
+  template <typename T>                                            \
+  void NAME##_baseline PARAMETERS {                                \
+    BODY ARGUMENTS;                                                \
+  }                                                                \
+  template <typename T>                                            \
+  DRF_TARGET_AVX2 void NAME##_avx2 PARAMETERS {                    \
+    BODY ARGUMENTS;                                                \
+  }                                                                \
+  template <typename T>                                            \
+  DRF_TARGET_AVX512 void NAME##_avx512 PARAMETERS {                \
+    BODY ARGUMENTS;                                                \
+  }                                                                \
+  template <typename T>                                            \
+  auto NAME##_for(Isa isa) {                                       \
+    return isa == Isa::kAvx512 ? NAME##_avx512<T>                  \
+           : isa == Isa::kAvx2 ? NAME##_avx2<T>                    \
+                               : NAME##_baseline<T>;               \
+  }

@@ -1,0 +1,100 @@
+// A noisy row is made in blocks of counter groups: first the normals of the block, in a buffer that
+// stays in the first cache, then one pass that reads x and writes the row. What a block costs is
+// its integer and float arithmetic; memory is read once and written once.
+#include "cpu/noise_row.h"
+
+#include <algorithm>
+
+#include "common/normals.h"
+#include "common/philox.h"
+
+namespace drf_fast::cpu {
+namespace {
+
+constexpr std::int64_t kBlock = 256;  // groups; the four runs of their normals fill 4 KiB
+
+// Who a row's noise belongs to, as Philox wants it.
+struct Stream {
+  std::uint32_t sample, image, stream, key_low, key_high;
+};
+
+DRF_INLINE void fill_normals_body(float* __restrict z, std::uint32_t first, std::int64_t groups,
+                                  Stream s) {
+  for (std::int64_t i = 0; i < groups; ++i) {
+    const drf::Words w = drf::philox(first + static_cast<std::uint32_t>(i), s.sample, s.image,
+                                     s.stream, s.key_low, s.key_high);
+    drf::normal_pair(w.w0, w.w1, z[i], z[kBlock + i]);
+    drf::normal_pair(w.w2, w.w3, z[2 * kBlock + i], z[3 * kBlock + i]);
+  }
+}
+
+DRF_ISA_CLONES(fill_normals, fill_normals_body,
+               (float* z, std::uint32_t first, std::int64_t groups, Stream s),
+               (z, first, groups, s))
+
+template <typename T>
+DRF_INLINE void add_noise_body(T* __restrict out, const T* __restrict x, const float* __restrict z,
+                               double sigma, std::int64_t size) {
+  using Wide = decltype(widen(*x));
+  const Wide scale = static_cast<Wide>(sigma);
+  for (std::int64_t i = 0; i < size; ++i) {
+    out[i] = narrow<T>(widen(x[i]) + scale * static_cast<Wide>(z[i]));
+  }
+}
+
+DRF_ISA_TEMPLATE_CLONES(add_noise, add_noise_body,
+                        (T * out, const T* x, const float* z, double sigma, std::int64_t size),
+                        (out, x, z, sigma, size))
+
+// The same for the logical pixels [begin, end) of a channels_last image: logical NCHW pixel p lies
+// at (p % area) * channels + p / area.
+template <typename T>
+void add_noise_strided(T* out, const T* x, const float* z, std::int64_t begin, std::int64_t end,
+                       const NoisyRepeat& call) {
+  using Wide = decltype(widen(*x));
+  const Wide scale = static_cast<Wide>(call.sigma);
+  for (std::int64_t p = begin; p < end;) {
+    const std::int64_t channel = p / call.area;
+    const std::int64_t stop = std::min(end, (channel + 1) * call.area);
+    for (; p < stop; ++p) {
+      const std::int64_t at = (p - channel * call.area) * call.channels + channel;
+      out[at] = narrow<T>(widen(x[at]) + scale * static_cast<Wide>(z[p - begin]));
+    }
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void write_noisy_row(const T* x, T* out, const NoisyRepeat& call, std::int64_t row, Isa isa) {
+  alignas(64) float z[4 * kBlock];
+  const auto fill = fill_normals_for(isa);
+  const auto add = add_noise_for<T>(isa);
+  const std::int64_t pixels = call.channels * call.area;
+  const std::int64_t groups = 8 * ((pixels + 31) / 32);
+  const std::int64_t image = row / call.num_samples;
+  const Stream stream{
+      static_cast<std::uint32_t>(call.sample_offset + row % call.num_samples),
+      static_cast<std::uint32_t>(call.image_ids[image]), static_cast<std::uint32_t>(call.stream),
+      static_cast<std::uint32_t>(call.key), static_cast<std::uint32_t>(call.key >> 32)};
+  for (std::int64_t first = 0; first < groups; first += kBlock) {
+    const std::int64_t count = std::min(kBlock, groups - first);
+    fill(z, static_cast<std::uint32_t>(first), count, stream);
+    for (std::int64_t j = 0; j < 4; ++j) {
+      const std::int64_t begin = std::min(pixels, j * groups + first);
+      const std::int64_t end = std::min(pixels, begin + count);
+      if (call.channels_last) {
+        add_noise_strided(out, x, z + j * kBlock, begin, end, call);
+      } else {
+        add(out + begin, x + begin, z + j * kBlock, call.sigma, end - begin);
+      }
+    }
+  }
+}
+
+template void write_noisy_row(const float*, float*, const NoisyRepeat&, std::int64_t, Isa);
+template void write_noisy_row(const double*, double*, const NoisyRepeat&, std::int64_t, Isa);
+template void write_noisy_row(const BFloat16*, BFloat16*, const NoisyRepeat&, std::int64_t, Isa);
+template void write_noisy_row(const Float16*, Float16*, const NoisyRepeat&, std::int64_t, Isa);
+
+}  // namespace drf_fast::cpu
