@@ -84,8 +84,9 @@ def scalar(
         number = float(value) if readable else None
         tensor = value if value.dtype == torch.float64 else value.to(torch.float64)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = float(value)
-        tensor = torch.tensor(number, dtype=torch.float64)
+        # A number that changes from call to call is symbolic in compiled code: no value to read.
+        number = None if torch.compiler.is_compiling() else float(value)
+        tensor = torch.tensor(float(value), dtype=torch.float64)
     else:
         raise TypeError(
             f"{name} must be a number or a 0-dim tensor, got {type(value).__name__} {value!r}"
@@ -207,10 +208,34 @@ def box(clamp: Any) -> list[float] | None:
     """A box of valid pixel values, as the raw operations take it."""
     if clamp is None:
         return None
-    low, high = (float(value) for value in clamp)
-    if not low < high or math.isinf(low) or math.isinf(high):
+    try:
+        low, high = (float(value) for value in clamp)
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not -math.inf < low < high < math.inf:
         raise ValueError(f"clamp must be (low, high) with low < high, finite, or None, got {clamp}")
     return [low, high]
+
+
+def ball(value: Any) -> None:
+    """A HardBall, a SoftBall or None, by what ``adversary_step`` reads of it."""
+    if value is not None and not all(hasattr(value, name) for name in ("form", "epsilon", "lam")):
+        raise TypeError(f"ball must be a HardBall, a SoftBall or None, got {type(value).__name__}")
+
+
+def sample_offset(value: Any, num_samples: int) -> torch.Tensor:
+    """The index of the first sample as a 0-dim int64 tensor."""
+    tensor = value
+    if not isinstance(value, torch.Tensor):
+        tensor = torch.tensor(count(value, "sample_offset", 0), dtype=torch.int64)
+    if tensor.dim() != 0 or tensor.dtype != torch.int64:
+        raise ValueError(
+            f"sample_offset must be an int or a 0-dim int64 tensor, got {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}"
+        )
+    if tensor.device.type == "cpu" and not torch.compiler.is_compiling():
+        count(int(tensor), "sample_offset", 0, 2**32 - num_samples)
+    return tensor
 
 
 def counts(successes: Any, trials: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -51,8 +51,9 @@ class SoftBall:
 
     * ``prox`` (default): d * max(0, 1 - alpha lambda / ||d||), the proximal step of
       alpha lambda ||d||; lambda >= 1 means no perturbation when gradients are normalised per image.
-    * ``excess``: d - min(lambda, 1) * max(0, 1 - epsilon / ||d||) * d; lambda = 1 is HardBall,
-      lambda = 0 unconstrained (the form of Bui et al. 2022).
+    * ``excess``: d - min(lambda, 1) * max(0, 1 - epsilon / ||d||) * d; lambda = 0 is unconstrained,
+      lambda = 1 is HardBall bit for bit, for which d is clamped before as well as after (the form
+      of Bui et al. 2022).
     * ``shrink``: (1 - min(lambda, 1)) * d.
 
     and line 14 is lambda <- max(0, lambda - lambda_lr * (epsilon - Delta)), Delta being the mean
@@ -89,6 +90,10 @@ class SoftBall:
         self.lambda_lr = float(check.scalar(lambda_lr, "lambda_lr", positive=True))
         self.kappa = check.count(kappa, "kappa")
         self.form = check.choice(form, "form", FORMS)
+        if isinstance(lambda_every, str) and lambda_every != "epoch":
+            raise ValueError(
+                f"lambda_every must be a number of updates or 'epoch', got {lambda_every!r}"
+            )
         self.lambda_every = (
             lambda_every if lambda_every == "epoch" else check.count(lambda_every, "lambda_every")
         )
@@ -99,7 +104,8 @@ class SoftBall:
     def update(self, distance: torch.Tensor) -> None:
         """Take the distances (B,) of one batch into Delta; change lambda when it is due.
 
-        Never synchronises with the device. In a distributed job every process has to call it.
+        Never synchronises with the device. A NaN distance is left out. In a distributed job every
+        process has to call it.
 
         Raises:
             TypeError, ValueError: distance is no (B,) floating tensor.
@@ -176,9 +182,7 @@ class SoftBall:
 
 
 def _is_float64(value: Any, shape: tuple[int, ...]) -> TypeGuard[torch.Tensor]:
-    return (
-        isinstance(value, torch.Tensor) and value.dtype == torch.float64 and value.shape == shape
-    )
+    return isinstance(value, torch.Tensor) and value.dtype == torch.float64 and value.shape == shape
 
 
 @dataclass(frozen=True)
@@ -239,16 +243,17 @@ def attack(
     """
     check.images(x)
     check.count(steps, "steps")
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+    wrapped = getattr(model, "_orig_mod", model)  # what torch.compile was given
+    if isinstance(wrapped, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         raise ValueError(
-            f"attack got a {type(model).__name__}, whose hooks must not run during an attack; "
+            f"attack got a {type(wrapped).__name__}, whose hooks must not run during an attack; "
             "pass model.module"
         )
-    if ball is not None and getattr(ball, "form", None) not in ("hard", *FORMS):
-        raise TypeError(f"ball must be a HardBall, a SoftBall or None, got {type(ball).__name__}")
-    if clamp is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
+    check.ball(ball)
+    box = check.box(clamp)
+    if box is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (float(value) for value in torch.aminmax(x.detach()))
-        if not (clamp[0] <= low and high <= clamp[1]):
+        if not (box[0] <= low and high <= box[1]):
             raise ValueError(
                 f"images must lie inside clamp={clamp}, got values from {low:.6g} to {high:.6g}; "
                 "scale them (x / 255) and normalise inside the model, or pass another clamp"

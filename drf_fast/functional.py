@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 
 def noise_key(seed: int, step: int) -> int:
-    """The 64-bit seed of one training step: runs and steps never share noise.
+    """The 64-bit seed of one training step: no two steps of a run share noise.
 
     Steele, Lea, Flood 2014 (SplitMix64): the finalizer is a bijection of 64 bits, applied to
-    ``finalizer(seed) + step * odd constant``. So for one seed all 2^64 steps have different keys.
+    ``finalizer(seed) + step * odd constant``. So for one seed all 2^64 steps have different keys;
+    steps of two seeds share one by chance only, 2^-64 for each pair.
 
     Args:
         seed: seed of the run, -2^63 <= seed < 2^64.
@@ -91,10 +92,8 @@ def noisy_repeat(
     check.count(num_samples, "num_samples")
     check.choice(stream, "stream", ops.STREAMS)
     key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
-    if not isinstance(sample_offset, torch.Tensor):
-        check.count(sample_offset, "sample_offset", 0, 2**32 - num_samples)
-        sample_offset = torch.tensor(sample_offset, dtype=torch.int64)
-    return autograd.NoisyRepeat.apply(x, sigma, key, ids, sample_offset, num_samples, stream)
+    offset = check.sample_offset(sample_offset, num_samples)
+    return autograd.NoisyRepeat.apply(x, sigma, key, ids, offset, num_samples, stream)
 
 
 def smooth_ce(
@@ -123,8 +122,8 @@ def smooth_ce(
 
     Raises:
         TypeError, ValueError: wrong dtype, shape or device; on the CPU also labels out of range
-            and NaN logits. On a GPU, where reading values would synchronise, these make the loss
-            NaN unless DRF_FAST_DEBUG=1.
+            and rows of logits with NaN, +inf or -inf only. On a GPU, where reading values would
+            synchronise, these make the loss NaN unless DRF_FAST_DEBUG=1.
 
     Reference:
         Salman et al. 2019, section 3.2; Wang, Zhou, Liu 2024, eq. 7 and 8.
@@ -147,7 +146,8 @@ def consistency_loss(
     """mean_i CE(F_i, y) + lam * mean_i KL(Fbar || F_i) + eta * H(Fbar), Fbar = mean_i F_i.
 
     F_i are the softmax probabilities of sample i; Fbar is not detached. With lam = eta = 0 it is
-    the mean cross-entropy of the samples.
+    the mean cross-entropy of the samples. A class that is impossible (a logit of -inf) in some
+    samples but not in all makes the loss +inf.
 
     Args:
         logits, target, num_samples, sample_dim, reduction: as in ``smooth_ce``.
@@ -265,6 +265,7 @@ def adversary_step(
     check.choice(grad_norm, "grad_norm", ops.GRAD_NORMS)
     step_size = check.scalar(step_size, "step_size", nonnegative=True)
     sigma = check.scalar(sigma, "sigma", positive=True)
+    check.ball(ball)
     form, epsilon, lam = "none", torch.zeros((), dtype=torch.float64), None
     if ball is not None:
         form = ball.form
@@ -306,8 +307,13 @@ def vote(logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         Cohen, Rosenfeld, Kolter 2019, SampleUnderNoise.
     """
     check.floating(logits, "logits")
-    if check.is_tensor(counts, "counts").dtype != torch.int64 or not counts.is_contiguous():
-        raise TypeError(f"counts must be int64 and contiguous, got {counts.dtype}")
+    if check.is_tensor(counts, "counts").dtype != torch.int64:
+        raise TypeError(f"counts must be int64, got {counts.dtype}; use counts.long()")
+    if not counts.is_contiguous():
+        raise ValueError(
+            f"counts must be contiguous, got strides {counts.stride()} of shape "
+            f"{tuple(counts.shape)}"
+        )
     if (
         logits.dim() != 2
         or counts.dim() != 2

@@ -148,7 +148,7 @@ class SmoothedClassifier:
         self.seed = seed
         check.signed_key(seed)
         self._forward = torch.compile(base) if compile else base
-        self._best_batch: dict[tuple[int, ...], int] = {}
+        self._best_batch: dict[tuple[object, ...], int] = {}
 
     def certify(
         self,
@@ -174,7 +174,7 @@ class SmoothedClassifier:
             TypeError, ValueError: bad arguments, or a network of another width.
         """
         result = self.certify_batch(
-            x.unsqueeze(0),
+            check.is_tensor(x, "x").unsqueeze(0),
             n0,
             n,
             alpha,
@@ -232,7 +232,7 @@ class SmoothedClassifier:
         """
         check.count(n, "n")
         check.probability(alpha)
-        ids = torch.tensor([image_id], device=x.device)
+        ids = torch.tensor([image_id], device=check.is_tensor(x, "x").device)
         counts = self._counts(x.unsqueeze(0), n, "prediction", batch_size, ids)[0].cpu()
         top, classes = counts.topk(2)
         if int(top.sum()) == 0:
@@ -296,8 +296,8 @@ class SmoothedClassifier:
         return logits
 
     def batch_size(self, x: torch.Tensor) -> int:
-        """The number of rows of a forward pass with the highest rate, measured once per shape."""
-        key = tuple(x.shape[1:])
+        """The rows of a forward pass with the highest rate, measured once for a kind of input."""
+        key = (tuple(x.shape[1:]), x.dtype, x.device)
         if key not in self._best_batch:
             sizes = _BATCH_SIZES.get(x.device.type, _BATCH_SIZES["cuda"])
             with frozen(self.base):

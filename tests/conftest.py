@@ -27,6 +27,7 @@ def backends_of(operations: tuple[str, ...]) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with the argument ``backend`` runs on each backend of its module's OPERATIONS."""
     if "backend" in metafunc.fixturenames:
+        assert metafunc.module is not None
         names = backends_of(metafunc.module.OPERATIONS)
         metafunc.parametrize("backend", names, indirect=True)
 

@@ -40,6 +40,7 @@ def expected_step(
     norms = [math.sqrt((g * g).sum()) for g in total]
     low, high = clamp or (-math.inf, math.inf)
     form = "none" if ball is None else ball.form
+    lam = float(ball.lam) if isinstance(ball, drf_fast.SoftBall) else 0.0
     images, distances = [], []
     for b in range(B):
         divisor = {"image": norms[b], "batch": sum(norms) / B, "none": 1.0}[grad_norm]
@@ -49,7 +50,6 @@ def expected_step(
             inter = np.clip(inter, low, high)
         d = inter - origin
         length = math.sqrt((d * d).sum())
-        lam = None if form in ("none", "hard") else float(ball.lam)
         if form == "hard" and length > EPSILON:
             d = d * (EPSILON / length)
         elif form == "prox":
@@ -62,6 +62,11 @@ def expected_step(
         images.append(moved.reshape(SHAPE))
         distances.append(math.sqrt(((moved - origin) ** 2).sum()))
     return np.stack(images), np.array(distances)
+
+
+def arrays(*tensors: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    grad, x, x_adv = (tensor.double().numpy() for tensor in tensors)
+    return grad, x, x_adv
 
 
 def case(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -92,9 +97,7 @@ def test_every_ball_is_the_formula(backend, dtype, tolerance, grad_norm, clamp):
     grad, x, x_adv = case(dtype)
     for name, ball in balls().items():
         got, _, distance = step(grad, x, x_adv, ball, grad_norm=grad_norm, clamp=clamp)
-        expected, expected_distance = expected_step(
-            *(t.double().numpy() for t in (grad, x, x_adv)), ball, grad_norm, clamp
-        )
+        expected, expected_distance = expected_step(*arrays(grad, x, x_adv), ball, grad_norm, clamp)
         assert got.dtype == distance.dtype == dtype
         assert np.abs(got.double().numpy() - expected).max() < tolerance, name
         assert np.abs(distance.double().numpy() - expected_distance).max() < 4 * tolerance, name
@@ -105,9 +108,7 @@ def test_half_precision_is_one_rounding_of_the_formula(backend, dtype):
     grad, x, x_adv = case(dtype)
     for name, ball in balls().items():
         got, noisy, distance = step(grad, x, x_adv, ball)
-        expected, _ = expected_step(
-            *(t.double().numpy() for t in (grad, x, x_adv)), ball, "image", (0, 1)
-        )
+        expected, _ = expected_step(*arrays(grad, x, x_adv), ball, "image", (0, 1))
         assert got.dtype == noisy.dtype == dtype and distance.dtype == torch.float32
         rounding = 0.5 * torch.finfo(dtype).eps
         assert np.abs(got.double().numpy() - expected).max() < rounding + 5e-7, name
@@ -120,8 +121,8 @@ def test_half_precision_is_one_rounding_of_the_formula(backend, dtype):
 def test_the_noisy_batch_is_noisy_repeat_of_the_result_bit_for_bit(backend, dtype):
     grad, x, x_adv = case(dtype)
     for layout in (torch.contiguous_format, torch.channels_last):
-        inputs = [t.contiguous(memory_format=layout) for t in (grad, x, x_adv)]
-        got, noisy, _ = step(*inputs, drf_fast.SoftBall(EPSILON))
+        a, b, c = (t.contiguous(memory_format=layout) for t in (grad, x, x_adv))
+        got, noisy, _ = step(a, b, c, drf_fast.SoftBall(EPSILON))
         expected = drf_fast.noisy_repeat(got, num_samples=M, **NOISE)
         assert torch.equal(noisy, expected) and noisy.stride() == expected.stride()
         assert got.is_contiguous(memory_format=layout)

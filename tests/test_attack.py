@@ -56,7 +56,9 @@ def run(model: Any, ball: Any, **options: Any) -> drf_fast.AttackResult:
     return drf_fast.attack(model, x, target, ball=ball, **{**defaults, **options})
 
 
-def plain_attack(model: nn.Module, ball: Any, step_size: float) -> torch.Tensor:
+def plain_attack(
+    model: nn.Module, ball: Any, step_size: float, normalise: bool = True
+) -> torch.Tensor:
     """The loop in plain torch and float64: one fixed noise, softmax, mean, -log, ascent, ball."""
     x, target = case()
     noise = drf_fast.noisy_repeat(torch.zeros_like(x), SIGMA, M, seed=5, image_ids=IDS)
@@ -70,7 +72,7 @@ def plain_attack(model: nn.Module, ball: Any, step_size: float) -> torch.Tensor:
         (grad,) = torch.autograd.grad(loss, leaf)
         moved = []
         for b in range(B):
-            inter = x_adv[b] + step_size * grad[b] / grad[b].norm()
+            inter = x_adv[b] + step_size * grad[b] / (grad[b].norm() if normalise else 1.0)
             if ball is None:
                 moved.append(inter.clamp(0, 1))
             elif ball.form == "hard":
@@ -100,6 +102,13 @@ def test_it_is_the_plain_loop_also_in_its_default_step_size(backend, model, ball
     assert torch.allclose(got.distance, true, rtol=0, atol=1e-12)
 
 
+def test_the_raw_gradient_is_that_of_the_sum_over_the_batch(backend, model):
+    ball = drf_fast.HardBall(0.5)
+    expected = plain_attack(model, ball, 3.0, normalise=False)
+    got = run(model, ball, step_size=3.0, grad_norm="none")
+    assert torch.allclose(got.x, expected, rtol=0, atol=1e-12)
+
+
 def test_it_raises_the_loss(backend, model):
     x, target = case()
     got = run(model, drf_fast.HardBall(0.5))
@@ -118,12 +127,8 @@ def test_every_step_and_the_training_batch_see_the_same_noise(backend, model):
     for rows in [*model.inputs, got.noisy]:
         images = (rows - noise).reshape(B, M, *x.shape[1:])
         assert float((images - images[:, :1]).abs().max()) < 1e-15
-    assert torch.equal(
-        model.inputs[0], drf_fast.noisy_repeat(x, SIGMA, M, seed=5, image_ids=IDS)
-    )
-    assert torch.equal(
-        got.noisy, drf_fast.noisy_repeat(got.x, SIGMA, M, seed=5, image_ids=IDS)
-    )
+    assert torch.equal(model.inputs[0], drf_fast.noisy_repeat(x, SIGMA, M, seed=5, image_ids=IDS))
+    assert torch.equal(got.noisy, drf_fast.noisy_repeat(got.x, SIGMA, M, seed=5, image_ids=IDS))
 
 
 def test_the_seed_reproduces_the_attack_and_manual_seed_governs_it_otherwise(backend, model):
@@ -171,7 +176,7 @@ def test_an_image_that_requires_a_gradient_gets_none(backend, model):
 
 
 def test_it_works_under_no_grad_and_trains_from_its_batch(backend, model):
-    x, target = case()
+    _, target = case()
     with torch.no_grad():
         got = run(model, drf_fast.SoftBall(0.5))
     loss = nn.functional.cross_entropy(model(got.noisy), target.repeat_interleave(M))
@@ -180,7 +185,6 @@ def test_it_works_under_no_grad_and_trains_from_its_batch(backend, model):
 
 
 def test_a_plain_function_can_be_attacked(backend):
-    x, target = case()
     weight = torch.randn(36, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     got = run(lambda rows: rows.flatten(1) @ weight, drf_fast.HardBall(0.5))
     assert torch.allclose(got.distance, torch.tensor(0.5, dtype=torch.float64), atol=0.1)
@@ -204,7 +208,7 @@ def test_a_network_under_autocast_can_be_attacked(backend, model):
 
 @pytest.fixture
 def process_group() -> Iterator[None]:
-    store = torch.distributed.HashStore()
+    store = torch.distributed.HashStore()  # type: ignore[reportPrivateImportUsage]
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()

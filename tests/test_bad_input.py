@@ -1,4 +1,4 @@
-"""Bad input to the Python API: which exception, and that it says what was expected and what came."""
+"""Bad input to the Python API: the exception, and that it says what was expected, what came."""
 
 from __future__ import annotations
 
@@ -163,7 +163,12 @@ IMAGES: list[Case] = [
     ("clamp of three", lambda: step(clamp=(0, 1, 2)), ValueError, r"clamp must be.*\(0, 1, 2\)"),
     ("clamp in attack", lambda: attack(clamp=1.0), ValueError, r"clamp must be.*got 1.0"),
     ("grad_norm", lambda: step(grad_norm="l2"), ValueError, "'image', 'batch', 'none', got 'l2'"),
-    ("grad rows", lambda: step(torch.zeros(3, 1, 3, 3)), ValueError, r"grad \(B\*m.*\(3, 1, 3, 3\)"),
+    (
+        "grad rows",
+        lambda: step(torch.zeros(3, 1, 3, 3)),
+        ValueError,
+        r"grad \(B\*m.*\(3, 1, 3, 3\)",
+    ),
     ("x_adv shape", lambda: step(x_adv=X[:1]), ValueError, r"x and x_adv.*\(1, 1, 3, 3\)"),
     ("x_adv dtype", lambda: step(x_adv=X.double()), TypeError, "dtype of x, torch.float32, got"),
     ("grad device", lambda: step(META.repeat(2, 1, 1, 1)), ValueError, "one device, got grad on m"),
@@ -196,7 +201,12 @@ LOSSES: list[Case] = [
     ("one-hot labels", lambda: ce(target=torch.eye(4)[:2].long()), ValueError, r"shape \(2, 4\)"),
     ("float labels", lambda: ce(target=TARGET.float()), TypeError, "int64 labels, got torch.floa"),
     ("int32 labels", lambda: ce(target=TARGET.int()), TypeError, "int64 labels, got torch.int32"),
-    ("list of labels", lambda: ce(target=[0, 1]), TypeError, "target must be a torch.Tensor, got l"),
+    (
+        "list of labels",
+        lambda: ce(target=[0, 1]),
+        TypeError,
+        "target must be a torch.Tensor, got l",
+    ),
     ("integer logits", lambda: ce(LOGITS.long()), TypeError, "logits must be float32.*torch.int64"),
     ("devices", lambda: ce(target=TARGET.to("meta")), ValueError, "got target on meta .*on cpu"),
     ("reduction", lambda: ce(reduction="batchmean"), ValueError, "'none', 'mean', 'sum', got 'b"),
@@ -341,7 +351,9 @@ OBJECTS: list[Case] = [
 
 
 def classifier(num_classes: int = 4, sigma: float = 0.5, **options: Any) -> Any:
-    return drf_fast.SmoothedClassifier(lambda rows: LOGITS[: len(rows)], num_classes, sigma, **options)
+    return drf_fast.SmoothedClassifier(
+        lambda rows: LOGITS[: len(rows)], num_classes, sigma, **options
+    )
 
 
 CASES = [*NUMBERS, *NOISE, *IMAGES, *LOSSES, *STATISTICS, *OBJECTS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import drf_fast
 OPERATIONS = ("macer_loss",)
 SHAPES = [(8, m, K) for m in (1, 3, 16) for K in (2, 7, 10, 1000)]
 HALVES = [torch.bfloat16, torch.float16]
-PARAMETERS = {"sigma": 0.5, "lam": 12.0, "gamma": 8.0, "beta": 16.0}
+PARAMETERS: dict[str, Any] = {"sigma": 0.5, "lam": 12.0, "gamma": 8.0, "beta": 16.0}
 
 
 def plain(
@@ -137,9 +138,9 @@ def test_the_floor_of_1e_10_bounds_the_loss(backend):
 
 
 def test_wrongly_classified_images_have_no_margin_term(backend):
-    logits, target = case((6, 3, 5))
+    logits, _ = case((6, 3, 5))
     wrong = (torch.softmax(16 * logits, 2).mean(1).argmax(1) + 1) % 5
-    options = {"sigma": 0.5, "gamma": 8.0}
+    options: dict[str, Any] = {"sigma": 0.5, "gamma": 8.0}
     assert torch.equal(
         drf_fast.macer_loss(logits, wrong, lam=12.0, **options),
         drf_fast.macer_loss(logits, wrong, lam=0.0, **options),
@@ -209,7 +210,7 @@ def test_minus_infinity_excludes_a_class(backend):
 
 def test_parameters_may_be_tensors(backend):
     logits, target = case((4, 3, 5))
-    tensors = {name: torch.tensor(value) for name, value in PARAMETERS.items()}
+    tensors: dict[str, Any] = {name: torch.tensor(value) for name, value in PARAMETERS.items()}
     assert torch.equal(
         drf_fast.macer_loss(logits, target, **tensors),
         drf_fast.macer_loss(logits, target, **PARAMETERS),

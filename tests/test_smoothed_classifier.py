@@ -312,7 +312,9 @@ def test_the_network_runs_in_eval_mode_without_gradients_in_its_precision(
         lambda smoothed, x: smoothed.certify_batch(x[:0], 10, 10, 0.01, 4),
         lambda smoothed, x: smoothed.certify_batch(x, 10, 10, 0.01, image_ids=torch.arange(5)),
         lambda smoothed, x: smoothed.certify_batch(x, 10, 10, 0.01, 4, image_ids=torch.arange(7)),
-        lambda smoothed, x: smoothed.certify_batch(x, 10, 10, 0.01, 4, image_ids=torch.arange(-6, 0)),
+        lambda smoothed, x: smoothed.certify_batch(
+            x, 10, 10, 0.01, 4, image_ids=torch.arange(-6, 0)
+        ),
         lambda smoothed, x: smoothed.predict(x[0], 0, 0.01, 4),
         lambda smoothed, x: smoothed.predict(x[0], 10, 0.0, 4),
         lambda smoothed, x: smoothed.predict(x[0], 10, 1.5, 4),

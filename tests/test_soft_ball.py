@@ -21,7 +21,7 @@ def plain_lambda(
     kappa: int,
     every: int,
 ) -> list[float]:
-    """lambda after each batch: lambda <- max(0, lambda - zeta (epsilon - mean of the last kappa))."""
+    """After each batch lambda <- max(0, lambda - zeta (epsilon - mean of the last kappa))."""
     lam, seen, path = lambda0, [], []
     for number, batch in enumerate(batches, start=1):
         seen = (seen + batch)[-kappa:]
@@ -213,7 +213,6 @@ def test_in_training_lambda_steers_the_mean_distance_to_epsilon(form):
 def test_its_repr_names_every_parameter():
     text = repr(drf_fast.SoftBall(0.5, kappa=8, form="excess", lambda_every="epoch"))
     assert text == (
-        "SoftBall(epsilon=0.5, lam=1, lambda_lr=0.02, kappa=8, form='excess', "
-        "lambda_every='epoch')"
+        "SoftBall(epsilon=0.5, lam=1, lambda_lr=0.02, kappa=8, form='excess', lambda_every='epoch')"
     )
     assert repr(drf_fast.HardBall(0.5)) == "HardBall(epsilon=0.5)"

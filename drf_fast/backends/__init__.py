@@ -2,8 +2,8 @@
 
 ``auto`` takes the fastest implementation that this installation has for the device at hand and
 falls back to the reference, so that it never fails because a compiled part is missing. The
-environment variable ``DRF_FAST_BACKEND`` or ``use`` choose another one; these are strict: an
-operation that the chosen backend does not have is an error.
+environment variable ``DRF_FAST_BACKEND``, read at the first operation, or ``use`` choose another
+one. These are strict: an operation that the chosen backend does not have is an error.
 """
 
 from __future__ import annotations

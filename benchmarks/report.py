@@ -1,0 +1,89 @@
+"""Turn the JSON of pytest-benchmark into README's table, and a plot of the same ratios.
+
+    pytest benchmarks/ --benchmark-only --benchmark-json=run.json
+    python benchmarks/report.py run.json --plot docs/benchmarks.png
+
+A ratio compares medians of one group in one run with its first provider (eager or scipy); wins and
+losses are printed alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+BASELINES = ("eager", "scipy")
+
+
+def groups(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Median seconds and what was recorded, by group and provider."""
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    for benchmark in json.loads(path.read_text())["benchmarks"]:
+        info = benchmark["extra_info"]
+        entry = {**info, "seconds": benchmark["stats"]["median"]}
+        result.setdefault(benchmark["group"], {})[info["provider"]] = entry
+    return result
+
+
+def ratio(providers: dict[str, dict[str, Any]], provider: str) -> float:
+    """How many times faster than the baseline of its group."""
+    baseline = next(providers[name] for name in BASELINES if name in providers)
+    return baseline["seconds"] / providers[provider]["seconds"]
+
+
+def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    lines = [
+        "| operation | provider | median | times the baseline | GB/s | of a copy's bandwidth |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for group, providers in found.items():
+        for provider, entry in providers.items():
+            lines.append(
+                f"| {group} | {provider} | {1e6 * entry['seconds']:,.0f} µs | "
+                f"{ratio(providers, provider):.2f} | {entry['gigabytes_per_second']:.1f} | "
+                f"{100 * entry['share_of_copy']:.0f} % |"
+            )
+    any_entry = next(iter(next(iter(found.values())).values()))
+    names = ("threads", "isa", "torch", "drf_fast", "python")
+    lines += ["", ", ".join(f"{name} {any_entry[name]}" for name in names)]
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [
+        (f"{group}: {provider}", ratio(providers, provider), provider)
+        for group, providers in found.items()
+        for provider in providers
+        if provider not in BASELINES
+    ]
+    figure, axes = plt.subplots(figsize=(9, 0.28 * len(rows) + 1))
+    colors = ["#0072b2" if name.startswith("drf_fast") else "#999999" for _, _, name in rows]
+    axes.barh([row[0] for row in rows], [row[1] for row in rows], color=colors)
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.set_xlabel("times as fast as the published formulation (eager) or SciPy, same run")
+    axes.tick_params(axis="y", labelsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("json", type=Path, help="what --benchmark-json wrote")
+    parser.add_argument("--plot", type=Path, help="PNG to draw")
+    arguments = parser.parse_args()
+    found = groups(arguments.json)
+    print(table(found))
+    if arguments.plot:
+        plot(found, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
