@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "cpu/isa.h"
 #include "cpu/operations.h"
@@ -76,6 +77,76 @@ void noisy_repeat_backward(std::uintptr_t grad, std::uintptr_t out, const std::s
                                        num_samples, pixels, threads);
 }
 
+template <typename Choice, std::size_t N>
+Choice choice_of(const std::string& name, const std::pair<const char*, Choice> (&table)[N],
+                 const char* what) {
+  std::string expected;
+  for (const auto& [known, value] : table) {
+    if (name == known) return value;
+    expected += std::string(expected.empty() ? "" : ", ") + known;
+  }
+  throw std::invalid_argument(std::string(what) + ": expected one of " + expected + ", got " +
+                              name + "; correct it");
+}
+
+void adversary_step(std::uintptr_t grad, std::uintptr_t x, std::uintptr_t x_adv, std::uintptr_t out,
+                    std::uintptr_t noisy, std::uintptr_t distance, const std::string& dtype,
+                    std::int64_t batch, std::int64_t num_samples, std::int64_t channels,
+                    std::int64_t area, bool channels_last, std::uintptr_t image_ids,
+                    std::int64_t key, double sigma, double step_size, double epsilon, double lam,
+                    const std::string& ball, const std::string& grad_norm, bool clamp, double low,
+                    double high, int threads) {
+  using drf_fast::cpu::Ball;
+  using drf_fast::cpu::GradNorm;
+  static constexpr std::pair<const char*, Ball> kBalls[] = {{"none", Ball::kNone},
+                                                            {"hard", Ball::kHard},
+                                                            {"prox", Ball::kProx},
+                                                            {"excess", Ball::kExcess},
+                                                            {"shrink", Ball::kShrink}};
+  static constexpr std::pair<const char*, GradNorm> kNorms[] = {
+      {"image", GradNorm::kImage}, {"batch", GradNorm::kBatch}, {"none", GradNorm::kNone}};
+  const drf_fast::cpu::AdversaryStep call{{batch, num_samples, channels, area, channels_last,
+                                           reinterpret_cast<const std::int64_t*>(image_ids), 0, 0,
+                                           static_cast<std::uint64_t>(key), sigma},
+                                          step_size,
+                                          epsilon,
+                                          lam,
+                                          choice_of(ball, kBalls, "ball"),
+                                          choice_of(grad_norm, kNorms, "grad_norm"),
+                                          clamp,
+                                          low,
+                                          high};
+  const drf_fast::cpu::AdversaryTensors tensors{
+      reinterpret_cast<const void*>(grad),  reinterpret_cast<const void*>(x),
+      reinterpret_cast<const void*>(x_adv), reinterpret_cast<void*>(out),
+      reinterpret_cast<void*>(noisy),       reinterpret_cast<void*>(distance)};
+  drf_fast::cpu::adversary_step(tensors, dtype_of(dtype), call, threads);
+}
+
+// A loss as a function of Python: the tensors that all losses have, then its own weights.
+template <typename... Weights>
+void define_loss(py::module_& module, const char* name,
+                 void (*function)(const drf_fast::cpu::LossCall&, Weights...), const char* doc) {
+  const auto call = [function](std::uintptr_t logits, const std::string& dtype, std::int64_t batch,
+                               std::int64_t samples, std::int64_t classes,
+                               std::int64_t logits_image_stride, std::int64_t logits_sample_stride,
+                               std::uintptr_t target, const std::string& reduction,
+                               std::uintptr_t loss, std::uintptr_t grad,
+                               std::int64_t grad_image_stride, std::int64_t grad_sample_stride,
+                               int threads, Weights... weights) {
+    using drf_fast::cpu::Reduction;
+    static constexpr std::pair<const char*, Reduction> kReductions[] = {
+        {"none", Reduction::kNone}, {"mean", Reduction::kMean}, {"sum", Reduction::kSum}};
+    function(
+        {dtype_of(dtype), batch, samples, classes, reinterpret_cast<const void*>(logits),
+         logits_image_stride, logits_sample_stride, reinterpret_cast<const std::int64_t*>(target),
+         choice_of(reduction, kReductions, "reduction"), reinterpret_cast<void*>(loss),
+         reinterpret_cast<void*>(grad), grad_image_stride, grad_sample_stride, threads},
+        weights...);
+  };
+  module.def(name, call, py::call_guard<py::gil_scoped_release>(), doc);
+}
+
 // Nothing here may differ between two builds of the same source: no date, no host name.
 py::dict build_info() {
   py::dict info;
@@ -125,5 +196,19 @@ PYBIND11_MODULE(_C, module) {
   module.def("noisy_repeat_backward", &noisy_repeat_backward, unlocked, py::arg("grad"),
              py::arg("out"), py::arg("dtype"), py::arg("batch"), py::arg("num_samples"),
              py::arg("pixels"), py::arg("threads"), "Sum over the copies of each image.");
+  module.def("adversary_step", &adversary_step, unlocked, py::arg("grad"), py::arg("x"),
+             py::arg("x_adv"), py::arg("out"), py::arg("noisy"), py::arg("distance"),
+             py::arg("dtype"), py::arg("batch"), py::arg("num_samples"), py::arg("channels"),
+             py::arg("area"), py::arg("channels_last"), py::arg("image_ids"), py::arg("key"),
+             py::arg("sigma"), py::arg("step_size"), py::arg("epsilon"), py::arg("lam"),
+             py::arg("ball"), py::arg("grad_norm"), py::arg("clamp"), py::arg("low"),
+             py::arg("high"), py::arg("threads"),
+             "One step of the adversary and the next noisy batch.");
+  define_loss(module, "smooth_ce", &drf_fast::cpu::smooth_ce,
+              "Cross-entropy of the mean probabilities, and its gradient.");
+  define_loss(module, "consistency_loss", &drf_fast::cpu::consistency_loss,
+              "Cross-entropy, divergence (lam) and entropy (eta), and their gradient.");
+  define_loss(module, "macer_loss", &drf_fast::cpu::macer_loss,
+              "Loss with margin (sigma, lam, gamma, beta), and its gradient.");
   module.def("build_info", &build_info, "Compiler, flags and features of this build.");
 }

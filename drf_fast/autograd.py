@@ -1,7 +1,7 @@
 """The backward of each differentiable operation.
 
 Every loss computes its gradient in the forward pass, from the one read of the logits, so backward
-is one multiplication by the incoming gradient.
+is one multiplication by the incoming gradient, or nothing where that is 1.
 """
 
 from __future__ import annotations
@@ -50,71 +50,78 @@ class NoisyRepeat(torch.autograd.Function):
         return grad_x, None, None, None, None, None, None
 
 
-class _Loss(torch.autograd.Function):
-    """A loss whose raw operation has already returned d(loss)/d(logits)."""
+def _loss(
+    ctx: Any, operation: Callable[..., Any], tensors: tuple[torch.Tensor, ...], *options: str
+) -> torch.Tensor:
+    """The loss; its gradient waits for backward, to be given away without a copy.
 
-    operation: Any
-    arguments: int  # of the operation, apart from the logits and need_grad
-
-    @classmethod
-    def _forward(cls, ctx: Any, logits, *arguments):
-        loss, grad = cls.operation(logits, *arguments, ctx.needs_input_grad[0])
+    A tensor that is given away may be changed by whoever gets it, so it is given once. A retained
+    graph is rare: its second backward runs the operation again, for which the arguments are saved.
+    """
+    loss, grad = operation(*tensors, *options, ctx.needs_input_grad[0])
+    ctx.compiled = torch.compiler.is_compiling()
+    if ctx.compiled:  # there the compiler plans the memory
         ctx.save_for_backward(grad)
-        return loss
+    else:
+        ctx.save_for_backward(*tensors)
+        ctx.again = operation, options
+        ctx.grad = grad
+    return loss
 
-    @classmethod
-    def _backward(cls, ctx: Any, grad_loss):
+
+def _grad_logits(ctx: Any, grad_loss: torch.Tensor) -> torch.Tensor:
+    """d(loss)/d(logits) times the incoming gradient."""
+    scale = grad_loss.reshape(-1, 1, 1) if grad_loss.dim() == 1 else grad_loss
+    if ctx.compiled:
         (grad,) = ctx.saved_tensors
-        if grad_loss.dim() == 1:
-            grad_loss = grad_loss.reshape(-1, 1, 1)
-        # Multiplied in the loss's float32: a gradient scaler's 2^16 is infinite in float16.
-        scaled = (grad.to(grad_loss.dtype) * grad_loss).to(grad.dtype)
-        return (scaled, *[None] * cls.arguments)
+        return (grad.to(scale.dtype) * scale).to(grad.dtype)
+    grad, ctx.grad = ctx.grad, None
+    if grad is None:
+        operation, options = ctx.again
+        grad = operation(*ctx.saved_tensors, *options, True)[1]
+    # loss.backward() multiplies by 1, and on the CPU it costs nothing to look.
+    if scale.is_cpu and scale.dim() == 0 and scale.item() == 1.0:
+        return grad
+    if grad.dtype == scale.dtype:
+        return grad.mul_(scale)
+    # In the loss's float32: a gradient scaler's 2^16 is infinite in float16.
+    return (grad.to(scale.dtype) * scale).to(grad.dtype)
 
 
-class SmoothCE(_Loss):
+class SmoothCE(torch.autograd.Function):
     """d/dz_i^k = -w_i (1[k = y] - F_i^k), w = softmax_i(log F_i^y)."""
-
-    operation = staticmethod(ops.smooth_ce)
-    arguments = 2
 
     @staticmethod
     def forward(ctx: Any, logits, target, reduction):
-        return SmoothCE._forward(ctx, logits, target, reduction)
+        return _loss(ctx, ops.smooth_ce, (logits, target), reduction)
 
     @staticmethod
     @_once
     def backward(ctx: Any, grad_loss):
-        return SmoothCE._backward(ctx, grad_loss)
+        return _grad_logits(ctx, grad_loss), None, None
 
 
-class Consistency(_Loss):
+class Consistency(torch.autograd.Function):
     """See ``backends/reference.py`` for the derivation."""
-
-    operation = staticmethod(ops.consistency_loss)
-    arguments = 4
 
     @staticmethod
     def forward(ctx: Any, logits, target, lam, eta, reduction):
-        return Consistency._forward(ctx, logits, target, lam, eta, reduction)
+        return _loss(ctx, ops.consistency_loss, (logits, target, lam, eta), reduction)
 
     @staticmethod
     @_once
     def backward(ctx: Any, grad_loss):
-        return Consistency._backward(ctx, grad_loss)
+        return _grad_logits(ctx, grad_loss), None, None, None, None
 
 
-class Macer(_Loss):
+class Macer(torch.autograd.Function):
     """See ``backends/reference.py`` for the derivation."""
-
-    operation = staticmethod(ops.macer_loss)
-    arguments = 5
 
     @staticmethod
     def forward(ctx: Any, logits, target, sigma, lam, gamma, beta):
-        return Macer._forward(ctx, logits, target, sigma, lam, gamma, beta)
+        return _loss(ctx, ops.macer_loss, (logits, target, sigma, lam, gamma, beta))
 
     @staticmethod
     @_once
     def backward(ctx: Any, grad_loss):
-        return Macer._backward(ctx, grad_loss)
+        return _grad_logits(ctx, grad_loss), None, None, None, None, None

@@ -113,7 +113,8 @@ def _(logits, target, sigma, lam, gamma, beta, need_grad):
 @torch.library.register_fake("drf_fast::adversary_step", lib=_library)
 def _(grad, x, x_adv, step_size, epsilon, lam, sigma, key, image_ids, ball, grad_norm, clamp):
     distance = x.new_empty((x.shape[0],), dtype=arithmetic_dtype(x.dtype))
-    return torch.empty_like(x), repeated_like(x, grad.shape[0] // x.shape[0]), distance
+    result = torch.empty_like(x)  # of a slice of channels_last images this is channels_last
+    return result, repeated_like(result, grad.shape[0] // x.shape[0]), distance
 
 
 @torch.library.register_fake("drf_fast::vote", lib=_library)

@@ -2,8 +2,8 @@
 // integer operations only, so that compilers vectorise loops over them and every instruction set
 // gives the same bits.
 //
-// float: relative error of exp_ at most 1.1e-7 (0.92 ulp), of log_ at most 1.0e-7 (0.84 ulp),
-// against float64, measured over all arguments. double: see common/elementary.h.
+// float: relative error of exp_ at most 8.2e-8 (0.97 ulp), of log_ at most 8.2e-8 (0.86 ulp),
+// measured against float64 over a dense set of all arguments. double: see common/elementary.h.
 #pragma once
 
 #include <cstdint>
@@ -21,19 +21,17 @@ using drf_fast::log_;
 DRF_INLINE float exp_(float x) {
   constexpr float kLowest = -87.3365402f;  // just above log 2^-126
   const float clamped = x < kLowest ? kLowest : x;
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-  const float shifted = clamped * 1.44269502f + 12582912.0f;
-  const float exponent = shifted - 12582912.0f;
+  // Adding 1.5 * 2^23 rounds to an integer; 127 more leave the result's exponent in the low bits.
+  const float shifted = clamped * 1.44269502f + 12583039.0f;
+  const float exponent = shifted - 12583039.0f;
   // log 2 in two parts; the first has 10 bits, so its product with the exponent is exact.
   const float r = (clamped - exponent * 0.693359375f) - exponent * -2.12194442e-4f;
-  // (e^r - 1 - r) / r^2 for |r| <= 0.3472, to 3.1e-9 of e^r.
-  float sum = 0.00138143476414f;
-  sum = sum * r + 0.00836883748981f;
-  sum = sum * r + 0.0416683997865f;
-  sum = sum * r + 0.166665196363f;
-  sum = sum * r + 0.499999933805f;
-  const float scale = float_of_bits((bits_of_float(shifted) + 127) << 23);
-  const float value = (1.0f + (r + (r * r) * sum)) * scale;
+  // (e^r - 1 - r) / r^2 for |r| <= 0.3472, to 3.1e-9 of e^r; in pairs, to shorten the wait.
+  const float square = r * r;
+  const float low = 0.166665196363f * r + 0.499999933805f;
+  const float high = 0.00836883748981f * r + 0.0416683997865f;
+  const float sum = low + square * (high + square * 0.00138143476414f);
+  const float value = (1.0f + (r + square * sum)) * float_of_bits(bits_of_float(shifted) << 23);
   return x < kLowest ? 0.0f : value;
 }
 

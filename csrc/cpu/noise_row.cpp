@@ -1,36 +1,27 @@
-// A noisy row is made in blocks of counter groups: first the normals of the block, in a buffer that
-// stays in the first cache, then one pass that reads x and writes the row. What a block costs is
-// its integer and float arithmetic; memory is read once and written once.
+// A noisy row is made in blocks of counter groups: first the random words of the block, then its
+// normals, in buffers that stay in the first cache, then one pass that reads x and writes the row.
+// What a block costs is its integer and float arithmetic; memory is read and written once.
 #include "cpu/noise_row.h"
 
 #include <algorithm>
 
 #include "common/normals.h"
-#include "common/philox.h"
+#include "cpu/philox_words.h"
 
 namespace drf_fast::cpu {
 namespace {
 
-constexpr std::int64_t kBlock = 256;  // groups; the four runs of their normals fill 4 KiB
-
-// Who a row's noise belongs to, as Philox wants it.
-struct Stream {
-  std::uint32_t sample, image, stream, key_low, key_high;
-};
-
-DRF_INLINE void fill_normals_body(float* __restrict z, std::uint32_t first, std::int64_t groups,
-                                  Stream s) {
+DRF_INLINE void fill_normals_body(float* __restrict z, const std::uint32_t* __restrict words,
+                                  std::int64_t groups) {
   for (std::int64_t i = 0; i < groups; ++i) {
-    const drf::Words w = drf::philox(first + static_cast<std::uint32_t>(i), s.sample, s.image,
-                                     s.stream, s.key_low, s.key_high);
-    drf::normal_pair(w.w0, w.w1, z[i], z[kBlock + i]);
-    drf::normal_pair(w.w2, w.w3, z[2 * kBlock + i], z[3 * kBlock + i]);
+    drf::normal_pair(words[i], words[kBlock + i], z[i], z[kBlock + i]);
+    drf::normal_pair(words[2 * kBlock + i], words[3 * kBlock + i], z[2 * kBlock + i],
+                     z[3 * kBlock + i]);
   }
 }
 
 DRF_ISA_CLONES(fill_normals, fill_normals_body,
-               (float* z, std::uint32_t first, std::int64_t groups, Stream s),
-               (z, first, groups, s))
+               (float* z, const std::uint32_t* words, std::int64_t groups), (z, words, groups))
 
 template <typename T>
 DRF_INLINE void add_noise_body(T* __restrict out, const T* __restrict x, const float* __restrict z,
@@ -67,19 +58,24 @@ void add_noise_strided(T* out, const T* x, const float* z, std::int64_t begin, s
 
 template <typename T>
 void write_noisy_row(const T* x, T* out, const NoisyRepeat& call, std::int64_t row, Isa isa) {
+  alignas(64) std::uint32_t words[4 * kBlock];
   alignas(64) float z[4 * kBlock];
+  const auto draw = philox_words_for(isa);
   const auto fill = fill_normals_for(isa);
   const auto add = add_noise_for<T>(isa);
   const std::int64_t pixels = call.channels * call.area;
   const std::int64_t groups = 8 * ((pixels + 31) / 32);
   const std::int64_t image = row / call.num_samples;
-  const Stream stream{
-      static_cast<std::uint32_t>(call.sample_offset + row % call.num_samples),
-      static_cast<std::uint32_t>(call.image_ids[image]), static_cast<std::uint32_t>(call.stream),
-      static_cast<std::uint32_t>(call.key), static_cast<std::uint32_t>(call.key >> 32)};
+  const Stream stream{static_cast<std::uint32_t>(call.sample_offset + row % call.num_samples),
+                      static_cast<std::uint32_t>(call.image_ids[image]),
+                      static_cast<std::uint32_t>(call.stream), static_cast<std::uint32_t>(call.key),
+                      static_cast<std::uint32_t>(call.key >> 32)};
   for (std::int64_t first = 0; first < groups; first += kBlock) {
     const std::int64_t count = std::min(kBlock, groups - first);
-    fill(z, static_cast<std::uint32_t>(first), count, stream);
+    // Beyond the last group too, so that no loop has a remainder; nothing reads those.
+    const std::int64_t made = (count + kGroupsAtOnce - 1) / kGroupsAtOnce * kGroupsAtOnce;
+    draw(words, static_cast<std::uint32_t>(first), made, stream);
+    fill(z, words, made);
     for (std::int64_t j = 0; j < 4; ++j) {
       const std::int64_t begin = std::min(pixels, j * groups + first);
       const std::int64_t end = std::min(pixels, begin + count);

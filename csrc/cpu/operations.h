@@ -27,6 +27,52 @@ void noisy_repeat(const void* x, void* out, Dtype dtype, const NoisyRepeat& call
 void noisy_repeat_backward(const void* grad, void* out, Dtype dtype, std::int64_t batch,
                            std::int64_t num_samples, std::int64_t pixels, int threads);
 
+enum class Reduction { kNone, kMean, kSum };
+
+// Logits (batch, samples, classes) and where the loss and its gradient go. Strides are in elements,
+// that of the classes is 1; grad may be null and has strides of its own.
+struct LossCall {
+  Dtype dtype;  // of logits and grad
+  std::int64_t batch, samples, classes;
+  const void* logits;
+  std::int64_t logits_image_stride, logits_sample_stride;
+  const std::int64_t* target;  // (batch,)
+  Reduction reduction;
+  void* loss;  // one value, or (batch,) for kNone; float, double for float64 logits
+  void* grad;
+  std::int64_t grad_image_stride, grad_sample_stride;
+  int threads;
+};
+
+// The losses of drf_fast/backends/reference.py, with d(loss)/d(logits). Throw where a label is out
+// of range or a row of logits is no distribution; grad may then be half written.
+void smooth_ce(const LossCall& call);
+void consistency_loss(const LossCall& call, double lam, double eta);
+void macer_loss(const LossCall& call, double sigma, double lam, double gamma, double beta);
+
+enum class Ball { kNone, kHard, kProx, kExcess, kShrink };
+enum class GradNorm { kImage, kBatch, kNone };
+
+struct AdversaryStep {
+  NoisyRepeat noise;  // batch, shape and layout of the images, and the noise of the next batch
+  double step_size, epsilon, lam;
+  Ball ball;
+  GradNorm grad_norm;
+  bool clamp;
+  double low, high;  // only with clamp
+};
+
+// distance is float64 for float64 images, else float32; all else is of the images' dtype.
+struct AdversaryTensors {
+  const void *grad, *x, *x_adv;
+  void *out, *noisy, *distance;
+};
+
+// out = x_adv one step up the sum of grad over the copies, in ball and box; noisy its noisy copies;
+// distance[b] = ||out[b] - x[b]||. A zero gradient stays zero.
+void adversary_step(const AdversaryTensors& tensors, Dtype dtype, const AdversaryStep& call,
+                    int threads);
+
 // counts[image][argmax of each of its rows] += 1. logits is (rows, classes), the rows of an image
 // consecutive; rows is a multiple of images. Ties go to the lowest class, a row with a NaN votes
 // for none.

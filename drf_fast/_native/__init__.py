@@ -25,6 +25,10 @@ _FUNCTIONS = {
     "_C": (
         "noisy_repeat",
         "noisy_repeat_backward",
+        "smooth_ce",
+        "consistency_loss",
+        "macer_loss",
+        "adversary_step",
         "vote",
         "clopper_pearson_lower",
         "certified_radius",

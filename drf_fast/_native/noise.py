@@ -9,11 +9,12 @@ import torch
 from drf_fast._native import DTYPES, load, threads_for
 
 # Normals below which waking another thread costs more than it saves.
-_NORMALS_PER_THREAD = 16384
+NORMALS_PER_THREAD = 16384
 _STREAM_WORDS = {"train": 0, "selection": 1, "estimation": 2, "prediction": 3}
 
 
-def _channels_last(x: torch.Tensor) -> bool:
+def channels_last(x: torch.Tensor) -> bool:
+    """Whether x is dense in channels_last order and in no other."""
     return (
         x.dim() == 4
         and not x.is_contiguous()
@@ -31,8 +32,8 @@ def noisy_repeat(
     stream: str,
 ) -> torch.Tensor:
     """(B, ...) -> (B*m, ...) noisy copies, in the dtype and memory format of x."""
-    channels_last = _channels_last(x)
-    if not channels_last:
+    last = channels_last(x)
+    if not last:
         x = x.contiguous()
     image_ids = image_ids.contiguous()
     batch = x.shape[0]
@@ -41,14 +42,14 @@ def noisy_repeat(
             f"noisy_repeat: expected images on the CPU and one int64 id for each, got {x.device} "
             f"and ids of {image_ids.dtype} {tuple(image_ids.shape)} for {batch} images"
         )
-    if channels_last:
+    if last:
         channels, area = x.shape[1], x.shape[2] * x.shape[3]
     else:
         channels, area = 1, math.prod(x.shape[1:])
     out = torch.empty(
         (batch * num_samples, *x.shape[1:]),
         dtype=x.dtype,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
     )
     load().noisy_repeat(
         x.data_ptr(),
@@ -58,21 +59,21 @@ def noisy_repeat(
         num_samples,
         channels,
         area,
-        channels_last,
+        last,
         image_ids.data_ptr(),
         sample_offset.item(),
         _STREAM_WORDS[stream],
         key.item(),
         sigma.item(),
-        threads_for(out.numel(), _NORMALS_PER_THREAD),
+        threads_for(out.numel(), NORMALS_PER_THREAD),
     )
     return out
 
 
 def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
     """Sum over the m copies: (B*m, ...) -> (B, ...), in the dtype and memory format of grad."""
-    channels_last = _channels_last(grad)
-    if not channels_last:
+    last = channels_last(grad)
+    if not last:
         grad = grad.contiguous()
     batch = grad.shape[0] // num_samples
     if grad.device.type != "cpu" or batch * num_samples != grad.shape[0]:
@@ -83,7 +84,7 @@ def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
     out = torch.empty(
         (batch, *grad.shape[1:]),
         dtype=grad.dtype,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
     )
     load().noisy_repeat_backward(
         grad.data_ptr(),
@@ -92,6 +93,6 @@ def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
         batch,
         num_samples,
         math.prod(grad.shape[1:]),
-        threads_for(grad.numel(), 4 * _NORMALS_PER_THREAD),
+        threads_for(grad.numel(), 4 * NORMALS_PER_THREAD),
     )
     return out

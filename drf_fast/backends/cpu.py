@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from drf_fast import _native
+from drf_fast._native.adversary import adversary_step
 from drf_fast._native.counting import certified_radius, clopper_pearson_lower, vote
+from drf_fast._native.losses import consistency_loss, macer_loss, smooth_ce
 from drf_fast._native.noise import noisy_repeat, noisy_repeat_backward
 
 _IMPLEMENTED = (
     noisy_repeat,
     noisy_repeat_backward,
+    smooth_ce,
+    consistency_loss,
+    macer_loss,
+    adversary_step,
     vote,
     clopper_pearson_lower,
     certified_radius,
