@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The runs behind docs/results.md. Usage: docs/results.sh MNIST_FOLDER RUN_FOLDER
 # Interrupted, the same command goes on where it stopped. One thread a run, so that results do not
-# depend on the number of cores; two such runs fit on two cores.
+# depend on the number of cores; SEEDS=0 and SEEDS=1 may run side by side.
 set -euo pipefail
 data=$(realpath "$1") runs=$2
 mkdir -p "$runs"
 export OMP_NUM_THREADS=1
 
-for seed in 0 1; do
+for seed in ${SEEDS:-0 1}; do
   for name in gaussian smoothadv smoothadv+drf; do
     case $name in
       gaussian) method=(--method gaussian) ;;

@@ -48,7 +48,7 @@ class Scratch {
   char* next_;
 };
 
-constexpr std::int64_t kTileValues = 2048;
+constexpr std::int64_t kTileValues = 4096;
 
 // How many images make a tile: as many as keep its rows in the first cache, so that what is done
 // once a row (log, exp of the weights) runs over many rows.
