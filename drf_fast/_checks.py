@@ -150,10 +150,8 @@ def signed_key(seed: Any) -> int:
     return seed - 2**64 if seed >= 2**63 else seed  # type: ignore[return-value]
 
 
-def logits_and_target(
-    logits: Any, target: Any, num_samples: Any, sample_dim: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits in either order as a (B, m, K) view, and their (B,) labels."""
+def logits_and_target(logits: Any, target: Any, num_samples: Any, sample_dim: Any) -> int:
+    """Check the logits, in either order, and their (B,) labels; the number of samples m."""
     floating(logits, "logits")
     if sample_dim not in (0, 1):
         raise ValueError(
@@ -172,10 +170,7 @@ def logits_and_target(
             raise ValueError(
                 f"the {rows} rows of logits must be a multiple of num_samples={num_samples}"
             )
-        if sample_dim == 1:
-            logits = logits.reshape(rows // num_samples, num_samples, classes)
-        else:
-            logits = logits.reshape(num_samples, rows // num_samples, classes)
+        batch, samples = rows // num_samples, num_samples
     elif logits.dim() != 3:
         raise ValueError(
             "logits must be (B*m, K) with num_samples, or 3-D (B, m, K), with sample_dim=0 "
@@ -186,9 +181,9 @@ def logits_and_target(
             f"num_samples={num_samples} contradicts logits of shape {tuple(logits.shape)} with "
             f"sample_dim={sample_dim}"
         )
-    if sample_dim == 0:
-        logits = logits.transpose(0, 1)
-    batch, samples, classes = logits.shape
+    else:
+        classes, samples = logits.shape[2], logits.shape[sample_dim]
+        batch = logits.shape[1 - sample_dim]
     if batch == 0 or samples == 0:
         raise ValueError(f"the batch must not be empty, got {batch} images of {samples} samples")
     if classes < 2:
@@ -201,7 +196,7 @@ def logits_and_target(
             f"{tuple(target.shape)}; labels are not repeated for the noisy copies"
         )
     same_device(logits.device, target=target)
-    return logits, target
+    return samples
 
 
 def box(clamp: Any) -> list[float] | None:

@@ -50,27 +50,50 @@ class NoisyRepeat(torch.autograd.Function):
         return grad_x, None, None, None, None, None, None
 
 
+def _images_first(logits: torch.Tensor, num_samples: int, sample_dim: int) -> torch.Tensor:
+    """The caller's logits, 2-D or 3-D, in either order, as a (B, m, K) view."""
+    if logits.dim() == 2:
+        other = logits.shape[0] // num_samples
+        sizes = (other, num_samples) if sample_dim == 1 else (num_samples, other)
+        logits = logits.reshape(*sizes, logits.shape[1])
+    return logits if sample_dim == 1 else logits.transpose(0, 1)
+
+
 def _loss(
-    ctx: Any, operation: Callable[..., Any], tensors: tuple[torch.Tensor, ...], *options: str
+    ctx: Any,
+    operation: Callable[..., Any],
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    layout: tuple[int, int],
+    *options: Any,
 ) -> torch.Tensor:
     """The loss; its gradient waits for backward, to be given away without a copy.
 
     A tensor that is given away may be changed by whoever gets it, so it is given once. A retained
     graph is rare: its second backward runs the operation again, for which the arguments are saved.
     """
-    loss, grad = operation(*tensors, *options, ctx.needs_input_grad[0])
+    images = _images_first(logits, *layout)
+    loss, grad = operation(images, target, *options, ctx.needs_input_grad[0])
     ctx.compiled = torch.compiler.is_compiling()
+    ctx.shape, ctx.layout = logits.shape, layout
     if ctx.compiled:  # there the compiler plans the memory
         ctx.save_for_backward(grad)
     else:
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(logits, target)
         ctx.again = operation, options
         ctx.grad = grad
     return loss
 
 
 def _grad_logits(ctx: Any, grad_loss: torch.Tensor) -> torch.Tensor:
-    """d(loss)/d(logits) times the incoming gradient."""
+    """d(loss)/d(logits) times the incoming gradient, in the shape of the caller's logits."""
+    grad = _scaled_grad(ctx, grad_loss)
+    if ctx.layout[1] == 0:
+        grad = grad.transpose(0, 1)
+    return grad.reshape(ctx.shape)
+
+
+def _scaled_grad(ctx: Any, grad_loss: torch.Tensor) -> torch.Tensor:
     scale = grad_loss.reshape(-1, 1, 1) if grad_loss.dim() == 1 else grad_loss
     if ctx.compiled:
         (grad,) = ctx.saved_tensors
@@ -78,7 +101,8 @@ def _grad_logits(ctx: Any, grad_loss: torch.Tensor) -> torch.Tensor:
     grad, ctx.grad = ctx.grad, None
     if grad is None:
         operation, options = ctx.again
-        grad = operation(*ctx.saved_tensors, *options, True)[1]
+        logits, target = ctx.saved_tensors
+        grad = operation(_images_first(logits, *ctx.layout), target, *options, True)[1]
     # loss.backward() multiplies by 1, and on the CPU it costs nothing to look.
     if scale.is_cpu and scale.dim() == 0 and scale.item() == 1.0:
         return grad
@@ -92,36 +116,38 @@ class SmoothCE(torch.autograd.Function):
     """d/dz_i^k = -w_i (1[k = y] - F_i^k), w = softmax_i(log F_i^y)."""
 
     @staticmethod
-    def forward(ctx: Any, logits, target, reduction):
-        return _loss(ctx, ops.smooth_ce, (logits, target), reduction)
+    def forward(ctx: Any, logits, target, num_samples, sample_dim, reduction):
+        return _loss(ctx, ops.smooth_ce, logits, target, (num_samples, sample_dim), reduction)
 
     @staticmethod
     @_once
     def backward(ctx: Any, grad_loss):
-        return _grad_logits(ctx, grad_loss), None, None
+        return (_grad_logits(ctx, grad_loss), *[None] * 4)
 
 
 class Consistency(torch.autograd.Function):
     """See ``backends/reference.py`` for the derivation."""
 
     @staticmethod
-    def forward(ctx: Any, logits, target, lam, eta, reduction):
-        return _loss(ctx, ops.consistency_loss, (logits, target, lam, eta), reduction)
+    def forward(ctx: Any, logits, target, num_samples, sample_dim, lam, eta, reduction):
+        layout = (num_samples, sample_dim)
+        return _loss(ctx, ops.consistency_loss, logits, target, layout, lam, eta, reduction)
 
     @staticmethod
     @_once
     def backward(ctx: Any, grad_loss):
-        return _grad_logits(ctx, grad_loss), None, None, None, None
+        return (_grad_logits(ctx, grad_loss), *[None] * 6)
 
 
 class Macer(torch.autograd.Function):
     """See ``backends/reference.py`` for the derivation."""
 
     @staticmethod
-    def forward(ctx: Any, logits, target, sigma, lam, gamma, beta):
-        return _loss(ctx, ops.macer_loss, (logits, target, sigma, lam, gamma, beta))
+    def forward(ctx: Any, logits, target, num_samples, sample_dim, sigma, lam, gamma, beta):
+        layout = (num_samples, sample_dim)
+        return _loss(ctx, ops.macer_loss, logits, target, layout, sigma, lam, gamma, beta)
 
     @staticmethod
     @_once
     def backward(ctx: Any, grad_loss):
-        return _grad_logits(ctx, grad_loss), None, None, None, None, None
+        return (_grad_logits(ctx, grad_loss), *[None] * 7)

@@ -128,9 +128,9 @@ def smooth_ce(
     Reference:
         Salman et al. 2019, section 3.2; Wang, Zhou, Liu 2024, eq. 7 and 8.
     """
-    logits, target = check.logits_and_target(logits, target, num_samples, sample_dim)
+    samples = check.logits_and_target(logits, target, num_samples, sample_dim)
     check.choice(reduction, "reduction", ops.REDUCTIONS)
-    return autograd.SmoothCE.apply(logits, target, reduction)
+    return autograd.SmoothCE.apply(logits, target, samples, sample_dim, reduction)
 
 
 def consistency_loss(
@@ -163,11 +163,11 @@ def consistency_loss(
     Reference:
         Jeong, Shin 2020, eq. 9 to 11; Wang, Zhou, Liu 2024, eq. 11.
     """
-    logits, target = check.logits_and_target(logits, target, num_samples, sample_dim)
+    samples = check.logits_and_target(logits, target, num_samples, sample_dim)
     check.choice(reduction, "reduction", ops.REDUCTIONS)
     lam = check.scalar(lam, "lam", nonnegative=True)
     eta = check.scalar(eta, "eta", nonnegative=True)
-    return autograd.Consistency.apply(logits, target, lam, eta, reduction)
+    return autograd.Consistency.apply(logits, target, samples, sample_dim, lam, eta, reduction)
 
 
 def macer_loss(
@@ -203,12 +203,12 @@ def macer_loss(
     Reference:
         Zhai et al. 2020, eq. 9 and algorithm 1.
     """
-    logits, target = check.logits_and_target(logits, target, num_samples, sample_dim)
+    samples = check.logits_and_target(logits, target, num_samples, sample_dim)
     sigma = check.scalar(sigma, "sigma", positive=True)
     lam = check.scalar(lam, "lam", nonnegative=True)
     gamma = check.scalar(gamma, "gamma", nonnegative=True)
     beta = check.scalar(beta, "beta", positive=True)
-    return autograd.Macer.apply(logits, target, sigma, lam, gamma, beta)
+    return autograd.Macer.apply(logits, target, samples, sample_dim, sigma, lam, gamma, beta)
 
 
 def adversary_step(
