@@ -23,13 +23,13 @@ def consistency_loss(
     logits: torch.Tensor, target: torch.Tensor, m: int, lam: float, eta: float
 ) -> torch.Tensor:
     chunks = logits.reshape(-1, m, logits.shape[1]).unbind(1)
-    average = sum(F.softmax(chunk, dim=1) for chunk in chunks) / m
+    average = torch.stack([F.softmax(chunk, dim=1) for chunk in chunks]).mean(0)
     entropy = -(average * average.clamp(min=1e-20).log()).sum(1)
     divergences = [
         F.kl_div(F.log_softmax(chunk, dim=1), average, reduction="none").sum(1) for chunk in chunks
     ]
     cross_entropy = F.cross_entropy(logits, target.repeat_interleave(m))
-    return cross_entropy + lam * (sum(divergences) / m).mean() + eta * entropy.mean()
+    return cross_entropy + lam * torch.stack(divergences).mean() + eta * entropy.mean()
 
 
 def pgd_step(

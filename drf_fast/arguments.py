@@ -50,7 +50,10 @@ def parse_train(words: list[str]) -> TrainConfig:
         base = updated(base, recipes.get(str(recipe)), f"recipe {recipe}")
     config = flags_over(updated(base, file, str(config.config)))
     if config.resume:
-        config = flags_over(_settings_of_the_run(config))
+        base = _settings_of_the_run(config)
+        if config.recipe is not None:
+            base = updated(base, recipes.get(config.recipe), f"recipe {config.recipe}")
+        config = flags_over(updated(base, file, str(config.config)))
     _refuse_ignored_flags(config, words)
     return config
 
@@ -80,7 +83,10 @@ def _settings_of_the_run(config: TrainConfig) -> TrainConfig:
     if not path.exists():
         return config
     saved = read_json(path)
-    names = {field.name for field in dataclasses.fields(TrainConfig)} - {"force", "max_steps"}
+    if not isinstance(saved, dict):
+        raise InputError(f"{path}: expected the settings of a run, got {type(saved).__name__}")
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    names -= {"force", "max_steps", "json"}
     known = {key: value for key, value in saved.items() if key in names}
     return updated(TrainConfig(), known, str(path))
 

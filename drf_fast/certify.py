@@ -10,12 +10,13 @@ import torch
 
 from drf_fast import checkpoint, data, runtime
 from drf_fast.certlog import CertificationLog, Row, sidecar
-from drf_fast.config import CertifyConfig
+from drf_fast.config import CertifyConfig, updated
 from drf_fast.errors import InputError
 from drf_fast.files import read_json
 from drf_fast.functional import certified_radius
 from drf_fast.nn import SmoothedClassifier
 from drf_fast.progress import Tracker, say
+from drf_fast.settings import check_sigma
 
 # Of the training settings, those that did not shape the network.
 _NOT_TRAINING = {
@@ -30,6 +31,7 @@ def certify(config: CertifyConfig) -> Path:
     Raises:
         InputError: a bad checkpoint, data set, setting or output, or a log of another run.
     """
+    config = _resumed(config)
     _check(config)
     path = checkpoint.locate(config.checkpoint)
     saved = checkpoint.load(path)
@@ -61,13 +63,15 @@ def certify(config: CertifyConfig) -> Path:
         compile=config.compile,
         seed=config.seed,
     )
-    out = config.out or path.parent / f"certify-s{sigma:g}-n{config.n}.tsv"
+    out = config.out or _default_out(config, sigma)
     sample = images.float_images(indices[:1]).to(device)
-    batch_size = _batch_size(config, out, classifier, sample)
+    batch_size = config.batch_size
+    if batch_size == "auto":
+        batch_size = min(classifier.batch_size(sample), max(config.n, config.n0))
     description = {
         "method": trained["method_label"],
         "training": {key: trained[key] for key in trained if key not in _NOT_TRAINING},
-        "checkpoint_sha256": checkpoint.sha256(path),
+        "checkpoint_sha256": saved["sha256"],
         "arch": saved["arch"],
         "data": images.name,
         "split": images.split,
@@ -82,7 +86,10 @@ def certify(config: CertifyConfig) -> Path:
         "max_images": config.max_images,
         "precision": config.precision,
         "batch_size": batch_size,
-        "environment": {**runtime.environment(device), "memory_format": memory_format},
+        "memory_format": memory_format,
+        "compile": config.compile,
+        "device": device.type,
+        "environment": runtime.environment(device),
     }
     if config.resume:
         log = CertificationLog.resume(out, description)
@@ -130,17 +137,24 @@ def _certify_images(classifier, images, indices, config, batch_size, device, log
             tracker.advance(note=f"{config.n / (time.perf_counter() - start):,.0f} samples/s")
 
 
-def _batch_size(
-    config: CertifyConfig, out: Path, classifier: SmoothedClassifier, sample: torch.Tensor
-) -> int:
-    """As given, or that of the log to be resumed, or the fastest by measurement."""
-    if config.batch_size != "auto":
-        return config.batch_size
-    if config.resume and sidecar(out).exists():
-        recorded: Any = read_json(sidecar(out))
-        if isinstance(recorded, dict) and isinstance(recorded.get("batch_size"), int):
-            return recorded["batch_size"]
-    return min(classifier.batch_size(sample), max(config.n, config.n0))
+def _default_out(config: CertifyConfig, sigma: float) -> Path:
+    folder = checkpoint.locate(config.checkpoint).parent
+    return folder / f"certify-s{sigma:g}-n{config.n}.tsv"
+
+
+def _resumed(config: CertifyConfig) -> CertifyConfig:
+    """What was measured for the log to be resumed stands in for "auto"."""
+    if not config.resume or config.out is None or not sidecar(config.out).exists():
+        return config
+    recorded: Any = read_json(sidecar(config.out))
+    if not isinstance(recorded, dict):
+        return config
+    measured = {
+        key: recorded[key]
+        for key in ("batch_size", "memory_format")
+        if getattr(config, key) == "auto" and key in recorded
+    }
+    return updated(config, measured, str(sidecar(config.out)))
 
 
 def _path(value: Any) -> Path | None:
@@ -150,10 +164,14 @@ def _path(value: Any) -> Path | None:
 def _check(config: CertifyConfig) -> None:
     for name in ("n0", "n", "skip", "max_images", "batch_size"):
         value = getattr(config, name)
-        if isinstance(value, int) and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if config.sigma is not None and not 0 < config.sigma < float("inf"):
-        raise InputError(f"--sigma must be a finite number above 0, got {config.sigma}")
+        if isinstance(value, int) and not 1 <= value < 2**32:
+            raise InputError(
+                f"--{name.replace('_', '-')} must lie between 1 and 2^32 - 1, got {value}"
+            )
+    if config.sigma is not None:
+        check_sigma(config.sigma)
+    if not -(2**63) <= config.seed < 2**63:
+        raise InputError(f"--seed must fit 64 bits, got {config.seed}")
     if not 0 < config.alpha < 1:
         raise InputError(f"--alpha must be a probability between 0 and 1, got {config.alpha}")
     if config.resume and config.force:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,28 @@ from drf_fast.files import write_atomic
 FILE_NAME = "checkpoint.pt"
 _FORMAT = "drf_fast checkpoint 1"
 _KEYS = {"format", "model", "arch", "num_classes", "image_shape", "config"}
+
+
+_PARTS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "arch": lambda c: isinstance(c["arch"], str),
+    "num_classes": lambda c: isinstance(c["num_classes"], int) and c["num_classes"] >= 2,
+    "image_shape": lambda c: (
+        isinstance(c["image_shape"], list)
+        and len(c["image_shape"]) == 3
+        and all(isinstance(size, int) and size > 0 for size in c["image_shape"])
+    ),
+    "model": lambda c: (
+        isinstance(c["model"], dict)
+        and all(isinstance(value, torch.Tensor) for value in c["model"].values())
+    ),
+    "config": lambda c: (
+        isinstance(c["config"], dict)
+        and isinstance(c["config"].get("sigma"), float)
+        and 0 < c["config"]["sigma"] < math.inf
+        and isinstance(c["config"].get("data"), str)
+        and isinstance(c["config"].get("method_label"), str)
+    ),
+}
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -58,7 +81,7 @@ def sha256(path: Path) -> str:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU.
+    """Read a checkpoint to the CPU; the hash of its bytes is added as "sha256".
 
     Raises:
         InputError: no such file, truncated, foreign, or with code inside.
@@ -66,7 +89,7 @@ def load(path: Path) -> dict[str, Any]:
     data = read_bytes(path)
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a damaged file makes the reader stumble over
         raise InputError(
             f"cannot load {path} ({len(data)} bytes): expected a checkpoint of tensors, got a "
             "truncated file, another format or one that holds code; train again or pass another "
@@ -78,7 +101,13 @@ def load(path: Path) -> dict[str, Any]:
             f"{path} is no drf_fast checkpoint: expected the format {_FORMAT!r}, got {found}; "
             "pass a checkpoint that 'drf-fast train' wrote"
         )
-    return content
+    wrong = [name for name, fits in _PARTS.items() if not fits(content)]
+    if wrong:
+        raise InputError(
+            f"{path} is damaged: expected a drf_fast checkpoint, got one whose {', '.join(wrong)} "
+            "cannot be used; train again or pass another file"
+        )
+    return {**content, "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def build_model(content: dict[str, Any], path: Path) -> nn.Module:

@@ -6,6 +6,8 @@ stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 bad input, 1
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -84,6 +86,8 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit status."""
     words = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without the plus-minus sign
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE, end="", file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
@@ -102,13 +106,15 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error), 2)
     except RunError as error:
         return _fail(str(error), 1)
+    except BrokenPipeError:  # the reader, "head" for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}; what was written before is kept", 1)
     except KeyboardInterrupt:
-        hint = (
-            "; the same command with --resume goes on" if words[0] in ("train", "certify") else ""
-        )
+        resumable = words[0] in ("train", "certify")
+        hint = "; the same command with --resume (and no --force) goes on" if resumable else ""
         return _fail(f"interrupted{hint}", 130)
 
 

@@ -3,6 +3,7 @@ keys of a TOML file and of Python's keyword arguments. Nothing here imports torc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -102,7 +103,7 @@ class TrainConfig:
     """Run the network through torch.compile."""
 
     certify_images: int = 100
-    """Test images, evenly spread, to certify after training; 0 skips it."""
+    """Test images to certify after training, every k-th for the largest k; 0 skips it."""
     certify_n: int = 10_000
     """Noise samples of each certificate."""
 
@@ -240,7 +241,8 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     elif hint is Path and isinstance(value, (str, Path)):
         return Path(value)
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
     elif hint is type(None) and value is None:
         return None
     elif isinstance(hint, type) and type(value) is hint:

@@ -24,7 +24,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     one, never a part. On any error the temporary file is removed and ``path`` is untouched.
 
     Raises:
-        InputError: the folder does not exist or is not writable.
+        InputError: the folder does not exist or is not writable, or ``path`` is a folder.
         OSError: the write itself failed (a full disk, for example).
     """
     path = Path(path)
@@ -45,6 +45,11 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes 0600; behave as open() would
+        if path.is_dir():
+            raise InputError(
+                f"cannot write {path}: expected a file or nothing there, got a folder; choose "
+                "another name"
+            )
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

@@ -221,8 +221,8 @@ def adversary_step(
     grad_norm: str = "image",
     clamp: tuple[float, float] | None = (0, 1),
     sigma: Scalar,
-    seed: int | torch.Tensor | None = None,
-    image_ids: torch.Tensor | None = None,
+    seed: int | torch.Tensor | None,
+    image_ids: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One ascent step of the smoothed adversary, and the noisy batch that follows from it.
 

@@ -14,8 +14,17 @@ _FILE_NAME = "metrics.jsonl"
 
 def last_metrics(folder: Path) -> dict[str, Any]:
     """The metrics of the last whole epoch of a run; empty where there is none."""
-    lines = (folder / _FILE_NAME).read_text().splitlines()
+    lines = _lines(folder)
     return json.loads(lines[-1]) if lines else {}
+
+
+def _lines(folder: Path) -> list[str]:
+    """The whole lines of metrics.jsonl; none where it is missing or damaged."""
+    try:
+        lines = (folder / _FILE_NAME).read_text(encoding="utf-8").splitlines(keepends=True)
+        return lines if all(isinstance(json.loads(line), dict) for line in lines) else []
+    except (OSError, ValueError):
+        return []
 
 
 class Metrics:
@@ -27,7 +36,7 @@ class Metrics:
         self._path = folder / _FILE_NAME
         kept: list[str] = []
         if epochs_done:  # an epoch that was logged but not saved is trained again
-            kept = self._path.read_text().splitlines(keepends=True)[:epochs_done]
+            kept = _lines(folder)[:epochs_done]
         write_atomic(self._path, "".join(kept))
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
 

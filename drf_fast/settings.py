@@ -14,8 +14,10 @@ from drf_fast.errors import InputError
 # Settings that may differ when a run is resumed: they do not change what is trained.
 _FREE_ON_RESUME = {
     "resume", "force", "json", "out", "config", "recipe", "data_dir", "max_steps",
-    "certify_images", "certify_n", "memory_format",
+    "certify_images", "certify_n",
 }  # fmt: skip
+
+_MOST = 2**32  # sample indices are 32-bit words of the noise counter
 
 
 def uses_adversary(config: TrainConfig) -> bool:
@@ -39,27 +41,46 @@ def run_folder(config: TrainConfig) -> Path:
     return config.out or Path("runs", name)
 
 
+def check_sigma(sigma: float) -> None:
+    """Refuse a noise level that float32 pixels cannot carry.
+
+    Raises:
+        InputError: says what was expected and what came.
+    """
+    if not 1e-6 <= sigma <= 1e6:
+        raise InputError(
+            "--sigma must be a finite number above 0, between 1e-6 and 1e6 (pixel units, images in "
+            f"[0, 1]), got {sigma}"
+        )
+
+
 def check(config: TrainConfig) -> None:
     """Refuse settings out of range, one sentence each.
 
     Raises:
         InputError: names the flag, what was expected and what came.
     """
-    for name in ("num_samples", "epochs", "batch_size", "kappa", "train_images", "max_steps"):
+    for name in ("num_samples", "epochs", "batch_size", "kappa", "train_images", "max_steps",
+                 "certify_n"):  # fmt: skip
         value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if value is not None and not 1 <= value < _MOST:
+            raise InputError(
+                f"--{name.replace('_', '-')} must lie between 1 and {_MOST - 1}, got {value}"
+            )
     for name in ("steps", "warmup_epochs", "certify_images", "lambda0", "weight_decay",
                  "momentum", "consistency_lam", "consistency_eta"):  # fmt: skip
         value = getattr(config, name)
         if not 0 <= value < math.inf:
             raise InputError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
-    for name in ("sigma", "epsilon", "lr", "lambda_lr", "certify_n"):
+    for name in ("epsilon", "lr", "lambda_lr"):
         value = getattr(config, name)
         if not 0 < value < math.inf:
             raise InputError(
                 f"--{name.replace('_', '-')} must be a finite number above 0, got {value}"
             )
+    check_sigma(config.sigma)
+    if config.momentum >= 1:
+        raise InputError(f"--momentum must be below 1, got {config.momentum}")
     if isinstance(config.lambda_every, int) and config.lambda_every < 1:
         raise InputError(f"--lambda-every must be at least 1 or 'epoch', got {config.lambda_every}")
     if any(not 0 < drop < 1 for drop in config.lr_drops):
@@ -77,8 +98,10 @@ def check(config: TrainConfig) -> None:
         raise InputError("--method smoothadv needs --steps of 1 or more; 0 is --method gaussian")
 
 
-def refuse_other_settings(config: TrainConfig, saved: dict[str, Any], folder: Path) -> None:
-    """Compare with the settings that the checkpoint in ``folder`` was trained with.
+def refuse_other_settings(
+    config: TrainConfig, saved: dict[str, Any], fingerprint: str, folder: Path
+) -> None:
+    """Compare with the settings and the images that the checkpoint in ``folder`` was trained with.
 
     Raises:
         InputError: names what differs.
@@ -88,8 +111,12 @@ def refuse_other_settings(config: TrainConfig, saved: dict[str, Any], folder: Pa
     other = [
         f"{key} (then {then.get(key)!r}, now {mine[key]!r})"
         for key in mine
-        if key not in _FREE_ON_RESUME and then.get(key) != mine[key]
+        if key not in _FREE_ON_RESUME
+        and then.get(key) != mine[key]
+        and (key, mine[key]) != ("memory_format", "auto")  # the recorded one is taken
     ]
+    if saved.get("fingerprint") not in (None, fingerprint):
+        other.append("training images (the files hold others than then)")
     if other:
         raise InputError(
             f"cannot resume {folder}: expected the settings it was started with, got other "

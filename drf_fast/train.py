@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,10 @@ import torch
 
 from drf_fast import certify, checkpoint, data, methods, models, report, runtime
 from drf_fast.adversary import HardBall, SoftBall
+from drf_fast.certlog import sidecar
 from drf_fast.config import CertifyConfig, TrainConfig, to_dict
 from drf_fast.errors import RunError
-from drf_fast.files import new_folder, write_json
+from drf_fast.files import new_folder, read_json, write_json
 from drf_fast.functional import noise_key, noisy_repeat
 from drf_fast.methods.common import Batch, MethodOptions
 from drf_fast.metrics import Metrics, last_metrics
@@ -29,6 +32,15 @@ from drf_fast.settings import (
     uses_drf,
 )
 
+_FILES = (
+    checkpoint.FILE_NAME,
+    "config.json",
+    "metrics.jsonl",
+    "certificates.tsv",
+    "certificates.json",
+    "curve.png",
+)
+
 
 def run(config: TrainConfig) -> int:
     """The command: train, certify some test images, print and draw what came out.
@@ -37,13 +49,28 @@ def run(config: TrainConfig) -> int:
         InputError, RunError: see ``train``.
     """
     folder = train(config)
-    accuracy = last_metrics(folder).get("test_accuracy_under_noise")
-    if accuracy is not None and not config.json:
-        print(f"accuracy under noise (one draw each, all test images): {100 * accuracy:.2f} %")
-    if not config.certify_images:
+    metrics = last_metrics(folder)
+    if metrics and not config.json:
+        accuracy = 100 * metrics["test_accuracy_under_noise"]
+        print(f"accuracy under noise (one draw each, all test images): {accuracy:.2f} %")
+    log = _certify(config, folder) if config.certify_images else None
+    if log is not None:
+        say(f"curve: {folder / 'curve.png'}")
+    if config.json:
+        shown = None if log is None else report.as_json([log], plot=folder / "curve.png")
+        print(json.dumps({"folder": str(folder), "metrics": metrics, "report": shown}, indent=2))
         return 0
+    return 0 if log is None else report.run([log], plot=folder / "curve.png", force=True)
+
+
+def _certify(config: TrainConfig, folder: Path) -> Path:
+    """Certify some test images into the run folder; a log of an earlier network is replaced."""
+    out = folder / "certificates.tsv"
+    network = checkpoint.sha256(folder / checkpoint.FILE_NAME)
+    same = config.resume and sidecar(out).exists()
+    same = same and read_json(sidecar(out)).get("checkpoint_sha256") == network
     test_images = len(data.load(config.data, "test", data_dir=config.data_dir))
-    log = certify.certify(
+    return certify.certify(
         CertifyConfig(
             checkpoint=folder / checkpoint.FILE_NAME,
             n=config.certify_n,
@@ -52,15 +79,18 @@ def run(config: TrainConfig) -> int:
             precision=config.precision,
             device=config.device,
             compile=config.compile,
-            out=folder / "certificates.tsv",
-            resume=config.resume,
-            force=config.force,
+            out=out,
+            resume=same,
+            force=not same,
         )
     )
-    say(f"curve: {folder / 'curve.png'}")
-    return report.run(
-        [log], format="json" if config.json else "table", plot=folder / "curve.png", force=True
-    )
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove what an earlier run wrote, and nothing else."""
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
 
 @dataclasses.dataclass
@@ -90,8 +120,11 @@ def train(config: TrainConfig) -> Path:
         RunError: training diverged.
     """
     check(config)
-    folder = new_folder(run_folder(config), force=config.force, resume=config.resume)
+    folder = run_folder(config)
     run = _prepare(config, folder)
+    new_folder(folder, force=config.force, resume=config.resume)
+    if config.force:  # an old network beside new settings would be taken for the new run's
+        _remove_run(folder)
     write_json(
         folder / "config.json",
         {
@@ -125,16 +158,16 @@ def _prepare(config: TrainConfig, folder: Path) -> Run:
     """Data, network, optimizer and ball; from the checkpoint in the folder when resuming."""
     saved_path = folder / checkpoint.FILE_NAME
     saved = checkpoint.load(saved_path) if config.resume and saved_path.exists() else None
-    if saved:
-        refuse_other_settings(config, saved["config"], folder)
     train_set = data.load(config.data, "train", data_dir=config.data_dir, limit=config.train_images)
     test_set = data.load(config.data, "test", data_dir=config.data_dir)
+    if saved:
+        refuse_other_settings(config, saved["config"], train_set.fingerprint, folder)
     device = runtime.pick_device(config.device)
     shape = tuple(train_set.images.shape[1:])
     torch.manual_seed(noise_key(config.seed, 2**63) % 2**63)  # a step that training never takes
     model = models.build(config.arch, train_set.num_classes, shape)
     memory_format = saved["config"]["memory_format"] if saved else config.memory_format
-    rows = config.batch_size * config.num_samples
+    rows = min(config.batch_size, len(train_set)) * config.num_samples
     model, memory_format = runtime.place(
         model, device, memory_format, config.precision, shape, rows
     )
@@ -257,7 +290,7 @@ def _epoch_metrics(run: Run, totals: dict[str, Any], seconds: float) -> dict[str
     if not math.isfinite(loss):
         raise RunError(
             f"the loss of epoch {run.epoch + 1} is {loss}: training diverged; lower --lr or "
-            f"--epsilon. The checkpoint of the epoch before is in {run.folder}"
+            "--epsilon"
         )
     metrics = {
         "epoch": run.epoch + 1,
@@ -305,6 +338,7 @@ def _save(run: Run) -> None:
             **to_dict(run.config),
             "method_label": method_label(run.config),
             "memory_format": run.memory_format,
+            "fingerprint": run.train_set.fingerprint,
         },
         "optimizer": run.optimizer.state_dict(),
         "epoch": run.epoch,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from drf_fast import checkpoint, data
-from drf_fast.certlog import read_log
+from drf_fast.certlog import CertificationLog, read_log
 from drf_fast.cli import main
 from drf_fast.functional import certified_radius
 from drf_fast.nn import SmoothedClassifier
@@ -120,10 +120,13 @@ def test_a_hopeless_n_is_announced(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--n", "0"], "--n must be at least 1, got 0"),
+        (["--n", "0"], "--n must lie between 1 and 2^32 - 1, got 0"),
         (["--alpha", "1"], "--alpha must be a probability between 0 and 1, got 1"),
-        (["--sigma", "-1"], "--sigma must be a finite number above 0, got -1"),
-        (["--skip", "0"], "--skip must be at least 1"),
+        (["--sigma", "-1"], "--sigma must be a finite number above 0"),
+        (["--skip", "0"], "--skip must lie between 1"),
+        (["--n", "5000000000"], "--n must lie between 1 and 2^32 - 1, got 5000000000"),
+        (["--sigma", "1e300"], "between 1e-6 and 1e6"),
+        (["--seed", "18446744073709551616"], "--seed must fit 64 bits"),
         (["--data", "nothing"], "mnist-mini"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -174,6 +177,42 @@ def test_weights_that_do_not_fit_are_refused(trained, tmp_path, capsys):
     checkpoint.save(tmp_path / "odd.pt", saved)
     assert certify(tmp_path / "odd.pt", tmp_path / "log.tsv") == 2
     assert "fc2.bias" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"config": None}, {"image_shape": 28}, {"model": 3}])
+def test_a_damaged_checkpoint_is_refused(trained, tmp_path, capsys, change):
+    saved = checkpoint.load(trained / "checkpoint.pt")
+    checkpoint.save(tmp_path / "odd.pt", {**saved, **change})
+    assert certify(tmp_path / "odd.pt", tmp_path / "log.tsv") == 2
+    assert f"is damaged: expected a drf_fast checkpoint, got one whose {next(iter(change))}" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "metrics.jsonl", "config.tsv"])
+def test_force_replaces_logs_only(trained, tmp_path, capsys, name):
+    shutil.copytree(trained, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+    assert certify(tmp_path / "run", tmp_path / "run" / name, "--force") == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*")} == before
+
+
+def test_one_process_at_a_time_writes_a_log(trained, tmp_path, capsys):
+    certify(trained, tmp_path / "log.tsv")
+    config = json.loads((tmp_path / "log.json").read_text())
+    with CertificationLog.resume(tmp_path / "log.tsv", config):
+        assert certify(trained, tmp_path / "log.tsv", "--resume") == 2
+    assert "is being written by another process" in capsys.readouterr().err
+
+
+def test_a_resumed_log_keeps_the_measured_choices(trained, tmp_path, capsys):
+    certify(trained, tmp_path / "log.tsv")
+    flags = ["--resume", "--memory-format", "channels_last"]
+    assert certify(trained, tmp_path / "log.tsv", *flags) == 2
+    assert "memory_format" in capsys.readouterr().err
+    flags = ["--resume", "--memory-format", "auto", "--batch-size", "auto"]
+    assert certify(trained, tmp_path / "log.tsv", *flags) == 0
 
 
 def test_a_checkpoint_may_be_named_by_its_run_folder_or_its_file(trained, tmp_path):

@@ -79,17 +79,15 @@ def test_a_full_disk_exits_with_1_and_keeps_the_old_file(tmp_path):
     """RLIMIT_FSIZE makes the kernel refuse the write, as a full disk would."""
     resource = pytest.importorskip("resource")
     folder = tmp_path / "run"
-    words = [
-        "train", "--out", str(folder), "--method", "gaussian", "--train-images", "64",
-        "--epochs", "1", "--certify-images", "0", "--device", "cpu",
-    ]  # fmt: skip
-    assert run(*words).returncode == 0
+    words = ["train", "--out", str(folder), "--certify-images", "0"]
+    first = ["--method", "gaussian", "--train-images", "64", "--epochs", "2", "--device", "cpu"]
+    assert run(*words, *first, "--max-steps", "1").returncode == 0
     before = (folder / "checkpoint.pt").read_bytes()
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
-    done = run(*words, "--force", preexec_fn=limit)
+    done = run(*words, "--resume", preexec_fn=limit)
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith("drf-fast: File too large")
     assert (folder / "checkpoint.pt").read_bytes() == before

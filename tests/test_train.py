@@ -112,6 +112,63 @@ def test_an_existing_run_is_not_overwritten(run_folder, capsys):
     assert (run_folder / "checkpoint.pt").read_bytes() == before
 
 
+def test_resume_refuses_other_images_under_the_same_name(tmp_path, capsys):
+    train(tmp_path / "r", "--max-steps", "1", *UNCERTIFIED)
+    saved = load(tmp_path / "r")
+    saved["config"]["fingerprint"] = "another"
+    checkpoint.save(tmp_path / "r" / "checkpoint.pt", saved)
+    assert train(tmp_path / "r", "--resume", *UNCERTIFIED) == 2
+    assert "training images" in capsys.readouterr().err
+
+
+def test_resume_does_not_ignore_a_file_of_other_settings(tmp_path, capsys):
+    train(tmp_path / "r", "--max-steps", "1", *UNCERTIFIED)
+    (tmp_path / "other.toml").write_text("sigma = 0.25")
+    words = ["train", "--out", str(tmp_path / "r"), "--resume"]
+    assert main([*words, "--config", str(tmp_path / "other.toml")]) == 2
+    assert "sigma (then 0.5, now 0.25)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "", "garbage\n", "[1]\n"], ids=str)
+def test_resume_survives_lost_metrics(tmp_path, content):
+    train(tmp_path / "r", "--max-steps", "3", *UNCERTIFIED)
+    path = tmp_path / "r" / "metrics.jsonl"
+    path.unlink() if content is None else path.write_text(content)
+    assert main(["train", "--out", str(tmp_path / "r"), "--resume", *UNCERTIFIED]) == 0
+    assert json.loads(path.read_text().splitlines()[-1])["epoch"] == 2
+
+
+def test_resume_refuses_a_broken_configuration(tmp_path, capsys):
+    train(tmp_path / "r", "--max-steps", "1", *UNCERTIFIED)
+    (tmp_path / "r" / "config.json").write_text("[1, 2]")
+    assert main(["train", "--out", str(tmp_path / "r"), "--resume"]) == 2
+    assert "expected the settings of a run" in capsys.readouterr().err
+
+
+def test_a_run_stopped_and_certified_is_certified_anew_when_it_goes_on(tmp_path):
+    certified = ["--certify-images", "2", "--certify-n", "100"]
+    train(tmp_path / "r", "--max-steps", "1", *certified)
+    words = ["train", "--out", str(tmp_path / "r"), "--resume", *certified]
+    assert main(words) == 0
+    sidecar = json.loads((tmp_path / "r" / "certificates.json").read_text())
+    assert sidecar["checkpoint_sha256"] == checkpoint.sha256(tmp_path / "r" / "checkpoint.pt")
+
+
+def test_json_holds_the_metrics_and_the_report(tmp_path, capsys):
+    assert train(tmp_path / "r", "--json", "--certify-images", "2", "--certify-n", "100") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["metrics"]["epoch"] == 2
+    assert result["report"]["groups"][0]["method"] == "smoothadv+drf"
+
+
+def test_force_removes_the_old_network_before_it_trains(tmp_path):
+    train(tmp_path / "r", "--certify-images", "2", "--certify-n", "100")
+    assert train(tmp_path / "r", "--force", "--lr", "1e12", *UNCERTIFIED) == 1  # diverges
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {
+        "config.json", "metrics.jsonl", "tensorboard",
+    }  # fmt: skip
+
+
 def test_force_replaces_a_run(tmp_path):
     train(tmp_path / "r", "--seed", "3", *UNCERTIFIED)
     assert train(tmp_path / "r", "--force", *UNCERTIFIED) == 0
@@ -122,15 +179,17 @@ def test_force_replaces_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--sigma", "0"], "--sigma must be a finite number above 0, got 0"),
-        (["--sigma", "nan"], "--sigma must be a finite number above 0, got nan"),
-        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--sigma", "0"], "--sigma must be a finite number above 0"),
+        (["--sigma", "nan"], "--sigma must be a finite number above 0"),
+        (["--epochs", "0"], "--epochs must lie between 1 and 4294967295, got 0"),
         (["--method", "macaroni"], "--method must be one of gaussian, smoothadv"),
         (["--arch", "vgg"], "--arch must be one of lenet"),
         (["--data", "cifar"], "mnist-mini"),
         (["--recipe", "mnist"], "--recipe must be one of mnist-gaussian"),
         (["--lr-drops", "2"], "--lr-drops must be fractions between 0 and 1"),
         (["--momentum", "0"], "--no-nesterov"),
+        (["--momentum", "1.5"], "--momentum must be below 1"),
+        (["--kappa", "5000000000"], "--kappa must lie between 1"),
         (["--steps", "0"], "--method smoothadv needs --steps"),
         (["--resume", "--force"], "pass one of them"),
         (["--method", "gaussian", "--epsilon", "2"], "--epsilon would have no effect"),
@@ -145,7 +204,7 @@ def test_bad_settings_are_one_sentence_and_status_2(tmp_path, capsys, flags, exp
     captured = capsys.readouterr()
     assert expected in captured.err
     assert captured.err.count("\n") == 1 and captured.out == ""
-    assert not (tmp_path / "r" / "checkpoint.pt").exists()
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_cuda_device_that_is_not_there_is_refused(tmp_path, capsys, monkeypatch):

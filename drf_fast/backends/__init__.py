@@ -13,6 +13,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from drf_fast.errors import InputError, RunError
+
 NAMES = ("auto", "reference", "native", "triton")
 
 _chosen: str | None = None
@@ -21,7 +23,7 @@ _table: dict[tuple[str, str], Callable[..., Any]] = {}
 
 def _checked(name: str, source: str) -> str:
     if name not in NAMES:
-        raise ValueError(
+        raise InputError(
             f"{source} names an unknown backend: expected one of {', '.join(NAMES)}, got {name!r}"
         )
     return name
@@ -80,7 +82,7 @@ def _find(operation: str, device_type: str, backend: str) -> Callable[..., Any]:
         if module is not None and kind is not None and backend in ("auto", kind):
             return getattr(module, operation)
         if backend != "auto":
-            raise RuntimeError(
+            raise RunError(
                 f"the backend {backend!r} was asked for, but {operation} has no {backend} "
                 f"implementation for {device_type} tensors in this installation; use 'auto' or "
                 "'reference', and see 'drf-fast doctor' for what is built"

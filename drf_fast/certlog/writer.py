@@ -21,6 +21,42 @@ from drf_fast.certlog.rows import COLUMNS, Row, format_row, parse_rows
 from drf_fast.errors import InputError
 from drf_fast.files import write_json
 
+try:
+    import fcntl
+except ImportError:  # Windows has no flock
+    fcntl = None  # type: ignore[assignment]
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Replace logs only: a slip in --out must not cost a checkpoint or a run's settings."""
+    if path.exists() and path.is_file():
+        with explained(path), path.open("rb") as file:
+            start = file.read(len(COLUMNS[0]) + 1)
+        if start not in (b"", COLUMNS[0].encode() + b"\t"):
+            raise InputError(
+                f"{path} is no certification log: expected a log to replace, got another file; "
+                "choose another --out"
+            )
+    if sidecar(path).exists() and not {"n", "alpha"} <= set(read_config(path)):
+        raise InputError(
+            f"{sidecar(path)} does not belong to a log: expected the configuration of one to "
+            "replace, got another file; choose another --out"
+        )
+
+
+def _lock(path: Path, file: FileIO) -> None:
+    """One writer at a time: two would certify the same images and write them twice."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(
+            f"{path} is being written by another process: expected one writer; wait for it, or "
+            "choose another --out"
+        ) from error
+
 
 class CertificationLog:
     """A log that is being written. Use as a context manager, or call ``close``.
@@ -63,6 +99,7 @@ class CertificationLog:
                     f"{existing} exists: expected a new file; continue it with --resume, replace "
                     "it with --force, or choose another --out"
                 )
+        _refuse_other_files(path)
         # The old log goes before the new sidecar comes, so that rows never stand beside the
         # configuration of another run, wherever this is interrupted.
         with explained(path):
@@ -91,25 +128,36 @@ class CertificationLog:
         refuse_other_config(path, read_config(path), plain(config))
         if not path.exists():
             return cls._open(path, done=set())
-        content = read_bytes(path)
+        log = cls._open(path, done=set())  # locked before it is read
+        try:
+            log._keep_whole_lines()
+        except BaseException:
+            log._file.close()
+            raise
+        return log
+
+    def _keep_whole_lines(self) -> None:
+        content = read_bytes(self.path)
         whole = content[: content.rfind(b"\n") + 1]
-        done = set()
         if whole:
-            columns, rows = parse_rows(path, decode(path, whole))
+            columns, rows = parse_rows(self.path, decode(self.path, whole))
             if columns != COLUMNS:
                 raise InputError(
-                    f"cannot resume {path}: expected the columns {' '.join(COLUMNS)}, got "
+                    f"cannot resume {self.path}: expected the columns {' '.join(COLUMNS)}, got "
                     f"{' '.join(columns)}; choose another --out"
                 )
-            done = {row.idx for row in rows}
-        with explained(path):
-            os.truncate(path, len(whole))
-        return cls._open(path, done)
+            self.done.update(row.idx for row in rows)
+        with explained(self.path):
+            self._file.truncate(len(whole))
+            self._file.seek(0, os.SEEK_END)
+        if not whole:
+            self._write("\t".join(COLUMNS))
 
     @classmethod
     def _open(cls, path: Path, done: set[int]) -> CertificationLog:
         with explained(path):
             log = cls(path, FileIO(path, "ab"), done)
+        _lock(path, log._file)
         if log._file.tell() == 0:
             log._write("\t".join(COLUMNS))
         return log

@@ -141,6 +141,17 @@ def _refuse_half_known(group: Group) -> None:
 
 def _refuse_other_training(group: Group) -> None:
     """Logs of one group are averaged as training seeds, so nothing but the seed may differ."""
+    networks: dict[str, Path] = {}
+    for log in group.logs:
+        network = (log.config or {}).get("checkpoint_sha256")
+        if network in networks:
+            raise InputError(
+                f"cannot average {networks[network]} with {log.path} as seeds of {group.method}: "
+                "expected two networks, got one (the same checkpoint_sha256); report them "
+                "separately"
+            )
+        if network is not None:
+            networks[network] = log.path
     first = group.logs[0]
     for log in group.logs[1:]:
         one, two = (_training(entry) for entry in (first, log))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from drf_fast.certlog import read_log
 from drf_fast.errors import InputError
 from drf_fast.report.plot import check_path, draw
 from drf_fast.report.summary import Summary, summarize
-from drf_fast.report.tables import caption, cells, render
+from drf_fast.report.tables import as_dict, caption, cells, render
 
 FORMATS = ("table", "markdown", "latex", "csv", "json")
 
@@ -55,6 +56,17 @@ def run(
     if picture is not None:
         print(f"wrote {picture}", file=sys.stderr)
     return 0
+
+
+def as_json(logs: Sequence[str | Path], *, plot: str | Path) -> dict[str, Any]:
+    """The report as JSON-ready values, for a command that prints more than it; draws ``plot``.
+
+    Raises:
+        InputError: as ``run``.
+    """
+    summary = summarize([read_log(path) for path in logs])
+    draw(summary, Path(plot))
+    return as_dict(summary)
 
 
 def _print_rich(summary: Summary) -> None:

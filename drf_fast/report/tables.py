@@ -182,6 +182,11 @@ def _csv(summary: Summary) -> str:
 
 
 def _json(summary: Summary) -> str:
+    return json.dumps(as_dict(summary), indent=2)
+
+
+def as_dict(summary: Summary) -> dict[str, Any]:
+    """The report as JSON-ready values."""
     settings = {key: summary.setting(key) for key in ("n", "alpha", "n0", "budget", "data")}
     report = {
         "caption": caption(summary),
@@ -190,7 +195,7 @@ def _json(summary: Summary) -> str:
         "radii": summary.radii,
         "groups": [_json_group(entry) for entry in summary.groups],
     }
-    return json.dumps(report, indent=2)
+    return report
 
 
 def _json_group(entry: GroupSummary) -> dict[str, Any]:
