@@ -50,6 +50,12 @@ def test_a_block_of_the_readme_runs(block):
         assert not torch.equal(before, linear.weight)
 
 
+def test_every_link_leads_somewhere():
+    root = Path(__file__).parents[1]
+    links = re.findall(r"\]\(([^)#]+)\)", (root / "README.md").read_text())
+    assert links and all((root / link).exists() for link in links)
+
+
 def test_there_are_blocks_for_every_drop_in():
     text = "".join(BLOCKS)
     for name in ("smooth_ce", "SmoothedClassifier", "attack", "HardBall", "SoftBall"):
