@@ -308,6 +308,12 @@ def test_a_log_given_twice_does_not_count_as_two_seeds(tmp_path):
         summary_of(a, tmp_path / "." / "a.tsv")
 
 
+def test_a_copy_of_a_log_does_not_count_as_another_seed(tmp_path):
+    logs = [ours(tmp_path / f"{name}.tsv", checkpoint_sha256="abc") for name in "ab"]
+    with pytest.raises(InputError, match="expected two networks, got one"):
+        summary_of(*logs)
+
+
 def test_radii_beyond_what_n_and_alpha_allow_are_refused(tmp_path):
     cap = largest_radius(0.5, 1000, 0.001)
     assert summary_of(ours(tmp_path / "a.tsv", [(1, 1, cap)])).images == 1
