@@ -141,6 +141,8 @@ class SmoothedClassifier:
         compile: bool = False,
         seed: int = 0,
     ) -> None:
+        if not callable(base):
+            raise TypeError(f"base must be a network, a callable, got {type(base).__name__}")
         self.base = base
         self.num_classes = check.count(num_classes, "num_classes", minimum=2)
         self.sigma = float(check.scalar(sigma, "sigma", positive=True))
@@ -288,6 +290,10 @@ class SmoothedClassifier:
         )
         with torch.no_grad(), autocast:
             logits = self._forward(rows)
+        if not isinstance(logits, torch.Tensor):
+            raise TypeError(
+                f"the network must return a tensor of logits, got {type(logits).__name__}"
+            )
         if logits.dim() != 2 or logits.shape[1] != self.num_classes:
             raise ValueError(
                 f"the network must return ({rows.shape[0]}, {self.num_classes}) logits, got shape "

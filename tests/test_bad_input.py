@@ -375,3 +375,14 @@ def test_the_same_calls_without_the_fault_run():
     for call in (noisy, ce, consistency, macer, step, attack, vote):
         call()
     classifier().predict(torch.zeros(1, 2, 2), 5, 0.01, 5)
+
+
+def test_a_base_that_is_no_network_is_refused():
+    with pytest.raises(TypeError, match="base must be a network, a callable, got int"):
+        drf_fast.SmoothedClassifier(3, 10, 0.5)  # type: ignore[arg-type]
+
+
+def test_a_network_that_returns_no_tensor_is_refused():
+    smoothed = drf_fast.SmoothedClassifier(lambda rows: {"logits": rows}, 10, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="must return a tensor of logits, got dict"):
+        smoothed.certify(torch.rand(1, 4, 4), 2, 2, 0.1, 2)
