@@ -38,7 +38,8 @@ def macer(**options: Any) -> Any:
 
 
 def step(grad: Any = None, x: Any = X, x_adv: Any = X, **options: Any) -> Any:
-    defaults = {"step_size": 0.1, "ball": drf_fast.HardBall(1.0), "sigma": 0.5}
+    noise = {"sigma": 0.5, "seed": None, "image_ids": None}
+    defaults = {"step_size": 0.1, "ball": drf_fast.HardBall(1.0), **noise}
     grad = torch.zeros(4, 1, 3, 3) if grad is None else grad
     return drf_fast.adversary_step(grad, x, x_adv, **{**defaults, **options})
 
