@@ -61,3 +61,7 @@ def run(benchmark: Any, copy_bandwidth: float, machine: dict[str, Any]) -> Run:
         )
 
     return timed
+
+
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    machine_info.pop("node", None)  # the host's name is nobody's business

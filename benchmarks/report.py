@@ -1,7 +1,7 @@
 """Turn the JSON of pytest-benchmark into README's table, and a plot of the same ratios.
 
     pytest benchmarks/ --benchmark-only --benchmark-json=run.json
-    python benchmarks/report.py run.json --plot docs/benchmarks.png
+    python benchmarks/report.py run.json --plot docs/benchmarks.png --save docs/benchmarks.json
 
 A ratio compares medians of one group in one run with its first provider (eager or scipy); wins and
 losses are printed alike.
@@ -78,11 +78,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("json", type=Path, help="what --benchmark-json wrote")
     parser.add_argument("--plot", type=Path, help="PNG to draw")
+    parser.add_argument(
+        "--save", type=Path, help="JSON of the figures in the table, without rounds"
+    )
     arguments = parser.parse_args()
     found = groups(arguments.json)
     print(table(found))
     if arguments.plot:
         plot(found, arguments.plot)
+    if arguments.save:
+        arguments.save.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
