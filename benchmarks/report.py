@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("json", type=Path, help="what --benchmark-json wrote")
     parser.add_argument("--plot", type=Path, help="PNG to draw")
     parser.add_argument(
-        "--save", type=Path, help="JSON of the figures in the table, without rounds"
+        "--save", type=Path, help="JSON of the table's figures"
     )
     arguments = parser.parse_args()
     found = groups(arguments.json)
