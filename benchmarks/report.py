@@ -78,9 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("json", type=Path, help="what --benchmark-json wrote")
     parser.add_argument("--plot", type=Path, help="PNG to draw")
-    parser.add_argument(
-        "--save", type=Path, help="JSON of the table's figures"
-    )
+    parser.add_argument("--save", type=Path, help="JSON of the table's figures")
     arguments = parser.parse_args()
     found = groups(arguments.json)
     print(table(found))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.library import Library, register_fake
 
 from drf_fast.backends import implementation
 
@@ -42,7 +43,7 @@ _SCHEMAS = {
     "certified_radius": "(Tensor successes, Tensor trials, Tensor sigma, Tensor alpha) -> Tensor",
 }
 
-_library = torch.library.Library("drf_fast", "DEF")
+_library = Library("drf_fast", "DEF")
 
 
 def _dispatcher(name: str) -> Callable[..., Any]:
@@ -76,12 +77,12 @@ def _is_channels_last(x: torch.Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.register_fake("drf_fast::noisy_repeat", lib=_library)
+@register_fake("drf_fast::noisy_repeat", lib=_library)
 def _(x, sigma, key, image_ids, sample_offset, num_samples, stream):
     return repeated_like(x, num_samples)
 
 
-@torch.library.register_fake("drf_fast::noisy_repeat_backward", lib=_library)
+@register_fake("drf_fast::noisy_repeat_backward", lib=_library)
 def _(grad, num_samples):
     out = grad.new_empty((grad.shape[0] // num_samples, *grad.shape[1:]))
     if grad.dim() == 4 and not grad.is_contiguous() and _is_channels_last(grad):
@@ -95,39 +96,39 @@ def _fake_loss(logits, reduction, need_grad):
     return loss, torch.empty_like(logits) if need_grad else logits.new_empty((0,))
 
 
-@torch.library.register_fake("drf_fast::smooth_ce", lib=_library)
+@register_fake("drf_fast::smooth_ce", lib=_library)
 def _(logits, target, reduction, need_grad):
     return _fake_loss(logits, reduction, need_grad)
 
 
-@torch.library.register_fake("drf_fast::consistency_loss", lib=_library)
+@register_fake("drf_fast::consistency_loss", lib=_library)
 def _(logits, target, lam, eta, reduction, need_grad):
     return _fake_loss(logits, reduction, need_grad)
 
 
-@torch.library.register_fake("drf_fast::macer_loss", lib=_library)
+@register_fake("drf_fast::macer_loss", lib=_library)
 def _(logits, target, sigma, lam, gamma, beta, need_grad):
     return _fake_loss(logits, "mean", need_grad)
 
 
-@torch.library.register_fake("drf_fast::adversary_step", lib=_library)
+@register_fake("drf_fast::adversary_step", lib=_library)
 def _(grad, x, x_adv, step_size, epsilon, lam, sigma, key, image_ids, ball, grad_norm, clamp):
     distance = x.new_empty((x.shape[0],), dtype=arithmetic_dtype(x.dtype))
     result = torch.empty_like(x)  # of a slice of channels_last images this is channels_last
     return result, repeated_like(result, grad.shape[0] // x.shape[0]), distance
 
 
-@torch.library.register_fake("drf_fast::vote", lib=_library)
+@register_fake("drf_fast::vote", lib=_library)
 def _(logits, counts):
     return None
 
 
-@torch.library.register_fake("drf_fast::clopper_pearson_lower", lib=_library)
+@register_fake("drf_fast::clopper_pearson_lower", lib=_library)
 def _(successes, trials, alpha):
     return torch.empty_like(successes, dtype=torch.float64)
 
 
-@torch.library.register_fake("drf_fast::certified_radius", lib=_library)
+@register_fake("drf_fast::certified_radius", lib=_library)
 def _(successes, trials, sigma, alpha):
     return torch.empty_like(successes, dtype=torch.float64)
 
