@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,13 +57,10 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_atomic(path: str | Path, content: bytes | str | Callable[[BinaryIO], Any]) -> None:
-    """Write ``content`` (bytes, text as UTF-8, or a function of the open file) atomically."""
+def write_atomic(path: str | Path, content: bytes | str) -> None:
+    """Write ``content`` (bytes, or text as UTF-8) atomically; raises as ``atomic_file``."""
     with atomic_file(path) as file:
-        if callable(content):
-            content(file)
-        else:
-            file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: str | Path, value: Any) -> None:

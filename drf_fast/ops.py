@@ -23,7 +23,6 @@ from drf_fast.backends import implementation
 REDUCTIONS = ("none", "mean", "sum")
 STREAMS = ("train", "selection", "estimation", "prediction")
 GRAD_NORMS = ("image", "batch", "none")
-BALLS = ("none", "hard", "prox", "excess", "shrink")
 
 _SCHEMAS = {
     "noisy_repeat": "(Tensor x, Tensor sigma, Tensor key, Tensor image_ids, Tensor sample_offset,"

@@ -40,37 +40,35 @@ def _check_vote(logits: torch.Tensor, counts: torch.Tensor, device: str) -> None
         )
 
 
-def vote(logits: torch.Tensor, counts: torch.Tensor) -> None:
-    """Add the argmax of each row of logits (images*m, K) to counts (images, K), on the CPU."""
-    _check_vote(logits, counts, "cpu")
+def _vote_arguments(
+    logits: torch.Tensor, counts: torch.Tensor
+) -> tuple[int, str, int, int, int, int]:
+    """What both cores are given: addresses, dtype and sizes of contiguous tensors."""
     rows, classes = logits.shape
-    logits = logits.contiguous()
-    load().vote(
+    return (
         logits.data_ptr(),
         DTYPES[logits.dtype],
         rows,
         classes,
         counts.data_ptr(),
         counts.shape[0],
-        threads_for(rows * classes, _LOGITS_PER_THREAD),
     )
+
+
+def vote(logits: torch.Tensor, counts: torch.Tensor) -> None:
+    """Add the argmax of each row of logits (images*m, K) to counts (images, K), on the CPU."""
+    _check_vote(logits, counts, "cpu")
+    logits = logits.contiguous()  # named here, so that it outlives the call
+    threads = threads_for(logits.numel(), _LOGITS_PER_THREAD)
+    load().vote(*_vote_arguments(logits, counts), threads)
 
 
 def cuda_vote(logits: torch.Tensor, counts: torch.Tensor) -> None:
     """As ``vote``, on the tensors' CUDA device and its current stream, without waiting for it."""
     _check_vote(logits, counts, "cuda")
-    rows, classes = logits.shape
     logits = logits.contiguous()
-    load_cuda().vote(
-        logits.data_ptr(),
-        DTYPES[logits.dtype],
-        rows,
-        classes,
-        counts.data_ptr(),
-        counts.shape[0],
-        logits.device.index,
-        torch.cuda.current_stream(logits.device).cuda_stream,
-    )
+    stream = torch.cuda.current_stream(logits.device).cuda_stream
+    load_cuda().vote(*_vote_arguments(logits, counts), logits.device.index, stream)
 
 
 def clopper_pearson_lower(

@@ -66,7 +66,6 @@ class StepLoss:
 
 Model = Callable[[torch.Tensor], torch.Tensor]
 Ball = HardBall | SoftBall | None
-Method = Callable[[Model, Batch, MethodOptions, Ball], StepLoss]
 
 
 def noisy_batch(
