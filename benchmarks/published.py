@@ -37,19 +37,34 @@ def pgd_step(
     target: torch.Tensor,
     grad: torch.Tensor,
     x: torch.Tensor,
-    x_adv: torch.Tensor,
+    delta: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
     noise: torch.Tensor,
     epsilon: float,
-    step_size: float,
 ) -> torch.Tensor:
-    """All of a PGD step but the network: the loss's gradient at the logits, ascent, next batch."""
+    """All of a PGD step but the network, as the SmoothAdv attack is published.
+
+    Salman et al. 2019 keep the perturbation as a leaf tensor that autograd reaches through the
+    repetition and the addition of the noise, normalise its gradient in place, draw a random
+    direction where it is zero, let an SGD optimizer ascend, and clamp and project the perturbation.
+    ``grad`` is what the network's backward would bring to its input.
+    """
     m = logits.shape[0] // x.shape[0]
     torch.autograd.grad(smooth_ce(logits, target, m), logits)
-    g = grad.reshape(-1, m, *x.shape[1:]).sum(1)
-    norms = g.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, 1, 1, 1)
-    x_adv = torch.clamp(x_adv + step_size * g / norms, 0, 1)
-    delta = (x_adv - x).renorm(p=2, dim=0, maxnorm=epsilon)
-    return (x + delta).repeat_interleave(m, dim=0) + noise
+    noisy = (x + delta).repeat_interleave(m, dim=0) + noise
+    optimizer.zero_grad()
+    noisy.backward(grad)
+    assert delta.grad is not None
+    norms = delta.grad.reshape(len(x), -1).norm(p=2, dim=1)
+    delta.grad.div_(norms.reshape(-1, 1, 1, 1))
+    zero = norms == 0
+    if zero.any():
+        delta.grad[zero] = torch.randn_like(delta.grad[zero])
+    optimizer.step()
+    with torch.no_grad():
+        delta.add_(x).clamp_(0, 1).sub_(x)
+        delta.renorm_(p=2, dim=0, maxnorm=epsilon)
+    return noisy
 
 
 def vote(logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

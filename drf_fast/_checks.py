@@ -47,6 +47,11 @@ def same_device(device: torch.device, **tensors: torch.Tensor) -> None:
             )
 
 
+def on_cpu(value: float | int, dtype: torch.dtype) -> torch.Tensor:
+    """A 0-dim tensor, whatever torch's default device is; half the cost of ``torch.tensor``."""
+    return torch.scalar_tensor(value, dtype=dtype, device="cpu")
+
+
 def choice(value: Any, name: str, options: Sequence[str]) -> str:
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
@@ -86,7 +91,7 @@ def scalar(
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         # A number that changes from call to call is symbolic in compiled code: no value to read.
         number = None if torch.compiler.is_compiling() else float(value)
-        tensor = torch.tensor(float(value), dtype=torch.float64)
+        tensor = on_cpu(float(value), torch.float64)
     else:
         raise TypeError(
             f"{name} must be a number or a 0-dim tensor, got {type(value).__name__} {value!r}"
@@ -107,7 +112,7 @@ def noise_source(
     """The key (int64 0-dim) and the image ids (int64 (B,)) that name a batch's noise."""
     if seed is None:
         # torch's default generator, so that torch.manual_seed governs it and ranks differ.
-        key = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
+        key = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu")
         if image_ids is None:
             return key, torch.arange(batch, device=device)
     elif isinstance(seed, torch.Tensor):
@@ -118,7 +123,7 @@ def noise_source(
             )
         key = seed
     else:
-        key = torch.tensor(signed_key(seed), dtype=torch.int64)
+        key = on_cpu(signed_key(seed), torch.int64)
     if image_ids is None:
         raise ValueError(
             "an explicit seed needs image_ids, a (B,) int64 tensor that names each image (its "
@@ -222,7 +227,7 @@ def sample_offset(value: Any, num_samples: int) -> torch.Tensor:
     """The index of the first sample as a 0-dim int64 tensor."""
     tensor = value
     if not isinstance(value, torch.Tensor):
-        tensor = torch.tensor(count(value, "sample_offset", 0), dtype=torch.int64)
+        tensor = on_cpu(count(value, "sample_offset", 0), torch.int64)
     if tensor.dim() != 0 or tensor.dtype != torch.int64:
         raise ValueError(
             f"sample_offset must be an int or a 0-dim int64 tensor, got {tensor.dtype} of shape "
@@ -238,7 +243,7 @@ def counts(successes: Any, trials: Any) -> tuple[torch.Tensor, torch.Tensor]:
     tensors = []
     for name, value in (("successes", successes), ("trials", trials)):
         if isinstance(value, int) and not isinstance(value, bool):
-            value = torch.tensor(count(value, name, -(2**63), 2**63 - 1))
+            value = on_cpu(count(value, name, -(2**63), 2**63 - 1), torch.int64)
         tensor = is_tensor(value, name)
         if tensor.dtype != torch.int64:
             raise TypeError(f"{name} must be an int or an int64 tensor, got {tensor.dtype}")

@@ -260,6 +260,9 @@ def attack(
             )
     if step_size is None:
         step_size = 1.0 if ball is None else 2.0 * ball.epsilon / steps
+    # As tensors from here on, so that the steps have less to check.
+    step_size = check.scalar(step_size, "step_size", nonnegative=True)
+    sigma = check.scalar(sigma, "sigma", positive=True)
     key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
     noise: dict[str, Any] = {"sigma": sigma, "seed": key, "image_ids": ids}
 

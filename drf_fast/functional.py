@@ -266,10 +266,12 @@ def adversary_step(
     step_size = check.scalar(step_size, "step_size", nonnegative=True)
     sigma = check.scalar(sigma, "sigma", positive=True)
     check.ball(ball)
-    form, epsilon, lam = "none", torch.zeros((), dtype=torch.float64), None
-    if ball is not None:
+    if ball is None:
+        form, epsilon, lam = "none", step_size, step_size  # of no meaning
+    else:
         form = ball.form
-        epsilon, lam = check.scalar(ball.epsilon, "epsilon", nonnegative=True), ball.lam
+        epsilon = check.scalar(ball.epsilon, "epsilon", nonnegative=True)
+        lam = epsilon if ball.lam is None else ball.lam  # the hard ball has none
     key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
     return ops.adversary_step(
         grad.detach(),
@@ -277,7 +279,7 @@ def adversary_step(
         x_adv.detach(),
         step_size,
         epsilon,
-        torch.ones((), dtype=torch.float64) if lam is None else lam,
+        lam,
         sigma,
         key,
         ids,

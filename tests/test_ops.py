@@ -205,3 +205,31 @@ def test_checkpointing_recomputes_the_same_noise(backend):
         strict=True,
     ):
         assert torch.equal(a, b)
+
+
+def test_a_default_device_changes_nothing():
+    x, ids = torch.rand(2, 3), torch.arange(2)
+    logits, target = torch.randn(2, 2, 3), torch.tensor([0, 1])
+
+    def results() -> list[torch.Tensor]:
+        noisy = drf_fast.noisy_repeat(x, 0.5, 2, seed=1, image_ids=ids)
+        step = drf_fast.adversary_step(
+            noisy,
+            x,
+            x,
+            step_size=0.5,
+            ball=drf_fast.HardBall(1.0),
+            sigma=0.5,
+            seed=1,
+            image_ids=ids,
+        )
+        loss = drf_fast.consistency_loss(logits, target, lam=1.0)
+        return [noisy, *step, loss, drf_fast.certified_radius(990, 1000, sigma=0.5, alpha=0.001)]
+
+    expected = results()
+    torch.set_default_device("meta")
+    try:
+        got = results()
+    finally:
+        torch.set_default_device(None)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))

@@ -15,6 +15,7 @@
 #include <memory>
 #include <type_traits>
 
+#include "cpu/huge_pages.h"
 #include "cpu/isa.h"
 #include "cpu/noise_row.h"
 #include "cpu/operations.h"
@@ -183,6 +184,8 @@ void adversary_step_as(const T* grad, const T* x, const T* x_adv, T* out, T* noi
   const Wide first_low = clamp_first ? low : -kInfinity;
   const Wide first_high = clamp_first ? high : kInfinity;
   const bool all_norms_first = call.grad_norm == GradNorm::kBatch;
+
+  expect_writes(noisy, sizeof(T) * static_cast<std::size_t>(batch * samples * pixels));
 
   // Consecutive images to each part, and a part to a thread.
   const std::int64_t parts = std::max<std::int64_t>(1, std::min<std::int64_t>(threads, batch));

@@ -6,7 +6,7 @@
 // i, times m, is F_i (a - sum_k F_i^k a_k) - lam (Fbar - F_i) + F_i - 1[k = y].
 #include <limits>
 
-#include "cpu/losses.h"
+#include "cpu/rows.h"
 
 namespace drf_fast::cpu {
 namespace {

@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/huge_pages.h"
+
 namespace drf_fast::cpu {
 
 void check_labels(const LossCall& call) {
@@ -17,6 +19,15 @@ void check_labels(const LossCall& call) {
                                   "; check the labels or the network's width");
     }
   }
+}
+
+void expect_gradient(const LossCall& call) {
+  const std::int64_t values = (call.batch - 1) * call.grad_image_stride +
+                              (call.samples - 1) * call.grad_sample_stride + call.classes;
+  const std::size_t size = call.dtype == Dtype::kFloat64   ? 8
+                           : call.dtype == Dtype::kFloat32 ? 4
+                                                           : 2;
+  expect_writes(call.grad, size * static_cast<std::size_t>(values));
 }
 
 void write_loss(const LossCall& call, const std::vector<ImageLoss>& losses) {

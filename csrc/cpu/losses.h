@@ -66,6 +66,9 @@ DRF_INLINE std::int64_t samples_per_step(const LossCall& call) {
 // Throws std::invalid_argument where a label is out of range.
 void check_labels(const LossCall& call);
 
+// Announces the memory of the gradient to the system.
+void expect_gradient(const LossCall& call);
+
 // Throws std::invalid_argument where an image is not valid, else writes call.loss.
 void write_loss(const LossCall& call, const std::vector<ImageLoss>& losses);
 
@@ -94,6 +97,7 @@ void run_tiles(const LossCall& call, std::size_t scratch_bytes, RunTile run_tile
   const std::int64_t tiles = (call.batch + size - 1) / size;
   const std::int64_t parts = std::max<std::int64_t>(1, std::min<std::int64_t>(call.threads, tiles));
   std::vector<ImageLoss> losses(static_cast<std::size_t>(call.batch));
+  expect_gradient(call);
   ScratchMemory memory(scratch_bytes, static_cast<int>(parts));
   const double scale =
       call.reduction == Reduction::kMean ? 1.0 / static_cast<double>(call.batch) : 1.0;
@@ -106,117 +110,6 @@ void run_tiles(const LossCall& call, std::size_t scratch_bytes, RunTile run_tile
     }
   }
   write_loss(call, losses);
-}
-
-// The rows of a tile, an image's samples one after the other, and what a softmax knows of each.
-// Steps run over all rows before the next step starts: a row read back right after parts of it were
-// written would wait for them to reach the cache.
-template <typename A>
-struct Rows {
-  std::int64_t width, count;
-  A* first;  // (count, width)
-  A* peaks;
-  A* label_exp;    // exp(logit of the label - peak)
-  A* log_p;        // log of the label's probability
-  A* log_totals;   // log of totals
-  double* rests;   // sum of exp(logit - peak) over all classes but the label
-  double* totals;  // over all classes
-
-  static std::size_t bytes(const LossCall& call, std::int64_t count) {
-    return Scratch::bytes(count * padded(call.classes), sizeof(A)) +
-           4 * Scratch::bytes(count, sizeof(A)) + 2 * Scratch::bytes(count, sizeof(double));
-  }
-  Rows(const LossCall& call, std::int64_t count, Scratch& scratch)
-      : width(padded(call.classes)),
-        count(count),
-        first(scratch.take<A>(count * width)),
-        peaks(scratch.take<A>(count)),
-        label_exp(scratch.take<A>(count)),
-        log_p(scratch.take<A>(count)),
-        log_totals(scratch.take<A>(count)),
-        rests(scratch.take<double>(count)),
-        totals(scratch.take<double>(count)) {}
-  A* values(std::int64_t row) const { return first + row * width; }
-};
-
-// Reads the samples [begin, end) of each image, and finds the peaks of their rows.
-template <typename T, typename A>
-DRF_INLINE void load_rows(const LossCall& call, const Tile& tile, const Rows<A>& rows,
-                          std::int64_t begin, std::int64_t end) {
-  for (std::int64_t image = 0; image < tile.images; ++image) {
-    const T* from = static_cast<const T*>(call.logits) +
-                    (tile.first + image) * call.logits_image_stride +
-                    begin * call.logits_sample_stride;
-    A* to = rows.values(image * call.samples + begin);
-    for (std::int64_t sample = begin; sample < end; ++sample) {
-      load_row(from, to, call.classes);
-      from += call.logits_sample_stride;
-      to += rows.width;
-    }
-  }
-  for (std::int64_t image = 0; image < tile.images; ++image) {
-    const std::int64_t first = image * call.samples;
-    for (std::int64_t row = first + begin; row < first + end; ++row) {
-      rows.peaks[row] = row_peak(rows.values(row), rows.width);
-    }
-  }
-}
-
-// The label goes its own way, so that 1 - F^y, the sum of the others, keeps its digits where F^y is
-// nearly 1: log_p = logit - peak for now, and -inf in the row. For the rows [begin, end) of an
-// image.
-template <typename A>
-DRF_INLINE void take_label_out(const Rows<A>& rows, std::int64_t begin, std::int64_t end,
-                               std::int64_t label) {
-  for (std::int64_t row = begin; row < end; ++row) {
-    A& value = rows.values(row)[label];
-    rows.log_p[row] = value - rows.peaks[row];
-    value = -static_cast<A>(INFINITY);
-  }
-}
-
-// The rows become exp(logit - peak), 0 at the label, and all about them is known.
-template <typename A>
-DRF_INLINE void exp_rows(const Rows<A>& rows, std::int64_t begin, std::int64_t end) {
-  A* __restrict label_exp = rows.label_exp;
-  A* __restrict log_totals = rows.log_totals;
-  A* __restrict log_p = rows.log_p;
-  for (std::int64_t row = begin; row < end; ++row) label_exp[row] = exp_(log_p[row]);
-  for (std::int64_t row = begin; row < end; ++row) {
-    rows.rests[row] = exp_row(rows.values(row), rows.width, rows.peaks[row]);
-  }
-  for (std::int64_t row = begin; row < end; ++row) {
-    rows.totals[row] = rows.rests[row] + static_cast<double>(rows.label_exp[row]);
-    log_totals[row] = static_cast<A>(rows.totals[row]);
-  }
-  for (std::int64_t row = begin; row < end; ++row) {
-    log_totals[row] = log_(log_totals[row]);
-    log_p[row] -= log_totals[row];
-  }
-}
-
-// Whether the rows of an image are distributions: a NaN, +inf or nothing but -inf make a NaN total.
-template <typename A>
-DRF_INLINE bool all_valid(const Rows<A>& rows, std::int64_t first, std::int64_t samples) {
-  bool valid = true;
-  for (std::int64_t row = first; row < first + samples; ++row) {
-    valid = valid && rows.totals[row] == rows.totals[row];
-  }
-  return valid;
-}
-
-// The gradient: each row times its factor.
-template <typename T, typename A>
-DRF_INLINE void store_rows(const LossCall& call, const Tile& tile, const Rows<A>& rows,
-                           const A* factors) {
-  std::int64_t row = 0;
-  for (std::int64_t image = tile.first; image < tile.first + tile.images; ++image) {
-    T* to = static_cast<T*>(call.grad) + image * call.grad_image_stride;
-    for (std::int64_t sample = 0; sample < call.samples; ++sample, ++row) {
-      store_row(rows.values(row), factors[row], to, call.classes);
-      to += call.grad_sample_stride;
-    }
-  }
 }
 
 }  // namespace drf_fast::cpu

@@ -4,7 +4,7 @@
 // The softmax q_i of beta times the logits and all that follows from it is float64: xi is a
 // difference of normal quantiles far in their tails. backends/reference.py has the derivation.
 #include "common/normal_quantile.h"
-#include "cpu/losses.h"
+#include "cpu/rows.h"
 
 namespace drf_fast::cpu {
 namespace {

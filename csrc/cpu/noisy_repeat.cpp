@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/huge_pages.h"
 #include "cpu/isa.h"
 #include "cpu/noise_row.h"
 #include "cpu/operations.h"
@@ -35,6 +36,8 @@ void noisy_repeat(const void* x, void* out, Dtype dtype, const NoisyRepeat& call
   const std::int64_t pixels = call.channels * call.area;
   with_dtype(dtype, [&](auto type) {
     using T = decltype(type);
+    expect_writes(out,
+                  sizeof(T) * static_cast<std::size_t>(call.batch * call.num_samples * pixels));
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (std::int64_t row = 0; row < call.batch * call.num_samples; ++row) {
       write_noisy_row(static_cast<const T*>(x) + row / call.num_samples * pixels,
@@ -50,6 +53,7 @@ void noisy_repeat_backward(const void* grad, void* out, Dtype dtype, std::int64_
   with_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     const auto sum = sum_copies_for<T>(active_isa());
+    expect_writes(out, sizeof(T) * static_cast<std::size_t>(batch * pixels));
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (std::int64_t part = 0; part < batch * parts; ++part) {
       const std::int64_t image = part / parts, begin = part % parts * kPart;

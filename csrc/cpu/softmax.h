@@ -42,13 +42,18 @@ DRF_INLINE A largest_of_lanes(A* lane) {
   return larger(larger(lane[0], lane[2]), larger(lane[1], lane[3]));
 }
 
+// Without the pragma a loop of known length is unrolled into single values before it is vectorised.
+template <int kBlock, typename T, typename A>
+DRF_INLINE void widen_block(const T* from, A* __restrict to) {
+#pragma omp simd
+  for (int j = 0; j < kBlock; ++j) to[j] = widen(from[j]);
+}
+
 template <int kBlock, typename T, typename A>
 DRF_INLINE void widen_blocks(const T* from, A* to, std::int64_t size) {
-  for (std::int64_t k = 0; k + kBlock <= size; k += kBlock) {
-    for (int j = 0; j < kBlock; ++j) to[k + j] = widen(from[k + j]);
-  }
+  for (std::int64_t k = 0; k + kBlock <= size; k += kBlock) widen_block<kBlock>(from + k, to + k);
   // The rest as one whole block that overlaps the one before: no loop over single values.
-  for (int j = 0; j < kBlock; ++j) to[size - kBlock + j] = widen(from[size - kBlock + j]);
+  widen_block<kBlock>(from + size - kBlock, to + size - kBlock);
 }
 
 // One row into its padded buffer; size >= 2.
@@ -68,13 +73,17 @@ DRF_INLINE void load_row(const T* from, A* __restrict to, std::int64_t size) {
 }
 
 template <int kBlock, typename T, typename A>
+DRF_INLINE void narrow_block(const A* __restrict from, A factor, T* __restrict to) {
+#pragma omp simd
+  for (int j = 0; j < kBlock; ++j) to[j] = narrow<T>(from[j] * factor);
+}
+
+template <int kBlock, typename T, typename A>
 DRF_INLINE void narrow_blocks(const A* from, A factor, T* to, std::int64_t size) {
   for (std::int64_t k = 0; k + kBlock <= size; k += kBlock) {
-    for (int j = 0; j < kBlock; ++j) to[k + j] = narrow<T>(from[k + j] * factor);
+    narrow_block<kBlock>(from + k, factor, to + k);
   }
-  for (int j = 0; j < kBlock; ++j) {
-    to[size - kBlock + j] = narrow<T>(from[size - kBlock + j] * factor);
-  }
+  narrow_block<kBlock>(from + size - kBlock, factor, to + size - kBlock);
 }
 
 // to = from * factor, without the padding; nothing beyond the row is written.

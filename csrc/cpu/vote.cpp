@@ -5,45 +5,60 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/isa.h"
 #include "cpu/operations.h"
 
 namespace drf_fast::cpu {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kRowsAtOnce = 4 * kLanes;
 constexpr std::int64_t kFewClasses = 48;
-constexpr std::int64_t kNoClass = -1;
+constexpr std::int32_t kNoClass = -1;
 
-// Few classes: kLanes rows side by side, so that no comparison waits for the one before it.
+// Few classes: kLanes rows side by side, so that no comparison waits for the one before it. The
+// rows are turned around first, and several blocks of them before the first is read: a vector read
+// right after its parts were written would wait for them to reach the cache.
 template <typename T>
-void elect_rows(const T* rows, std::int64_t classes, std::int64_t* winners) {
+DRF_INLINE void elect_rows_body(const T* rows, std::int64_t classes,
+                                std::int32_t* __restrict winners) {
   using Wide = decltype(widen(*rows));
-  if constexpr (!std::is_same_v<T, Wide>) {  // widening runs along memory, where it vectorises
-    Wide block[kLanes * kFewClasses];
-    for (std::int64_t i = 0; i < kLanes * classes; ++i) block[i] = widen(rows[i]);
-    elect_rows<Wide>(block, classes, winners);
-    return;
-  }
-  Wide best[kLanes];
-  std::int32_t winner[kLanes] = {};
-  std::int32_t has_nan[kLanes] = {};
-  std::fill(best, best + kLanes, -static_cast<Wide>(INFINITY));
-  for (std::int64_t k = 0; k < classes; ++k) {
-    for (int j = 0; j < kLanes; ++j) {
-      const Wide value = widen(rows[j * classes + k]);
-      const bool better = value > best[j];
-      best[j] = better ? value : best[j];
-      winner[j] = better ? static_cast<std::int32_t>(k) : winner[j];
-      has_nan[j] |= value != value;
+  Wide columns[kFewClasses * kRowsAtOnce];
+  for (int row = 0; row < kRowsAtOnce; ++row) {
+    for (std::int64_t k = 0; k < classes; ++k) {
+      columns[k * kRowsAtOnce + row] = widen(rows[row * classes + k]);
     }
   }
-  for (int j = 0; j < kLanes; ++j) winners[j] = has_nan[j] ? kNoClass : winner[j];
+  for (int begin = 0; begin < kRowsAtOnce; begin += kLanes) {
+    const Wide* values = columns + begin;
+    Wide best[kLanes];
+    std::int32_t winner[kLanes] = {};
+    std::int32_t has_nan[kLanes];
+    for (int j = 0; j < kLanes; ++j) best[j] = values[j];
+    for (int j = 0; j < kLanes; ++j) has_nan[j] = best[j] != best[j];
+    for (std::int32_t k = 1; k < static_cast<std::int32_t>(classes); ++k) {
+#pragma omp simd
+      for (int j = 0; j < kLanes; ++j) {
+        const Wide value = values[k * kRowsAtOnce + j];
+        winner[j] = value > best[j] ? k : winner[j];
+        best[j] = value > best[j] ? value : best[j];
+        has_nan[j] |= value != value;
+      }
+    }
+    for (int j = 0; j < kLanes; ++j) {
+      winners[begin + j] = has_nan[j] ? kNoClass : winner[j];
+    }
+  }
 }
+
+DRF_ISA_TEMPLATE_CLONES(elect_rows, elect_rows_body,
+                        (const T* rows, std::int64_t classes, std::int32_t* winners),
+                        (rows, classes, winners))
 
 // Many classes: one row, its maximum in kLanes parts, then the first place that holds it. Without
 // the pragma the loop over lanes is unrolled into scalars before it could be vectorised.
 template <typename T>
-std::int64_t elect_row(const T* row, std::int64_t classes) {
+std::int32_t elect_row(const T* row, std::int64_t classes) {
   using Wide = decltype(widen(*row));
   Wide best[kLanes];
   Wide poison[kLanes] = {};  // a NaN once one came
@@ -67,22 +82,23 @@ std::int64_t elect_row(const T* row, std::int64_t classes) {
   }
   const Wide top = *std::max_element(best, best + kLanes);
   for (k = 0; widen(row[k]) != top;) ++k;
-  return k;
+  return static_cast<std::int32_t>(k);
 }
 
 // Adds the votes of rows [begin, end) to the histograms (images, classes).
 template <typename T>
 void count_rows(const T* logits, std::int64_t begin, std::int64_t end, std::int64_t classes,
-                std::int64_t rows_per_image, std::int64_t* histograms) {
-  std::int64_t winners[kLanes];
+                std::int64_t rows_per_image, std::int64_t* histograms, Isa isa) {
+  const auto elect = elect_rows_for<T>(isa);
+  std::int32_t winners[kRowsAtOnce];
   std::int64_t* histogram = histograms + begin / rows_per_image * classes;
   std::int64_t left = rows_per_image - begin % rows_per_image;  // rows left in this image
   for (std::int64_t row = begin; row < end;) {
     const T* values = logits + row * classes;
     int elected = 1;
-    if (classes <= kFewClasses && end - row >= kLanes) {
-      elect_rows(values, classes, winners);
-      elected = kLanes;
+    if (classes <= kFewClasses && end - row >= kRowsAtOnce) {
+      elect(values, classes, winners);
+      elected = kRowsAtOnce;
     } else {
       winners[0] = elect_row(values, classes);
     }
@@ -106,6 +122,7 @@ void vote_as(const T* logits, std::int64_t rows, std::int64_t classes, std::int6
   // else rows, each thread with histograms of its own, added up at the end.
   const bool by_image = images >= parts;
   const std::int64_t size = images * classes;
+  const Isa isa = active_isa();
   std::vector<std::int64_t> own(by_image ? 0 : static_cast<std::size_t>(parts * size), 0);
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (parts > 1)
   for (std::int64_t part = 0; part < parts; ++part) {
@@ -116,7 +133,7 @@ void vote_as(const T* logits, std::int64_t rows, std::int64_t classes, std::int6
       return (units / parts * p + units % parts * p / parts) * unit_rows;
     };
     count_rows(logits, cut(part), cut(part + 1), classes, rows_per_image,
-               by_image ? counts : own.data() + part * size);
+               by_image ? counts : own.data() + part * size, isa);
   }
   for (std::size_t i = 0; i < own.size(); ++i) counts[i % static_cast<std::size_t>(size)] += own[i];
 }

@@ -82,9 +82,10 @@ def adversary_step(
     x = x.contiguous(memory_format=layout)
     x_adv = x_adv.contiguous(memory_format=layout)
     image_ids = image_ids.contiguous()
-    noisy = torch.empty(grad.shape, dtype=x.dtype, memory_format=layout)
+    noisy = torch.empty(grad.shape, dtype=x.dtype, memory_format=layout, device="cpu")
     batch = x.shape[0]
-    distance = torch.empty(batch, dtype=x.dtype if x.dtype == torch.float64 else torch.float32)
+    distance_dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    distance = torch.empty(batch, dtype=distance_dtype, device="cpu")
     low, high = (0.0, 0.0) if clamp is None else clamp
     load().adversary_step(
         grad.data_ptr(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 
 from drf_fast._native import DTYPES, load, threads_for
@@ -10,7 +12,8 @@ from drf_fast._native import DTYPES, load, threads_for
 _LOGITS_PER_THREAD = 8192
 
 
-def _check(name: str, logits: torch.Tensor, target: torch.Tensor) -> None:
+def _refuse(name: str, logits: torch.Tensor, target: torch.Tensor) -> NoReturn:
+    """Say what is wrong; on its own, since sound arguments should not pay for the sentences."""
     if logits.dim() != 3 or logits.shape[2] < 2 or not logits.numel():
         raise ValueError(
             f"{name}: expected logits (B, m, K), not empty, with K at least 2, got "
@@ -26,11 +29,10 @@ def _check(name: str, logits: torch.Tensor, target: torch.Tensor) -> None:
             f"{name}: expected logits of {', '.join(DTYPES.values())} and int64 labels, got "
             f"{logits.dtype} and {target.dtype}; convert them"
         )
-    if not (logits.is_cpu and target.is_cpu):
-        raise ValueError(
-            f"{name}: expected tensors on the CPU, got logits on {logits.device} and labels on "
-            f"{target.device}; move them"
-        )
+    raise ValueError(
+        f"{name}: expected tensors on the CPU, got logits on {logits.device} and labels on "
+        f"{target.device}; move them"
+    )
 
 
 def _loss(
@@ -42,26 +44,41 @@ def _loss(
     *weights: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss, and its gradient in the layout of the logits (empty without need_grad)."""
-    _check(name, logits, target)
+    dtype = DTYPES.get(logits.dtype)
+    if dtype is None or logits.dim() != 3 or target.dtype is not torch.int64:
+        _refuse(name, logits, target)
     batch, samples, classes = logits.shape
-    source = logits if logits.stride(2) == 1 else logits.contiguous()
-    image_stride, sample_stride, _ = source.stride()
-    target = target.contiguous()
-    loss = torch.empty(
-        batch if reduction == "none" else (),
-        dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32,
-    )
+    if (
+        batch * samples == 0
+        or classes < 2
+        or target.shape != (batch,)
+        or not (logits.is_cpu and target.is_cpu)
+    ):
+        _refuse(name, logits, target)
+    image_stride, sample_stride, class_stride = logits.stride()
+    source = logits
+    if class_stride != 1:
+        source = logits.contiguous()
+        image_stride, sample_stride, _ = source.stride()
+    if not target.is_contiguous():
+        target = target.contiguous()
+    size = (batch,) if reduction == "none" else ()
+    # Without a dtype to look up this takes half as long, and no small call has time to waste.
+    halves = dtype in ("bfloat16", "float16")
+    loss = logits.new_empty(size, dtype=torch.float32) if halves else logits.new_empty(size)
+    out_pointer = out_image_stride = out_sample_stride = 0
     if need_grad:
-        grad = torch.empty_like(logits)
-        # Rows of the gradient, too, are written whole.
-        out = grad if grad.stride(2) == 1 else torch.empty(logits.shape, dtype=logits.dtype)
-        out_pointer, (out_image_stride, out_sample_stride, _) = out.data_ptr(), out.stride()
+        grad = out = torch.empty_like(logits)
+        out_image_stride, out_sample_stride, out_class_stride = out.stride()
+        if out_class_stride != 1:  # rows of the gradient, too, are written whole
+            out = torch.empty(logits.shape, dtype=logits.dtype, device="cpu")
+            out_image_stride, out_sample_stride, _ = out.stride()
+        out_pointer = out.data_ptr()
     else:
         grad = out = logits.new_empty(0)
-        out_pointer = out_image_stride = out_sample_stride = 0
     getattr(load(), name)(
         source.data_ptr(),
-        DTYPES[logits.dtype],
+        dtype,
         batch,
         samples,
         classes,

@@ -50,6 +50,7 @@ def noisy_repeat(
         (batch * num_samples, *x.shape[1:]),
         dtype=x.dtype,
         memory_format=torch.channels_last if last else torch.contiguous_format,
+        device="cpu",
     )
     load().noisy_repeat(
         x.data_ptr(),
@@ -85,6 +86,7 @@ def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
         (batch, *grad.shape[1:]),
         dtype=grad.dtype,
         memory_format=torch.channels_last if last else torch.contiguous_format,
+        device="cpu",
     )
     load().noisy_repeat_backward(
         grad.data_ptr(),

@@ -49,7 +49,7 @@ class _LowerBound(NamedTuple):
 
 def _make_level(alpha: float) -> _Level:
     small = 1.0 - alpha if alpha > 0.5 else alpha
-    column = torch.tensor([small], dtype=torch.float64)
+    column = torch.tensor([small], dtype=torch.float64, device="cpu")
     quantile = (
         central_normal_quantile(0.5 - column) if small > 0.4 else upper_normal_quantile(column)
     )

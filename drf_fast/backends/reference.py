@@ -275,7 +275,7 @@ def adversary_step(
     result = torch.empty_like(x)
     result.copy_(moved)
     distance = _norms(_arithmetic(result) - origin).to(origin.dtype)
-    no_offset = torch.zeros((), dtype=torch.int64)
+    no_offset = torch.zeros((), dtype=torch.int64, device=x.device)
     noisy = noisy_repeat(result, sigma, key, image_ids, no_offset, num_samples, "train")
     return result, noisy, distance
 

@@ -1,0 +1,33 @@
+// Large outputs are new memory, and the system clears each page of it when it is first written. In
+// pages of 4 KiB that costs several times the writing itself; in huge pages, a part of it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace drf_fast::cpu {
+
+// Smaller blocks come from the allocator's heap, where they were written before.
+constexpr std::size_t kLarge = std::size_t{4} << 20;
+
+// Asks for huge pages where an output of `bytes` bytes is about to be written. It is advice: memory
+// that has its pages already, and systems that have no huge ones, are left as they are.
+inline void expect_writes(void* memory, std::size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (memory == nullptr || bytes < kLarge) return;
+  constexpr std::uintptr_t kPage = 4096;
+  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(memory);
+  const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage;
+  const std::uintptr_t end = (address + bytes) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)memory;
+  (void)bytes;
+#endif
+}
+
+}  // namespace drf_fast::cpu
