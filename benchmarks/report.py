@@ -29,7 +29,7 @@ def groups(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 def ratio(providers: dict[str, dict[str, Any]], provider: str) -> float:
     """How many times faster than the baseline of its group."""
-    baseline = next(providers[name] for name in BASELINES if name in providers)
+    baseline = next(entry for name, entry in providers.items() if name.startswith(BASELINES))
     return baseline["seconds"] / providers[provider]["seconds"]
 
 
@@ -61,7 +61,7 @@ def plot(found: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
         (f"{group}: {provider}", ratio(providers, provider), provider)
         for group, providers in found.items()
         for provider in providers
-        if provider not in BASELINES
+        if not provider.startswith(BASELINES)
     ]
     figure, axes = plt.subplots(figsize=(9, 0.28 * len(rows) + 1))
     colors = ["#0072b2" if name.startswith("drf_fast") else "#999999" for _, _, name in rows]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import time
+import dataclasses
+import json
+import re
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from drf_fast import checkpoint, data, runtime
-from drf_fast.certlog import CertificationLog, Row, sidecar
+from drf_fast import checkpoint, engine, loading, plan, processes, runtime
+from drf_fast.certlog import CertificationLog, sidecar
+from drf_fast.certlog.parts import collect
 from drf_fast.config import CertifyConfig, updated
 from drf_fast.errors import InputError
 from drf_fast.files import read_json
-from drf_fast.functional import certified_radius
-from drf_fast.nn import SmoothedClassifier
-from drf_fast.progress import Tracker, say
-from drf_fast.settings import check_sigma
+from drf_fast.loading import Loaded
+from drf_fast.progress import say
+from drf_fast.stopping import Decide, Fixed, Rule, Tolerance
 
 # Of the training settings, those that did not shape the network.
 _NOT_TRAINING = {
@@ -25,121 +25,157 @@ _NOT_TRAINING = {
 }  # fmt: skip
 
 
-def certify(config: CertifyConfig) -> Path:
-    """Certify as ``config`` says and return the path of the log.
+def certify(config: CertifyConfig) -> Path | None:
+    """Certify as ``config`` says and return the path of the log; None after ``--plan``.
 
     Raises:
         InputError: a bad checkpoint, data set, setting or output, or a log of another run.
     """
+    loading.check_settings(config)
+    shard = _shard(config)
+    if config.out is None:
+        config = dataclasses.replace(config, out=_default_out(config))
     config = _resumed(config)
-    _check(config)
-    path = checkpoint.locate(config.checkpoint)
-    saved = checkpoint.load(path)
-    trained = saved["config"]
-    sigma = trained["sigma"] if config.sigma is None else config.sigma
-    images = data.load(
-        config.data or trained["data"],
-        config.split,
-        data_dir=config.data_dir or _path(trained.get("data_dir")),
+    if config.resume and config.force:
+        raise InputError("--resume continues a log and --force replaces it: pass one of them")
+    loaded = loading.load(config)
+    work = engine.Work(
+        classifier=loaded.classifier,
+        images=loaded.images,
+        indices=loaded.indices,
+        device=loaded.device,
+        n0=config.n0,
+        rule=_rule(config, loaded.classifier.sigma),
+        batch_size=loaded.batch_size,
+        skip_wrong=config.skip_wrong,
+        shard=shard,
     )
-    shape = tuple(images.images.shape[1:])
-    if images.num_classes != saved["num_classes"] or shape != tuple(saved["image_shape"]):
-        raise InputError(
-            f"{path} classifies images {tuple(saved['image_shape'])} into {saved['num_classes']} "
-            f"classes, got {images.name} with images {shape} and {images.num_classes} classes; "
-            "pass the data set that it was trained on"
-        )
-    indices = list(range(0, len(images), config.skip))[: config.max_images]
+    if processes.rank() == 0:
+        planned = plan.make(work)
+        plan.show(planned, work)
+        if config.plan and config.json:
+            print(json.dumps(planned.as_dict(), indent=1))
+    if config.plan:
+        return None
+    out = config.out
+    assert out is not None  # set above
+    with _open_log(config, out, _description(config, loaded)) as log:
+        engine.run(work, log, processes.rank(), processes.count())
+    processes.wait()
+    if processes.rank() == 0:
+        collect(out)
+        say(f"log: {out}")
+    processes.wait()
+    processes.finish()
+    return out
 
-    device = runtime.pick_device(config.device)
-    model, memory_format = runtime.place(
-        checkpoint.build_model(saved, path), device, config.memory_format, config.precision, shape
-    )
-    classifier = SmoothedClassifier(
-        model,
-        images.num_classes,
-        sigma,
-        precision=config.precision,
-        compile=config.compile,
-        seed=config.seed,
-    )
-    out = config.out or _default_out(config, sigma)
-    sample = images.float_images(indices[:1]).to(device)
-    batch_size = config.batch_size
-    if batch_size == "auto":
-        batch_size = min(classifier.batch_size(sample), max(config.n, config.n0))
-    description = {
+
+def _open_log(config: CertifyConfig, out: Path, description: dict[str, Any]) -> CertificationLog:
+    """The log, or this process's part of it; process 0 looks after the log itself."""
+
+    def of_first() -> CertificationLog:
+        if config.resume:
+            return CertificationLog.resume(out, description)
+        return CertificationLog.create(out, description, force=config.force)
+
+    if processes.count() == 1:
+        return of_first()
+    whole, done = None, None
+    problem = ""
+    if processes.rank() == 0:
+        try:
+            whole = of_first()
+            done = whole.done
+        except InputError as error:
+            problem = str(error)
+    problem, done = processes.agree((problem, done))
+    if problem:
+        raise InputError(problem)
+    return CertificationLog.part(out, processes.rank(), done, guard=whole)
+
+
+def _rule(config: CertifyConfig, sigma: float) -> Rule:
+    """When an image has enough samples."""
+    common: dict[str, Any] = {"n": config.n, "sigma": sigma, "alpha": config.alpha}
+    asked = [name for name in ("radius", "tolerance") if getattr(config, name) is not None]
+    if config.budget == "fixed":
+        if asked:
+            raise InputError(f"--{asked[0]} stops early: expected --budget anytime with it")
+        return Fixed(**common)
+    if len(asked) != 1:
+        raise InputError(
+            "--budget anytime needs to know when to stop: expected one of --radius R (decide "
+            f"whether the certified radius is at least R) and --tolerance T, got {len(asked)}"
+        )
+    value = getattr(config, asked[0])
+    if not 0 < value < 1e6:
+        raise InputError(f"--{asked[0]} must be above 0, in pixel units, got {value}")
+    try:
+        if config.radius is not None:
+            return Decide(**common, radius=config.radius)
+        return Tolerance(**common, tolerance=config.tolerance)
+    except ValueError as error:  # a radius beyond the reach of n
+        raise InputError(f"--{asked[0]}: {error}") from error
+
+
+def _shard(config: CertifyConfig) -> tuple[int, int]:
+    if config.shard is None:
+        return 1, 1
+    match = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", config.shard)
+    if match is None or int(match[1]) > int(match[2]):
+        raise InputError(
+            f"--shard must be i/k with 1 <= i <= k, 2/8 for example, got {config.shard!r}"
+        )
+    return int(match[1]), int(match[2])
+
+
+def _description(config: CertifyConfig, loaded: Loaded) -> dict[str, Any]:
+    """What a log records of how it was made; all but the environment must agree on a resume."""
+    trained = loaded.saved["config"]
+    optional = {
+        "radius": config.radius,
+        "tolerance": config.tolerance,
+        "shard": config.shard,
+        "skip_wrong": config.skip_wrong or None,
+    }
+    return {
         "method": trained["method_label"],
         "training": {key: trained[key] for key in trained if key not in _NOT_TRAINING},
-        "checkpoint_sha256": saved["sha256"],
-        "arch": saved["arch"],
-        "data": images.name,
-        "split": images.split,
-        "fingerprint": images.fingerprint,
-        "sigma": sigma,
+        "checkpoint_sha256": loaded.saved["sha256"],
+        "arch": loaded.saved["arch"],
+        "data": loaded.images.name,
+        "split": loaded.images.split,
+        "fingerprint": loaded.images.fingerprint,
+        "sigma": loaded.classifier.sigma,
         "n0": config.n0,
         "n": config.n,
         "alpha": config.alpha,
         "budget": config.budget,
+        **{key: value for key, value in optional.items() if value is not None},
         "seed": config.seed,
         "skip": config.skip,
         "max_images": config.max_images,
+        "indices_total": len(loaded.indices),
         "precision": config.precision,
-        "batch_size": batch_size,
-        "memory_format": memory_format,
+        "batch_size": loaded.batch_size,
+        "memory_format": loaded.memory_format,
         "compile": config.compile,
-        "device": device.type,
-        "environment": runtime.environment(device),
+        "device": loaded.device.type,
+        "environment": runtime.environment(loaded.device),
     }
-    if config.resume:
-        log = CertificationLog.resume(out, description)
-    else:
-        log = CertificationLog.create(out, description, force=config.force)
-    with log:
-        _certify_images(classifier, images, indices, config, batch_size, device, log)
-    say(f"log: {out}")
-    return out
 
 
-def _certify_images(classifier, images, indices, config, batch_size, device, log) -> None:
-    left = [index for index in indices if index not in log.done]
-    cap = float(certified_radius(config.n, config.n, sigma=classifier.sigma, alpha=config.alpha))
-    say(
-        f"certifying {len(left)} of {len(indices)} images of {images.name} ({images.split}) at "
-        f"sigma {classifier.sigma:g}, n {config.n:,}, alpha {config.alpha:g}; "
-        f"the largest radius these allow is {cap:.3f}"
-    )
-    if cap == 0:
-        say(f"warning: with n {config.n} and alpha {config.alpha:g} every image must abstain")
-    with Tracker("certify", len(left)) as tracker:
-        for index in left:
-            start = time.perf_counter()
-            result = classifier.certify_batch(
-                images.float_images([index]).to(device),
-                config.n0,
-                config.n,
-                config.alpha,
-                batch_size,
-                image_ids=torch.tensor([index], device=device),
-            )
-            log.append(
-                Row(
-                    idx=index,
-                    label=int(images.labels[index]),
-                    predict=int(result.label[0]),
-                    radius=float(result.radius[0]),
-                    seconds=time.perf_counter() - start,
-                    count=int(result.count[0]),
-                    n=config.n,
-                    p_lower=float(result.p_lower[0]),
-                )
-            )
-            tracker.advance(note=f"{config.n / (time.perf_counter() - start):,.0f} samples/s")
-
-
-def _default_out(config: CertifyConfig, sigma: float) -> Path:
-    folder = checkpoint.locate(config.checkpoint).parent
-    return folder / f"certify-s{sigma:g}-n{config.n}.tsv"
+def _default_out(config: CertifyConfig) -> Path:
+    path = checkpoint.locate(config.checkpoint)
+    sigma = checkpoint.load(path)["config"]["sigma"] if config.sigma is None else config.sigma
+    name = f"certify-s{sigma:g}-n{config.n}"
+    if config.radius is not None:
+        name += f"-r{config.radius:g}"
+    if config.tolerance is not None:
+        name += f"-t{config.tolerance:g}"
+    if config.shard is not None:
+        name += f"-shard-{config.shard.replace('/', '-of-')}"
+    return path.parent / f"{name}.tsv"
 
 
 def _resumed(config: CertifyConfig) -> CertifyConfig:
@@ -155,24 +191,3 @@ def _resumed(config: CertifyConfig) -> CertifyConfig:
         if getattr(config, key) == "auto" and key in recorded
     }
     return updated(config, measured, str(sidecar(config.out)))
-
-
-def _path(value: Any) -> Path | None:
-    return None if value is None else Path(value)
-
-
-def _check(config: CertifyConfig) -> None:
-    for name in ("n0", "n", "skip", "max_images", "batch_size"):
-        value = getattr(config, name)
-        if isinstance(value, int) and not 1 <= value < 2**32:
-            raise InputError(
-                f"--{name.replace('_', '-')} must lie between 1 and 2^32 - 1, got {value}"
-            )
-    if config.sigma is not None:
-        check_sigma(config.sigma)
-    if not -(2**63) <= config.seed < 2**63:
-        raise InputError(f"--seed must fit 64 bits, got {config.seed}")
-    if not 0 < config.alpha < 1:
-        raise InputError(f"--alpha must be a probability between 0 and 1, got {config.alpha}")
-    if config.resume and config.force:
-        raise InputError("--resume continues a log and --force replaces it: pass one of them")

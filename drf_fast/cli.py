@@ -1,4 +1,4 @@
-"""The command line: ``drf-fast train | certify | report | doctor``.
+"""The command line: ``drf-fast train | certify | predict | report | doctor``.
 
 Nothing heavy is imported before a command runs, so ``--help`` answers at once. Results go to
 stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
@@ -22,6 +22,7 @@ Train and certify provably robust image classifiers by randomized smoothing.
   train     train a classifier, certify some test images, draw the curve
             (no option: DRF on embedded MNIST images, about two minutes on two cores)
   certify   certify test images with a checkpoint, one log line each
+  predict   classify test images with the smoothed classifier
   report    ACR and certified accuracy of certification logs, ours and published ones
   doctor    what this installation can do, and how to get what is missing
 
@@ -43,10 +44,22 @@ def _certify(words: list[str]) -> int:
     from drf_fast.config import CertifyConfig
 
     config = parse(CertifyConfig, "certify", words)
-    from drf_fast import certify, report
+    from drf_fast import certify, processes, report
 
     log = certify.certify(config)
+    if log is None or processes.rank() > 0:
+        return 0
     return report.run([log], format="json" if config.json else "table", paper=None)
+
+
+def _predict(words: list[str]) -> int:
+    from drf_fast.arguments import parse
+    from drf_fast.config import PredictConfig
+
+    config = parse(PredictConfig, "predict", words)
+    from drf_fast import predict
+
+    return predict.run(config)
 
 
 def _report(words: list[str]) -> int:
@@ -59,7 +72,10 @@ def _report(words: list[str]) -> int:
     return report.run(
         config.logs,
         format=config.format,
+        details=config.details,
+        compare=config.compare,
         plot=config.plot,
+        plot_p=config.plot_p,
         paper=None if config.paper else False,
         force=config.force,
     )
@@ -78,6 +94,7 @@ def _doctor(words: list[str]) -> int:
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "certify": _certify,
+    "predict": _predict,
     "report": _report,
     "doctor": _doctor,
 }

@@ -18,7 +18,7 @@ from drf_fast.errors import InputError
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
-Budget = Literal["fixed"]
+Budget = Literal["fixed", "anytime"]
 Format = Literal["table", "markdown", "latex", "csv", "json"]
 
 
@@ -143,7 +143,18 @@ class CertifyConfig:
     alpha: float = 0.001
     """Probability that a certificate is wrong."""
     budget: Budget = "fixed"
-    """How samples are spent: fixed takes n for each image."""
+    """How samples are spent: fixed takes n for each image, anytime stops when --radius or
+    --tolerance is met, with the same guarantee."""
+    radius: float | None = None
+    """With --budget anytime: stop when it is decided whether the radius is at least this."""
+    tolerance: float | None = None
+    """With --budget anytime: stop when n samples would add less than this to the radius."""
+    skip_wrong: bool = False
+    """Spend no samples where the chosen class is wrong; certified accuracy stays as it is."""
+    shard: str | None = None
+    """Certify part i of k, written i/k, into a log of its own; report joins them."""
+    plan: bool = False
+    """Print what the run would cost and could show, and stop."""
     skip: int = 1
     """Certify every so many-th image."""
     max_images: int | None = None
@@ -171,19 +182,77 @@ class CertifyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """Classify test images with PREDICT (Cohen, Rosenfeld, Kolter 2019), one line each on stdout.
+
+    The class of the smoothed classifier, wrong with probability alpha at most, or -1: abstains.
+    """
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Checkpoint of a training run, or its run folder."""
+    data: str | None = None
+    """Data set; the default is that of the training run."""
+    data_dir: Path | None = None
+    """Folder of the data set; the default is that of the training run."""
+    split: Literal["test", "train"] = "test"
+    """Which images."""
+    sigma: float | None = None
+    """Noise level in pixel units; the default is that of the training run."""
+    n: int = 1000
+    """Samples of each image."""
+    alpha: float = 0.001
+    """Probability that a class is wrong."""
+    skip: int = 1
+    """Classify every so many-th image."""
+    max_images: int | None = None
+    """Classify at most so many images."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Rows of a forward pass; auto measures the fastest."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network."""
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+    memory_format: MemoryFormat = "auto"
+    """Layout of the network's weights; auto measures which is faster."""
+    compile: bool = False
+    """Run the network through torch.compile."""
+    seed: int = 0
+    """Names the noise."""
+    out: Path | None = None
+    """Write the lines into this file instead."""
+    force: bool = False
+    """Replace the file."""
+    json: bool = False
+    """Print the totals as JSON; the lines then need --out."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """ACR and certified accuracy of certification logs, ours and published ones."""
+    """ACR and certified accuracy of certification logs, ours and published ones.
+
+    Logs of one method and sigma are training seeds and are averaged; shards of one run are joined
+    first. For example: drf-fast report gaussian_*.tsv smoothadv_*.tsv --compare --plot curve.png
+    """
 
     logs: tyro.conf.Positional[tuple[Path, ...]]
-    """Log files; seeds of one method and sigma are averaged."""
+    """Log files; ours keep their settings in the .json beside them, and shards are joined."""
     format: Format = "table"
-    """Output on stdout."""
+    """Output on stdout; json and csv hold everything that --details shows."""
+    details: bool = False
+    """Also show 95 % bounds of certified accuracy over images, the largest possible radius and who
+    reaches it, and quantiles of p_lower."""
+    compare: bool = False
+    """Also show the difference of each method to the first, paired by images, with a 95 % bootstrap
+    interval over images and seeds."""
     plot: Path | None = None
-    """Draw certified accuracy against radius into this PNG file."""
+    """Draw certified accuracy against radius into this PNG, PDF or SVG file."""
+    plot_p: Path | None = None
+    """Draw the distribution of p_lower (ECDF) into this file: the ACR rewards easy images, this
+    shows the hard ones too."""
     paper: bool = True
     """Show the row of Table 1 of the DRF paper beside ours where it has one."""
     force: bool = False
-    """Replace the plot file."""
+    """Replace the plot files."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,9 +10,7 @@ from torch import nn
 
 from drf_fast import _checks as check
 from drf_fast import functional
-from drf_fast._modules import frozen
-
-_BATCH_SIZES = {"cpu": (64, 128, 256, 512), "cuda": (512, 1024, 2048, 4096)}
+from drf_fast.sampling import PRECISIONS, NoisyVotes
 
 
 class SmoothCELoss(nn.Module):
@@ -112,14 +109,16 @@ class CertifyResult(NamedTuple):
 class SmoothedClassifier:
     """g(x) = the class that ``base`` predicts most often for x + N(0, sigma^2 I).
 
-    The certificate is of ``base`` exactly as it is run here: eval mode, this precision.
+    The certificate is of ``base`` exactly as it is run here: eval mode, this precision. With bf16 or
+    ``compile`` it is copied here, and using this classifier after ``base`` has changed is an error.
 
     Args:
         base: network (N, ...) -> (N, K), taking images with noise; normalisation belongs inside.
         num_classes: K, at least 2.
         sigma: noise level in pixel units, above 0.
-        precision: "fp32", or "bf16": the forward pass under bfloat16 autocast.
-        compile: run ``base`` through ``torch.compile``.
+        precision: "fp32", or "bf16": parameters, buffers and input in bfloat16 (for a callable that
+            is no module, bfloat16 autocast).
+        compile: run ``base`` through ``torch.compile``, its weights frozen into the code.
         seed: names the noise together with the image id, so certificates can be reproduced.
 
     Raises:
@@ -146,11 +145,12 @@ class SmoothedClassifier:
         self.base = base
         self.num_classes = check.count(num_classes, "num_classes", minimum=2)
         self.sigma = float(check.scalar(sigma, "sigma", positive=True))
-        self.precision = check.choice(precision, "precision", ("fp32", "bf16"))
+        self.precision = check.choice(precision, "precision", PRECISIONS)
         self.seed = seed
         check.signed_key(seed)
-        self._forward = torch.compile(base) if compile else base
-        self._best_batch: dict[tuple[object, ...], int] = {}
+        self._votes = NoisyVotes(
+            base, num_classes, self.sigma, precision=precision, compile=compile, seed=seed
+        )
 
     def certify(
         self,
@@ -203,14 +203,60 @@ class SmoothedClassifier:
         check.count(n0, "n0")
         check.count(n, "n")
         check.probability(alpha)
-        selected = self._counts(x, n0, "selection", batch_size, image_ids)
-        choice = selected.argmax(1)  # ties to the lowest class
-        estimated = self._counts(x, n, "estimation", batch_size, image_ids)
-        count = estimated.gather(1, choice.unsqueeze(1)).squeeze(1).cpu()
+        choice = self.select(x, n0, batch_size, image_ids=image_ids)
+        count, _ = self.estimate(x, choice, n, batch_size, image_ids=image_ids)
         p_lower = functional.clopper_pearson_lower(count, n, alpha)
         radius = functional.certified_radius(count, n, sigma=self.sigma, alpha=alpha)
         label = torch.where(p_lower > 0.5, choice.cpu(), self.ABSTAIN)
         return CertifyResult(label, radius, count, p_lower)
+
+    def select(
+        self,
+        x: torch.Tensor,
+        n0: int,
+        batch_size: int | None = None,
+        *,
+        image_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The first half of CERTIFY: the class counted most often among n0 samples of each image.
+
+        Returns:
+            (B,) int64 on the device of x; ties go to the lowest class.
+        """
+        return self._counts(x, n0, "selection", batch_size, image_ids)[0].argmax(1)
+
+    def estimate(
+        self,
+        x: torch.Tensor,
+        choice: torch.Tensor,
+        n: int,
+        batch_size: int | None = None,
+        *,
+        image_ids: torch.Tensor | None = None,
+        stops: Callable[[int, int], bool] | None = None,
+    ) -> tuple[torch.Tensor, int]:
+        """The second half: votes for the class chosen among n fresh samples of each image.
+
+        Args:
+            x, n, batch_size, image_ids: as in ``certify_batch``.
+            choice: (B,) int64 classes, from ``select``.
+            stops: called with the votes and the samples so far after each forward pass; True ends
+                the sampling. For one image, and sound only with a bound that allows for it.
+
+        Returns:
+            (B,) int64 counts on the CPU, and the number of samples drawn of each image.
+        """
+        if stops is not None and x.shape[0] != 1:
+            raise ValueError(f"stops needs one image, got {x.shape[0]}")
+        rule = stops
+
+        def stop(counts: torch.Tensor, trials: int) -> bool:
+            return rule is not None and rule(int(counts[0, choice[0]]), trials)
+
+        counts, drawn = self._counts(
+            x, n, "estimation", batch_size, image_ids, None if stops is None else stop
+        )
+        return counts.gather(1, choice.unsqueeze(1)).squeeze(1).cpu(), drawn
 
     def predict(
         self,
@@ -235,7 +281,7 @@ class SmoothedClassifier:
         check.count(n, "n")
         check.probability(alpha)
         ids = torch.tensor([image_id], device=check.is_tensor(x, "x").device)
-        counts = self._counts(x.unsqueeze(0), n, "prediction", batch_size, ids)[0].cpu()
+        counts = self._counts(x.unsqueeze(0), n, "prediction", batch_size, ids)[0][0].cpu()
         top, classes = counts.topk(2)
         if int(top.sum()) == 0:
             return self.ABSTAIN
@@ -249,76 +295,20 @@ class SmoothedClassifier:
         stream: str,
         batch_size: int | None,
         image_ids: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Votes of ``num`` noisy copies of each image: int64 (B, K) on the device of x."""
+        stop: Callable[[torch.Tensor, int], bool] | None = None,
+    ) -> tuple[torch.Tensor, int]:
+        """Checked arguments to ``NoisyVotes.counts``."""
         check.images(x)
         if image_ids is None:
             image_ids = torch.arange(x.shape[0], device=x.device)
         check.noise_source(self.seed, image_ids, x.shape[0], x.device)
         size = self.batch_size(x) if batch_size is None else check.count(batch_size, "batch_size")
-        with frozen(self.base):
-            return self._counts_frozen(x, num, stream, size, image_ids)
-
-    def _counts_frozen(
-        self,
-        x: torch.Tensor,
-        num: int,
-        stream: str,
-        size: int,
-        image_ids: torch.Tensor,
-    ) -> torch.Tensor:
-        counts = torch.zeros((x.shape[0], self.num_classes), dtype=torch.int64, device=x.device)
-        together = max(1, size // num)  # images of a forward pass
-        for first in range(0, x.shape[0], together):
-            part = slice(first, first + together)
-            for offset in range(0, num, size):
-                noisy = functional.noisy_repeat(
-                    x[part],
-                    self.sigma,
-                    min(size, num - offset),
-                    seed=self.seed,
-                    image_ids=image_ids[part],
-                    sample_offset=offset,
-                    stream=stream,
-                )
-                functional.vote(self._logits(noisy), counts[part])
-        return counts
-
-    def _logits(self, rows: torch.Tensor) -> torch.Tensor:
-        autocast = torch.autocast(
-            rows.device.type, torch.bfloat16, enabled=self.precision == "bf16"
-        )
-        with torch.no_grad(), autocast:
-            logits = self._forward(rows)
-        if not isinstance(logits, torch.Tensor):
-            raise TypeError(
-                f"the network must return a tensor of logits, got {type(logits).__name__}"
-            )
-        if logits.dim() != 2 or logits.shape[1] != self.num_classes:
-            raise ValueError(
-                f"the network must return ({rows.shape[0]}, {self.num_classes}) logits, got shape "
-                f"{tuple(logits.shape)}; check num_classes"
-            )
-        return logits
+        return self._votes.counts(x, num, stream, size, image_ids, stop)
 
     def batch_size(self, x: torch.Tensor) -> int:
         """The rows of a forward pass with the highest rate, measured once for a kind of input."""
-        key = (tuple(x.shape[1:]), x.dtype, x.device)
-        if key not in self._best_batch:
-            sizes = _BATCH_SIZES.get(x.device.type, _BATCH_SIZES["cuda"])
-            with frozen(self.base):
-                self._best_batch[key] = max(sizes, key=lambda size: self._rate(x, size))
-        return self._best_batch[key]
+        return self._votes.batch_size(x)
 
-    def _rate(self, x: torch.Tensor, size: int) -> float:
-        """Rows per second of the forward pass at a batch of ``size``: the best of three."""
-        rows = torch.zeros_like(x[:1]).expand(size, *x.shape[1:]).contiguous()
-        best = float("inf")
-        for repeat in range(4):
-            start = time.perf_counter()
-            self._logits(rows)
-            if x.device.type == "cuda":
-                torch.cuda.synchronize(x.device)
-            if repeat:  # the first one warms up
-                best = min(best, time.perf_counter() - start)
-        return size / best
+    def rate(self, x: torch.Tensor, batch_size: int) -> float:
+        """Rows per second of forward passes of ``batch_size`` rows of images like x (B, ...)."""
+        return self._votes.rate(x, batch_size)

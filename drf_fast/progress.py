@@ -25,16 +25,16 @@ def say(message: str) -> None:
 
 
 class Tracker:
-    """Counts ``total`` steps under ``label``; a context manager.
+    """Counts ``total`` steps under ``label``; a context manager. A quiet one only counts.
 
     ``advance`` takes the number of steps done and a short text (loss, rate) shown beside them.
     """
 
-    def __init__(self, label: str, total: int) -> None:
-        self._label, self._total, self._done = label, total, 0
+    def __init__(self, label: str, total: int, quiet: bool = False) -> None:
+        self._label, self._total, self._done, self._quiet = label, total, 0, quiet
         self._started = self._printed = time.monotonic()
         self._bar: Progress | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -59,7 +59,7 @@ class Tracker:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and self._done:
+        elif kind is None and self._done and not self._quiet:
             seconds = time.monotonic() - self._started
             say(f"{self._label}: {self._done}/{self._total} done in {seconds:.1f} s")
 
@@ -69,7 +69,7 @@ class Tracker:
             self._bar.update(self._task, advance=steps, note=note)
             return
         now = time.monotonic()
-        if now - self._printed >= _PLAIN_SECONDS:
+        if now - self._printed >= _PLAIN_SECONDS and not self._quiet:
             self._printed = now
             left = (now - self._started) / self._done * (self._total - self._done)
             say(f"{self._label}: {self._done}/{self._total}, {left:.0f} s left {note}".rstrip())

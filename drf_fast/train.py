@@ -70,7 +70,7 @@ def _certify(config: TrainConfig, folder: Path) -> Path:
     same = config.resume and sidecar(out).exists()
     same = same and read_json(sidecar(out)).get("checkpoint_sha256") == network
     test_images = len(data.load(config.data, "test", data_dir=config.data_dir))
-    return certify.certify(
+    log = certify.certify(
         CertifyConfig(
             checkpoint=folder / checkpoint.FILE_NAME,
             n=config.certify_n,
@@ -84,6 +84,8 @@ def _certify(config: TrainConfig, folder: Path) -> Path:
             force=not same,
         )
     )
+    assert log is not None  # no --plan here
+    return log
 
 
 def _remove_run(folder: Path) -> None:

@@ -31,7 +31,8 @@ DRF_ISA_TEMPLATE_CLONES(sum_copies, sum_copies_body,
 
 }  // namespace
 
-void noisy_repeat(const void* x, void* out, Dtype dtype, const NoisyRepeat& call, int threads) {
+void noisy_repeat(const void* x, void* out, Dtype dtype, const NoisyRepeat& call,
+                  [[maybe_unused]] int threads) {
   const Isa isa = active_isa();
   const std::int64_t pixels = call.channels * call.area;
   with_dtype(dtype, [&](auto type) {
@@ -47,7 +48,8 @@ void noisy_repeat(const void* x, void* out, Dtype dtype, const NoisyRepeat& call
 }
 
 void noisy_repeat_backward(const void* grad, void* out, Dtype dtype, std::int64_t batch,
-                           std::int64_t num_samples, std::int64_t pixels, int threads) {
+                           std::int64_t num_samples, std::int64_t pixels,
+                           [[maybe_unused]] int threads) {
   constexpr std::int64_t kPart = 4096;  // pixels: a batch of one large image has work for all
   const std::int64_t parts = (pixels + kPart - 1) / kPart;
   with_dtype(dtype, [&](auto type) {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from drf_fast.certlog.audit import refuse_other_certificates
 from drf_fast.certlog.config import decode, read_bytes, read_config, sidecar
 from drf_fast.certlog.rows import COLUMNS, FIELD_COLUMNS, Row, parse_rows
 from drf_fast.errors import InputError
@@ -19,7 +22,7 @@ class Log:
 
     ``radius`` and ``p_lower`` are float64, ``seconds`` float64, ``correct`` bool, the others int64;
     ``count``, ``n`` and ``p_lower`` are ``None`` for a log of the field, ``config`` where there is
-    no sidecar.
+    no sidecar. ``parts`` are the logs that this one was joined from, by shard.
     """
 
     path: Path
@@ -33,6 +36,7 @@ class Log:
     count: np.ndarray | None
     n: np.ndarray | None
     p_lower: np.ndarray | None
+    parts: dict[int, Path] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.idx)
@@ -41,10 +45,11 @@ class Log:
 def read_log(path: str | Path) -> Log:
     """Read a certification log: ours, or one with the six columns of the field.
 
-    Columns after the known ones are ignored. The sidecar is read if there is one.
+    Columns after the known ones are ignored. The sidecar is read if there is one, and then each
+    certificate of ours is computed again from its count: one that differs is refused.
 
     Raises:
-        InputError: missing, empty or malformed; the message names the line.
+        InputError: missing, empty, malformed, or not what the counts certify; names the line.
     """
     path = Path(path)
     content = read_bytes(path)
@@ -55,7 +60,8 @@ def read_log(path: str | Path) -> Log:
         )
     columns, rows = parse_rows(path, decode(path, content))
     ours = columns[: len(COLUMNS)] == COLUMNS
-    if not rows:
+    config = _configuration(path) if sidecar(path).exists() else None
+    if not rows and (config or {}).get("shard") is None:  # a shard may have no image
         raise InputError(
             f"{path} holds no certificates: expected at least one line below the header; "
             "certify again or leave it out"
@@ -65,9 +71,9 @@ def read_log(path: str | Path) -> Log:
             f"{path}: line {len(rows) + 1} is torn: expected a line end, got the end of the file; "
             "finish the run with --resume"
         )
-    config = read_config(path) if sidecar(path).exists() else None
     if ours and config is not None:
         _refuse_other_n(path, config, rows)
+        refuse_other_certificates(path, config, rows)
 
     def column(name: str, dtype: type) -> np.ndarray:
         return np.array([getattr(row, name) for row in rows], dtype)
@@ -88,12 +94,25 @@ def read_log(path: str | Path) -> Log:
     )
 
 
+def _configuration(path: Path) -> dict[str, Any]:
+    config = read_config(path)
+    try:
+        json.dumps(config, allow_nan=False)
+    except ValueError as error:
+        raise InputError(
+            f"{sidecar(path)}: expected JSON, got a number that it does not have (NaN or "
+            "Infinity); restore the file that belongs to the log"
+        ) from error
+    return config
+
+
 def _refuse_other_n(path: Path, config: dict[str, Any], rows: list[Row]) -> None:
     expected = config.get("n")
     if expected is None or config.get("budget", "fixed") != "fixed":
         return
+    skipped = 0 if config.get("skip_wrong") is True else expected
     for number, row in enumerate(rows, start=2):
-        if row.n != expected:
+        if row.n not in (expected, skipped):
             raise InputError(
                 f"{path}: line {number} does not fit {sidecar(path).name}: expected n = {expected} "
                 f"samples, got {row.n}; restore the pair that belongs together"

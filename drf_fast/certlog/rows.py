@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import math
 import re
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Context, Decimal
@@ -13,8 +11,13 @@ from drf_fast.errors import InputError
 
 FIELD_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 COLUMNS = (*FIELD_COLUMNS, "count", "n", "p_lower")
+# No image has pixels so large, nor takes so long: beyond are damaged files and sums that overflow.
+LARGEST_RADIUS, _LONGEST = 1e9, 1e12
 _TWELVE_DECIMALS, _EXACT = Decimal("1e-12"), Context(prec=400)
-_TIME = re.compile(r"(?:(\d+) days?, )?(\d+):([0-5]\d):([0-5]\d)(?:\.(\d{1,6}))?")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")  # what int64 holds for certain
+_TIME = re.compile(
+    r"(?:([0-9]{1,9}) days?, )?([0-9]{1,9}):([0-5][0-9]):([0-5][0-9])(?:\.([0-9]{1,6}))?"
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Row:
         radius: certified L2 radius in pixel units; 0 for abstention.
         seconds: time taken.
         count: samples of the selected class among ``n`` (also where that ends in abstention).
-        n: samples drawn for the bound.
+        n: samples drawn for the bound; 0 where the class was skipped as wrong.
         p_lower: lower confidence bound of the probability of the selected class.
     """
 
@@ -55,12 +58,12 @@ def format_row(row: Row) -> str:
         row.idx,
         row.label,
         row.predict,
-        _round_down(row.radius),
+        round_down(row.radius),
         int(row.label == row.predict),
         _format_time(row.seconds),
         row.count,
         row.n,
-        _round_down(row.p_lower),
+        round_down(row.p_lower),
     )
     return "\t".join(map(str, fields))
 
@@ -99,18 +102,16 @@ def parse_rows(path: Path, text: str) -> tuple[tuple[str, ...], list[Row]]:
 
 
 def _parse_row(fields: list[str], ours: bool) -> Row:
-    if any("_" in field for field in fields[:6]):  # Python would read 1_0 as 10
-        raise ValueError(f"expected numbers, got {' '.join(fields[:6])!r}")
-    correct = int(fields[4])
+    correct = _integer(fields[4])
     row = Row(
-        idx=int(fields[0]),
-        label=int(fields[1]),
-        predict=int(fields[2]),
-        radius=float(fields[3]),
+        idx=_integer(fields[0]),
+        label=_integer(fields[1]),
+        predict=_integer(fields[2]),
+        radius=_number(fields[3]),
         seconds=_parse_time(fields[5]),
-        count=int(fields[6]) if ours else 0,
-        n=int(fields[7]) if ours else 0,
-        p_lower=float(fields[8]) if ours else 0.0,
+        count=_integer(fields[6]) if ours else 0,
+        n=_integer(fields[7]) if ours else 0,
+        p_lower=_number(fields[8]) if ours else 0.0,
     )
     problem = _problem(row, sampled=ours)
     if problem:
@@ -123,6 +124,21 @@ def _parse_row(fields: list[str], ours: bool) -> Row:
     return row
 
 
+def _integer(text: str) -> int:
+    if _INTEGER.fullmatch(text) is None:  # int() would read 1_0 as 10
+        raise ValueError(f"expected an integer of at most 18 digits, got {text[:40]!r}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        if "_" not in text:
+            return float(text)
+    except ValueError:
+        pass
+    raise ValueError(f"expected a number, got {text[:40]!r}")
+
+
 def _problem(row: Row, sampled: bool = True) -> str | None:
     """What is impossible about a row; ``sampled``: check our three columns too."""
     if row.idx < 0 or row.label < 0 or row.predict < -1:
@@ -130,20 +146,22 @@ def _problem(row: Row, sampled: bool = True) -> str | None:
             "expected idx and label of 0 or more and predict of -1 or more, got "
             f"{row.idx}, {row.label}, {row.predict}"
         )
-    if not 0 <= row.radius < math.inf:
+    if not 0 <= row.radius <= LARGEST_RADIUS:
         return f"expected a finite radius of 0 or more, got {row.radius}"
     if row.predict == -1 and row.radius > 0:
         return f"expected radius 0 for an abstention (predict -1), got {row.radius}"
-    if not 0 <= row.seconds < math.inf:
+    if not 0 <= row.seconds <= _LONGEST:
         return f"expected a time of 0 s or more, got {row.seconds}"
-    if sampled and not (0 <= row.count <= row.n and row.n >= 1):
-        return f"expected 0 <= count <= n and n >= 1, got count {row.count}, n {row.n}"
+    if sampled and not 0 <= row.count <= row.n:
+        return f"expected 0 <= count <= n, got count {row.count}, n {row.n}"
+    if sampled and row.n == 0 and (row.radius > 0 or row.p_lower > 0 or row.predict == row.label):
+        return "expected n >= 1 but for a wrong class of which nothing is certified, got n 0"
     if sampled and not 0 <= row.p_lower <= 1:
         return f"expected p_lower between 0 and 1, got {row.p_lower}"
     return None
 
 
-def _round_down(value: float) -> str:
+def round_down(value: float) -> str:
     """``value`` with 12 decimals, never above the exact value of the double."""
     return f"{Decimal(value).quantize(_TWELVE_DECIMALS, ROUND_FLOOR, _EXACT):f}"
 
@@ -158,7 +176,7 @@ def _format_time(seconds: float) -> str:
 def _parse_time(text: str) -> float:
     match = _TIME.fullmatch(text)
     if match is None:
-        raise ValueError(f"expected a time as h:mm:ss.ffffff, got '{text}'")
+        raise ValueError(f"expected a time as h:mm:ss.ffffff, got {text[:40]!r}")
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups()[:4])
     fraction = float(f"0.{match[5] or 0}")
-    return datetime.timedelta(days, seconds, 0, 0, minutes, hours).total_seconds() + fraction
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds + fraction

@@ -17,6 +17,7 @@ from drf_fast.certlog.config import (
     refuse_other_config,
     sidecar,
 )
+from drf_fast.certlog.parts import collect, part_path, parts_of
 from drf_fast.certlog.rows import COLUMNS, Row, format_row, parse_rows
 from drf_fast.errors import InputError
 from drf_fast.files import write_json
@@ -69,6 +70,7 @@ class CertificationLog:
     def __init__(self, path: Path, file: FileIO, done: set[int]) -> None:
         self.path, self.done = path, done
         self._file = file
+        self._guard: CertificationLog | None = None
 
     @classmethod
     def create(
@@ -93,7 +95,7 @@ class CertificationLog:
                 f"{path} would be its own configuration: expected a log name that does not end in "
                 ".json; call it .tsv"
             )
-        for existing in (path, sidecar(path)):
+        for existing in (path, sidecar(path), *parts_of(path)):
             if not force and existing.exists():
                 raise InputError(
                     f"{existing} exists: expected a new file; continue it with --resume, replace "
@@ -103,7 +105,8 @@ class CertificationLog:
         # The old log goes before the new sidecar comes, so that rows never stand beside the
         # configuration of another run, wherever this is interrupted.
         with explained(path):
-            path.unlink(missing_ok=True)
+            for old in (path, *parts_of(path)):
+                old.unlink(missing_ok=True)
         write_json(sidecar(path), plain(config))
         return cls._open(path, done=set())
 
@@ -126,14 +129,31 @@ class CertificationLog:
                 "file; restore it, or start again with --force"
             )
         refuse_other_config(path, read_config(path), plain(config))
-        if not path.exists():
+        if not path.exists() and not parts_of(path):
             return cls._open(path, done=set())
         log = cls._open(path, done=set())  # locked before it is read
         try:
+            if parts_of(path):  # of an interrupted run of several processes
+                collect(path)
+                log._file.close()
+                log = cls._open(path, done=set())
             log._keep_whole_lines()
         except BaseException:
             log._file.close()
             raise
+        return log
+
+    @classmethod
+    def part(
+        cls, path: str | Path, rank: int, done: set[int], guard: CertificationLog | None
+    ) -> CertificationLog:
+        """What process ``rank`` of several writes of the log ``path``; see ``certlog/parts.py``.
+
+        ``done`` are the images that the log holds; ``guard``, the log itself, stays locked as long
+        as this part is open.
+        """
+        log = cls._open(part_path(Path(path), rank), set(done))
+        log._guard = guard
         return log
 
     def _keep_whole_lines(self) -> None:
@@ -190,6 +210,8 @@ class CertificationLog:
         if not self._file.closed:
             with self._file:
                 os.fsync(self._file.fileno())
+        if self._guard is not None:
+            self._guard.close()
 
     def __enter__(self) -> CertificationLog:
         return self

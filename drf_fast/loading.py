@@ -1,0 +1,113 @@
+"""A checkpoint, a data set and a device become a smoothed classifier: for certify and predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drf_fast import checkpoint, data, processes, runtime
+from drf_fast.config import CertifyConfig, PredictConfig
+from drf_fast.data.dataset import Dataset
+from drf_fast.errors import InputError
+from drf_fast.nn import SmoothedClassifier
+from drf_fast.settings import check_sigma
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a run starts from.
+
+    Attributes:
+        saved: the checkpoint.
+        path: where it lies.
+        images: the data set.
+        indices: the images of the run.
+        device: where to compute.
+        classifier: the smoothed network.
+        batch_size: rows of a forward pass.
+        memory_format: layout of the network's weights.
+    """
+
+    saved: dict[str, Any]
+    path: Path
+    images: Dataset
+    indices: tuple[int, ...]
+    device: torch.device
+    classifier: SmoothedClassifier
+    batch_size: int
+    memory_format: str
+
+
+def check_settings(config: CertifyConfig | PredictConfig) -> None:
+    """Refuse numbers out of range before anything is read.
+
+    Raises:
+        InputError: one sentence that names the flag.
+    """
+    for name in ("n0", "n", "skip", "max_images", "batch_size"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and not 1 <= value < 2**32:
+            raise InputError(
+                f"--{name.replace('_', '-')} must lie between 1 and 2^32 - 1, got {value}"
+            )
+    if config.sigma is not None:
+        check_sigma(config.sigma)
+    if not -(2**63) <= config.seed < 2**63:
+        raise InputError(f"--seed must fit 64 bits, got {config.seed}")
+    if not 0 < config.alpha < 1:
+        raise InputError(f"--alpha must be a probability between 0 and 1, got {config.alpha}")
+
+
+def load(config: CertifyConfig | PredictConfig) -> Loaded:
+    """Read, place and measure; several processes use what process 0 measured.
+
+    Raises:
+        InputError: a bad checkpoint, data set or setting.
+    """
+    path = checkpoint.locate(config.checkpoint)
+    saved = checkpoint.load(path)
+    trained = saved["config"]
+    sigma = trained["sigma"] if config.sigma is None else config.sigma
+    images = data.load(
+        config.data or trained["data"],
+        config.split,
+        data_dir=config.data_dir or _path(trained.get("data_dir")),
+    )
+    shape = tuple(images.images.shape[1:])
+    if images.num_classes != saved["num_classes"] or shape != tuple(saved["image_shape"]):
+        raise InputError(
+            f"{path} classifies images {tuple(saved['image_shape'])} into {saved['num_classes']} "
+            f"classes, got {images.name} with images {shape} and {images.num_classes} classes; "
+            "pass the data set that it was trained on"
+        )
+    indices = tuple(range(0, len(images), config.skip))[: config.max_images]
+    device = runtime.pick_device(config.device)
+    processes.start(device)
+    model = checkpoint.build_model(saved, path)
+    model, memory_format = runtime.place(
+        model, device, config.memory_format, config.precision, shape
+    )
+    agreed = processes.agree(memory_format)
+    if agreed != memory_format:
+        model, memory_format = runtime.place(model, device, agreed, config.precision, shape)
+    classifier = SmoothedClassifier(
+        model,
+        images.num_classes,
+        sigma,
+        precision=config.precision,
+        compile=config.compile,
+        seed=config.seed,
+    )
+    batch_size = config.batch_size
+    if batch_size == "auto":
+        sample = images.float_images(list(indices[:1])).to(device)
+        most = max(config.n, getattr(config, "n0", 1))
+        batch_size = processes.agree(min(classifier.batch_size(sample), most))
+    return Loaded(saved, path, images, indices, device, classifier, batch_size, memory_format)
+
+
+def _path(value: Any) -> Path | None:
+    return None if value is None else Path(value)
