@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 import drf_fast
+
+# Triton reads this variable when it is imported: a session either interprets kernels or compiles.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# The ordinary session runs them in test_interpreter.py, in processes of their own.
+collect_ignore = [] if INTERPRETED else ["kernels"]
 
 
 def backends_of(operations: tuple[str, ...]) -> list[str]:
@@ -17,6 +24,8 @@ def backends_of(operations: tuple[str, ...]) -> list[str]:
     """
     from drf_fast.backends import cpu
 
+    if INTERPRETED:
+        return ["triton"]
     kinds = {cpu.OPERATIONS.get(operation) for operation in operations}
     if kinds == {None}:
         return ["reference"]
@@ -39,7 +48,16 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if INTERPRETED:  # what does not run a kernel ran in the ordinary session
+        kernels = Path(__file__).parent / "kernels"
+        chosen = [
+            item
+            for item in items
+            if item.path.is_relative_to(kernels) or "backend" in getattr(item, "fixturenames", ())
+        ]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device, torch sees none")

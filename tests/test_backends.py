@@ -113,19 +113,28 @@ def test_the_context_manager_restores_after_an_exception():
     assert backends.current() == "auto"
 
 
-@pytest.mark.parametrize("name", ["native", "triton"])
 @pytest.mark.parametrize("operation", list(CALLS))
-def test_a_chosen_backend_without_the_operation_is_an_error(
-    without_compiled_parts, operation, name
-):
+def test_a_chosen_backend_without_the_operation_is_an_error(without_compiled_parts, operation):
     with (
-        drf_fast.use_backend(name),
-        pytest.raises(RuntimeError, match=f"'{name}'.*{operation}.*cpu tensors.*'auto' or"),
+        drf_fast.use_backend("native"),
+        pytest.raises(RuntimeError, match=f"'native'.*{operation}.*cpu tensors.*'auto' or"),
     ):
         CALLS[operation]()
 
 
-def test_a_backend_of_another_kind_is_not_taken_silently(marked):
-    with drf_fast.use_backend("triton"), pytest.raises(RuntimeError, match="'triton'.*vote"):
+@pytest.mark.parametrize("operation", ["smooth_ce", "noisy_repeat"])
+def test_a_backend_of_another_kind_is_not_taken_silently(monkeypatch, operation):
+    monkeypatch.setattr(cpu, operation, lambda *arguments: pytest.fail("the native one ran"))
+    with (
+        drf_fast.use_backend("triton"),
+        pytest.raises(RuntimeError, match=f"'triton' cannot run {operation}: "),
+    ):
+        CALLS[operation]()
+    assert backends.current() == "auto"
+
+
+def test_what_has_no_triton_form_runs_as_under_auto_where_triton_is_chosen(marked):
+    with drf_fast.use_backend("triton"):
         CALLS["vote"]()
-    assert marked == []
+        assert backends.implementation("certified_radius", "cpu") is reference.certified_radius
+    assert marked == ["vote"]

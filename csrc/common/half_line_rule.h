@@ -34,10 +34,16 @@ DRF_HD inline double integrate_half_line(double length, const Integrand& integra
       0.053027882961423209,   0.0510564837890303849, 0.0484653289989649579, 0.0452858721965164205,
       0.0415567086144506092,  0.0373231071172843895, 0.0326364619834997979, 0.0275536728378583727,
       0.0221364673795021139,  0.01645071389115219,   0.0105660562963856299, 0.00456214129654725887};
+  double sum = 0.0;
+#if DRF_DEVICE_CODE
+  // The same sum in the same order, so the same bits; an array would be local memory there.
+  for (int i = kNodes - 1; i >= 0; --i) sum += kWeight[i] * integrand(length * kPlace[i]);
+#else
   double value[kNodes];
   for (int i = 0; i < kNodes; ++i) value[i] = integrand(length * kPlace[i]);
-  double sum = 0.0;  // a second loop, in this order: the first one can then be vectorised
+  // A second loop, in this order: the first one can then be vectorised.
   for (int i = kNodes - 1; i >= 0; --i) sum += kWeight[i] * value[i];
+#endif
   return length * sum;
 }
 

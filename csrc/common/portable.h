@@ -16,3 +16,10 @@
 #else
 #define DRF_INLINE inline
 #endif
+
+// Whether this compilation makes code for a GPU, or runs a GPU's code in a test on the CPU.
+#if defined(__CUDA_ARCH__) || defined(DRF_FAST_CUDA_ON_CPU)
+#define DRF_DEVICE_CODE 1
+#else
+#define DRF_DEVICE_CODE 0
+#endif

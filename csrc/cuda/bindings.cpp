@@ -1,5 +1,6 @@
 // drf_fast._CUDA: addresses, sizes and a stream come in as integers, checked by _native.py.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <stdexcept>
@@ -36,14 +37,44 @@ void vote(std::uintptr_t logits, const std::string& dtype, std::int64_t rows, st
                        reinterpret_cast<std::int64_t*>(counts), images, {device, stream});
 }
 
+void clopper_pearson_lower(std::uintptr_t successes, std::uintptr_t trials, std::uintptr_t alpha,
+                           std::uintptr_t out, std::int64_t size, int device,
+                           std::uintptr_t stream) {
+  drf_fast::cuda::clopper_pearson_lower(reinterpret_cast<const std::int64_t*>(successes),
+                                        reinterpret_cast<const std::int64_t*>(trials),
+                                        reinterpret_cast<const double*>(alpha),
+                                        reinterpret_cast<double*>(out), size, {device, stream});
+}
+
+void certified_radius(std::uintptr_t successes, std::uintptr_t trials, std::uintptr_t sigma,
+                      std::uintptr_t alpha, std::uintptr_t out, std::int64_t size, int device,
+                      std::uintptr_t stream) {
+  drf_fast::cuda::certified_radius(reinterpret_cast<const std::int64_t*>(successes),
+                                   reinterpret_cast<const std::int64_t*>(trials),
+                                   reinterpret_cast<const double*>(sigma),
+                                   reinterpret_cast<const double*>(alpha),
+                                   reinterpret_cast<double*>(out), size, {device, stream});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_CUDA, module) {
   module.doc() = "CUDA kernels of drf_fast; called through drf_fast._native only.";
+  const py::call_guard<py::gil_scoped_release> unlocked;
   module.def("why_not", &drf_fast::cuda::why_not,
              "Empty when the driver can run this build, else one sentence why it cannot.");
-  module.def("vote", &vote, py::call_guard<py::gil_scoped_release>(), py::arg("logits"),
-             py::arg("dtype"), py::arg("rows"), py::arg("classes"), py::arg("counts"),
-             py::arg("images"), py::arg("device"), py::arg("stream"),
+  module.def("architectures", &drf_fast::cuda::architectures,
+             "Compute capabilities with machine code, 75 for 7.5, ascending; PTX of the last.");
+  module.def("vote", &vote, unlocked, py::arg("logits"), py::arg("dtype"), py::arg("rows"),
+             py::arg("classes"), py::arg("counts"), py::arg("images"), py::arg("device"),
+             py::arg("stream"),
              "Add the argmax of each row to the histogram of its image, on the given stream.");
+  module.def("clopper_pearson_lower", &clopper_pearson_lower, unlocked, py::arg("successes"),
+             py::arg("trials"), py::arg("alpha"), py::arg("out"), py::arg("size"),
+             py::arg("device"), py::arg("stream"),
+             "Lower confidence bounds, rounded towards safety; alpha is an address too.");
+  module.def("certified_radius", &certified_radius, unlocked, py::arg("successes"),
+             py::arg("trials"), py::arg("sigma"), py::arg("alpha"), py::arg("out"), py::arg("size"),
+             py::arg("device"), py::arg("stream"),
+             "Certified radii, rounded towards safety; sigma and alpha are addresses too.");
 }

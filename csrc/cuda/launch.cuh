@@ -56,6 +56,10 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+inline cudaStream_t stream_of(const Place& place) {
+  return reinterpret_cast<cudaStream_t>(place.stream);
+}
+
 // Blocks for a grid-stride loop over `threads` threads: enough to fill the device, never more than
 // 2^31 - 1 however large the input is.
 inline unsigned blocks_for(std::int64_t threads, int block, int device) {

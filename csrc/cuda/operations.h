@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace drf_fast::cuda {
 
@@ -17,10 +18,23 @@ struct Place {
 // Empty when the driver can run this build, else one sentence why it cannot.
 std::string why_not();
 
+// The compute capabilities that there is machine code for, 75 for 7.5, ascending; PTX of the last.
+std::vector<int> architectures();
+
 // counts[image][argmax of each of its rows] += 1. logits is (rows, classes), the rows of an image
 // consecutive; rows is a multiple of images. Ties go to the lowest class, a row with a NaN votes
 // for none.
 void vote(const void* logits, Dtype dtype, std::int64_t rows, std::int64_t classes,
           std::int64_t* counts, std::int64_t images, Place place);
+
+// Lower confidence bounds and certified radii of the counts; common/clopper_pearson.h and
+// certified_radius.h. All pointers are to device memory. 0 where a value has no meaning: alpha
+// outside (0, 1), trials outside [1, 2^53], successes outside [0, trials], sigma that is not
+// positive and finite.
+void clopper_pearson_lower(const std::int64_t* successes, const std::int64_t* trials,
+                           const double* alpha, double* out, std::int64_t size, Place place);
+void certified_radius(const std::int64_t* successes, const std::int64_t* trials,
+                      const double* sigma, const double* alpha, double* out, std::int64_t size,
+                      Place place);
 
 }  // namespace drf_fast::cuda

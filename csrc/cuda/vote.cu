@@ -12,7 +12,7 @@ template <int kLanes, typename T>
 void launch(const void* logits, std::int64_t rows, std::int64_t classes, std::int64_t* counts,
             std::int64_t images, Place place) {
   const unsigned blocks = blocks_for(rows * kLanes, kBlock, place.device);
-  vote_kernel<kLanes, T><<<blocks, kBlock, 0, reinterpret_cast<cudaStream_t>(place.stream)>>>(
+  vote_kernel<kLanes, T><<<blocks, kBlock, 0, stream_of(place)>>>(
       static_cast<const T*>(logits), rows, classes, rows / images,
       reinterpret_cast<unsigned long long*>(counts));
   check("vote", cudaGetLastError());
@@ -44,12 +44,6 @@ void vote(const void* logits, Dtype dtype, std::int64_t rows, std::int64_t class
     case Dtype::kFloat16:
       return launch_for<__half>(logits, rows, classes, counts, images, place);
   }
-}
-
-std::string why_not() {
-  int devices = 0;
-  const cudaError_t error = cudaGetDeviceCount(&devices);
-  return error == cudaSuccess ? "" : sentence("cudaGetDeviceCount", error);
 }
 
 }  // namespace drf_fast::cuda

@@ -34,7 +34,7 @@ _FUNCTIONS = {
         "certified_radius",
         "build_info",
     ),
-    "_CUDA": ("vote", "why_not"),
+    "_CUDA": ("vote", "clopper_pearson_lower", "certified_radius", "architectures", "why_not"),
 }
 DTYPES = {
     torch.float32: "float32",
@@ -144,7 +144,27 @@ def cuda_why_not() -> str | None:
         return "drf_fast._CUDA needs a torch built for CUDA, got one without; install such a torch"
     if not torch.cuda.is_available():
         return "drf_fast._CUDA needs a CUDA device, torch sees none; check the driver (nvidia-smi)"
-    return module.why_not() or None
+    return module.why_not() or _why_no_device(module.architectures())
+
+
+def _why_no_device(architectures: list[int]) -> str | None:
+    """One sentence which visible device the CUDA core has no code for, None when it has for all.
+
+    Machine code runs on devices of its major version and no older minor one; the PTX of the last
+    architecture on all newer devices.
+    """
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        here = 10 * major + minor
+        known = any(arch // 10 == major and arch <= here for arch in architectures)
+        if not known and here < architectures[-1]:
+            return (
+                "drf_fast._CUDA has no code for every visible device: expected sm_"
+                f"{', sm_'.join(map(str, architectures))} or newer, got sm_{here} as device "
+                f"{index}; reinstall drf_fast with DRF_FAST_CUDA_ARCHS={here} and a CUDA toolkit "
+                "that knows it, or hide the device with CUDA_VISIBLE_DEVICES"
+            )
+    return None
 
 
 def cuda_available() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -67,8 +68,13 @@ def cuda_vote(logits: torch.Tensor, counts: torch.Tensor) -> None:
     """As ``vote``, on the tensors' CUDA device and its current stream, without waiting for it."""
     _check_vote(logits, counts, "cuda")
     logits = logits.contiguous()
-    stream = torch.cuda.current_stream(logits.device).cuda_stream
-    load_cuda().vote(*_vote_arguments(logits, counts), logits.device.index, stream)
+    load_cuda().vote(*_vote_arguments(logits, counts), *_place(logits.device))
+
+
+def _place(device: torch.device) -> tuple[int, int]:
+    """Where the CUDA core shall launch: the device's index and the handle of its current stream."""
+    stream = torch.cuda.current_stream(device)
+    return stream.device_index, stream.cuda_stream
 
 
 def clopper_pearson_lower(
@@ -88,20 +94,9 @@ def certified_radius(
 def _bound(
     name: str, successes: torch.Tensor, trials: torch.Tensor, scalars: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    if (
-        successes.device.type != "cpu"
-        or trials.device.type != "cpu"
-        or successes.dtype != torch.int64
-        or trials.dtype != torch.int64
-        or successes.shape != trials.shape
-    ):
-        raise ValueError(
-            f"{name}: expected successes and trials of one shape, int64, on the CPU, got "
-            f"{tuple(successes.shape)} {successes.dtype} on {successes.device} and "
-            f"{tuple(trials.shape)} {trials.dtype} on {trials.device}; convert them"
-        )
+    _check_bound(name, successes, trials, scalars, "cpu")
     successes, trials = successes.contiguous(), trials.contiguous()
-    out = torch.empty(successes.shape, dtype=torch.float64)
+    out = torch.empty_like(successes, dtype=torch.float64)
     size = successes.numel()
     getattr(load(), name)(
         successes.data_ptr(),
@@ -112,3 +107,75 @@ def _bound(
         threads_for(size, _BOUNDS_PER_THREAD),
     )
     return out
+
+
+def cuda_clopper_pearson_lower(
+    successes: torch.Tensor, trials: torch.Tensor, alpha: torch.Tensor
+) -> torch.Tensor:
+    """As ``clopper_pearson_lower``, on the tensors' CUDA device, without waiting for it.
+
+    What the CPU refuses (impossible counts, an alpha that is no probability) gives the bound 0,
+    which is true of any probability; with DRF_FAST_DEBUG=1 it is the same error as on the CPU.
+    """
+    return _cuda_bound("clopper_pearson_lower", successes, trials, [alpha])
+
+
+def cuda_certified_radius(
+    successes: torch.Tensor, trials: torch.Tensor, sigma: torch.Tensor, alpha: torch.Tensor
+) -> torch.Tensor:
+    """As ``certified_radius``, on the tensors' CUDA device, without waiting for it.
+
+    What the CPU refuses gives the radius 0, which claims nothing; with DRF_FAST_DEBUG=1 it is the
+    same error as on the CPU.
+    """
+    return _cuda_bound("certified_radius", successes, trials, [sigma, alpha])
+
+
+def _cuda_bound(
+    name: str, successes: torch.Tensor, trials: torch.Tensor, scalars: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    # Not above: a source tree that was never installed has no drf_fast.kernels.
+    from drf_fast.kernels.scalars import on_device
+
+    _check_bound(name, successes, trials, scalars, "cuda")
+    if os.environ.get("DRF_FAST_DEBUG") == "1":  # for its errors alone
+        _bound(name, successes.cpu(), trials.cpu(), [scalar.cpu() for scalar in scalars])
+    successes, trials = successes.contiguous(), trials.contiguous()
+    out = torch.empty_like(successes, dtype=torch.float64)
+    scalars = on_device(successes.device, *scalars)
+    getattr(load_cuda(), name)(
+        successes.data_ptr(),
+        trials.data_ptr(),
+        *(scalar.data_ptr() for scalar in scalars),
+        out.data_ptr(),
+        successes.numel(),
+        *_place(successes.device),
+    )
+    return out
+
+
+def _check_bound(
+    name: str,
+    successes: torch.Tensor,
+    trials: torch.Tensor,
+    scalars: Sequence[torch.Tensor],
+    device: str,
+) -> None:
+    if (
+        successes.device != trials.device
+        or successes.device.type != device
+        or successes.dtype != torch.int64
+        or trials.dtype != torch.int64
+        or successes.shape != trials.shape
+    ):
+        raise ValueError(
+            f"{name}: expected successes and trials of one shape, int64, on one {device} device, "
+            f"got {tuple(successes.shape)} {successes.dtype} on {successes.device} and "
+            f"{tuple(trials.shape)} {trials.dtype} on {trials.device}; convert them"
+        )
+    for scalar in scalars:
+        if scalar.dtype != torch.float64 or scalar.dim() != 0:
+            raise TypeError(
+                f"{name}: expected alpha and sigma as 0-dim float64 tensors, got {scalar.dtype} of "
+                f"shape {tuple(scalar.shape)}; convert them"
+            )

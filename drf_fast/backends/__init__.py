@@ -3,7 +3,9 @@
 ``auto`` takes the fastest implementation that this installation has for the device at hand and
 falls back to the reference, so that it never fails because a compiled part is missing. The
 environment variable ``DRF_FAST_BACKEND``, read at the first operation, or ``use`` choose another
-one. These are strict: an operation that the chosen backend does not have is an error.
+one. These are strict: an operation that the chosen backend does not have is an error. One exception
+lets whole programs run on ``triton``: counting votes and the two bounds have no Triton form and run
+as under ``auto``.
 """
 
 from __future__ import annotations
@@ -74,17 +76,29 @@ def implementation(operation: str, device_type: str) -> Callable[..., Any]:
 
 
 def _find(operation: str, device_type: str, backend: str) -> Callable[..., Any]:
-    from drf_fast.backends import cpu, cuda, reference
+    from drf_fast.backends import cpu, cuda, kernels, reference
 
-    if backend != "reference":
-        module = {"cpu": cpu, "cuda": cuda}.get(device_type)
-        kind = module.OPERATIONS.get(operation) if module is not None else None
-        if module is not None and kind is not None and backend in ("auto", kind):
-            return getattr(module, operation)
-        if backend != "auto":
-            raise RunError(
-                f"the backend {backend!r} was asked for, but {operation} has no {backend} "
-                f"implementation for {device_type} tensors in this installation; use 'auto' or "
-                "'reference', and see 'drf-fast doctor' for what is built"
-            )
-    return getattr(reference, operation)
+    fallback = getattr(reference, operation)
+    if backend == "reference":
+        return fallback
+    wants_kernel = backend == "triton" or (backend == "auto" and device_type == "cuda")
+    if wants_kernel and operation in kernels.MODULES:
+        reason = kernels.why_not(device_type)
+        if backend == "triton":
+            if reason is not None:
+                raise RunError(f"the backend 'triton' cannot run {operation}: {reason}")
+            return kernels.load(operation)
+        if reason is None:
+            return kernels.load_or_fall_back(operation)
+        kernels.warn_once(f"{operation}: {reason}")
+        return fallback
+    module = {"cpu": cpu, "cuda": cuda}.get(device_type)
+    if module is not None and operation in module.OPERATIONS:
+        return getattr(module, operation)
+    if backend == "native":
+        raise RunError(
+            f"the backend 'native' was asked for, but {operation} has no native implementation "
+            f"for {device_type} tensors in this installation; use 'auto' or 'reference', and see "
+            "'drf-fast doctor' for what is built"
+        )
+    return fallback

@@ -1,15 +1,22 @@
-"""Operations that the CUDA core runs on CUDA tensors; none where it is not built or not usable."""
+"""Operations that the CUDA core runs on CUDA tensors; none where it is not built or not usable.
+
+The other operations have kernels in Triton: ``backends/kernels.py``.
+"""
 
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import Any
 
 from drf_fast import _native
+from drf_fast._native.counting import cuda_certified_radius as certified_radius
+from drf_fast._native.counting import cuda_clopper_pearson_lower as clopper_pearson_lower
 from drf_fast._native.counting import cuda_vote as vote
+from drf_fast.backends import kernels
 
-__all__ = ["OPERATIONS", "vote"]
+__all__ = ["OPERATIONS", "certified_radius", "clopper_pearson_lower", "vote"]
+
+_IMPLEMENTED = ("vote", "clopper_pearson_lower", "certified_radius")
 
 # Operation -> kind of its implementation, as far as this installation can run it.
 OPERATIONS: dict[str, str]
@@ -19,11 +26,9 @@ OPERATIONS: dict[str, str]
 def _operations() -> dict[str, str]:
     reason = _native.cuda_why_not()
     if reason is None:
-        return {"vote": "native"}
-    # Reached only with CUDA tensors in hand, and once: the speed that is lost should be known.
-    warnings.warn(
-        f"CUDA tensors run on the reference backend: {reason}", RuntimeWarning, stacklevel=2
-    )
+        return dict.fromkeys(_IMPLEMENTED, "native")
+    # Reached only with CUDA tensors in hand, and once.
+    kernels.warn_once(f"{', '.join(_IMPLEMENTED)}: {reason}")
     return {}
 
 

@@ -1,0 +1,129 @@
+"""The one way from Python to a Triton kernel: grids, device, errors; and a list of launches.
+
+A launch is described before it runs, so that tests and ``docs/kernels.md`` can ask an operation
+what it would launch: ``recording`` collects the launches instead of running them, and tensors on
+the ``meta`` device, which have sizes but no memory, suffice as arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from drf_fast.errors import RunError
+
+# CUDA's limit of the first grid dimension, the only one in use here.
+MAX_PROGRAMS = 2**31 - 1
+
+# What Triton, its compilers and the driver say where a kernel cannot run at all, and the way out:
+# patterns for the error's classes and text. All else (an illegal address, an exception in the
+# interpreter) is a fault that must be seen.
+_ADVICE = (
+    (
+        r"unsupported toolchain|driver version is insufficient|display driver|image is invalid",
+        "the NVIDIA driver is too old for this triton; update the driver",
+    ),
+    (
+        r"no kernel image|PTXASError|CompilationError",
+        "this triton cannot compile it for this GPU; install the triton that your torch asks for",
+    ),
+    (
+        r"C compiler|CalledProcessError|FileNotFoundError",
+        "Triton builds its launcher with a C compiler and Python's headers; install gcc and "
+        "python3-dev, or name a compiler in CC",
+    ),
+    (r"OSError", "Triton cannot write its cache; name a folder for it in TRITON_CACHE_DIR"),
+    (
+        r"libcuda|active drivers",
+        "Triton does not find the NVIDIA driver's libcuda.so.1; install the driver, or name its "
+        "folder in TRITON_LIBCUDA_PATH",
+    ),
+    (r"Cannot find ptxas", "triton's own ptxas is missing; reinstall triton"),
+    (r"OutOfResources", "this GPU has too little shared memory or too few registers for it"),
+)
+
+
+class KernelUnavailableError(RunError):
+    """A kernel cannot run in this installation or on this GPU, whatever its arguments."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch: ``programs`` instances of ``kernel`` with ``num_warps`` warps each."""
+
+    kernel: Any
+    programs: int
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    num_warps: int
+
+
+_recorded: list[Launch] | None = None
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Collect the launches inside the ``with`` block, in order, and run none of them."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+def launch(
+    kernel: Any, programs: int, *arguments: Any, num_warps: int = 4, **constants: Any
+) -> None:
+    """Run ``programs`` instances of a ``triton.jit`` kernel on the device of its first tensor.
+
+    Raises:
+        ValueError: more programs than a grid can have.
+        KernelUnavailableError: Triton, its compilers or the driver cannot run this kernel here.
+        torch.OutOfMemoryError: the GPU has no memory left for the kernel's code.
+    """
+    name = kernel.fn.__name__
+    if programs > MAX_PROGRAMS:
+        raise ValueError(
+            f"{name}: a launch has at most {MAX_PROGRAMS} programs, got {programs}; "
+            "use a smaller batch"
+        )
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, programs, arguments, constants, num_warps))
+        return
+    device = next(value.device for value in arguments if isinstance(value, torch.Tensor))
+    guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    try:
+        with guard:
+            # Contraction into fused multiply-adds would change the bits of the noise.
+            kernel[(programs,)](
+                *arguments, num_warps=num_warps, enable_fp_fusion=False, **constants
+            )
+    except Exception as error:
+        explained = _explained(name, error)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _explained(name: str, error: Exception) -> Exception | None:
+    """The error in one sentence, or None for one that is not about this installation."""
+    text = re.sub(r"\s+", " ", str(error))[:300]
+    if text.startswith("Triton Error") and "out of memory" in text:
+        # No way round it: the reference backend needs more memory than the kernel does.
+        return torch.OutOfMemoryError(
+            f"{name}: the GPU has no memory left to load this kernel ({text}); use a smaller batch"
+        )
+    classes = " ".join(kind.__name__ for kind in type(error).__mro__)
+    for pattern, advice in _ADVICE:
+        if "InterpreterError" not in classes and re.search(pattern, f"{classes}: {text}"):
+            told = f"{type(error).__name__}: {text}"
+            return KernelUnavailableError(
+                f"{name}: this Triton kernel cannot run here ({told}); {advice}"
+            )
+    return None

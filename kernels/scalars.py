@@ -1,0 +1,32 @@
+"""Numbers that change from step to step reach a kernel as memory, never as launch arguments.
+
+A captured CUDA graph replays launch arguments as they were: noise from one key for ever. So each
+such number is a 0-dim tensor on the device that the kernel reads; ``on_device`` brings those that
+still are on the CPU there in one copy.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def on_device(device: torch.device, *scalars: torch.Tensor) -> list[torch.Tensor]:
+    """0-dim float64 or int64 tensors, on ``device``.
+
+    Raises:
+        RuntimeError: one is on the CPU while a CUDA graph is captured.
+    """
+    away = [scalar for scalar in scalars if scalar.device != device]
+    if not away:
+        return list(scalars)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a CUDA graph is being captured and would replay this step's numbers (noise key, "
+            "sigma, lambda, ...) for ever: pass seed, sigma and the others as 0-dim tensors on "
+            f"{device} and change them in place between replays"
+        )
+    packed = torch.stack([scalar.view(torch.int64) for scalar in away]).to(device)
+    moved = iter(packed.unbind())
+    return [
+        scalar if scalar.device == device else next(moved).view(scalar.dtype) for scalar in scalars
+    ]
