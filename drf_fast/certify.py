@@ -167,8 +167,10 @@ def _description(config: CertifyConfig, loaded: Loaded) -> dict[str, Any]:
 
 def _default_out(config: CertifyConfig) -> Path:
     path = checkpoint.locate(config.checkpoint)
-    sigma = checkpoint.load(path)["config"]["sigma"] if config.sigma is None else config.sigma
-    name = f"certify-s{sigma:g}-n{config.n}"
+    sigma = config.sigma
+    if sigma is None:
+        sigma = checkpoint.load_any(path, config.arch, config.normalize)["config"]["sigma"]
+    name = f"certify-s{sigma or 0:g}-n{config.n}"  # without sigma, loading says what is missing
     if config.radius is not None:
         name += f"-r{config.radius:g}"
     if config.tolerance is not None:

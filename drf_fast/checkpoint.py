@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from drf_fast import models
+from drf_fast import foreign, models, tensorfile
 from drf_fast.errors import InputError
 from drf_fast.files import write_atomic
 
@@ -60,24 +60,9 @@ def locate(path: Path) -> Path:
     return path / FILE_NAME if path.is_dir() else path
 
 
-def read_bytes(path: Path) -> bytes:
-    """The file's bytes.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"cannot read the checkpoint {path}: expected a file that 'drf-fast train' wrote, got "
-            f"{(error.strerror or 'an error').lower()}; check the path"
-        ) from error
-
-
 def sha256(path: Path) -> str:
     """Hash of the file, by which a certification log names its network."""
-    return hashlib.sha256(read_bytes(path)).hexdigest()
+    return hashlib.sha256(tensorfile.read_bytes(path)).hexdigest()
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -86,15 +71,27 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, truncated, foreign, or with code inside.
     """
-    data = read_bytes(path)
-    try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes the reader stumble over
+    return _checked(*tensorfile.read(path), path)
+
+
+def load_any(path: Path, arch: str | None = None, normalize: str | None = None) -> dict[str, Any]:
+    """As ``load``, but checkpoints of other repositories too: see ``drf_fast.foreign.load``.
+
+    Raises:
+        InputError: as both of them; ``arch`` or ``normalize`` for a checkpoint of ours.
+    """
+    content, digest = tensorfile.read(path)
+    if not isinstance(content, dict) or "format" not in content:
+        return {**foreign.convert(content, path, arch, normalize=normalize), "sha256": digest}
+    if arch is not None or normalize is not None:
         raise InputError(
-            f"cannot load {path} ({len(data)} bytes): expected a checkpoint of tensors, got a "
-            "truncated file, another format or one that holds code; train again or pass another "
-            "file"
-        ) from error
+            f"{path} is a drf_fast checkpoint, which tells its network itself: expected no --arch "
+            "and no --normalize, got one; leave the flag out"
+        )
+    return _checked(content, digest, path)
+
+
+def _checked(content: Any, digest: str, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != _FORMAT or _KEYS - set(content):
         found = sorted(map(str, content))[:6] if isinstance(content, dict) else type(content)
         raise InputError(
@@ -107,7 +104,7 @@ def load(path: Path) -> dict[str, Any]:
             f"{path} is damaged: expected a drf_fast checkpoint, got one whose {', '.join(wrong)} "
             "cannot be used; train again or pass another file"
         )
-    return {**content, "sha256": hashlib.sha256(data).hexdigest()}
+    return {**content, "sha256": digest}
 
 
 def build_model(content: dict[str, Any], path: Path) -> nn.Module:
@@ -116,7 +113,8 @@ def build_model(content: dict[str, Any], path: Path) -> nn.Module:
     Raises:
         InputError: weights and architecture do not fit.
     """
-    model = models.build(content["arch"], content["num_classes"], tuple(content["image_shape"]))
+    shape = tuple(content["image_shape"])
+    model = models.build_for(content["model"], content["arch"], content["num_classes"], shape)
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:

@@ -136,6 +136,10 @@ class CertifyConfig:
     """Which images."""
     sigma: float | None = None
     """Noise level in pixel units; the default is that of the training run."""
+    arch: str | None = None
+    """Architecture of a checkpoint of another repository, where it does not say it itself."""
+    normalize: str | None = None
+    """Its normalising first layer: none, cifar10, cifar10-center, imagenet or imagenet-center."""
     n0: int = 100
     """Samples that choose the class."""
     n: int = 100_000
@@ -198,6 +202,10 @@ class PredictConfig:
     """Which images."""
     sigma: float | None = None
     """Noise level in pixel units; the default is that of the training run."""
+    arch: str | None = None
+    """Architecture of a checkpoint of another repository, where it does not say it itself."""
+    normalize: str | None = None
+    """Its normalising first layer: none, cifar10, cifar10-center, imagenet or imagenet-center."""
     n: int = 1000
     """Samples of each image."""
     alpha: float = 0.001

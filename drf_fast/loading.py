@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from drf_fast import checkpoint, data, processes, runtime
+from drf_fast import checkpoint, data, first_layer, models, processes, runtime
 from drf_fast.config import CertifyConfig, PredictConfig
 from drf_fast.data.dataset import Dataset
 from drf_fast.errors import InputError
+from drf_fast.functional import noisy_repeat
 from drf_fast.nn import SmoothedClassifier
+from drf_fast.progress import say
 from drf_fast.settings import check_sigma
 
 
@@ -68,15 +70,22 @@ def load(config: CertifyConfig | PredictConfig) -> Loaded:
         InputError: a bad checkpoint, data set or setting.
     """
     path = checkpoint.locate(config.checkpoint)
-    saved = checkpoint.load(path)
+    saved = checkpoint.load_any(path, config.arch, config.normalize)
     trained = saved["config"]
     sigma = trained["sigma"] if config.sigma is None else config.sigma
+    name = config.data or trained["data"]
+    if sigma is None or name is None:
+        raise InputError(
+            f"{path} does not say its noise level and data set, as a checkpoint of another "
+            "repository: expected --sigma and --data, got "
+            f"{'neither' if sigma is None and name is None else 'one of them'}; pass both"
+        )
     images = data.load(
-        config.data or trained["data"],
-        config.split,
-        data_dir=config.data_dir or _path(trained.get("data_dir")),
+        name, config.split, data_dir=config.data_dir or _path(trained.get("data_dir"))
     )
     shape = tuple(images.images.shape[1:])
+    if "assumed" in saved:
+        saved = _fitted(saved, images, sigma)
     if images.num_classes != saved["num_classes"] or shape != tuple(saved["image_shape"]):
         raise InputError(
             f"{path} classifies images {tuple(saved['image_shape'])} into {saved['num_classes']} "
@@ -107,6 +116,22 @@ def load(config: CertifyConfig | PredictConfig) -> Loaded:
         most = max(config.n, getattr(config, "n0", 1))
         batch_size = processes.agree(min(classifier.batch_size(sample), most))
     return Loaded(saved, path, images, indices, device, classifier, batch_size, memory_format)
+
+
+def _fitted(saved: dict[str, Any], images: Dataset, sigma: float) -> dict[str, Any]:
+    """A checkpoint of another repository, which does not tell all, completed from the images."""
+    for note in saved["notes"]:
+        say(note)
+    shape = tuple(images.images.shape[1:])
+    models.check_shape(saved["arch"], shape)
+    saved = {**saved, "image_shape": list(shape)}
+    count = min(len(images), 256)
+    ids = torch.arange(count)
+    x = images.float_images(ids.tolist())
+    saved = first_layer.pick(saved, noisy_repeat(x, sigma, 1, seed=0, image_ids=ids))
+    if saved["assumed"] is not None:
+        say(f"warning: {saved['assumed']}")
+    return saved
 
 
 def _path(value: Any) -> Path | None:

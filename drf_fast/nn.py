@@ -109,8 +109,8 @@ class CertifyResult(NamedTuple):
 class SmoothedClassifier:
     """g(x) = the class that ``base`` predicts most often for x + N(0, sigma^2 I).
 
-    The certificate is of ``base`` exactly as it is run here: eval mode, this precision. With bf16 or
-    ``compile`` it is copied here, and using this classifier after ``base`` has changed is an error.
+    The certificate is of ``base`` exactly as it is run here: eval mode, this precision. With bf16
+    or ``compile`` it is copied here; to use this classifier after ``base`` has changed is an error.
 
     Args:
         base: network (N, ...) -> (N, K), taking images with noise; normalisation belongs inside.

@@ -2,25 +2,113 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
 from drf_fast.errors import InputError
 from drf_fast.models.lenet import LeNet
+from drf_fast.models.normalize import Normalize, normalize_layer
+from drf_fast.models.resnet import CifarResNet, resnet50
 
-_ARCHITECTURES: dict[str, Any] = {"lenet": LeNet}
+
+@dataclass(frozen=True)
+class _Architecture:
+    """How to make a network, ``make(num_classes, in_channels)``, and which images it takes."""
+
+    make: Callable[[int, int], nn.Module]
+    takes: str
+    fits: Callable[[int, int, int], bool]
+    usual_size: int
+
+
+def _cifar(depth: int) -> _Architecture:
+    return _Architecture(
+        partial(CifarResNet, depth),
+        "images of at least 8x8",
+        lambda channels, height, width: min(height, width) >= 8,
+        32,
+    )
+
+
+_ARCHITECTURES = {
+    "lenet": _Architecture(
+        LeNet, "28x28 images", lambda channels, height, width: height == width == 28, 28
+    ),
+    "resnet20": _cifar(20),
+    "resnet56": _cifar(56),
+    "resnet110": _cifar(110),
+    "resnet50": _Architecture(
+        resnet50,
+        "images of 3 channels, at least 32x32",
+        lambda channels, height, width: channels == 3 and min(height, width) >= 32,
+        224,
+    ),
+}
 NAMES = tuple(_ARCHITECTURES)
 
 
-def build(arch: str, num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+def build(
+    arch: str, num_classes: int, image_shape: tuple[int, ...], normalize: str = "none"
+) -> nn.Module:
     """A freshly initialised network for images (C, H, W); torch's default generator seeds it.
+
+    Args:
+        arch: one of ``NAMES``.
+        num_classes: outputs K of the last layer.
+        image_shape: (C, H, W).
+        normalize: a normalising first layer, one of ``drf_fast.models.normalize.NAMES``; the
+            network is then ``nn.Sequential(Normalize, network)``, as published.
 
     Raises:
         InputError: unknown name, or images of a size that the architecture does not take.
     """
+    check_shape(arch, image_shape)
+    layer = normalize_layer(normalize, image_shape[0])
+    network = _ARCHITECTURES[arch].make(num_classes, image_shape[0])
+    return network if layer is None else nn.Sequential(layer, network)
+
+
+def build_for(
+    weights: Container[str], arch: str, num_classes: int, image_shape: tuple[int, ...]
+) -> nn.Module:
+    """The network that the state dict ``weights`` belongs to, ready to load it.
+
+    It has a normalising first layer if ``weights`` holds the constants of one.
+
+    Raises:
+        InputError: as ``build``.
+    """
+    network = build(arch, num_classes, image_shape)
+    if "0.mean" not in weights:
+        return network
+    return nn.Sequential(Normalize([0.0] * image_shape[0], [1.0] * image_shape[0]), network)
+
+
+def check_shape(arch: str, image_shape: tuple[int, ...]) -> None:
+    """Refuse images (C, H, W) that ``arch`` does not take.
+
+    Raises:
+        InputError: unknown name, or images of a size that the architecture does not take.
+    """
+    architecture, shape = _named(arch), tuple(image_shape)
+    if len(shape) != 3 or not architecture.fits(*shape):
+        raise InputError(f"{arch} takes {architecture.takes}, got images of shape {shape}")
+
+
+def usual_shape(arch: str, channels: int) -> tuple[int, int, int]:
+    """(C, H, W) of the images that ``arch`` was designed for; weights do not tell their size.
+
+    Raises:
+        InputError: unknown name.
+    """
+    size = _named(arch).usual_size
+    return (channels, size, size)
+
+
+def _named(arch: str) -> _Architecture:
     if arch not in _ARCHITECTURES:
         raise InputError(f"--arch must be one of {', '.join(NAMES)}, got {arch!r}")
-    if arch == "lenet" and tuple(image_shape[1:]) != (28, 28):
-        raise InputError(f"lenet takes 28x28 images, got images of shape {tuple(image_shape)}")
-    return _ARCHITECTURES[arch](num_classes, image_shape[0])
+    return _ARCHITECTURES[arch]
