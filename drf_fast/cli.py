@@ -24,7 +24,8 @@ Train and certify provably robust image classifiers by randomized smoothing.
   certify   certify test images with a checkpoint, one log line each
   predict   classify test images with the smoothed classifier
   report    ACR and certified accuracy of certification logs, ours and published ones
-  doctor    what this installation can do, and how to get what is missing
+  doctor    what this installation can do, and how to get what is missing; --self-test
+            compares every operation on the devices at hand with the reference
 
 drf-fast COMMAND --help lists the options of a command; --version prints the version.
 """
@@ -88,7 +89,7 @@ def _doctor(words: list[str]) -> int:
     config = parse(DoctorConfig, "doctor", words)
     from drf_fast import doctor
 
-    return doctor.run(json=config.json)
+    return doctor.run(json=config.json, self_test=config.self_test)
 
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -17,6 +17,8 @@ from drf_fast.nn import SmoothedClassifier
 from drf_fast.progress import say
 from drf_fast.settings import check_sigma
 
+_SHARD_BATCH = {"cpu": 256, "cuda": 2048}
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -111,6 +113,9 @@ def load(config: CertifyConfig | PredictConfig) -> Loaded:
         seed=config.seed,
     )
     batch_size = config.batch_size
+    if batch_size == "auto" and getattr(config, "shard", None) is not None:
+        # Each shard would measure for itself, and they would not be one log.
+        batch_size = _SHARD_BATCH[device.type]
     if batch_size == "auto":
         sample = images.float_images(list(indices[:1])).to(device)
         most = max(config.n, getattr(config, "n0", 1))

@@ -105,7 +105,6 @@ def test_times_are_printed_like_those_of_the_field(seconds, text):
         ({"label": -1}, "label of 0 or more"),
         ({"count": 1001}, "count <= n"),
         ({"n": 0, "count": 0}, "n >= 1"),
-        ({"n": 0, "count": 0, "predict": 1, "p_lower": 0.0}, "n >= 1"),
         ({"n": 0, "count": 0, "radius": 0.0, "p_lower": 0.0}, "n >= 1 but for a wrong class"),
         ({"p_lower": 1.5}, "p_lower between 0 and 1"),
         ({"seconds": -1.0}, "time of 0 s or more"),
@@ -399,18 +398,3 @@ def test_a_sidecar_that_does_not_fit_is_named(tmp_path, text, message):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError, match=message):
         read_log(path)
-
-
-def test_a_wrong_class_that_was_skipped_took_no_samples(tmp_path):
-    skipped = row(1, predict=8, radius=0.0, count=0, n=0, p_lower=0.0)
-    path = write_log(tmp_path / "a.tsv", [row(0), skipped], CONFIG | {"skip_wrong": True})
-    assert read_log(path).correct.tolist() == [True, False]
-    write_log(tmp_path / "b.tsv", [skipped])
-    with pytest.raises(InputError, match="line 2 .*expected n = 1000 samples, got 0"):
-        read_log(tmp_path / "b.tsv")
-
-
-def test_an_anytime_budget_may_stop_at_any_n(tmp_path):
-    config = CONFIG | {"budget": "anytime"}
-    path = write_log(tmp_path / "a.tsv", [row(0), row(1, n=995)], config)
-    assert read_log(path).n is not None

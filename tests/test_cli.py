@@ -54,7 +54,7 @@ def test_no_command_and_an_unknown_command_exit_with_2(capsys):
     assert main([]) == 2
     assert main(["trian"]) == 2
     captured = capsys.readouterr()
-    assert "expected a command (train, certify, report, doctor), got 'trian'" in captured.err
+    assert "expected a command (train, certify, predict, report, doctor), got 'trian'" in captured.err
     assert captured.out == ""
 
 

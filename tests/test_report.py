@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drf_fast.certlog import CertificationLog, Row, read_log
+from drf_fast.certlog import CertificationLog, Row, read_log, reader
 from drf_fast.errors import InputError
 from drf_fast.report import paper, run, summarize
 from drf_fast.report.groups import largest_radius
@@ -32,6 +32,12 @@ CONFIG = {
 # (label, predict, radius): right, right, wrong, abstained, right with radius exactly 0.25
 FIRST = [(3, 3, 1.0), (1, 1, 0.5), (2, 5, 0.75), (4, -1, 0.0), (0, 0, 0.25)]
 SECOND = [(3, 3, 0.7625), (1, -1, 0.0), (2, 2, 0.125), (4, -1, 0.0), (0, 0, 0.0)]
+
+
+@pytest.fixture(autouse=True)
+def radii_by_hand(monkeypatch) -> None:
+    """Let the logs below pass though no count gives their radii: the figures can be checked."""
+    monkeypatch.setattr(reader, "refuse_other_certificates", lambda *log: None)
 
 
 def ours(path: Path, certificates=FIRST, first_idx: int = 0, **config) -> Path:
@@ -223,8 +229,10 @@ def test_csv_marks_the_rows_of_the_paper(tmp_path, monkeypatch, capsys):
     whole_mnist(monkeypatch)
     assert run([ours(tmp_path / "a.tsv", n=100_000)], format="csv") == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [row["row"] for row in rows] == ["measured", "paper", "difference"]
-    assert rows[1]["acr"] == "1.555000" and rows[2]["acr"] == "-1.205000"
+    kinds = ["measured", "lower", "upper", "paper", "difference"]
+    assert [row["row"] for row in rows] == kinds
+    assert rows[3]["acr"] == "1.555000" and rows[4]["acr"] == "-1.205000"
+    assert rows[3]["n"] == "100000" and rows[3]["largest_radius"] == ""
 
 
 # ---------------------------------------------------------------- what is refused
@@ -270,16 +278,22 @@ def test_a_setting_missing_from_one_of_two_seeds_is_refused(tmp_path):
     logs = [ours(tmp_path / "a.tsv"), ours(tmp_path / "b.tsv", budget=None)]
     with pytest.raises(InputError, match="expected budget in both configurations"):
         summary_of(*logs)
+    trained = ours(tmp_path / "c.tsv", training={"lambda0": 1.0})
+    with pytest.raises(InputError, match="expected training in both configurations"):
+        summary_of(logs[0], trained)
 
 
-def test_different_trainings_are_not_averaged_as_seeds(tmp_path):
-    training = {"seed": 1, "lambda0": 1.0}
+def test_different_trainings_are_not_averaged_but_named_by_their_difference(tmp_path):
+    training = {"seed": 1, "lambda0": 1.0, "kappa": 100}
     a = ours(tmp_path / "a.tsv", training=training)
     ours(tmp_path / "b.tsv", training=training | {"seed": 2})
     ours(tmp_path / "c.tsv", training=training | {"lambda0": 2.0})
-    assert len(summary_of(a, tmp_path / "b.tsv").groups[0].acr) == 2
-    with pytest.raises(InputError, match=r"same training, got lambda0 1\.0 and 2\.0"):
-        summary_of(a, tmp_path / "c.tsv")
+    ours(tmp_path / "d.tsv", sigma=1.0, training=training | {"lambda0": 2.0})
+    (together,) = summary_of(a, tmp_path / "b.tsv").groups
+    assert len(together.acr) == 2 and together.group.name == "gaussian"
+    apart = summary_of(*(tmp_path / f"{name}.tsv" for name in "abcd")).groups
+    named = [(entry.group.name, len(entry.acr)) for entry in apart]
+    assert named == [("gaussian lambda0=1.0", 2), ("gaussian lambda0=2.0", 1), ("gaussian", 1)]
 
 
 @pytest.mark.parametrize(
@@ -321,7 +335,14 @@ def test_radii_beyond_what_n_and_alpha_allow_are_refused(tmp_path):
         summary_of(ours(tmp_path / "b.tsv", [(1, 1, cap * 1.001)]))
 
 
-@pytest.mark.parametrize("wrong", [{"sigma": "half"}, {"alpha": 1.0}, {"n": -5}, {"sigma": True}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"sigma": value} for value in ("half", True, [0.5], 1e-300)),
+        *({"alpha": value} for value in (1.0, 5e-324, -0.5)),
+        *({"n": value} for value in (-5, 10**400)),
+    ],
+)
 def test_a_configuration_that_is_no_number_is_refused(tmp_path, wrong):
     path = ours(tmp_path / "a.tsv")
     (tmp_path / "a.json").write_text(json.dumps(CONFIG | {"budget": "anytime"} | wrong))

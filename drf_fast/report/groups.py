@@ -2,11 +2,13 @@
 
 An ACR is bound to the images, to n and to alpha; a table that mixes them compares nothing. So
 everything in one report shares these, and the logs of one group (training seeds of one method at
-one sigma) are all described by a configuration or none of them is.
+one sigma) are all described by a configuration or none of them is. Logs of one method whose
+training differs in more than the seed are groups of their own, named by what differs.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -18,19 +20,30 @@ from typing import Any
 import numpy as np
 
 from drf_fast.certlog import Log, bare_name, sidecar
+from drf_fast.certlog.audit import certificates, is_usable
 from drf_fast.errors import InputError
+from drf_fast.report.shards import Missing, join_shards, missing
 
-SETTINGS = ("n", "alpha", "n0", "budget", "radius", "data", "split", "fingerprint")
+SETTINGS = ("n", "alpha", "n0", "budget", "radius", "tolerance", "data", "split", "fingerprint")
 _SIGMA_IN_NAME = re.compile(r"(?:sigma|noise)[_-]?(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The logs of one method at one sigma (``None`` where neither file nor name tells it)."""
+    """The logs of one method at one sigma (``None`` where neither file nor name tells it).
+
+    ``variant`` tells groups of one method apart: the training settings in which they differ.
+    """
 
     method: str
     sigma: float | None
     logs: tuple[Log, ...]
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """The method, and what tells it from others of its name."""
+        return f"{self.method} {self.variant}".strip()
 
     def setting(self, key: str) -> Any:
         """The value of a configuration key that the logs share; ``None`` if unknown."""
@@ -42,7 +55,15 @@ class Group:
         n, alpha = self.setting("n"), self.setting("alpha")
         if self.sigma is None or n is None or alpha is None:
             return None
+        if self.setting("budget") not in (None, "fixed"):  # a part of alpha is spent on the way
+            unanimous = certificates(self.logs[0].config or {}, [n], [n])
+            if unanimous is not None:
+                return float(unanimous[1][0])
         return largest_radius(self.sigma, n, alpha)
+
+    def missing(self) -> list[Missing]:
+        """What its logs lack of what their configurations name."""
+        return [lack for lack in map(missing, self.logs) if lack is not None]
 
 
 def largest_radius(sigma: float, n: int, alpha: float) -> float:
@@ -56,21 +77,24 @@ def largest_radius(sigma: float, n: int, alpha: float) -> float:
 
 
 def group_logs(logs: Sequence[Log]) -> list[Group]:
-    """Sort logs into groups, in the order of their first log.
+    """Join shards and sort the logs into groups, in the order of their first log.
 
     Raises:
-        InputError: no log, a log given twice, or logs that cannot be compared.
+        InputError: no log, a log given twice, or logs that cannot be joined or compared.
     """
     if not logs:
         raise InputError("no log to report: expected one or more certification logs; name them")
     _refuse_twice(logs)
+    logs = join_shards(logs)
     members: dict[tuple[str, float | None], list[Log]] = {}
     for log in logs:
         members.setdefault(_identity(log), []).append(log)
-    groups = [Group(method, sigma, tuple(of)) for (method, sigma), of in members.items()]
+    groups = []
+    for (method, sigma), alike in members.items():
+        _refuse_half_known(alike)
+        groups += _by_training(method, sigma, alike)
     for group in groups:
-        _refuse_half_known(group)
-        _refuse_other_training(group)
+        _refuse_same_network(group)
     for key in SETTINGS:
         _refuse_mixed(key, [log for log in logs if (log.config or {}).get(key) is not None])
     _refuse_other_images(logs)
@@ -90,6 +114,8 @@ def _identity(log: Log) -> tuple[str, float | None]:
     rest = name if found is None else name[: found.start()] + name[found.end() :]
     method = re.sub(r"_+\d+$", "", rest).strip("_-.") or log.path.resolve().parent.name or name
     sigma = float(found[1]) if found else None
+    if sigma is not None and not is_usable("sigma", sigma):
+        sigma = None
     config = log.config or {}
     for key in ("sigma", "n", "alpha"):
         _refuse_no_number(log.path, key, config.get(key))
@@ -97,13 +123,10 @@ def _identity(log: Log) -> tuple[str, float | None]:
 
 
 def _refuse_no_number(path: Path, key: str, value: Any) -> None:
-    if value is None:
-        return
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-    if not good or (key == "alpha" and value >= 1):
+    if value is not None and not is_usable(key, value):
         bound = "between 0 and 1" if key == "alpha" else "above 0"
         raise InputError(
-            f"{sidecar(path)}: expected {key} to be a number {bound}, got {value!r}; "
+            f"{sidecar(path)}: expected {key} to be a number {bound}, got {str(value)[:40]!r}; "
             "restore the file that belongs to the log"
         )
 
@@ -119,49 +142,56 @@ def _refuse_twice(logs: Sequence[Log]) -> None:
         seen.add(log.path.resolve())
 
 
-def _refuse_half_known(group: Group) -> None:
-    known = [log for log in group.logs if log.config is not None]
-    unknown = [log for log in group.logs if log.config is None]
+def _refuse_half_known(logs: Sequence[Log]) -> None:
+    known = [log for log in logs if log.config is not None]
+    unknown = [log for log in logs if log.config is None]
     if known and unknown:
         raise InputError(
             f"cannot average {known[0].path} with {unknown[0].path}: expected the configuration of "
             f"both, got none ({sidecar(unknown[0].path).name}) for the second, so its n and alpha "
             "are unknown; report them separately"
         )
-    for key in SETTINGS:
-        given = [log for log in known if log.config and log.config.get(key) is not None]
+    for key in (*SETTINGS, "training"):
+        given = [log for log in known if (log.config or {}).get(key) is not None]
         absent = [log for log in known if log not in given]
         if given and absent:
             raise InputError(
                 f"cannot average {given[0].path} with {absent[0].path}: expected {key} in both "
-                f"configurations, got {(given[0].config or {})[key]!r} and nothing; report them "
-                "separately"
+                "configurations, got none in the second; report them separately"
             )
 
 
-def _refuse_other_training(group: Group) -> None:
-    """Logs of one group are averaged as training seeds, so nothing but the seed may differ."""
+def _refuse_same_network(group: Group) -> None:
+    """Logs of one group are averaged as training seeds, so each is of a network of its own."""
     networks: dict[str, Path] = {}
     for log in group.logs:
-        network = (log.config or {}).get("checkpoint_sha256")
+        if (log.config or {}).get("checkpoint_sha256") is None:
+            continue
+        network = str((log.config or {})["checkpoint_sha256"])
         if network in networks:
             raise InputError(
-                f"cannot average {networks[network]} with {log.path} as seeds of {group.method}: "
+                f"cannot average {networks[network]} with {log.path} as seeds of {group.name}: "
                 "expected two networks, got one (the same checkpoint_sha256); report them "
                 "separately"
             )
-        if network is not None:
-            networks[network] = log.path
-    first = group.logs[0]
-    for log in group.logs[1:]:
-        one, two = (_training(entry) for entry in (first, log))
-        differ = [key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
-        if differ:
-            values = ", ".join(f"{key} {one.get(key)} and {two.get(key)}" for key in differ)
-            raise InputError(
-                f"cannot average {first.path} with {log.path} as seeds of {group.method}: expected "
-                f"the same training, got {values}; report them separately"
-            )
+        networks[network] = log.path
+
+
+def _by_training(method: str, sigma: float | None, logs: Sequence[Log]) -> list[Group]:
+    """One group for each training, named by the settings in which it differs from the others."""
+    alike: dict[str, list[Log]] = {}
+    for log in logs:
+        alike.setdefault(json.dumps(_training(log), sort_keys=True), []).append(log)
+    trainings = [_training(of[0]) for of in alike.values()]
+    differ = [
+        key
+        for key in sorted(set().union(*trainings))
+        if any(training.get(key) != trainings[0].get(key) for training in trainings)
+    ]
+    return [
+        Group(method, sigma, tuple(of), " ".join(f"{key}={training.get(key)}" for key in differ))
+        for training, of in zip(trainings, alike.values(), strict=True)
+    ]
 
 
 def _training(log: Log) -> dict[str, Any]:

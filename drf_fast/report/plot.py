@@ -1,25 +1,32 @@
-"""Certified accuracy against radius, drawn exactly: every radius of every log is a step."""
+"""Two pictures, drawn exactly, every certificate a step: certified accuracy against radius, and
+the distribution of p_lower."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from drf_fast.errors import InputError
 from drf_fast.files import write_atomic
 from drf_fast.report.groups import Group
-from drf_fast.report.summary import Summary, certified_accuracy
+from drf_fast.report.summary import Summary, certified_accuracy, certified_p
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".pdf", ".svg")
 # Okabe and Ito (2008): distinct for colour-blind readers and on paper.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _STYLES = ("-", "--", ":")
 
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
-def curve(group: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+
+def curve(group: Group) -> Curve:
     """The certified-accuracy curve of a group, without a grid.
 
     Certified accuracy is a step function that is continuous from the left and falls just after
@@ -32,6 +39,25 @@ def curve(group: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     radii = np.unique(np.concatenate([[0.0], *(log.radius[log.correct] for log in group.logs)]))
     shares = 100.0 * np.array([certified_accuracy(log, radii) for log in group.logs])
     return radii, shares.mean(axis=0), shares.min(axis=0), shares.max(axis=0)
+
+
+def ecdf(group: Group) -> Curve | None:
+    """The empirical distribution function of p_lower of the true class, without a grid.
+
+    Continuous from the right; at p = 1/2 it is the share of images with nothing certified. One
+    minus its value just below Phi(r / sigma) is the certified accuracy at r.
+
+    Returns:
+        p: 1/2 and all p_lower of correct predictions of all logs, ascending and each once, float64;
+        mean, lowest and highest share over the logs in % of images with p_lower <= p, float64;
+        ``None`` if p_lower is unknown.
+    """
+    values = [np.sort(p) for log in group.logs if (p := certified_p(log, group.sigma)) is not None]
+    if len(values) < len(group.logs):
+        return None
+    steps = np.unique(np.maximum(0.5, np.concatenate([[0.5], *values])))
+    shares = np.array([100.0 * np.searchsorted(p, steps, side="right") / p.size for p in values])
+    return steps, shares.mean(axis=0), shares.min(axis=0), shares.max(axis=0)
 
 
 def check_path(path: Path, force: bool) -> None:
@@ -52,46 +78,93 @@ def check_path(path: Path, force: bool) -> None:
 
 
 def draw(summary: Summary, path: Path) -> None:
-    """Draw one line a group (mean over seeds) with a band from the lowest to the highest seed.
+    """Certified accuracy: a line a group (mean over seeds), a band from lowest to highest seed.
 
     Raises:
         InputError: the folder cannot be written.
         OSError: the disk is full.
     """
+    figure, axes = _figure(summary)
+    for i, entry in enumerate(summary.groups):
+        r, *shares = (np.append(values, values[-1]) for values in curve(entry.group))
+        for share in shares:
+            share[-1] = 0.0  # beyond the largest radius nothing is certified
+        _step(axes, i, entry.group, (r, *shares), "pre", f" (ACR {entry.acr_mean:.3f})")
+    axes.set_xlabel("L2 radius r (pixel units)")
+    axes.set_ylabel("certified accuracy (%)")
+    axes.set_xlim(left=0.0)
+    axes.legend(frameon=False, loc=_free_corner(summary))
+    _save(figure, path)
+
+
+def draw_p(summary: Summary, path: Path) -> None:
+    """The distribution of p_lower: lines and bands as in ``draw``, groups without sigma left out.
+
+    Raises:
+        InputError: no group has a p_lower, or the folder cannot be written.
+        OSError: the disk is full.
+    """
+    figure, axes = _figure(summary)
+    largest = 0.0
+    for i, entry in enumerate(summary.groups):
+        steps = ecdf(entry.group)
+        if steps is not None:
+            p, *shares = steps
+            largest = max(largest, p[-1])
+            values = (np.append(p, 1.0), *(np.append(share, 100.0) for share in shares))
+            _step(axes, i, entry.group, (_nines(values[0]), *values[1:]), "post")
+    if largest == 0.0:
+        raise InputError(
+            f"cannot plot to {path}: expected logs with p_lower, or with a radius and a sigma, got "
+            "none; name the logs method_sigma0.50_seed.tsv"
+        )
+    ticks = [0.5, 0.8, *(1 - 10.0**-k for k in range(1, int(_nines(largest)) + 2))]
+    axes.set_xticks([_nines(p) for p in ticks], [f"{p:.15g}" for p in ticks])
+    axes.set_xlim(_nines(0.5), _nines(largest) + 0.1)
+    axes.set_xlabel("p_lower of the true class")
+    axes.set_ylabel("images with at most this p_lower (%)")
+    axes.legend(frameon=False, loc="upper left")
+    _save(figure, path)
+
+
+def _nines(p: np.ndarray | float) -> Any:
+    """Where p lies on an axis that shows the hard and the easy images: -log10(1 - p)."""
+    return -np.log10(np.maximum(1.0 - np.asarray(p), 1e-15))
+
+
+def _figure(summary: Summary) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for i, entry in enumerate(summary.groups):
-        group = entry.group
-        colour = _COLOURS[i % len(_COLOURS)]
-        style = _STYLES[i // len(_COLOURS) % len(_STYLES)]
-        label = group.method + ("" if group.sigma is None else f", σ = {group.sigma:g}")
-        r, mean, lowest, highest = (np.append(v, v[-1]) for v in curve(group))
-        mean[-1] = lowest[-1] = highest[-1] = 0.0  # beyond the largest radius nothing is certified
-        axes.step(
-            r,
-            mean,
-            where="pre",
-            color=colour,
-            linestyle=style,
-            linewidth=1.6,
-            label=f"{label} (ACR {entry.acr_mean:.3f})",
-        )
-        if len(group.logs) > 1:
-            axes.fill_between(r, lowest, highest, step="pre", color=colour, alpha=0.2, linewidth=0)
-    axes.set_xlabel("L2 radius r (pixel units)")
-    axes.set_ylabel("certified accuracy (%)")
-    axes.set_xlim(left=0.0)
     axes.set_ylim(0.0, 100.0)
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc=_free_corner(summary))
     axes.set_title(_title(summary), fontsize=9, color="0.35", loc="left")
+    return figure, axes
 
+
+def _step(
+    axes: Axes,
+    i: int,
+    group: Group,
+    values: tuple[Any, ...],
+    where: Literal["pre", "post"],
+    note: str = "",
+) -> None:
+    x, mean, lowest, highest = values
+    colour = _COLOURS[i % len(_COLOURS)]
+    style = _STYLES[i // len(_COLOURS) % len(_STYLES)]
+    label = group.name + ("" if group.sigma is None else f", σ = {group.sigma:g}") + note
+    axes.step(x, mean, where=where, color=colour, linestyle=style, linewidth=1.6, label=label)
+    if len(group.logs) > 1:
+        axes.fill_between(x, lowest, highest, step=where, color=colour, alpha=0.2, linewidth=0)
+
+
+def _save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.lower()[1:], dpi=160)
     write_atomic(path, buffer.getvalue())
@@ -112,4 +185,5 @@ def _title(summary: Summary) -> str:
     n, alpha = summary.setting("n"), summary.setting("alpha")
     data = summary.setting("data")
     images = f"{summary.images:,} images" + (f" of {data}" if data else "")
-    return images + ("" if n is None or alpha is None else f", n = {n:,}, α = {alpha}")
+    incomplete = " (incomplete)" if summary.missing else ""
+    return images + incomplete + ("" if n is None or alpha is None else f", n = {n:,}, α = {alpha}")

@@ -9,9 +9,10 @@ from typing import Any
 
 from drf_fast.certlog import read_log
 from drf_fast.errors import InputError
-from drf_fast.report.plot import check_path, draw
+from drf_fast.report import machine
+from drf_fast.report.plot import check_path, draw, draw_p
 from drf_fast.report.summary import Summary, summarize
-from drf_fast.report.tables import as_dict, caption, cells, render
+from drf_fast.report.tables import Table, caption, incompleteness, render, tables_of
 
 FORMATS = ("table", "markdown", "latex", "csv", "json")
 
@@ -20,16 +21,23 @@ def run(
     logs: Sequence[str | Path],
     *,
     format: str = "table",
+    details: bool = False,
+    compare: bool = False,
     plot: str | Path | None = None,
+    plot_p: str | Path | None = None,
     paper: bool | None = None,
     force: bool = False,
 ) -> int:
     """Report on certification logs.
 
     Args:
-        logs: paths of logs, ours or of the field.
+        logs: paths of logs, ours or of the field; shards of one run are joined.
         format: one of ``FORMATS``; ``table`` is drawn on a terminal and aligned text elsewhere.
+        details: show bounds of certified accuracy, the cap on the radius and quantiles of p_lower,
+            which JSON and CSV always hold.
+        compare: show each further group's paired difference to the first.
         plot: draw certified accuracy against radius to this file (PNG, PDF or SVG).
+        plot_p: draw the distribution of p_lower to this file.
         paper: compare with the paper's Table 1; ``None``: where the logs are like the paper's.
         force: replace a picture that exists.
 
@@ -43,18 +51,31 @@ def run(
     """
     if format not in FORMATS:
         raise InputError(f"unknown format '{format}': expected one of {', '.join(FORMATS)}")
-    picture = None if plot is None else Path(plot)
-    if picture is not None:
-        check_path(picture, force)
-    summary = summarize([read_log(path) for path in logs], paper=paper)
-    if picture is not None:
-        draw(summary, picture)
-    if format == "table" and sys.stdout.isatty():
-        _print_rich(summary)
+    pictures = [(Path(at), how) for at, how in ((plot, draw), (plot_p, draw_p)) if at is not None]
+    for path, _ in pictures:
+        check_path(path, force)
+    if len({path.resolve() for path, _ in pictures}) < len(pictures):
+        raise InputError(f"{plot} would be both pictures: expected two names; choose another one")
+    summary = summarize([read_log(path) for path in logs], paper=paper, compare_groups=compare)
+    if compare and len(summary.groups) < 2:
+        raise InputError(
+            "nothing to compare: expected logs of two methods or more, got one "
+            f"({', '.join(entry.group.name for entry in summary.groups)}); give the logs of another"
+        )
+    for path, picture in pictures:
+        picture(summary, path)
+    if summary.missing:
+        print(f"warning: incomplete: {incompleteness(summary)}", file=sys.stderr)
+    if format == "json":
+        print(machine.as_json(summary))
+    elif format == "csv":
+        print(machine.as_csv(summary))
+    elif format == "table" and sys.stdout.isatty():
+        _print_rich(summary, details)
     else:
-        print(render(summary, "plain" if format == "table" else format))
-    if picture is not None:
-        print(f"wrote {picture}", file=sys.stderr)
+        print(render(summary, "plain" if format == "table" else format, details))
+    for path, _ in pictures:
+        print(f"wrote {path}", file=sys.stderr)
     return 0
 
 
@@ -66,26 +87,35 @@ def as_json(logs: Sequence[str | Path], *, plot: str | Path) -> dict[str, Any]:
     """
     summary = summarize([read_log(path) for path in logs])
     draw(summary, Path(plot))
-    return as_dict(summary)
+    return machine.as_dict(summary)
 
 
-def _print_rich(summary: Summary) -> None:
-    from rich import box
+def _print_rich(summary: Summary, details: bool) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    header, body = cells(summary)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(header[0], no_wrap=True)
-    for title in header[1:]:
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in body:
-        table.add_row(*row, style="dim" if row[0].startswith("  ") else None)
     console = Console()
+    drawn = [_rich_table(table) for table in tables_of(summary, details)]
     # On a narrow terminal long lines wrap; a table squeezed to fit would lose digits.
-    needed = console.measure(table, options=console.options.update(width=10_000)).maximum
-    if needed > console.width:
-        print(render(summary, "plain"))
+    wide = console.options.update(width=10_000)
+    if max(console.measure(table, options=wide).maximum for table in drawn) > console.width:
+        print(render(summary, "plain", details))
         return
-    console.print(table)
-    console.print(caption(summary), style="dim", highlight=False)
+    for table in drawn:
+        console.print(table)
+    console.print(caption(summary, details), style="dim", highlight=False, markup=False)
+
+
+def _rich_table(table: Table) -> Any:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    header, body = table
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    drawn.add_column(header[0], no_wrap=True)
+    for title in header[1:]:
+        drawn.add_column(title, justify="right", no_wrap=True)
+    for row in body:
+        style = "dim" if row[0].startswith("  ") else ""
+        drawn.add_row(*map(Text, row), style=style)  # a name may hold what rich takes for markup
+    return drawn

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from drf_fast.certlog import Log
+from drf_fast.report.compare import Comparison, compare
 from drf_fast.report.groups import Group, group_logs
+from drf_fast.report.intervals import clopper_pearson
 from drf_fast.report.paper import PaperRow, paper_row
+from drf_fast.report.shards import Missing
 
-RADIUS_STEP = 0.25
+RADIUS_STEP, _MOST_RADII = 0.25, 24
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +29,14 @@ class GroupSummary:
         acr_mean: their mean.
         acr_std: their sample standard deviation; ``None`` for a single log.
         certified: certified accuracy in % at each radius of the report.
+        lower, upper: its 95 % interval over images (not over seeds) in %, see ``intervals``.
         abstained: share of abstentions in %.
+        at_cap: share in % of images that are predicted right with the largest radius that sigma, n
+            and alpha allow; ``None`` where one is unknown.
+        p_quantiles: of p_lower over images and seeds at ``QUANTILES``; each is the p_lower of an
+            image, ``None`` where that image has nothing certified.
         paper: the row of the paper's Table 1 to compare with, if there is one.
+        comparison: paired difference to the first group of the report, if it was asked for.
     """
 
     group: Group
@@ -33,8 +44,13 @@ class GroupSummary:
     acr_mean: float
     acr_std: float | None
     certified: tuple[float, ...]
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
     abstained: float
+    at_cap: float | None
+    p_quantiles: tuple[float | None, ...]
     paper: PaperRow | None
+    comparison: Comparison | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +61,13 @@ class Summary:
         groups: one entry a method and sigma.
         radii: 0, 0.25, ... up to the largest radius of a correct prediction.
         images: images in each log.
+        missing: what logs lack of the images and shards that their configurations name.
     """
 
     groups: tuple[GroupSummary, ...]
     radii: tuple[float, ...]
     images: int
+    missing: tuple[Missing, ...] = ()
 
     def setting(self, key: str) -> object:
         """A configuration value, the same for all groups that know it; ``None`` if none does."""
@@ -71,7 +89,26 @@ def certified_accuracy(log: Log, radii: np.ndarray | Sequence[float]) -> np.ndar
     return (right.size - np.searchsorted(right, radii, side="left")) / len(log)
 
 
-def summarize(logs: Sequence[Log], *, paper: bool | None = None) -> Summary:
+def certified_p(log: Log, sigma: float | None) -> np.ndarray | None:
+    """Lower bound of the probability of the true class of each image, float64; 0 where none is.
+
+    An abstention or a wrong prediction certifies nothing, as in the ACR. Where the log has no such
+    column it is Phi(radius / sigma), as exact as the logged radius; ``None`` without sigma.
+
+    Reference:
+        Sun et al. 2024 (the distribution of p beside the ACR, which over-rewards easy images).
+    """
+    if log.p_lower is not None:
+        return np.where(log.correct, log.p_lower, 0.0)
+    if sigma is None:
+        return None
+    scaled = log.radius / (-sigma * math.sqrt(2.0))
+    return np.where(log.correct, [0.5 * math.erfc(z) for z in scaled.tolist()], 0.0)
+
+
+def summarize(
+    logs: Sequence[Log], *, paper: bool | None = None, compare_groups: bool = False
+) -> Summary:
     """Group logs by method and sigma and average each group over its seeds.
 
     Args:
@@ -79,27 +116,71 @@ def summarize(logs: Sequence[Log], *, paper: bool | None = None) -> Summary:
         paper: compare with Table 1 of the DRF paper; ``None``: where the logs are certificates of
             the whole MNIST test set at the paper's n and alpha (taken for granted in logs without
             configuration).
+        compare_groups: add the paired difference of each further group to the first.
 
     Raises:
-        InputError: logs that cannot be compared: different images, n, alpha, budget or data set,
-            or logs with and without configuration in one group.
+        InputError: logs that cannot be joined or compared: different images, n, alpha, budget or
+            data set, or logs with and without configuration in one group.
     """
     groups = group_logs(logs)
-    largest = max(float(log.radius[log.correct].max(initial=0.0)) for log in logs)
-    radii = tuple(RADIUS_STEP * i for i in range(int(largest / RADIUS_STEP) + 1))
-    entries = tuple(_summarize_group(group, radii, paper) for group in groups)
-    return Summary(groups=entries, radii=radii, images=len(logs[0]))
+    joined = [log for group in groups for log in group.logs]
+    largest = max(float(log.radius[log.correct].max(initial=0.0)) for log in joined)
+    step = RADIUS_STEP
+    while largest / step >= _MOST_RADII:  # published logs may count in 0..255
+        step *= 2
+    radii = tuple(step * i for i in range(int(largest / step) + 1))
+    entries = tuple(
+        _summarize_group(
+            group,
+            radii,
+            paper,
+            compare(groups[0], group, radii) if compare_groups and group is not groups[0] else None,
+        )
+        for group in groups
+    )
+    lacks = tuple(lack for group in groups for lack in group.missing())
+    return Summary(groups=entries, radii=radii, images=len(joined[0]), missing=lacks)
 
 
-def _summarize_group(group: Group, radii: Sequence[float], paper: bool | None) -> GroupSummary:
+def _summarize_group(
+    group: Group, radii: Sequence[float], paper: bool | None, comparison: Comparison | None
+) -> GroupSummary:
     acr = tuple(average_certified_radius(log) for log in group.logs)
     certified = np.mean([certified_accuracy(log, radii) for log in group.logs], axis=0)
+    images = len(group.logs[0])
+    lower, upper = clopper_pearson(certified * images, images)
     return GroupSummary(
         group=group,
         acr=acr,
         acr_mean=float(np.mean(acr)),
         acr_std=float(np.std(acr, ddof=1)) if len(acr) > 1 else None,
-        certified=tuple(100.0 * float(share) for share in certified),
+        certified=_percent(certified),
+        lower=_percent(lower),
+        upper=_percent(upper),
         abstained=100.0 * float(np.mean([np.mean(log.predict == -1) for log in group.logs])),
+        at_cap=_at_cap(group),
+        p_quantiles=_p_quantiles(group),
         paper=paper_row(group, paper),
+        comparison=comparison,
     )
+
+
+def _percent(shares: np.ndarray) -> tuple[float, ...]:
+    return tuple(100.0 * float(share) for share in shares)
+
+
+def _at_cap(group: Group) -> float | None:
+    cap = group.cap
+    if not cap:
+        return None
+    printed = cap * (1 - 1e-9) - 1e-12  # logged radii are rounded down
+    return 100.0 * float(np.mean([certified_accuracy(log, [printed])[0] for log in group.logs]))
+
+
+def _p_quantiles(group: Group) -> tuple[float | None, ...]:
+    values = [certified_p(log, group.sigma) for log in group.logs]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return (None,) * len(QUANTILES)
+    found = np.quantile(np.concatenate(known), QUANTILES, method="lower")
+    return tuple(float(p) if p > 0 else None for p in found)

@@ -1,52 +1,69 @@
-"""A report as text: aligned, Markdown, LaTeX, CSV, JSON. All say n, alpha and the images."""
+"""A report as text for people: aligned, Markdown, LaTeX. All say n, alpha and the images."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from drf_fast.report import paper
-from drf_fast.report.summary import GroupSummary, Summary
+from drf_fast.report.compare import RESAMPLES
+from drf_fast.report.groups import Group
+from drf_fast.report.summary import QUANTILES, Summary
+
+Table = tuple[list[str], list[list[str]]]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row of numbers: a group as measured, the paper's, or measured minus paper."""
+    """One row of numbers: a group as measured, or what stands below it.
+
+    ``kind`` is "measured"; "lower" or "upper", the interval over images; "minus", "minus lower" or
+    "minus upper", the paired difference to the first group and its interval; "paper" or
+    "difference", the paper's row and measured minus paper.
+    """
 
     kind: str
-    method: str
-    sigma: float | None
+    group: Group
     seeds: int | None
-    acr: float
+    acr: float | None
     acr_std: float | None
     abstained: float | None
     certified: tuple[float | None, ...]
 
 
-def lines(summary: Summary) -> list[Line]:
-    """The rows of the table, each group followed by the paper's row and the difference."""
+def lines(summary: Summary, intervals: bool) -> list[Line]:
+    """The rows of the table, each group followed by what belongs to it."""
     rows: list[Line] = []
     for entry in summary.groups:
         group, row = entry.group, entry.paper
-        name = (group.method, group.sigma)
         measured = (len(entry.acr), entry.acr_mean, entry.acr_std, entry.abstained)
-        rows.append(Line("measured", *name, *measured, entry.certified))
+        rows.append(Line("measured", group, *measured, entry.certified))
+        if intervals:
+            rows.append(Line("lower", group, None, None, None, None, entry.lower))
+            rows.append(Line("upper", group, None, None, None, None, entry.upper))
+        if entry.comparison is not None:
+            found = entry.comparison
+            for kind, values in (
+                ("minus", found.difference),
+                ("minus lower", found.lower),
+                ("minus upper", found.upper),
+            ):
+                acr, *certified, abstained = values.tolist()
+                rows.append(Line(kind, group, None, acr, None, abstained, tuple(certified)))
         if row is not None:
             printed = tuple(row.certified.get(radius) for radius in summary.radii)
             gaps = tuple(
                 None if there is None else here - there
                 for here, there in zip(entry.certified, printed, strict=True)
             )
-            rows.append(Line("paper", *name, None, row.acr, None, None, printed))
+            rows.append(Line("paper", group, None, row.acr, None, None, printed))
             difference = entry.acr_mean - row.acr
-            rows.append(Line("difference", *name, None, difference, None, None, gaps))
+            rows.append(Line("difference", group, None, difference, None, None, gaps))
     return rows
 
 
-def caption(summary: Summary) -> str:
+def caption(summary: Summary, details: bool = False) -> str:
     """What the numbers are bound to, in one or two sentences."""
     n, alpha = summary.setting("n"), summary.setting("alpha")
     unknown = any(entry.group.setting("n") is None for entry in summary.groups)
@@ -58,37 +75,109 @@ def caption(summary: Summary) -> str:
     parts = [
         f"ACR and certified accuracy in % at L2 radius r (pixel units): {summary.images:,} images"
         + (f" of {data}" if data else ""),
-        terms + (f", budget {budget}" if budget not in (None, "fixed") else ""),
+        terms + (f", budget {budget}{_stop(summary)}" if budget not in (None, "fixed") else ""),
     ]
     if any(entry.acr_std is not None for entry in summary.groups):
         parts.append("± is the standard deviation over seeds")
+    if details:
+        parts.append("lower and upper are 95 % Clopper-Pearson bounds over images, not over seeds")
+    else:
+        parts.append(
+            f"shares hold to within {_widest(summary):.1f} points (95 % Clopper-Pearson over "
+            "images, not over seeds)"
+        )
+    if any(entry.comparison for entry in summary.groups):
+        fewest = min(len(entry.acr) for entry in summary.groups)
+        parts.append(
+            "minus is the difference on the same images, with a 95 % bootstrap interval over "
+            f"images and seeds ({RESAMPLES:,} resamples)"
+            + (", over images alone for a method with one seed" if fewest == 1 else "")
+            + (", too narrow with so few seeds" if 1 < fewest < 5 else "")
+        )
     caps = {e.group.sigma: e.group.cap for e in summary.groups if e.group.cap is not None}
     if caps:
         listed = ", ".join(f"{cap:.3f} at sigma = {sigma:g}" for sigma, cap in caps.items())
-        parts.append(f"largest possible radius sigma*Phi^-1(alpha^(1/n)): {listed}")
+        reached = max(entry.at_cap or 0.0 for entry in summary.groups)
+        by = f"reached by up to {reached:.1f} % of images" if reached else "reached by no image"
+        formula = " sigma*Phi^-1(alpha^(1/n))" if budget in (None, "fixed") else ""
+        parts.append(f"largest possible radius{formula}: {listed}, {by}")
+    if details:
+        parts.append(
+            "q % of images have a p_lower of at most that in column p q% (- where nothing is "
+            "certified)"
+        )
     if any(entry.paper for entry in summary.groups):
         parts.append(
             f"paper: Wang, Zhou, Liu (2024), Table 1, {paper.IMAGES:,} MNIST images, "
             f"n = {paper.N:,}, alpha = {paper.ALPHA}"
         )
-    return "; ".join(parts) + "."
+    incomplete = f"INCOMPLETE: {incompleteness(summary)}. " if summary.missing else ""
+    return incomplete + "; ".join(parts) + "."
 
 
-def cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
+def _stop(summary: Summary) -> str:
+    radius, tolerance = summary.setting("radius"), summary.setting("tolerance")
+    if radius is not None:
+        return f" (stopped once R >= {radius} was decided: larger radii are understated)"
+    return "" if tolerance is None else f" (stopped at a tolerance of {tolerance})"
+
+
+def incompleteness(summary: Summary) -> str:
+    """What the logs lack, all of it in one clause."""
+    return "; ".join(map(str, summary.missing))
+
+
+def _widest(summary: Summary) -> float:
+    return max(
+        max(share - low, high - share)
+        for entry in summary.groups
+        for share, low, high in zip(entry.certified, entry.lower, entry.upper, strict=True)
+    )
+
+
+def cells(summary: Summary, intervals: bool = False) -> Table:
     """Header and body as text; ACR with 3 decimals, shares with 1."""
     header = ["method", "sigma", "seeds", "ACR", *(f"{r:.2f}" for r in summary.radii), "abstain"]
     body = []
-    for line in lines(summary):
-        signed = "+" if line.kind == "difference" else ""
-        acr = _number(line.acr, f"{signed}.3f")
+    for line in lines(summary, intervals):
+        signed = "+" if line.kind.startswith(("difference", "minus")) else ""
+        acr = "" if line.acr is None else _number(line.acr, f"{signed}.3f")
         if line.acr_std is not None:
             acr += f" ± {line.acr_std:.3f}"
-        first = [line.method, "-" if line.sigma is None else f"{line.sigma:g}", str(line.seeds)]
+        first = [line.group.name, _sigma(line.group), str(line.seeds)]
         if line.kind != "measured":
-            first = [f"  {line.kind}", "", ""]
+            first = [f"  {_below(line.kind, summary)}", "", ""]
         shares = [_share(value, signed) for value in line.certified]
         body.append([*first, acr, *shares, _share(line.abstained, signed)])
     return header, body
+
+
+def detail_cells(summary: Summary) -> Table:
+    """A second table: the cap on the radius, who reaches it, and quantiles of p_lower."""
+    header = ["method", "sigma", "largest r", "reach it", *(f"p {100 * q:g}%" for q in QUANTILES)]
+    body = [
+        [
+            entry.group.name,
+            _sigma(entry.group),
+            "-" if entry.group.cap is None else f"{entry.group.cap:.3f}",
+            "-" if entry.at_cap is None else f"{entry.at_cap:.1f} %",
+            *(_probability(p) for p in entry.p_quantiles),
+        ]
+        for entry in summary.groups
+    ]
+    return header, body
+
+
+def _below(kind: str, summary: Summary) -> str:
+    if kind != "minus":
+        return kind.replace(" ", ", ") + (" 95 %" if kind.endswith(("lower", "upper")) else "")
+    first = summary.groups[0].group
+    same_name = [e for e in summary.groups if e.group.name == first.name]
+    return f"minus {first.name}" + (f", sigma {_sigma(first)}" if len(same_name) > 1 else "")
+
+
+def _sigma(group: Group) -> str:
+    return "-" if group.sigma is None else f"{group.sigma:g}"
 
 
 def _share(value: float | None, signed: str) -> str:
@@ -100,46 +189,53 @@ def _number(value: float, style: str) -> str:
     return text.lstrip("+-") if float(text) == 0 else text  # a zero has no sign
 
 
-def render(summary: Summary, style: str) -> str:
-    """The report in one of the styles plain, markdown, latex, csv, json; without a last newline."""
-    return {
-        "plain": _plain,
-        "markdown": _markdown,
-        "latex": _latex,
-        "csv": _csv,
-        "json": _json,
-    }[style](summary)
+def _probability(p: float | None) -> str:
+    return "-" if p is None else f"{math.floor(p * 1e5) / 1e5:.5f}"  # never rounded up
 
 
-def _plain(summary: Summary) -> str:
-    header, body = cells(summary)
-    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-    rows = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [header, *body]
-    ]
-    return "\n".join([*rows, "", caption(summary)])
+def render(summary: Summary, style: str, details: bool = False) -> str:
+    """The report in one of the styles plain, markdown, latex; without a last newline."""
+    tables = tables_of(summary, details)
+    draw = {"plain": _plain, "markdown": _markdown, "latex": _latex}[style]
+    return draw(tables, caption(summary, details))
 
 
-def _markdown(summary: Summary) -> str:
-    header, body = cells(summary)
-    rows = [[cell.strip().replace("|", "\\|") for cell in row] for row in [header, *body]]
-    rule = ["---", *("---:" for _ in header[1:])]
-    table = ["| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]]]
-    return "\n".join([*table, "", caption(summary)])
+def tables_of(summary: Summary, details: bool) -> list[Table]:
+    """The table, and with ``details`` the second one."""
+    return [cells(summary, details), *([detail_cells(summary)] if details else [])]
 
 
-def _latex(summary: Summary) -> str:
-    header, body = cells(summary)
-    titles = ["method", r"$\sigma$", *header[2:]]
-    rows = [" & ".join(_latex_text(cell) for cell in row) + r" \\" for row in body]
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs}",
-            r"\begin{table}",
+def _plain(tables: Sequence[Table], note: str) -> str:
+    blocks = []
+    for header, body in tables:
+        widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
+        rows = [
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in [header, *body]
+        ]
+        blocks.append("\n".join(rows))
+    return "\n\n".join([*blocks, note])
+
+
+def _markdown(tables: Sequence[Table], note: str) -> str:
+    blocks = []
+    for header, body in tables:
+        rows = [[cell.strip().replace("|", "\\|") for cell in row] for row in [header, *body]]
+        rule = ["---", *("---:" for _ in header[1:])]
+        lines_ = ["| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]]]
+        blocks.append("\n".join(lines_))
+    return "\n\n".join([*blocks, note])
+
+
+def _latex(tables: Sequence[Table], note: str) -> str:
+    blocks = []
+    for header, body in tables:
+        titles = ["method", r"$\sigma$", *map(_latex_text, header[2:])]
+        rows = [" & ".join(_latex_text(cell) for cell in row) + r" \\" for row in body]
+        blocks += [
             rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
             r"\toprule",
             " & ".join(titles) + r" \\",
@@ -147,10 +243,10 @@ def _latex(summary: Summary) -> str:
             *rows,
             r"\bottomrule",
             r"\end{tabular}",
-            rf"\caption{{{_latex_text(caption(summary))}}}",
-            r"\end{table}",
         ]
-    )
+    start = ["% needs \\usepackage{booktabs}", r"\begin{table}"]
+    end = [rf"\caption{{{_latex_text(note)}}}", r"\end{table}"]
+    return "\n".join([*start, *blocks, *end])
 
 
 def _latex_text(text: str) -> str:
@@ -160,62 +256,3 @@ def _latex_text(text: str) -> str:
         replacement = {"\\": r"\textbackslash ", "^": r"\textasciicircum "}
         text = text.replace(special, replacement.get(special, f"\\{special}"))
     return text.replace("±", r"$\pm$")
-
-
-def _csv(summary: Summary) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    radii = [f"r{radius:.2f}" for radius in summary.radii]
-    head = ["row", "method", "sigma", "seeds", "images", "n", "alpha", "acr", "acr_std"]
-    writer.writerow([*head, "abstained", *radii])
-    groups = [entry.group for entry in summary.groups]
-    known = {(g.method, g.sigma): (g.setting("n"), g.setting("alpha")) for g in groups}
-    for line in lines(summary):
-        n, alpha = known[line.method, line.sigma]
-        images = summary.images
-        if line.kind == "paper":
-            images, n, alpha = paper.IMAGES, paper.N, paper.ALPHA
-        name = [line.kind, line.method, line.sigma, line.seeds, images, n, alpha]
-        numbers = [line.acr, line.acr_std, line.abstained, *line.certified]
-        writer.writerow([*name, *("" if x is None else f"{x:.6f}" for x in numbers)])
-    return buffer.getvalue().rstrip("\n")
-
-
-def _json(summary: Summary) -> str:
-    return json.dumps(as_dict(summary), indent=2)
-
-
-def as_dict(summary: Summary) -> dict[str, Any]:
-    """The report as JSON-ready values."""
-    settings = {key: summary.setting(key) for key in ("n", "alpha", "n0", "budget", "data")}
-    report = {
-        "caption": caption(summary),
-        "images": summary.images,
-        **settings,
-        "radii": summary.radii,
-        "groups": [_json_group(entry) for entry in summary.groups],
-    }
-    return report
-
-
-def _json_group(entry: GroupSummary) -> dict[str, Any]:
-    files = (str(log.path) for log in entry.group.logs)
-    row = entry.paper
-    return {
-        "method": entry.group.method,
-        "sigma": entry.group.sigma,
-        "seeds": len(entry.acr),
-        "cap": entry.group.cap,
-        "acr": entry.acr_mean,
-        "acr_std": entry.acr_std,
-        "acr_of": dict(zip(files, entry.acr, strict=True)),
-        "certified_accuracy": entry.certified,
-        "abstained": entry.abstained,
-        "paper": None
-        if row is None
-        else {
-            "acr": row.acr,
-            "acr_difference": entry.acr_mean - row.acr,
-            "certified_accuracy": {f"{r:.2f}": share for r, share in row.certified.items()},
-        },
-    }

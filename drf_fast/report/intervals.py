@@ -1,0 +1,42 @@
+"""How far a share of finitely many images can be from the share of all images."""
+
+from __future__ import annotations
+
+import numpy as np
+
+LEVEL = 0.95
+
+
+def clopper_pearson(
+    successes: np.ndarray, images: int, level: float = LEVEL
+) -> tuple[np.ndarray, np.ndarray]:
+    """The exact two-sided confidence interval of a share, from below and above.
+
+    Lower: the p with P(Bin(images, p) >= successes) = (1 - level)/2; upper: the p with
+    P(Bin(images, p) <= successes) the same, which is 1 - the lower one of the failures.
+
+    The mean over training seeds of a number of images need not be whole; it is rounded down for
+    the lower and up for the upper bound. The seeds judge the same images, so they add no images.
+
+    Args:
+        successes: numbers of images, 0 to ``images``, float64 of any shape.
+        images: how many were looked at.
+        level: probability with which lower <= share <= upper.
+
+    Returns:
+        lower and upper, float64 of the shape of ``successes``.
+
+    Reference:
+        Clopper, Pearson 1934.
+    """
+    import torch
+
+    from drf_fast.functional import clopper_pearson_lower
+
+    def lower(counts: np.ndarray) -> np.ndarray:
+        whole = torch.from_numpy(np.asarray(counts, dtype=np.int64))
+        return clopper_pearson_lower(whole, images, (1 - level) / 2).numpy()
+
+    # A mean of whole numbers comes back from the division a hair beside a whole number.
+    exact = np.round(successes, 9)
+    return lower(np.floor(exact)), 1.0 - lower(images - np.ceil(exact))

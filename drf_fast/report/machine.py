@@ -1,0 +1,124 @@
+"""A report for machines: JSON holds all of it, CSV the numbers of the tables in full."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+import numpy as np
+
+from drf_fast.certlog import Log
+from drf_fast.report import paper
+from drf_fast.report.compare import RESAMPLES, Comparison
+from drf_fast.report.summary import (
+    QUANTILES,
+    GroupSummary,
+    Summary,
+    average_certified_radius,
+    certified_accuracy,
+)
+from drf_fast.report.tables import caption, lines
+
+
+def as_csv(summary: Summary) -> str:
+    """One line a row of the table, intervals among them; without a last newline."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    levels = [f"p{100 * q:g}" for q in QUANTILES]
+    radii = [f"r{radius:.2f}" for radius in summary.radii]
+    head = ["row", "method", "variant", "sigma", "seeds", "images", "n", "alpha"]
+    numbers = ["acr", "acr_std", "abstained", "largest_radius", "at_largest", *levels]
+    writer.writerow([*head, *numbers, *radii])
+    entries = {id(entry.group): entry for entry in summary.groups}
+    for line in lines(summary, intervals=True):
+        group, entry = line.group, entries[id(line.group)]
+        terms = [summary.images, group.setting("n"), group.setting("alpha")]
+        if line.kind == "paper":
+            terms = [paper.IMAGES, paper.N, paper.ALPHA]
+        of_group: list[float | None] = [group.cap, entry.at_cap, *entry.p_quantiles]
+        if line.kind != "measured":
+            of_group = [None] * len(of_group)
+        name = [line.kind, group.method, group.variant, group.sigma, line.seeds, *terms]
+        values = [line.acr, line.acr_std, line.abstained, *of_group, *line.certified]
+        writer.writerow([*name, *("" if x is None else f"{x:.6f}" for x in values)])
+    return buffer.getvalue().rstrip("\n")
+
+
+def as_json(summary: Summary) -> str:
+    return json.dumps(as_dict(summary), indent=2)
+
+
+def as_dict(summary: Summary) -> dict[str, Any]:
+    """The report as JSON-ready values."""
+    settings = {key: summary.setting(key) for key in ("n", "alpha", "n0", "budget", "data")}
+    return {
+        "caption": caption(summary),
+        "images": summary.images,
+        **settings,
+        "radii": summary.radii,
+        "missing": [
+            {
+                "log": str(lack.path),
+                "shards": lack.shards,
+                "images": None if lack.images is None else lack.images.tolist(),
+            }
+            for lack in summary.missing
+        ],
+        "groups": [_group(entry, summary.radii) for entry in summary.groups],
+    }
+
+
+def _group(entry: GroupSummary, radii: tuple[float, ...]) -> dict[str, Any]:
+    group, row = entry.group, entry.paper
+    levels = (f"{q:g}" for q in QUANTILES)
+    return {
+        "method": group.method,
+        "variant": group.variant,
+        "sigma": group.sigma,
+        "seeds": len(entry.acr),
+        "cap": group.cap,
+        "at_cap": entry.at_cap,
+        "acr": entry.acr_mean,
+        "acr_std": entry.acr_std,
+        "acr_of": {str(log.path): acr for log, acr in zip(group.logs, entry.acr, strict=True)},
+        "certified_accuracy": entry.certified,
+        "certified_accuracy_lower": entry.lower,
+        "certified_accuracy_upper": entry.upper,
+        "abstained": entry.abstained,
+        "p_lower_quantiles": dict(zip(levels, entry.p_quantiles, strict=True)),
+        "logs": [_log(log, radii) for log in group.logs],
+        "comparison": None if entry.comparison is None else _comparison(entry.comparison),
+        "paper": None
+        if row is None
+        else {
+            "acr": row.acr,
+            "acr_difference": entry.acr_mean - row.acr,
+            "certified_accuracy": {f"{r:.2f}": share for r, share in row.certified.items()},
+        },
+    }
+
+
+def _log(log: Log, radii: tuple[float, ...]) -> dict[str, Any]:
+    return {
+        "files": [str(path) for path in log.parts.values()] or [str(log.path)],
+        "acr": average_certified_radius(log),
+        "certified_accuracy": (100.0 * certified_accuracy(log, radii)).tolist(),
+        "abstained": 100.0 * float(np.mean(log.predict == -1)),
+    }
+
+
+def _comparison(found: Comparison) -> dict[str, Any]:
+    def named(values: np.ndarray) -> dict[str, Any]:
+        acr, *certified, abstained = values.tolist()
+        return {"acr": acr, "certified_accuracy": certified, "abstained": abstained}
+
+    return {
+        "minus": found.baseline.name,
+        "minus_sigma": found.baseline.sigma,
+        "resamples": RESAMPLES,
+        "difference": named(found.difference),
+        "lower": named(found.lower),
+        "upper": named(found.upper),
+    }
