@@ -1,13 +1,18 @@
-"""What every benchmark records beside its time: versions, threads, bytes moved, bandwidth."""
+"""What every benchmark records beside its time: versions, device, bytes moved, bandwidth.
+
+Tensors are made on the GPU where there is one, and timed there as ``gpu_clock.py`` says; else on
+the CPU, by the wall clock.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import gpu_clock
 import pytest
 import torch
 
@@ -17,23 +22,51 @@ from drf_fast import _native
 Run = Callable[..., None]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        for item in items:  # the tests of tests/ may be collected too and have no clock
+            item.add_marker(pytest.mark.benchmark(timer=gpu_clock.CLOCK))
+
+
 @pytest.fixture(scope="session")
-def copy_bandwidth() -> float:
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def on_the_device(device: torch.device) -> Iterator[None]:
+    """Benchmarks make their tensors without naming a device."""
+    if device.type == "cpu":
+        yield
+        return
+    torch.set_default_device(device)
+    yield
+    torch.set_default_device(None)
+
+
+@pytest.fixture(scope="session")
+def copy_bandwidth(device: torch.device) -> float:
     """Bytes per second, read and written, of a copy that does not fit a cache."""
-    source = torch.zeros(64 << 20, dtype=torch.float32)
+    on_cpu = device.type == "cpu"
+    source = torch.zeros((64 if on_cpu else 256) << 20, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    best = float("inf")
-    for _ in range(7):
-        start = time.perf_counter()
-        target.copy_(source)
-        best = min(best, time.perf_counter() - start)
+    if on_cpu:
+        best = float("inf")
+        for _ in range(7):
+            start = time.perf_counter()
+            target.copy_(source)
+            best = min(best, time.perf_counter() - start)
+    else:
+        best = min(gpu_clock.durations(lambda: target.copy_(source), rounds=20))
     return 2 * source.numel() * source.element_size() / best
 
 
 @pytest.fixture(scope="session")
-def machine() -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
     build = _native.load().build_info() if _native.available() else {}
     return {
+        "device": device.type,
+        **(gpu_clock.describe() if device.type == "cuda" else {}),
         "threads": torch.get_num_threads(),
         "isa": build.get("isa", "none"),
         "forced_isa": os.environ.get("DRF_FAST_ISA", ""),
@@ -44,13 +77,21 @@ def machine() -> dict[str, Any]:
 
 
 @pytest.fixture
-def run(benchmark: Any, copy_bandwidth: float, machine: dict[str, Any]) -> Run:
+def run(
+    benchmark: Any, copy_bandwidth: float, machine: dict[str, Any], device: torch.device
+) -> Run:
     """Time ``function`` as ``provider`` of ``group``; ``moved`` bytes are the least it can move."""
 
     def timed(group: str, provider: str, function: Callable[[], Any], moved: int) -> None:
         function()  # compiles, warms up
         benchmark.group = group
-        benchmark(function)
+        # SciPy runs on the CPU, wherever torch runs.
+        if device.type == "cuda" and provider != "scipy":
+            gpu_clock.benchmark(benchmark, function)
+        elif device.type == "cuda":
+            gpu_clock.benchmark_on_cpu(benchmark, function)
+        else:
+            benchmark(function)
         seconds = benchmark.stats.stats.median
         benchmark.extra_info.update(
             machine,
@@ -59,6 +100,9 @@ def run(benchmark: Any, copy_bandwidth: float, machine: dict[str, Any]) -> Run:
             gigabytes_per_second=moved / seconds / 1e9,
             share_of_copy=moved / seconds / copy_bandwidth,
         )
+        peak = machine.get("peak_gigabytes_per_second")
+        if peak:
+            benchmark.extra_info["share_of_peak"] = moved / seconds / 1e9 / peak
 
     return timed
 

@@ -22,7 +22,7 @@ def test_vote(run, provider):
 def test_clopper_pearson_lower(run, provider):
     trials, alpha = 100_000, 0.001
     successes = torch.randint(trials // 2, trials, (20_000,))
-    k = successes.numpy()
+    k = successes.cpu().numpy()
 
     def scipy_bound() -> None:
         scipy.stats.beta.ppf(alpha, k, trials - k + 1)

@@ -147,6 +147,12 @@ void define_loss(py::module_& module, const char* name,
   module.def(name, call, py::call_guard<py::gil_scoped_release>(), doc);
 }
 
+void use_isa(const std::string& name) {
+  if (drf_fast::cpu::use_isa(name)) return;
+  throw std::invalid_argument("DRF_FAST_ISA: expected one of baseline, avx2, avx512, got '" + name +
+                              "'; correct it or unset it");
+}
+
 // Nothing here may differ between two builds of the same source: no date, no host name.
 py::dict build_info() {
   py::dict info;
@@ -210,5 +216,7 @@ PYBIND11_MODULE(_C, module) {
               "Cross-entropy, divergence (lam) and entropy (eta), and their gradient.");
   define_loss(module, "macer_loss", &drf_fast::cpu::macer_loss,
               "Loss with margin (sigma, lam, gamma, beta), and its gradient.");
+  module.def("use_isa", &use_isa, py::arg("name"),
+             "Use no more than this instruction set; all that the processor has for \"\".");
   module.def("build_info", &build_info, "Compiler, flags and features of this build.");
 }

@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+BALLS = ("hard", "prox", "excess", "shrink")
 Scalar = float | int | torch.Tensor
+
+
+def brief(value: Any) -> str:
+    """A value on one line and not at length, without reading a tensor's elements."""
+    if isinstance(value, torch.Tensor):
+        return f"of {value.dtype}"
+    if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print the longest
+        return f"of {value.bit_length()} bits"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def shown(value: Any) -> str:
+    return f"{type(value).__name__} {brief(value)}"
 
 
 def is_tensor(value: Any, name: str) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}; use {name}.to_dense()")
     return value
+
+
+def has_value(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """Refuse a parameter without a value: the result would be memory that nothing has written.
+
+    Where a dispatch mode watches, shapes may be all that is wanted.
+    """
+    if is_tensor(tensor, name).device.type == "meta" and _get_current_dispatch_mode() is None:
+        raise ValueError(
+            f"{name} must have a value, got a tensor on the meta device; pass a number"
+        )
+    return tensor
 
 
 def floating(tensor: Any, name: str) -> torch.Tensor:
@@ -38,6 +72,28 @@ def images(x: Any, name: str = "x") -> torch.Tensor:
     return x
 
 
+def untransformed(operation: str) -> None:
+    """Refuse torch.func transforms and forward-mode derivatives, for which there are no rules."""
+    if torch.compiler.is_compiling():  # Dynamo captures the transforms by itself
+        return
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"{operation} runs on plain tensors, got a torch.func transform around it (vmap, grad, "
+            "jvp ...); pass the whole batch instead of vmap, and take gradients with "
+            "torch.autograd.grad, or compile the transformed function with torch.compile"
+        )
+    if forward_ad._current_level >= 0:
+        raise RuntimeError(
+            f"{operation} has derivatives in reverse mode only, got a forward_ad.dual_level around "
+            "it; use torch.autograd.grad or backward()"
+        )
+
+
+def exporting() -> bool:
+    """Whether torch.export is at work (which torch tells since 2.7)."""
+    return torch.compiler.is_compiling() and getattr(torch.compiler, "is_exporting", bool)()
+
+
 def same_device(device: torch.device, **tensors: torch.Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.device != device:
@@ -53,18 +109,27 @@ def on_cpu(value: float | int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def choice(value: Any, name: str, options: Sequence[str]) -> str:
+    expected = f"{name} must be one of {', '.join(map(repr, options))}"
+    if not isinstance(value, str):
+        raise TypeError(f"{expected}, got {shown(value)}")
     if value not in options:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+        raise ValueError(f"{expected}, got {value!r:.60}")
     return value
 
 
 def count(value: Any, name: str, minimum: int = 1, maximum: int = 2**32 - 1) -> int:
-    """An integer in [minimum, maximum]; bool and float are refused."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
+    """An integer in [minimum, maximum], also NumPy's; bool and float are refused."""
+    value = integer(value, f"{name} must be an int")
     if not minimum <= value <= maximum:
-        raise ValueError(f"{name} must lie in {minimum}..{maximum}, got {value}")
-    return value  # type: ignore[return-value]
+        got = shown(value) if abs(value) >= 2**64 else value
+        raise ValueError(f"{name} must lie in {minimum}..{maximum}, got {got}")
+    return value
+
+
+def integer(value: Any, expected: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, numbers.Integral)):
+        raise TypeError(f"{expected}, got {shown(value)}")
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)  # type: ignore[return-value]
 
 
 def scalar(
@@ -74,28 +139,37 @@ def scalar(
     positive: bool = False,
     nonnegative: bool = False,
 ) -> torch.Tensor:
-    """A Python number or 0-dim tensor as a 0-dim float64 tensor (a tensor stays on its device).
+    """A real number or 0-dim tensor as a 0-dim float64 tensor (a tensor stays on its device).
 
     Values of CPU tensors are checked, those of other devices are not: that would synchronise.
     """
     if isinstance(value, torch.Tensor):
-        if value.dim() != 0:
+        if has_value(value, name).dim() != 0:
             raise ValueError(
                 f"{name} must be a number or a 0-dim tensor, got shape {tuple(value.shape)}"
             )
+        if value.dtype == torch.bool or value.is_complex():
+            raise TypeError(f"{name} must be a real number, got a tensor of {value.dtype}")
         if value.requires_grad:
             raise ValueError(f"{name} must not require a gradient; pass {name}.detach()")
         readable = value.device.type == "cpu" and not torch.compiler.is_compiling()
         number = float(value) if readable else None
         tensor = value if value.dtype == torch.float64 else value.to(torch.float64)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        # A number that changes from call to call is symbolic in compiled code: no value to read.
-        number = None if torch.compiler.is_compiling() else float(value)
-        tensor = on_cpu(float(value), torch.float64)
+    elif isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool):
+        if torch.compiler.is_compiling():
+            # A number that changes from call to call is symbolic there: no value to read. The
+            # product makes it an input of the graph; where it made a tensor by itself, every new
+            # value would compile the graph anew.
+            product: Any = on_cpu(1.0, torch.float64) * value
+            number, tensor = None, product
+        else:
+            try:
+                number = float(value)
+            except OverflowError:
+                raise ValueError(f"{name} must fit a float, got {shown(value)}") from None
+            tensor = on_cpu(number, torch.float64)
     else:
-        raise TypeError(
-            f"{name} must be a number or a 0-dim tensor, got {type(value).__name__} {value!r}"
-        )
+        raise TypeError(f"{name} must be a number or a 0-dim tensor, got {shown(value)}")
     if number is not None:
         if not math.isfinite(number):
             raise ValueError(f"{name} must be finite, got {number}")
@@ -116,7 +190,7 @@ def noise_source(
         if image_ids is None:
             return key, torch.arange(batch, device=device)
     elif isinstance(seed, torch.Tensor):
-        if seed.dim() != 0 or seed.dtype != torch.int64:
+        if has_value(seed, "seed").dim() != 0 or seed.dtype != torch.int64:
             raise ValueError(
                 f"seed must be an int or a 0-dim int64 tensor, got {seed.dtype} of shape "
                 f"{tuple(seed.shape)}"
@@ -146,23 +220,23 @@ def noise_source(
 
 def signed_key(seed: Any) -> int:
     """The bits of a 64-bit seed as a signed integer, which is what an int64 tensor holds."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
-        raise TypeError(
-            f"seed must be an int or a 0-dim int64 tensor, got {type(seed).__name__} {seed!r}"
-        )
+    seed = integer(seed, "seed must be an int or a 0-dim int64 tensor")
     if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed must fit 64 bits, -2^63 <= seed < 2^64, got {seed}")
-    return seed - 2**64 if seed >= 2**63 else seed  # type: ignore[return-value]
+        got = seed if abs(seed) < 2**80 else shown(seed)
+        raise ValueError(f"seed must fit 64 bits, -2^63 <= seed < 2^64, got {got}")
+    return seed - 2**64 if seed >= 2**63 else seed
 
 
 def logits_and_target(logits: Any, target: Any, num_samples: Any, sample_dim: Any) -> int:
     """Check the logits, in either order, and their (B,) labels; the number of samples m."""
     floating(logits, "logits")
-    if sample_dim not in (0, 1):
+    if isinstance(sample_dim, bool) or not isinstance(sample_dim, int) or sample_dim not in (0, 1):
         raise ValueError(
             "sample_dim must be 1 (the m rows of an image are consecutive) or 0 (sample-major, "
-            f"torch.cat over noises), got {sample_dim!r}"
+            f"torch.cat over noises), got {brief(sample_dim)}"
         )
+    if num_samples is not None:
+        num_samples = count(num_samples, "num_samples")
     if logits.dim() == 2:
         if num_samples is None:
             raise ValueError(
@@ -170,7 +244,6 @@ def logits_and_target(logits: Any, target: Any, num_samples: Any, sample_dim: An
                 "rows of each image"
             )
         rows, classes = logits.shape
-        count(num_samples, "num_samples")
         if rows % num_samples:
             raise ValueError(
                 f"the {rows} rows of logits must be a multiple of num_samples={num_samples}"
@@ -208,19 +281,31 @@ def box(clamp: Any) -> list[float] | None:
     """A box of valid pixel values, as the raw operations take it."""
     if clamp is None:
         return None
-    try:
-        low, high = (float(value) for value in clamp)
-    except (TypeError, ValueError):
-        low, high = math.nan, math.nan
+    low = high = math.nan
+    if (
+        isinstance(clamp, (tuple, list))
+        and len(clamp) == 2
+        and all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in clamp)
+    ):
+        with contextlib.suppress(OverflowError):
+            low, high = float(clamp[0]), float(clamp[1])
     if not -math.inf < low < high < math.inf:
-        raise ValueError(f"clamp must be (low, high) with low < high, finite, or None, got {clamp}")
+        raise ValueError(
+            f"clamp must be (low, high) with low < high, finite, or None, got {brief(clamp)}"
+        )
     return [low, high]
 
 
 def ball(value: Any) -> None:
     """A HardBall, a SoftBall or None, by what ``adversary_step`` reads of it."""
-    if value is not None and not all(hasattr(value, name) for name in ("form", "epsilon", "lam")):
+    if value is None:
+        return
+    if not all(hasattr(value, name) for name in ("form", "epsilon", "lam")):
         raise TypeError(f"ball must be a HardBall, a SoftBall or None, got {type(value).__name__}")
+    choice(value.form, "form of the ball", BALLS)
+    if value.lam is not None:
+        # NaN once every distance was NaN: no ball at all.
+        scalar(value.lam, "lam of the ball", nonnegative=True)
 
 
 def sample_offset(value: Any, num_samples: int) -> torch.Tensor:
@@ -228,7 +313,7 @@ def sample_offset(value: Any, num_samples: int) -> torch.Tensor:
     tensor = value
     if not isinstance(value, torch.Tensor):
         tensor = on_cpu(count(value, "sample_offset", 0), torch.int64)
-    if tensor.dim() != 0 or tensor.dtype != torch.int64:
+    if has_value(tensor, "sample_offset").dim() != 0 or tensor.dtype != torch.int64:
         raise ValueError(
             f"sample_offset must be an int or a 0-dim int64 tensor, got {tensor.dtype} of shape "
             f"{tuple(tensor.shape)}"
@@ -242,14 +327,14 @@ def counts(successes: Any, trials: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Successes and trials as contiguous int64 tensors of one shape."""
     tensors = []
     for name, value in (("successes", successes), ("trials", trials)):
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, (int, numbers.Integral)) and not isinstance(value, bool):
             value = on_cpu(count(value, name, -(2**63), 2**63 - 1), torch.int64)
         tensor = is_tensor(value, name)
         if tensor.dtype != torch.int64:
             raise TypeError(f"{name} must be an int or an int64 tensor, got {tensor.dtype}")
         tensors.append(tensor)
     device = next((tensor.device for tensor in tensors if tensor.dim()), tensors[0].device)
-    tensors = [tensor.to(device) if tensor.dim() == 0 else tensor for tensor in tensors]
+    tensors = [t.to(device) if t.dim() == 0 and not t.is_meta else t for t in tensors]
     same_device(device, successes=tensors[0], trials=tensors[1])
     try:
         first, second = torch.broadcast_tensors(*tensors)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -20,7 +21,12 @@ def frozen(model: Any) -> Iterator[None]:
         yield
         return
     training = [module for module in model.modules() if module.training]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # A compiled graph computes only the gradients that are asked for: nothing to save there.
+    trainable = [
+        parameter
+        for parameter in model.parameters()
+        if parameter.requires_grad and not torch.compiler.is_dynamo_compiling()
+    ]
     model.eval()
     for parameter in trainable:
         parameter.requires_grad_(False)

@@ -92,10 +92,12 @@ class SoftBall:
         self.form = check.choice(form, "form", FORMS)
         if isinstance(lambda_every, str) and lambda_every != "epoch":
             raise ValueError(
-                f"lambda_every must be a number of updates or 'epoch', got {lambda_every!r}"
+                f"lambda_every must be a number of updates or 'epoch', got {lambda_every!r:.60}"
             )
         self.lambda_every = (
-            lambda_every if lambda_every == "epoch" else check.count(lambda_every, "lambda_every")
+            lambda_every
+            if isinstance(lambda_every, str)
+            else check.count(lambda_every, "lambda_every")
         )
         self._updates = 0
         # The last kappa distances, oldest first; NaN where there is none yet.
@@ -133,7 +135,10 @@ class SoftBall:
         excess = total[0] / total[1] - torch.as_tensor(self.epsilon, dtype=torch.float64).to(
             self.lam.device
         )
-        self.lam.copy_((self.lam + self.lambda_lr * excess).clamp(min=0.0))
+        excess = torch.where(total[1] > 0, excess, 0.0)  # every distance was NaN: nothing is known
+        changed = (self.lam + self.lambda_lr * excess).clamp(min=0.0)
+        # Through a view: what is written to a 0-dim tensor itself, torch 2.13 loses when compiled.
+        self.lam.view(1).copy_(changed.view(1))
 
     def _move(self, device: torch.device) -> None:
         if self.lam.device != device:
@@ -219,6 +224,7 @@ def attack(
 
     Each of the T steps is one forward and backward pass of the network, in eval mode and with
     frozen parameters, and two operations of ours; the last one already writes the training batch.
+    ``torch.compile(fullgraph=True)`` makes one graph of it, with no option of Dynamo to be set.
 
     Args:
         model: network (B*m, ...) -> (B*m, K). Of a DistributedDataParallel pass ``model.module``.
@@ -241,6 +247,12 @@ def attack(
     Reference:
         Salman et al. 2019, eq. 6; Wang, Zhou, Liu 2024, algorithm 1.
     """
+    check.untransformed("attack")
+    if torch.jit.is_tracing() or check.exporting():  # type: ignore[reportPrivateImportUsage]
+        raise RuntimeError(
+            "attack cannot be recorded by torch.jit.trace or torch.export, which keep no gradient "
+            "that is taken inside; record the network alone, or use torch.compile"
+        )
     check.images(x)
     check.count(steps, "steps")
     wrapped = getattr(model, "_orig_mod", model)  # what torch.compile was given
@@ -269,14 +281,14 @@ def attack(
     x_adv = x.detach()
     noisy = functional.noisy_repeat(x_adv, num_samples=num_samples, **noise)
     distance = x_adv.new_zeros(x.shape[0])
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        return functional.smooth_ce(model(rows), target, num_samples, reduction="sum")
+
     with frozen(model):
         for _ in range(steps):
-            noisy.requires_grad_()
-            with torch.enable_grad():
-                loss = functional.smooth_ce(model(noisy), target, num_samples, reduction="sum")
-            (grad,) = torch.autograd.grad(loss, noisy)
             x_adv, noisy, distance = functional.adversary_step(
-                grad,
+                _gradient(loss, noisy),
                 x,
                 x_adv,
                 step_size=step_size,
@@ -286,3 +298,14 @@ def attack(
                 **noise,
             )
     return AttackResult(x_adv, noisy, distance)
+
+
+def _gradient(function: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
+    """The gradient of a scalar function, under ``no_grad`` and in compiled code too."""
+    if torch.compiler.is_dynamo_compiling():
+        # torch.compile captures this one whole, and torch.autograd.grad in recent versions only,
+        # on request. Without no_grad the result would have a graph to the parameters.
+        with torch.no_grad():
+            return torch.func.grad(function)(at)
+    with torch.enable_grad():
+        return torch.autograd.grad(function(at.requires_grad_()), at)[0]

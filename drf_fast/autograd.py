@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from drf_fast import _checks as check
 from drf_fast import ops
 
 
@@ -35,11 +36,30 @@ def _once(backward: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+def _not_exported(ctx: Any) -> None:
+    """torch.export keeps a forward pass alone: refuse to lose a gradient without a word."""
+    if ctx.needs_input_grad[0] and check.exporting():
+        raise RuntimeError(
+            "torch.export would drop the gradient of this drf_fast operation, got an input that "
+            "requires one; export under torch.no_grad(), or train with torch.compile"
+        )
+
+
+def visible(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor``; in compiled code a view of it, so that Dynamo sees that it needs a gradient.
+
+    Of a tensor that torch.func.grad has just wrapped it believes the contrary (torch 2.14) and
+    would leave out our backward: the gradient would be 0.
+    """
+    return tensor.view_as(tensor) if torch.compiler.is_dynamo_compiling() else tensor
+
+
 class NoisyRepeat(torch.autograd.Function):
     """Noisy copies depend on the image by the identity, so its gradient is their sum."""
 
     @staticmethod
     def forward(ctx: Any, x, sigma, key, image_ids, sample_offset, num_samples, stream):
+        _not_exported(ctx)
         ctx.num_samples = num_samples
         return ops.noisy_repeat(x, sigma, key, image_ids, sample_offset, num_samples, stream)
 
@@ -72,6 +92,7 @@ def _loss(
     A tensor that is given away may be changed by whoever gets it, so it is given once. A retained
     graph is rare: its second backward runs the operation again, for which the arguments are saved.
     """
+    _not_exported(ctx)
     images = _images_first(logits, *layout)
     loss, grad = operation(images, target, *options, ctx.needs_input_grad[0])
     ctx.compiled = torch.compiler.is_compiling()

@@ -107,13 +107,13 @@ def _rule(config: CertifyConfig, sigma: float) -> Rule:
             "--budget anytime needs to know when to stop: expected one of --radius R (decide "
             f"whether the certified radius is at least R) and --tolerance T, got {len(asked)}"
         )
-    value = getattr(config, asked[0])
+    value: float = getattr(config, asked[0])
     if not 0 < value < 1e6:
         raise InputError(f"--{asked[0]} must be above 0, in pixel units, got {value}")
     try:
         if config.radius is not None:
-            return Decide(**common, radius=config.radius)
-        return Tolerance(**common, tolerance=config.tolerance)
+            return Decide(**common, radius=value)
+        return Tolerance(**common, tolerance=value)
     except ValueError as error:  # a radius beyond the reach of n
         raise InputError(f"--{asked[0]}: {error}") from error
 

@@ -111,16 +111,12 @@ def _extensions() -> dict[str, Any]:
 
 
 def _operations() -> dict[str, dict[str, str]]:
-    from drf_fast.backends import implementation, reference
-
-    def serving(operation: str, device: str) -> str:
-        module = implementation(operation, device).__module__
-        kinds = {"_native": "native", "kernels": "triton", "reference": "reference"}
-        return next((kind for word, kind in kinds.items() if word in module), module)
+    from drf_fast.backends import reference
+    from drf_fast.self_test import served_by
 
     return {
         operation: {
-            device: _guarded(lambda o=operation, d=device: serving(o, d))
+            device: _guarded(lambda o=operation, d=device: served_by(o, d))
             for device in ("cpu", "cuda")
         }
         for operation in reference.__all__
@@ -248,12 +244,34 @@ def _render_rich(report: Report) -> str:
     return file.getvalue()
 
 
-def run(json: bool = False) -> int:
+def _run_self_test(json: bool) -> int:
+    try:
+        from drf_fast import self_test
+
+        checks = self_test.run()
+    except Exception as error:  # no torch, or a backend that does not exist
+        sys.stdout.write(f"drf_fast is not usable: {type(error).__name__}: {error}\n")
+        return 1
+    if json:
+        sys.stdout.write(json_module.dumps(self_test.as_json(checks), indent=2) + "\n")
+    else:
+        sys.stdout.write(self_test.render(checks))
+    return 0 if all(check.passed for check in checks) else 1
+
+
+def run(json: bool = False, self_test: bool = False) -> int:
     """Print the report: tables on a terminal, plain text elsewhere, JSON when asked.
 
+    Args:
+        json: print as JSON.
+        self_test: run every operation on the devices at hand instead, and print how it compared.
+
     Returns:
-        0 when drf_fast is usable, on the fallback too; 1 when it is not.
+        0 when drf_fast is usable, on the fallback too, and no check of the self-test failed; else
+        1.
     """
+    if self_test:
+        return _run_self_test(json)
     report = collect()
     if json:
         text = json_module.dumps(report, indent=2, default=str) + "\n"

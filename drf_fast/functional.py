@@ -8,6 +8,9 @@ Two orders of the m noisy rows of an image are in use in published code and both
 ``noisy_repeat`` returns); ``sample_dim=0``, sample-major (``torch.cat`` over m noisy batches).
 
 What may change from step to step (sigma, lam, step size, seed ...) is a number or a 0-dim tensor.
+A tensor that changes never compiles anew under ``torch.compile``; a number does so once, at its
+first change (never with ``dynamic=True``), but a seed of 2^63 or more each time. A CUDA graph takes
+tensors on its device alone, see examples/cuda_graph.py.
 Half precisions come in and gradients go out in the caller's dtype; arithmetic is float32, float64
 for float64 input. Each operation can be differentiated once.
 """
@@ -44,7 +47,7 @@ def noise_key(seed: int, step: int) -> int:
         TypeError, ValueError: not an int, or out of range.
     """
     base = _mix(check.signed_key(seed) % 2**64)
-    check.count(step, "step", 0, 2**64 - 1)
+    step = check.count(step, "step", 0, 2**64 - 1)
     return _mix((base + step * 0x9E3779B97F4A7C15) % 2**64)
 
 
@@ -87,13 +90,20 @@ def noisy_repeat(
     Reference:
         Cohen, Rosenfeld, Kolter 2019, eq. 1; generator: Salmon et al. 2011.
     """
+    check.untransformed("noisy_repeat")
     check.images(x)
     sigma = check.scalar(sigma, "sigma", positive=True)
-    check.count(num_samples, "num_samples")
+    num_samples = check.count(num_samples, "num_samples")
     check.choice(stream, "stream", ops.STREAMS)
     key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
-    offset = check.sample_offset(sample_offset, num_samples)
-    return autograd.NoisyRepeat.apply(x, sigma, key, ids, offset, num_samples, stream)
+    if type(sample_offset) is int and sample_offset == 0:
+        # Made on the device: a number from the CPU would keep CUDA graphs from capturing this.
+        offset = torch.zeros((), dtype=torch.int64, device=x.device)
+    else:
+        offset = check.sample_offset(sample_offset, num_samples)
+    return autograd.NoisyRepeat.apply(
+        autograd.visible(x), sigma, key, ids, offset, num_samples, stream
+    )
 
 
 def smooth_ce(
@@ -128,8 +138,10 @@ def smooth_ce(
     Reference:
         Salman et al. 2019, section 3.2; Wang, Zhou, Liu 2024, eq. 7 and 8.
     """
+    check.untransformed("smooth_ce")
     samples = check.logits_and_target(logits, target, num_samples, sample_dim)
     check.choice(reduction, "reduction", ops.REDUCTIONS)
+    logits = autograd.visible(logits)
     return autograd.SmoothCE.apply(logits, target, samples, sample_dim, reduction)
 
 
@@ -163,10 +175,12 @@ def consistency_loss(
     Reference:
         Jeong, Shin 2020, eq. 9 to 11; Wang, Zhou, Liu 2024, eq. 11.
     """
+    check.untransformed("consistency_loss")
     samples = check.logits_and_target(logits, target, num_samples, sample_dim)
     check.choice(reduction, "reduction", ops.REDUCTIONS)
     lam = check.scalar(lam, "lam", nonnegative=True)
     eta = check.scalar(eta, "eta", nonnegative=True)
+    logits = autograd.visible(logits)
     return autograd.Consistency.apply(logits, target, samples, sample_dim, lam, eta, reduction)
 
 
@@ -203,11 +217,13 @@ def macer_loss(
     Reference:
         Zhai et al. 2020, eq. 9 and algorithm 1.
     """
+    check.untransformed("macer_loss")
     samples = check.logits_and_target(logits, target, num_samples, sample_dim)
     sigma = check.scalar(sigma, "sigma", positive=True)
     lam = check.scalar(lam, "lam", nonnegative=True)
     gamma = check.scalar(gamma, "gamma", nonnegative=True)
     beta = check.scalar(beta, "beta", positive=True)
+    logits = autograd.visible(logits)
     return autograd.Macer.apply(logits, target, samples, sample_dim, sigma, lam, gamma, beta)
 
 
@@ -250,6 +266,7 @@ def adversary_step(
     Reference:
         Salman et al. 2019; Wang, Zhou, Liu 2024, algorithm 1, lines 5 to 7.
     """
+    check.untransformed("adversary_step")
     check.images(x)
     check.images(x_adv, "x_adv")
     check.images(grad, "grad")
@@ -308,6 +325,7 @@ def vote(logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     Reference:
         Cohen, Rosenfeld, Kolter 2019, SampleUnderNoise.
     """
+    check.untransformed("vote")
     check.floating(logits, "logits")
     if check.is_tensor(counts, "counts").dtype != torch.int64:
         raise TypeError(f"counts must be int64, got {counts.dtype}; use counts.long()")
@@ -354,6 +372,7 @@ def clopper_pearson_lower(
     Reference:
         Clopper, Pearson 1934; Cohen, Rosenfeld, Kolter 2019, LowerConfBound.
     """
+    check.untransformed("clopper_pearson_lower")
     successes, trials = check.counts(successes, trials)
     return ops.clopper_pearson_lower(successes, trials, check.probability(alpha))
 
@@ -378,6 +397,7 @@ def certified_radius(
     Reference:
         Cohen, Rosenfeld, Kolter 2019, theorem 1 and CERTIFY; Wang, Zhou, Liu 2024, eq. 6.
     """
+    check.untransformed("certified_radius")
     successes, trials = check.counts(successes, trials)
     sigma = check.scalar(sigma, "sigma", positive=True)
     return ops.certified_radius(successes, trials, sigma, check.probability(alpha))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -131,64 +129,6 @@ def test_the_result_does_not_depend_on_the_thread_count(threads):
         single = torch.zeros_like(counts)
         reference.vote(logits, single)
         assert torch.equal(counts, single)
-
-
-@needs_native
-def test_the_gil_is_released():
-    logits = torch.randn(300_000, 32)
-    counts = torch.zeros(1, 32, dtype=torch.int64)
-    arguments = (logits.data_ptr(), "float32", 300_000, 32, counts.data_ptr(), 1, 1)
-    started, stop = threading.Event(), threading.Event()
-
-    def call() -> None:
-        started.set()
-        for _ in range(20):
-            _native.load().vote(*arguments)
-        stop.set()
-
-    worker = threading.Thread(target=call)
-    worker.start()
-    started.wait()
-    turns = 0
-    while not stop.wait(0.001):
-        turns += 1
-    worker.join()
-    # With the lock held, this thread could run only between the twenty calls.
-    assert turns > 40
-    assert counts.sum() == 20 * 300_000
-
-
-@needs_native
-def test_two_threads_vote_at_the_same_time():
-    logits = awkward(20_000, 10, torch.float32)
-    results = [torch.zeros(4, 10, dtype=torch.int64) for _ in range(2)]
-    workers = [
-        threading.Thread(target=lambda c=counts: [counting.vote(logits, c) for _ in range(20)])
-        for counts in results
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    single = torch.zeros(4, 10, dtype=torch.int64)
-    reference.vote(logits, single)
-    for counts in results:
-        assert torch.equal(counts, 20 * single)
-
-
-@needs_native
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_child_votes_after_its_parent_used_threads():
-    logits = awkward(50_000, 10, torch.float32)
-    counts = torch.zeros(4, 10, dtype=torch.int64)
-    _native.load().vote(logits.data_ptr(), "float32", 50_000, 10, counts.data_ptr(), 4, 4)
-    child = os.fork()
-    if child == 0:
-        again = torch.zeros(4, 10, dtype=torch.int64)
-        counting.vote(logits, again)
-        os._exit(0 if again.tolist() == counts.tolist() else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @needs_native

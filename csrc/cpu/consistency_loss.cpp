@@ -110,18 +110,24 @@ DRF_INLINE double dot(const A* row, const A* slope, std::int64_t width) {
   return total;
 }
 
-// Whether a class that some samples of the image exclude is possible in another one: then the
-// divergence is infinite. Looked for only where a logarithm is.
+// Whether a class that some samples of the image exclude is possible in another one, or whether the
+// logarithms of a class that counts overflow: then the divergence is infinite. Looked for only
+// where the mean of some logarithms is.
 template <typename T, typename A>
 bool excludes_a_possible_class(const LossCall& call, std::int64_t image, const A* peaks) {
   const T* logits = static_cast<const T*>(call.logits) + image * call.logits_image_stride;
   for (std::int64_t k = 0; k < call.classes; ++k) {
-    std::int64_t excluded = 0;
+    bool excluded = false, possible = false, counts = false;
+    A sum{0};
     for (std::int64_t i = 0; i < call.samples; ++i) {
-      const A logit = widen(logits[i * call.logits_sample_stride + k]);
-      excluded += logit - peaks[i] == -std::numeric_limits<A>::infinity();
+      const A log_p = widen(logits[i * call.logits_sample_stride + k]) - peaks[i];
+      excluded |= log_p == -std::numeric_limits<A>::infinity();
+      possible |= log_p > -std::numeric_limits<A>::infinity();
+      counts |= exp_(log_p) > A{0};
+      sum += log_p;
     }
-    if (excluded > 0 && excluded < call.samples) return true;
+    const bool overflows = sum == -std::numeric_limits<A>::infinity();
+    if (excluded ? possible : counts && overflows) return true;
   }
   return false;
 }

@@ -1,12 +1,12 @@
 // One loop, compiled for several instruction sets, chosen at run time.
 //
 // A kernel is an always-inlined body and, through DRF_ISA_CLONES, one function of it for each
-// instruction set. DRF_FAST_ISA=baseline|avx2|avx512 in the environment lowers the choice (tests
-// compare their bits); it never raises it above what the processor has.
+// instruction set. DRF_FAST_ISA=baseline|avx2|avx512 in the environment, read by drf_fast/_native
+// when it loads the core, lowers the choice; tests compare the bits of all of them.
 #pragma once
 
-#include <cstdlib>
-#include <cstring>
+#include <atomic>
+#include <string>
 
 #include "common/portable.h"
 
@@ -40,13 +40,28 @@ inline Isa best_isa() {
 inline Isa best_isa() { return Isa::kBaseline; }
 #endif
 
-inline Isa active_isa() {
-  const char* wanted = std::getenv("DRF_FAST_ISA");
+// The choice of this process. Not read from the environment here: C's getenv in an operation,
+// beside a setenv in another thread, ends the process.
+inline std::atomic<Isa>& chosen_isa() {
+  static std::atomic<Isa> chosen{best_isa()};
+  return chosen;
+}
+inline Isa active_isa() { return chosen_isa().load(std::memory_order_relaxed); }
+
+// Lowers the choice to the named one ("": none), never above what the processor has. Whether there
+// is one of that name.
+inline bool use_isa(const std::string& name) {
   const Isa best = best_isa();
-  if (wanted == nullptr) return best;
-  if (std::strcmp(wanted, "baseline") == 0) return Isa::kBaseline;
-  if (std::strcmp(wanted, "avx2") == 0 && best == Isa::kAvx512) return Isa::kAvx2;
-  return best;
+  Isa wanted = best;
+  if (name == "baseline") {
+    wanted = Isa::kBaseline;
+  } else if (name == "avx2") {
+    wanted = Isa::kAvx2;
+  } else if (name != "" && name != "avx512") {
+    return false;
+  }
+  chosen_isa().store(wanted < best ? wanted : best, std::memory_order_relaxed);
+  return true;
 }
 
 inline const char* isa_name(Isa isa) {

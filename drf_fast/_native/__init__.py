@@ -20,6 +20,7 @@ from typing import Any
 import torch  # before the extensions: they must bind to the OpenMP runtime that torch brings
 
 import drf_fast
+from drf_fast.errors import InputError
 
 _FUNCTIONS = {
     "_C": (
@@ -32,6 +33,7 @@ _FUNCTIONS = {
         "vote",
         "clopper_pearson_lower",
         "certified_radius",
+        "use_isa",
         "build_info",
     ),
     "_CUDA": ("vote", "clopper_pearson_lower", "certified_radius", "architectures", "why_not"),
@@ -105,6 +107,11 @@ def _load(name: str) -> tuple[ModuleType | None, str | None]:
             f"{', '.join(_FUNCTIONS[name])}, got {built_for or 'an unknown one'}"
             f"{' without ' + ', '.join(missing) if missing else ''}; reinstall drf_fast"
         )
+    if name == "_C":
+        try:
+            module.use_isa(os.environ.get("DRF_FAST_ISA", ""))
+        except ValueError as error:
+            raise InputError(str(error)) from None
     return module, None
 
 

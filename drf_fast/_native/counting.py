@@ -135,7 +135,7 @@ def _cuda_bound(
     name: str, successes: torch.Tensor, trials: torch.Tensor, scalars: Sequence[torch.Tensor]
 ) -> torch.Tensor:
     # Not above: a source tree that was never installed has no drf_fast.kernels.
-    from drf_fast.kernels.scalars import on_device
+    from drf_fast.kernels.scalars import on_device  # pyright: ignore[reportMissingImports]
 
     _check_bound(name, successes, trials, scalars, "cuda")
     if os.environ.get("DRF_FAST_DEBUG") == "1":  # for its errors alone

@@ -77,7 +77,8 @@ def load_or_fall_back(operation: str) -> Callable[..., Any]:
     for the driver at hand.
     """
     from drf_fast.backends import reference
-    from drf_fast.kernels.launch import KernelUnavailableError
+
+    launching = importlib.import_module("drf_fast.kernels.launch")
 
     chosen = load(operation)
 
@@ -85,7 +86,7 @@ def load_or_fall_back(operation: str) -> Callable[..., Any]:
         nonlocal chosen
         try:
             return chosen(*arguments)
-        except KernelUnavailableError as error:
+        except launching.KernelUnavailableError as error:
             chosen = getattr(reference, operation)
             warn_once(str(error))
             return chosen(*arguments)

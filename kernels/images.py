@@ -1,0 +1,92 @@
+"""How batches of images lie in memory, for the kernels that make noise.
+
+Noise belongs to the pixels of an image in logical NCHW order, kernels walk through memory. The two
+differ for channels_last images, and nothing else is allowed to reach a kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Kernels count the pixels of an image in 32 bits, and up to a block beyond the last one.
+MAX_PIXELS = 2**31 - 2**16
+
+
+class Layout(NamedTuple):
+    """The numbers by which a kernel finds pixel p of an image, and the groups of its noise."""
+
+    pixels: int
+    octets: int  # an eighth of the counter groups G = 8 ceil(pixels / 32): Triton sees the 8
+    area: int
+    channels: int
+
+
+def channels_last(x: torch.Tensor) -> bool:
+    """Whether x is dense in channels_last order and in no other."""
+    return (
+        x.dim() == 4
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def layout_of(x: torch.Tensor) -> Layout:
+    """The layout of images that ``dense`` returned."""
+    pixels = math.prod(x.shape[1:])
+    channels = x.shape[1] if channels_last(x) else 1
+    return Layout(pixels, (pixels + 31) // 32, pixels // channels, channels)
+
+
+def dense(x: torch.Tensor) -> torch.Tensor:
+    """x, or a contiguous copy of it unless it is dense in one of the two memory formats."""
+    return x if channels_last(x) else x.contiguous()
+
+
+def check(name: str, batch: int, *images: torch.Tensor) -> None:
+    """Refuse what would let a kernel access memory that is not the tensors'.
+
+    Raises:
+        TypeError, ValueError: dtypes, devices, or numbers of rows or pixels that do not fit.
+    """
+    first = images[0]
+    if first.dtype not in DTYPES or any(x.dtype != first.dtype for x in images):
+        raise TypeError(
+            f"{name}: expected images of one of {', '.join(map(str, DTYPES))}, got "
+            f"{', '.join(str(x.dtype) for x in images)}; convert them"
+        )
+    if any(x.device != first.device for x in images):
+        raise ValueError(
+            f"{name}: expected tensors on one device, got "
+            f"{', '.join(str(x.device) for x in images)}; move them"
+        )
+    fits = first.dim() >= 1 and all(
+        x.dim() == first.dim() and x.shape[1:] == first.shape[1:] for x in images
+    )
+    if not fits or any(batch == 0 or x.shape[0] == 0 or x.shape[0] % batch for x in images):
+        raise ValueError(
+            f"{name}: expected images (B, ...) and noisy copies (B*m, ...) with B and m at least "
+            f"1, got {', '.join(str(tuple(x.shape)) for x in images)}; reshape them"
+        )
+    if not 0 < math.prod(first.shape[1:]) <= MAX_PIXELS:
+        raise ValueError(
+            f"{name}: expected images of 1 to {MAX_PIXELS} values, got {tuple(first.shape[1:])}; "
+            "cut them into tiles"
+        )
+
+
+def check_ids(name: str, image_ids: torch.Tensor, x: torch.Tensor) -> None:
+    """Refuse ids that do not name each image of x.
+
+    Raises:
+        ValueError: they have another number, dtype or device.
+    """
+    expected = (x.shape[:1], torch.int64, x.device)
+    if (image_ids.shape, image_ids.dtype, image_ids.device) != expected:
+        raise ValueError(
+            f"{name}: expected one int64 id for each of {x.shape[0]} images on {x.device}, got ids "
+            f"of {image_ids.dtype} {tuple(image_ids.shape)} on {image_ids.device}"
+        )

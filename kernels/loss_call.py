@@ -1,0 +1,190 @@
+"""From a loss's tensors to the launches of its kernel: checks, tiles, outputs, reduction."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import torch
+import triton
+
+from drf_fast.kernels.launch import launch
+from drf_fast.kernels.rows import reduce_losses
+from drf_fast.kernels.scalars import on_device
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Sizes of tiles, in bytes of registers but for the first. What a warp loads at once: 16 bytes a
+# thread.
+_ROW_OF_A_WARP = 512
+# What a warp holds: much of long rows; less of short ones, since a thread then holds parts of many
+# rows, whose sums and logarithms are many; less where blocks of classes pass by, beside the sums.
+_LONG_ROWS, _SHORT_ROWS, _PASSING_ROWS = 4096, 512, 2048
+# Beyond 8 warps a thread has at most 128 registers: too few where numbers of classes are kept.
+_ROWS_WARPS, _COLUMNS_WARPS = 16, 8
+# Small images share a program up to this size, unless that leaves fewer programs than this: a GPU
+# has about 130 multiprocessors.
+_PACKED, _PROGRAMS = 4096, 256
+# Losses of images that are summed at a time.
+_SUMMED = 1024
+
+
+def run_loss(
+    kernel: Any,
+    words: int,
+    columns: bool,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    reduction: str,
+    need_grad: bool,
+    *scalars: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss and its gradient in the strides of ``torch.empty_like(logits)``.
+
+    One launch, and a second one that sums the losses for "mean" and "sum". (The last program to
+    finish could do that too; but its counter of programs has to be zero at the start, for which a
+    captured graph, or two streams, would need a launch again.)
+
+    Args:
+        kernel: what computes losses and gradients.
+        words: of the arithmetic dtype that the kernel keeps for each logit.
+        columns: whether the kernel also sums over the samples at each class. If it does not, rows
+            are split into chunks, so that warps take rows before they take parts of them.
+        scalars: 0-dim float64 tensors that the kernel takes after the gradient.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape or device; too many samples; with DRF_FAST_DEBUG=1
+            also labels out of range and logits that are no distribution.
+    """
+    _check(kernel.fn.__name__.removesuffix("_kernel"), logits, target)
+    batch, samples, classes = logits.shape
+    dtype = arithmetic(logits.dtype)
+    losses = torch.empty(batch, dtype=dtype, device=logits.device)
+    source = logits if logits.stride(2) == 1 else logits.contiguous()
+    grad = torch.empty_like(logits) if need_grad else logits.new_empty(0)
+    # Rows of the gradient, too, are written whole.
+    rows = need_grad and grad.stride(2) != 1
+    out = torch.empty(logits.shape, dtype=grad.dtype, device=grad.device) if rows else grad
+    strides = _row_strides(source) + (_row_strides(out) if need_grad else (0, 0))
+    # Sizes are passed divided by what divides them all, so that the compiler knows it does.
+    align = math.gcd(16, classes, *strides)
+    tile = _tile(logits, words, columns)
+    launch(
+        kernel,
+        triton.cdiv(batch, tile["IMAGES"]),
+        source,
+        target.contiguous(),
+        losses,
+        out if need_grad else source,  # any address: nothing is written
+        *on_device(logits.device, *scalars),
+        batch,
+        samples,
+        *(size // align for size in (classes, *strides)),
+        ALIGN=align,
+        MEAN=reduction == "mean",
+        NEED_GRAD=need_grad,
+        **tile,
+    )
+    if out is not grad:
+        grad.copy_(out)
+    return _reduced(losses, reduction), grad
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _row_strides(tensor: torch.Tensor) -> tuple[int, int]:
+    """Of images and samples; 0 where there is one, whose stride means nothing."""
+    image, sample = (
+        stride if size > 1 else 0
+        for size, stride in zip(tensor.shape[:2], tensor.stride()[:2], strict=True)
+    )
+    return image, sample
+
+
+def _tile(logits: torch.Tensor, words: int, columns: bool) -> dict[str, int]:
+    """How many images, samples and classes a program works on at a time: powers of two."""
+    batch, samples, classes = logits.shape
+    size = arithmetic(logits.dtype).itemsize * words
+    rows, width = triton.next_power_of_2(samples), triton.next_power_of_2(classes)
+    share = _LONG_ROWS if width >= 128 else _SHORT_ROWS * words
+    passing = rows * width * size > share * (_COLUMNS_WARPS if columns else _ROWS_WARPS)
+    if passing:
+        share = _PASSING_ROWS
+        most = share * _COLUMNS_WARPS // size
+        if samples > most:
+            raise ValueError(
+                f"the kernels of the losses take at most {most} noise samples of an image of "
+                f"{logits.dtype}, got {samples}; use fewer, or the backend 'reference'"
+            )
+        width = most // rows
+        if columns or width < 128:  # again, parts of many rows in each thread
+            width = max(width // 2, 1)
+    images = 1
+    while 2 * images * rows * width * size <= _PACKED and 2 * images * _PROGRAMS <= batch:
+        images *= 2
+    whole = columns or passing
+    lanes = width if whole else min(width, _ROW_OF_A_WARP // logits.element_size())
+    warps = _COLUMNS_WARPS if passing else images * rows * width * size // share
+    return {
+        "num_warps": max(warps, 1),
+        "CHUNKS": width // lanes,
+        "IMAGES": images,
+        "SAMPLES": rows,
+        "LANES": lanes,
+        "RESIDENT": not passing,
+    }
+
+
+def _reduced(losses: torch.Tensor, reduction: str) -> torch.Tensor:
+    if reduction == "none":
+        return losses
+    value = losses.new_empty(())
+    mean = reduction == "mean"
+    launch(reduce_losses, 1, losses, value, losses.shape[0], MEAN=mean, BLOCK=_SUMMED)
+    return value
+
+
+def _check(name: str, logits: torch.Tensor, target: torch.Tensor) -> None:
+    if logits.dim() != 3 or logits.shape[2] < 2 or not logits.numel():
+        raise ValueError(
+            f"{name}: expected logits (B, m, K), not empty, with K at least 2, got "
+            f"{tuple(logits.shape)}; reshape them"
+        )
+    if target.shape != logits.shape[:1]:
+        raise ValueError(
+            f"{name}: expected one label for each of {logits.shape[0]} images, got labels of "
+            f"shape {tuple(target.shape)}"
+        )
+    if logits.dtype not in _DTYPES or target.dtype != torch.int64:
+        raise TypeError(
+            f"{name}: expected floating logits and int64 labels, got {logits.dtype} and "
+            f"{target.dtype}; convert them"
+        )
+    if logits.device != target.device:
+        raise ValueError(
+            f"{name}: expected tensors on one device, got logits on {logits.device} and labels on "
+            f"{target.device}; move them"
+        )
+    if os.environ.get("DRF_FAST_DEBUG") == "1":
+        _check_values(logits, target)
+
+
+def _check_values(logits: torch.Tensor, target: torch.Tensor) -> None:
+    """Read the values, which synchronises, and refuse them in the words of the reference."""
+    classes = logits.shape[2]
+    bad_labels = ((target < 0) | (target >= classes)).nonzero()
+    if len(bad_labels):
+        index = int(bad_labels[0])
+        raise ValueError(
+            f"target must lie in 0..{classes - 1} for logits of {classes} classes, "
+            f"got {int(target[index])} at index {index}; check the labels or the network's width"
+        )
+    # NaN where a row holds a NaN, -inf where it holds nothing else.
+    bad_images = (~logits.amax(2).isfinite()).any(1).nonzero()
+    if len(bad_images):
+        raise ValueError(
+            "logits must be numbers (no NaN, no +inf, no row of -inf only), got such a row for "
+            f"image {int(bad_images[0])}; the network diverged or its input holds NaN"
+        )

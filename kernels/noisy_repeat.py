@@ -1,0 +1,271 @@
+"""noisy_repeat: x + sigma * normal for m copies of each image, and the sum that is its backward."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from drf_fast.kernels.dtypes import narrow, widen
+from drf_fast.kernels.images import channels_last, check, check_ids, dense, layout_of
+from drf_fast.kernels.launch import launch
+from drf_fast.kernels.normals import STREAM_WORDS, normals
+from drf_fast.kernels.scalars import on_device
+
+# Counter groups of a program. The images in use, 3*2^k on a side or 28x28, leave few lanes idle.
+GROUPS = 256
+# Programs enough for an H100: five for each of its 132 multiprocessors. With fewer than these a
+# program makes only some of the copies.
+ENOUGH_PROGRAMS = 660
+# Pixels of a program that sums copies.
+SUM_BLOCK = 1024
+
+
+@triton.jit
+def _place(pixel, area, channels, CHANNELS_LAST: tl.constexpr):
+    """Where pixel p of an image in NCHW order lies in its memory."""
+    place = pixel
+    if CHANNELS_LAST:
+        place = pixel % area * channels + pixel // area
+    return place
+
+
+@triton.jit
+def _like_loaded(index, loaded):
+    """``index``, int32, spread over the threads as the loaded float32 or float64 values are.
+
+    Triton lays out what comes from memory for wide accesses and what comes from arange one value a
+    thread; the noise, made of an arange, would then pass through shared memory on its way to the
+    image. So the arange is made to depend on what was loaded, by a zero that is only seen to be
+    one after the layouts are settled: two shifts that together shift every bit out.
+    """
+    half: tl.constexpr = loaded.dtype.primitive_bitwidth // 2
+    bits = loaded.to(tl.uint32 if half == 16 else tl.uint64, bitcast=True)
+    return index + ((bits >> half) >> half).to(tl.int32)
+
+
+@triton.jit
+def write_noisy_rows(
+    image,
+    noisy,
+    sigma,
+    key,
+    image_id,
+    first_sample,
+    first_group,
+    rows,
+    pixels,
+    octets,
+    area,
+    channels,
+    STREAM: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """Noisy copies of one image, for the pixels of GROUPS counter groups, ROWS copies at a time.
+
+    Word j of group g belongs to pixel j G + g, so a block of groups is four runs of pixels. They
+    are read once and stay in registers.
+
+    Args:
+        image, noisy: pointers to the image and to the first of its ``rows`` copies.
+        first_sample: int64 index of that copy.
+    """
+    row = tl.arange(0, ROWS)[:, None]
+    group = first_group + tl.broadcast_to(tl.arange(0, GROUPS)[None, :], (ROWS, GROUPS))
+    groups = octets * 8
+    # Beyond the last group a run would go on into the pixels of the next one.
+    in0 = (group < groups) & (group < pixels)
+    in1 = (group < groups) & (group + groups < pixels)
+    in2 = (group < groups) & (group + 2 * groups < pixels)
+    in3 = (group < groups) & (group + 3 * groups < pixels)
+    at0 = _place(group, area, channels, CHANNELS_LAST)
+    at1 = _place(group + groups, area, channels, CHANNELS_LAST)
+    at2 = _place(group + 2 * groups, area, channels, CHANNELS_LAST)
+    at3 = _place(group + 3 * groups, area, channels, CHANNELS_LAST)
+    x0 = widen(tl.load(image + at0, mask=in0))
+    x1 = widen(tl.load(image + at1, mask=in1))
+    x2 = widen(tl.load(image + at2, mask=in2))
+    x3 = widen(tl.load(image + at3, mask=in3))
+    scale = tl.load(sigma).to(x0.dtype)
+    key_bits = tl.load(key)
+    word = _like_loaded(group, x0).to(tl.uint32)
+    dtype: tl.constexpr = noisy.dtype.element_ty
+    for first in range(0, rows, ROWS):
+        copy = first + row
+        z0, z1, z2, z3 = normals(
+            word,
+            (first_sample + copy).to(tl.uint32),
+            image_id.to(tl.uint32),
+            STREAM,
+            key_bits,
+        )
+        target = noisy + copy.to(tl.int64) * pixels
+        here = copy < rows
+        tl.store(target + at0, narrow(x0 + scale * z0.to(x0.dtype), dtype), mask=in0 & here)
+        tl.store(target + at1, narrow(x1 + scale * z1.to(x0.dtype), dtype), mask=in1 & here)
+        tl.store(target + at2, narrow(x2 + scale * z2.to(x0.dtype), dtype), mask=in2 & here)
+        tl.store(target + at3, narrow(x3 + scale * z3.to(x0.dtype), dtype), mask=in3 & here)
+
+
+@triton.jit
+def noisy_repeat_kernel(
+    x,
+    out,
+    sigma,
+    key,
+    image_ids,
+    sample_offset,
+    num_samples,
+    samples_each,
+    pixels,
+    octets,
+    area,
+    channels,
+    OFFSET: tl.constexpr,
+    STREAM: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """A program makes ``samples_each`` copies of a block of counter groups of one image."""
+    blocks = tl.cdiv(octets * 8, GROUPS)
+    parts = tl.cdiv(num_samples, samples_each)
+    program = tl.program_id(0)
+    block = program % blocks
+    first = program // blocks % parts * samples_each
+    image = (program // blocks // parts).to(tl.int64)
+    sample = first.to(tl.int64)
+    if OFFSET:
+        sample += tl.load(sample_offset)
+    write_noisy_rows(
+        x + image * pixels,
+        out + (image * num_samples + first) * pixels,
+        sigma,
+        key,
+        tl.load(image_ids + image),
+        sample,
+        block * GROUPS,
+        tl.minimum(num_samples - first, samples_each),
+        pixels,
+        octets,
+        area,
+        channels,
+        STREAM,
+        CHANNELS_LAST,
+        1,
+        GROUPS,
+    )
+
+
+@triton.jit
+def sum_copies(rows, at, inside, copies, pixels, AHEAD: tl.constexpr):
+    """rows[at] + rows[pixels + at] + ..., row after row, in the dtype of the arithmetic.
+
+    AHEAD rows are on their way at a time.
+    """
+    wide: tl.constexpr = tl.float64 if rows.dtype.element_ty == tl.float64 else tl.float32
+    total = tl.zeros(at.shape, wide)
+    for _ in tl.range(0, copies, loop_unroll_factor=AHEAD):
+        total += widen(tl.load(rows + at, mask=inside, other=0.0))
+        rows += pixels
+    return total
+
+
+@triton.jit
+def noisy_repeat_backward_kernel(grad, out, num_samples, pixels, BLOCK: tl.constexpr):
+    """A program sums the copies of a block of pixels of one image."""
+    blocks = tl.cdiv(pixels, BLOCK)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    first = tl.program_id(0) % blocks * BLOCK
+    lane = tl.arange(0, BLOCK)
+    # In 64 bits from here on: the compiler then adds what the lanes of a thread differ by to one
+    # address, and would otherwise keep an address in registers for each.
+    inside, at = lane < pixels - first, first + lane.to(tl.int64)
+    total = sum_copies(grad + image * num_samples * pixels, at, inside, num_samples, pixels, 2)
+    tl.store(out + image * pixels + at, narrow(total, out.dtype.element_ty), mask=inside)
+
+
+def groups_of_thread(dtype: torch.dtype, last: bool) -> int:
+    """Counter groups, of 4 normals each, that a thread makes side by side.
+
+    Each of the four runs is then stored in pieces of 16 bytes; in channels_last order, where there
+    are no such pieces, two are enough to hide latencies and leave registers for the addresses.
+    """
+    return 2 if last else 16 // dtype.itemsize
+
+
+def noisy_repeat(
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    key: torch.Tensor,
+    image_ids: torch.Tensor,
+    sample_offset: torch.Tensor | None,
+    num_samples: int,
+    stream: str,
+) -> torch.Tensor:
+    """(B, ...) -> (B*m, ...) noisy copies, in the dtype and memory format of x.
+
+    No offset is 0, of which no tensor needs to be made.
+    """
+    batch = x.shape[0] if x.dim() else 0
+    check("noisy_repeat", batch, x)
+    check_ids("noisy_repeat", image_ids, x)
+    x = dense(x)
+    last = channels_last(x)
+    out = torch.empty(
+        (batch * num_samples, *x.shape[1:]),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+    layout = layout_of(x)
+    # The copies of few images are shared out, which reads x again, from the cache.
+    blocks = batch * triton.cdiv(layout.octets * 8, GROUPS)
+    samples_each = triton.cdiv(num_samples, min(num_samples, triton.cdiv(ENOUGH_PROGRAMS, blocks)))
+    offset = key if sample_offset is None else sample_offset
+    sigma, key, offset = on_device(x.device, sigma, key, offset)
+    launch(
+        noisy_repeat_kernel,
+        blocks * triton.cdiv(num_samples, samples_each),
+        x,
+        out,
+        sigma,
+        key,
+        image_ids.contiguous(),
+        offset,
+        num_samples,
+        samples_each,
+        *layout,
+        num_warps=GROUPS // (32 * groups_of_thread(x.dtype, last)),
+        OFFSET=sample_offset is not None,
+        STREAM=STREAM_WORDS[stream],
+        CHANNELS_LAST=last,
+        GROUPS=GROUPS,
+    )
+    return out
+
+
+def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
+    """Sum over the m copies: (B*m, ...) -> (B, ...), in the dtype and memory format of grad."""
+    batch = grad.shape[0] // num_samples if grad.dim() else 0
+    check("noisy_repeat_backward", batch, grad)
+    grad = dense(grad)
+    out = torch.empty(
+        (batch, *grad.shape[1:]),
+        dtype=grad.dtype,
+        device=grad.device,
+        memory_format=torch.channels_last if channels_last(grad) else torch.contiguous_format,
+    )
+    pixels = layout_of(grad).pixels
+    launch(
+        noisy_repeat_backward_kernel,
+        batch * triton.cdiv(pixels, SUM_BLOCK),
+        grad,
+        out,
+        num_samples,
+        pixels,
+        num_warps=4,
+        BLOCK=SUM_BLOCK,
+    )
+    return out

@@ -1,0 +1,180 @@
+"""What the kernels of the three losses share: rows of logits and their softmax.
+
+A program works on a tile (chunks, images, samples, lanes): class chunk * lanes + lane, where lanes
+are what one warp loads at once. Triton spreads warps over the inner dimensions first, so that with
+the chunks outermost a row belongs to one warp, as far as there are rows enough, and its sums cost
+few exchanges. Numbers of a class have the shape (chunks, images, 1, lanes), of a row (images,
+samples), of an image (images,). Where the rows of an image fit into registers the logits are read
+once; else blocks of classes pass by, once to find the sums of each row and again for whatever needs
+these.
+
+A tile is larger than its rows, since sizes of tiles are powers of two. A class beyond the last one
+is -inf, which no maximum, exponential or sum notices; a row that does not exist is all 0, which
+makes no NaN, and is left out by the mask ``real``.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from drf_fast.kernels.dtypes import narrow, widen
+
+
+@triton.jit
+def exp_(x):
+    """e^x for x <= 0, within 1 ulp; 0 where it would be subnormal, NaN for NaN.
+
+    Triton's own exp of float32 multiplies by log2(e) first, which costs |x| / 2 ulp.
+    """
+    dtype: tl.constexpr = x.dtype
+    if dtype == tl.float64:
+        value = tl.exp(x)
+    else:
+        # At and below -88.03 the exponent is -127, which makes scale 0.
+        x = tl.where(x < -88.03, -88.03, x)
+        # Adding 1.5 * 2^23 rounds to an integer; 127 more leave the result's exponent in the low
+        # bits.
+        shifted = tl.fma(x, 1.44269502, 12583039.0)
+        exponent = shifted - 12583039.0
+        scale = (shifted.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
+        # log 2 in two parts; the first has 10 bits, so its product with the exponent is exact.
+        r = tl.fma(exponent, -0.693359375, x)
+        r = tl.fma(exponent, 2.12194442e-4, r)
+        # e^r for |r| <= 0.3472, to 3.1e-9.
+        series = tl.fma(r, 0.00138143476414, 0.00836883748981)
+        series = tl.fma(r, series, 0.0416683997865)
+        series = tl.fma(r, series, 0.166665196363)
+        series = tl.fma(r, series, 0.499999933805)
+        series = tl.fma(r, series, 1.0)
+        value = tl.fma(r, series, 1.0) * scale
+    return value
+
+
+@triton.jit
+def log1p_(x):
+    """log(1 + x) for x > -1, keeping the digits of a small x."""
+    u = 1.0 + x
+    return tl.log(u) + (x - (u - 1.0)) / u
+
+
+@triton.jit
+def rows_at(pointer, image, sample, image_stride, sample_stride, ALIGN: tl.constexpr):
+    """Pointers to the first class of each row; strides in units of ALIGN."""
+    offsets = image.to(tl.int64)[:, None] * image_stride
+    offsets += sample.to(tl.int64)[None, :] * sample_stride
+    return over_classes(pointer + offsets * ALIGN)
+
+
+@triton.jit
+def columns_at(CHUNKS: tl.constexpr, LANES: tl.constexpr):
+    """The classes of a tile."""
+    chunk = tl.arange(0, CHUNKS)[:, None, None, None]
+    return chunk * LANES + tl.arange(0, LANES)[None, None, None, :]
+
+
+@triton.jit
+def over_classes(of_row):
+    """Numbers of rows as (1, images, samples, 1)."""
+    # In the order that undoes sum_classes: no number has to change its thread.
+    return of_row[:, :, None][None, :, :, :]
+
+
+@triton.jit
+def sum_classes(tile):
+    """From (chunks, images, samples, lanes) to (images, samples)."""
+    return tl.sum(tl.sum(tile, axis=0), axis=2)
+
+
+@triton.jit
+def sum_samples(tile):
+    """From (chunks, images, samples, lanes) to (chunks, images, 1, lanes)."""
+    return tl.sum(tile, axis=2, keep_dims=True)
+
+
+@triton.jit
+def load_rows(rows, columns, classes, real):
+    """The logits of the tile, float32 or float64."""
+    beyond = over_classes(tl.where(real, -float("inf"), 0.0))
+    inside = over_classes(real) & (columns < classes)
+    return widen(tl.load(rows + columns, mask=inside, other=beyond))
+
+
+@triton.jit
+def store_rows(rows, columns, classes, real, value):
+    inside = over_classes(real) & (columns < classes)
+    tl.store(rows + columns, narrow(value, rows.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def finite_or_0(peak):
+    """What to subtract before an exponential: never -inf, since -inf - -inf is NaN."""
+    return tl.where(peak == -float("inf"), 0.0, peak)
+
+
+@triton.jit
+def row_sums(z, is_label):
+    """Of each row: its peak; the sum of e^(z - peak) over all classes but the label; z there.
+
+    The label goes its own way, so that 1 - F^y, made of the others, keeps its digits where F^y is
+    nearly 1.
+    """
+    peak = tl.max(tl.max(z, axis=0), axis=2)
+    e = exp_(z - over_classes(finite_or_0(peak)))
+    rest = sum_classes(tl.where(is_label, 0.0, e))
+    return peak, rest, sum_classes(tl.where(is_label, z, 0.0))
+
+
+@triton.jit
+def no_sums(rows, real):
+    """The ``row_sums`` of no classes at all."""
+    zeros = widen(tl.zeros(real.shape, rows.dtype.element_ty))
+    return zeros - float("inf"), zeros, zeros
+
+
+@triton.jit
+def passing_row_sums(rows, columns, classes, label, real, BLOCK: tl.constexpr):
+    """``row_sums``, block after block; a higher peak scales down what was summed before it."""
+    peak, rest, label_logit = no_sums(rows, real)
+    for start in range(0, classes, BLOCK):
+        z = load_rows(rows, start + columns, classes, real)
+        block_peak, block_rest, block_label = row_sums(z, start + columns == label)
+        top = tl.maximum(peak, block_peak)
+        base = finite_or_0(top)
+        rest = rest * exp_(peak - base) + block_rest * exp_(block_peak - base)
+        label_logit += block_label
+        peak = top
+    return peak, rest, label_logit
+
+
+@triton.jit
+def log_label_probability(peak, rest, label_logit):
+    """Of each row: log F^y, and the sum of e^(z - peak) over all classes.
+
+    The sum is above 0 where the row is a distribution: a NaN, +inf or nothing but -inf make it
+    NaN or 0.
+    """
+    x = label_logit - finite_or_0(peak)
+    label_exp = exp_(x)
+    # 1 is taken from the label's part, so that the digits of rest stay where the label is the peak.
+    return x - log1p_(rest + (label_exp - 1.0)), rest + label_exp
+
+
+@triton.jit
+def all_valid(total, real, label, classes):
+    """(images,) bool: every row is a distribution and the label, (images,), one of its classes."""
+    bad_rows = tl.sum((real & ~(total > 0.0)).to(tl.int32), axis=1)
+    return (bad_rows == 0) & (label >= 0) & (label < classes)
+
+
+@triton.jit
+def reduce_losses(losses, out, batch, MEAN: tl.constexpr, BLOCK: tl.constexpr):
+    """The sum or mean of all losses by one program: in float64, in one fixed order."""
+    place = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, batch, BLOCK):
+        total += tl.load(losses + start + place, mask=start + place < batch, other=0.0)
+    value = tl.sum(total, axis=0)
+    if MEAN:
+        value = value / batch
+    tl.store(out, value.to(out.dtype.element_ty))

@@ -1,0 +1,101 @@
+"""Tests of the Triton kernels in Triton's interpreter: any kernel, on CPU tensors, without a GPU.
+
+Triton reads TRITON_INTERPRET when it is imported, so these tests need a process of their own:
+
+    TRITON_INTERPRET=1 pytest tests/kernels
+
+tests/test_interpreter.py is how they run within the ordinary session. Outputs hold NaN before a
+kernel writes them, and ``every_order`` runs a function with the programs of its launches in
+several orders: results that then differ are a race.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+import drf_fast
+
+HERE = Path(__file__).parent
+ORDERS = ("in order", "reversed", "shuffled")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return
+    skip = pytest.mark.skip(reason="needs TRITON_INTERPRET=1 in the environment")
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def on_triton() -> Iterator[None]:
+    """Operations run their kernels, strictly."""
+    with drf_fast.use_backend("triton"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def poisoned_outputs() -> Iterator[None]:
+    """New tensors hold NaN, or the largest integer: what a kernel forgets to write is seen."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # under which torch fills what empty() returns
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
+def program_order(order: str) -> Iterator[None]:
+    """Run the programs of every launch inside the block in one of ``ORDERS``."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    place = interpreter_builder.set_grid_idx
+
+    def moved(x: int, y: int, z: int) -> None:
+        programs = interpreter_builder.grid_dim[0]
+        order_of = list(range(programs))
+        if order == "reversed":
+            order_of.reverse()
+        elif order == "shuffled":
+            random.Random(programs).shuffle(order_of)
+        place(order_of[x], y, z)
+
+    with mock.patch.object(interpreter_builder, "set_grid_idx", moved):
+        yield
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two results, tensors or tuples of tensors, agree in every bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(
+            a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)
+        )
+    return len(a) == len(b) and all(map(same_bits, a, b))
+
+
+@pytest.fixture
+def every_order() -> Callable[[Callable[[], Any]], Any]:
+    """Call a function once per order of programs; its result, which must be the same each time."""
+
+    def run(function: Callable[[], Any]) -> Any:
+        results = []
+        for order in ORDERS:
+            with program_order(order):
+                results.append(function())
+        for order, result in zip(ORDERS, results, strict=True):
+            assert same_bits(results[0], result), f"the result depends on the order: {order}"
+        return results[0]
+
+    return run

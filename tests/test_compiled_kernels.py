@@ -1,0 +1,240 @@
+"""The kernels compiled ahead of time for GPUs that are not here, and their machine code read.
+
+Every operation is recorded over dtypes x memory layouts x sizes, and what it would launch is
+compiled exactly as Triton's JIT would at that call. Marked slow is what a covering subset leaves
+out: in the subset each pair of values of two of these properties occurs for each operation.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("this session interprets kernels", allow_module_level=True)
+
+import sass
+import triton
+import triton.language as tl
+from kernel_cases import BALLS, NOISE, OPERATIONS, Case
+from triton.backends.compiler import GPUTarget
+
+from drf_fast.kernels.launch import launch, recording
+
+pytestmark = pytest.mark.proofs
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+CAPABILITIES = (90, 75, 80, 100)  # sm_90 first: the subset is compiled for it in full
+REGISTERS = 65536  # of a multiprocessor, from sm_75 on
+SHARED = 48 * 1024  # of a program, on any GPU without opting in
+# Sizes of an image by their remainder mod 16, and numbers of classes by how a row is read.
+IMAGES = ((1, 28, 28), (3, 32, 32), (3, 224, 224), (1, 5, 8), (3, 5, 5), (2, 3, 5))
+CLASSES = (10, 16, 100, 1000, 1001, 100_000)
+
+
+def all_cases(operation: str) -> list[Case]:
+    if operation in ("smooth_ce", "consistency_loss", "macer_loss"):
+        layouts, sizes = ("contiguous", "unaligned", "sample_major"), [(k,) for k in CLASSES]
+    else:
+        layouts, sizes = ("contiguous", "unaligned", "channels_last"), list(IMAGES)
+    cases = [
+        Case(operation, (8, 4, *size), dtype, layout)
+        for dtype, layout, size in itertools.product(DTYPES, layouts, sizes)
+    ]
+    if operation == "adversary_step":
+        variants = itertools.product(BALLS, ("image", "batch", "none"), ((0.0, 1.0), None))
+        cases = [
+            Case(operation, case.shape, case.dtype, case.layout, ball, norm, clamp)
+            for case, (ball, norm, clamp) in itertools.product(cases, variants)
+        ]
+    return cases
+
+
+def pairs(case: Case) -> set[tuple[object, ...]]:
+    values = enumerate((case.dtype, case.layout, case.shape, case.ball, case.grad_norm, case.clamp))
+    return set(itertools.combinations(values, 2))
+
+
+def covering(cases: Iterable[Case]) -> list[Case]:
+    """Few of the cases in which each pair of values occurs that occurs in all of them (greedy)."""
+    cases = list(cases)
+    missing, chosen = set().union(*map(pairs, cases)), []
+    while missing:
+        best = max(cases, key=lambda case: len(pairs(case) & missing))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
+
+
+def matrix() -> Iterator[object]:
+    for operation in OPERATIONS:
+        cases = all_cases(operation)
+        subset = covering(cases)
+        for at, case in enumerate(subset):
+            yield pytest.param(case, 90, id=f"{case}-sm_90")
+            # The other GPUs share the subset between them.
+            capability = CAPABILITIES[1 + at % 3]
+            slow = pytest.mark.slow if at % 6 else ()
+            yield pytest.param(case, capability, id=f"{case}-sm_{capability}", marks=slow)
+        for case in cases[:: 23 if operation == "adversary_step" else 1]:
+            for capability in CAPABILITIES:
+                yield pytest.param(
+                    case, capability, id=f"{case}-sm_{capability}-full", marks=pytest.mark.slow
+                )
+
+
+@triton.jit
+def square_roots(x, out, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(out + at, tl.sqrt_rn(tl.load(x + at)))
+
+
+def fused_in_roots(roots: int, capability: int) -> int:
+    """FFMA instructions that ``roots`` correctly rounded square roots of a thread are made of."""
+
+    def count(of: int) -> int:
+        x = torch.empty(32 * of, device="meta")
+        with recording() as launches:
+            launch(square_roots, 1, x, torch.empty_like(x), num_warps=1, BLOCK=32 * of)
+        return sass.compiled(launches[0], capability).count(r"FFMA.*")
+
+    one, two = count(1), count(2)  # the second adds no other copy of the slow path
+    return one + (roots - 1) * (two - one)
+
+
+@pytest.mark.parametrize("case, capability", list(matrix()))
+def test_machine_code(case: Case, capability: int):
+    for recorded in case.launches():
+        binary = sass.compiled(recorded, capability)
+        told = f"{binary.name} {dict(binary.opcodes())}"
+        assert binary.stack == 0 and binary.count("(LDL|STL).*") == 0, f"local memory: {told}"
+        assert binary.registers * 32 * binary.warps <= REGISTERS, told
+        assert binary.shared <= SHARED, told
+        assert binary.count("(RED|ATOM).*") == 0, f"atomics: {told}"
+        if case.operation in NOISE:
+            check_exactness(binary, capability)
+        if vectors(case) and recorded.programs > 1:  # one program sums a number an image
+            check_vectors(binary, case.dtype)
+
+
+def check_exactness(binary: sass.Binary, capability: int) -> None:
+    """Nothing rounds but +, -, * and sqrt, and no two of them were contracted into one."""
+    told = str(dict(binary.opcodes()))
+    assert not re.search(r"\bfma\.|\.approx|\.ftz", binary.ptx), "the contract rounds every step"
+    assert binary.count(r"MUFU\.(LG2|SIN|COS|EX2|TANH|SQRT).*") == 0, told
+    # One RSQ belongs to the roots' common slow path. FFMA with the zero register as a factor is a
+    # move in the routine that divides float64 numbers.
+    roots = binary.count(r"MUFU\.RSQ") - 1
+    fused = [
+        one for one in binary.code if one.name == "FFMA" and one.operands.split(", ")[1] != "RZ"
+    ]
+    assert len(fused) == (fused_in_roots(roots, capability) if roots > 0 else 0), told
+
+
+def vectors(case: Case) -> bool:
+    """Whether rows begin at multiples of 16 bytes and memory is walked through in order."""
+    row = math.prod(case.shape[2:])
+    in_order = case.layout in ("contiguous", "sample_major") or (
+        case.layout == "channels_last" and case.operation == "noisy_repeat_backward"
+    )
+    return in_order and row * case.dtype.itemsize % 16 == 0 and row >= 512
+
+
+def check_vectors(binary: sass.Binary, dtype: torch.dtype) -> None:
+    """The large accesses are of 128 bits; a few others load or store single numbers."""
+    told = f"{binary.name} {dict(binary.opcodes())}"
+    # Where half precisions go with a float32 of the same place, 64 bits go with 128.
+    beside = dtype.itemsize == 2 and binary.name in ("sum_copies_kernel", "step_in_passes_kernel")
+    wide = r"\.(128|64)" if beside else r"\.128"
+    assert binary.count(rf"LDG\..*{wide}.*") and binary.count(r"STG\..*\.128.*"), told
+    assert binary.count("STG.*") - binary.count(rf"STG\..*{wide}.*") <= 2, told
+    width = {2: r"\.U16", 4: "", 8: r"\.64"}[dtype.itemsize]
+    # Among those of 64 bits are the norms of a batch, and what the steps are made of.
+    singles = binary.count(rf"LDG\.E{width}(\.CONSTANT|\.SYS)?")
+    assert singles <= (24 if dtype.itemsize == 8 else 4), told
+
+
+# ------------------------------------------------------------------------------ the instrument
+
+
+class Pointer:
+    """A tensor without memory, as the JIT sees it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.dtype = tensor.dtype
+        self.address = 512 + tensor.storage_offset() * tensor.element_size()
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "unaligned"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_launch_is_specialised_as_the_jit_does(operation, layout):
+    jit = pytest.importorskip("triton.runtime.jit")
+    backend = triton.compiler.make_backend(GPUTarget("cuda", 90, 32))
+    size = (1, 28, 28) if "noisy" in operation or "adversary" in operation else (100,)
+    for recorded in Case(operation, (5, 3, *size), layout=layout).launches():
+        kernel = recorded.kernel
+        bind = jit.create_function_from_signature(kernel.signature, kernel.params, backend)
+        arguments = [Pointer(a) if isinstance(a, torch.Tensor) else a for a in recorded.arguments]
+        bound, specialised, options = bind(*arguments, **recorded.constants, debug=False)
+        _, types, constants, divisible = kernel._pack_args(
+            backend, {"debug": False}, bound, specialised, options
+        )
+        ours = sass.signature(recorded)
+        assert ours[0] == types
+        assert {(kernel.arg_names.index(k),): v for k, v in ours[1].items()} == constants
+        assert ours[2] == {index: value for index, value in divisible.items() if value}
+
+
+def test_every_operation_and_argument_is_in_the_matrix():
+    assert set(OPERATIONS) >= set(NOISE)
+    parameters = inspect.signature(Case).parameters
+    assert set(parameters) == {
+        *("operation", "shape", "dtype", "layout", "ball", "grad_norm", "clamp", "reduction")
+    }
+
+
+@triton.jit
+def contracted(x, out, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    value = tl.load(x + at)
+    tl.store(out + at, tl.fma(value, value, 1.0))
+
+
+@triton.jit
+def approximate(x, out, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(out + at, tl.sin(tl.load(x + at)))
+
+
+@pytest.mark.parametrize("kernel", [contracted, approximate], ids=lambda kernel: kernel.__name__)
+def test_inexact_code_is_found(kernel):
+    x = torch.empty(128, device="meta")
+    with recording() as launches:
+        launch(kernel, 1, x, torch.empty_like(x), BLOCK=128)
+    with pytest.raises(AssertionError):
+        check_exactness(sass.compiled(launches[0], 90), 90)
+
+
+def test_local_memory_and_narrow_accesses_are_found():
+    with recording() as launches:
+        for offset in (0, 1):
+            x = torch.empty(4096 + offset, device="meta")[offset:]
+            launch(square_roots, 1, x, torch.empty_like(x), num_warps=4, BLOCK=4096)
+    check_vectors(sass.compiled(launches[0], 90), torch.float32)
+    with pytest.raises(AssertionError):
+        check_vectors(sass.compiled(launches[1], 90), torch.float32)
+    # Triton's sine reduces large arguments with an array in local memory.
+    with recording() as launches:
+        launch(approximate, 1, x, torch.empty_like(x), num_warps=4, BLOCK=4096)
+    assert sass.compiled(launches[0], 90).count("(LDL|STL).*") > 0
