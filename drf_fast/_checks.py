@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BALLS = ("hard", "prox", "excess", "shrink")
@@ -41,11 +40,8 @@ def is_tensor(value: Any, name: str) -> torch.Tensor:
 
 
 def has_value(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """Refuse a parameter without a value: the result would be memory that nothing has written.
-
-    Where a dispatch mode watches, shapes may be all that is wanted.
-    """
-    if is_tensor(tensor, name).device.type == "meta" and _get_current_dispatch_mode() is None:
+    """Refuse a parameter without a value: the result would be memory that nothing has written."""
+    if is_tensor(tensor, name).device.type == "meta":
         raise ValueError(
             f"{name} must have a value, got a tensor on the meta device; pass a number"
         )
