@@ -132,9 +132,11 @@ class SoftBall:
         total = torch.stack([self._window.nansum(), known.sum().double()])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
-        excess = total[0] / total[1] - torch.as_tensor(self.epsilon, dtype=torch.float64).to(
-            self.lam.device
-        )
+        # Not as_tensor: under a default device that would move a tensor of another device.
+        epsilon = self.epsilon
+        if isinstance(epsilon, torch.Tensor):
+            epsilon = epsilon.to(self.lam.device, torch.float64)
+        excess = total[0] / total[1] - epsilon
         excess = torch.where(total[1] > 0, excess, 0.0)  # every distance was NaN: nothing is known
         changed = (self.lam + self.lambda_lr * excess).clamp(min=0.0)
         # Through a view: what is written to a 0-dim tensor itself, torch 2.13 loses when compiled.

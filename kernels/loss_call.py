@@ -119,7 +119,7 @@ def _tile(logits: torch.Tensor, words: int, columns: bool) -> dict[str, int]:
                 f"{logits.dtype}, got {samples}; use fewer, or the backend 'reference'"
             )
         width = most // rows
-        if columns or width < 128:  # again, parts of many rows in each thread
+        if words == 1 and (columns or width < 128):  # again, parts of many rows in each thread
             width = max(width // 2, 1)
     images = 1
     while 2 * images * rows * width * size <= _PACKED and 2 * images * _PROGRAMS <= batch:

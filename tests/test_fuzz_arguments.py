@@ -277,7 +277,6 @@ def state_of(result: Any) -> Any:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_default_device_of_torch_decides_nothing(name: str) -> None:
     before = state_of(call(name, {}))
-    device = torch.get_default_device()
     torch.set_default_device("meta")  # as torch.set_default_device("cuda"), where CUDA is
     try:
         result = call(
@@ -287,7 +286,7 @@ def test_the_default_device_of_torch_decides_nothing(name: str) -> None:
         assert not any(isinstance(t, torch.Tensor) and t.is_meta for t in tensors)
         after = state_of(result)
     finally:
-        torch.set_default_device(device)
+        torch.set_default_device(None)
     assert after == before
 
 
