@@ -49,7 +49,7 @@ class NoisyVotes:
     ) -> None:
         self.base, self.num_classes, self.sigma, self.seed = base, num_classes, sigma, seed
         self._autocast = self._half = False
-        self._network, self._plain = base, base
+        self._network = base
         self._versions: list[int] | None = None
         self._compiled = compile
         if precision == "bf16":
@@ -57,10 +57,10 @@ class NoisyVotes:
             self._autocast = not self._half
         if isinstance(base, nn.Module) and (compile or self._half):
             self._versions = _versions(base)
-            self._plain = self._network = _snapshot(base, self._half)
+            self._network = _snapshot(base, self._half)
         if compile:
             self._network = torch.compile(
-                self._plain, dynamic=False, options={"freezing": isinstance(base, nn.Module)}
+                self._network, dynamic=False, options={"freezing": isinstance(base, nn.Module)}
             )
         self._channels_last = isinstance(base, nn.Module) and _is_channels_last(base)
         self._best_batch: dict[tuple[object, ...], int] = {}
@@ -93,8 +93,7 @@ class NoisyVotes:
                 was copied.
         """
         self._refuse_changes()
-        if self._channels_last and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = self._laid_out(x)
         counts = torch.zeros((x.shape[0], self.num_classes), dtype=torch.int64, device=x.device)
         together = max(1, size // num)  # images of a forward pass
         drawn = num
@@ -123,36 +122,47 @@ class NoisyVotes:
         key = (tuple(x.shape[1:]), x.dtype, x.device)
         if key not in self._best_batch:
             sizes = _BATCH_SIZES.get(x.device.type, _BATCH_SIZES["cuda"])
-            self._best_batch[key] = max(sizes, key=lambda size: self._rate(x, size, self._plain))
+            # Each is a compilation, and small ones gain nothing from it.
+            sizes = sizes[1:] if self._compiled else sizes
+            self._best_batch[key] = max(sizes, key=lambda size: self.rate(x, size))
         return self._best_batch[key]
 
     def rate(self, x: torch.Tensor, size: int) -> float:
         """Rows per second of forward passes of ``size`` rows of images like x (1, ...)."""
-        return self._rate(x, size, self._network)
-
-    def _rate(self, x: torch.Tensor, size: int, network: Callable[..., Any]) -> float:
-        layout = torch.channels_last if self._channels_last else torch.preserve_format
-        rows = torch.zeros_like(x[:1]).expand(size, *x.shape[1:]).contiguous()
-        rows = rows.contiguous(memory_format=layout) if self._channels_last else rows
+        # Noisy images: pooling takes twice as long on them as on zeros.
+        rows = functional.noisy_repeat(
+            self._laid_out(x[:1]),
+            self.sigma,
+            size,
+            seed=self.seed,
+            image_ids=torch.zeros(1, dtype=torch.int64, device=x.device),
+            stream="prediction",
+        )
         best = float("inf")
         with frozen(self.base):
             for repeat in range(4):
                 start = time.perf_counter()
-                self._run(network, rows)
+                self._run(rows)
                 if x.device.type == "cuda":
                     torch.cuda.synchronize(x.device)
                 if repeat:  # the first one warms up
                     best = min(best, time.perf_counter() - start)
         return size / best
 
+    def _laid_out(self, x: torch.Tensor) -> torch.Tensor:
+        """Images in the network's memory format, which their noisy copies keep."""
+        if self._channels_last and x.dim() == 4:
+            return x.contiguous(memory_format=torch.channels_last)
+        return x
+
     def _logits(self, rows: torch.Tensor, size: int) -> torch.Tensor:
         """Logits of the rows; compiled code gets ``size`` of them, whatever the caller has."""
         count = rows.shape[0]
         if self._compiled and count < size:
             filling = rows.new_zeros((size - count, *rows.shape[1:]))
-            logits = self._run(self._network, torch.cat([rows, filling]))
+            logits = self._run(torch.cat([rows, filling]))
         else:
-            logits = self._run(self._network, rows)
+            logits = self._run(rows)
         if logits.dim() != 2 or logits.shape[1] != self.num_classes:
             raise ValueError(
                 f"the network must return ({count}, {self.num_classes}) logits, got shape "
@@ -160,10 +170,10 @@ class NoisyVotes:
             )
         return logits[:count]
 
-    def _run(self, network: Callable[..., Any], rows: torch.Tensor) -> torch.Tensor:
+    def _run(self, rows: torch.Tensor) -> torch.Tensor:
         autocast = torch.autocast(rows.device.type, torch.bfloat16, enabled=self._autocast)
         with torch.no_grad(), autocast:
-            logits = network(rows.bfloat16() if self._half else rows)
+            logits = self._network(rows.bfloat16() if self._half else rows)
         if not isinstance(logits, torch.Tensor):
             raise TypeError(
                 f"the network must return a tensor of logits, got {type(logits).__name__}"

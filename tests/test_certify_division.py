@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from drf_fast import checkpoint, data, models
-from drf_fast.certlog import read_log, sidecar
+from drf_fast import SmoothedClassifier, checkpoint, data, engine, models
+from drf_fast.certlog import CertificationLog, read_log, sidecar
 from drf_fast.certlog.parts import collect, part_path, parts_of
 from drf_fast.cli import main
+from drf_fast.stopping import Fixed
 
 # 20 samples choose, 64 rows a pass: groups of three images.
 FLAGS = [
@@ -108,11 +109,11 @@ def test_kills_and_resumes_give_the_uninterrupted_log(network, expected, tmp_pat
     out = tmp_path / "log.tsv"
     words = [sys.executable, "-m", "drf_fast", "certify", str(network), "--out", str(out), *FLAGS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for kill in range(3):
+    for kill in range(10):
         process = subprocess.Popen(
             [*words, "--resume"], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        wanted = 1 + 4 * (kill + 1)
+        wanted = 1 + 2 * (kill + 1)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             if out.exists() and out.read_text().count("\n") >= wanted:
@@ -122,6 +123,63 @@ def test_kills_and_resumes_give_the_uninterrupted_log(network, expected, tmp_pat
         process.communicate()
     assert main([*words[3:], "--resume"]) == 0
     assert without_time(out) == expected
+
+
+class Pixels(torch.nn.Module):
+    """Ten pixels as logits: rows do not know each other, whatever the batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, 380:390]
+
+
+@pytest.mark.parametrize("n", [30, 500])  # an image's samples share their batch, or fill several
+def test_the_batch_size_does_not_show_where_rows_are_independent(n, tmp_path):
+    images = data.load("mnist-mini", "test")
+    logs = []
+    for batch_size in (1, 7, 64, 250, 1000):
+        work = engine.Work(
+            classifier=SmoothedClassifier(Pixels(), 10, 0.25),
+            images=images,
+            indices=tuple(range(0, 2000, 97)),
+            device=torch.device("cpu"),
+            n0=20,
+            rule=Fixed(n=n, sigma=0.25, alpha=0.1),
+            batch_size=batch_size,
+        )
+        out = tmp_path / f"{batch_size}.tsv"
+        with CertificationLog.create(out, {}) as log:
+            engine.run(work, log)
+        logs.append(without_time(out))
+    assert all(log == logs[0] for log in logs[1:])
+    assert len(logs[0]) == 22 and len({row[5] for row in logs[0][1:]}) > 5  # counts differ
+
+
+PEAK = """
+import resource, sys
+from drf_fast.cli import main
+from drf_fast.stopping import Fixed
+status = main(sys.argv[1:])
+print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_memory_grows_neither_with_the_images_nor_with_n(network, tmp_path):
+    def peak(images: int, n: int) -> int:
+        words = [
+            "certify", str(network), "--out", str(tmp_path / f"{images}-{n}.tsv"), *FLAGS,
+            "--skip", "1", "--max-images", str(images), "--n", str(n),
+        ]  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, *words], capture_output=True, text=True, timeout=240
+        )
+        status, size = done.stderr.split()[-2:]
+        assert (done.returncode, status) == (0, "0"), done.stderr
+        return int(size)
+
+    small = peak(10, 200)
+    assert peak(100, 200) < 1.1 * small
+    assert peak(10, 5_000) < 1.1 * small
 
 
 def test_an_image_that_is_left_is_computed_as_in_its_whole_group(network, expected, tmp_path):
