@@ -80,9 +80,18 @@ def machine(device: torch.device) -> dict[str, Any]:
 def run(
     benchmark: Any, copy_bandwidth: float, machine: dict[str, Any], device: torch.device
 ) -> Run:
-    """Time ``function`` as ``provider`` of ``group``; ``moved`` bytes are the least it can move."""
+    """Time ``function`` as ``provider`` of ``group``; ``moved`` bytes are the least it can move.
 
-    def timed(group: str, provider: str, function: Callable[[], Any], moved: int) -> None:
+    ``rounds`` is for what takes many seconds: that many, and no calibration.
+    """
+
+    def timed(
+        group: str,
+        provider: str,
+        function: Callable[[], Any],
+        moved: int,
+        rounds: int | None = None,
+    ) -> None:
         function()  # compiles, warms up
         benchmark.group = group
         # SciPy runs on the CPU, wherever torch runs.
@@ -90,6 +99,8 @@ def run(
             gpu_clock.benchmark(benchmark, function)
         elif device.type == "cuda":
             gpu_clock.benchmark_on_cpu(benchmark, function)
+        elif rounds is not None:
+            benchmark.pedantic(function, rounds=rounds)
         else:
             benchmark(function)
         seconds = benchmark.stats.stats.median

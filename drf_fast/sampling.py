@@ -6,6 +6,7 @@ several. Counts stay on the device, in int64, and nothing waits for it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable
@@ -171,14 +172,18 @@ class NoisyVotes:
         return logits[:count]
 
     def _run(self, rows: torch.Tensor) -> torch.Tensor:
-        autocast = torch.autocast(rows.device.type, torch.bfloat16, enabled=self._autocast)
-        with torch.no_grad(), autocast:
+        with torch.no_grad(), self._precision(rows.device.type):
             logits = self._network(rows.bfloat16() if self._half else rows)
         if not isinstance(logits, torch.Tensor):
             raise TypeError(
                 f"the network must return a tensor of logits, got {type(logits).__name__}"
             )
         return logits
+
+    def _precision(self, device_type: str) -> contextlib.AbstractContextManager[Any]:
+        if self._autocast:
+            return torch.autocast(device_type, torch.bfloat16)
+        return contextlib.nullcontext()
 
     def _refuse_changes(self) -> None:
         if self._versions is not None and self._versions != _versions(self.base):
