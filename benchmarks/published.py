@@ -77,6 +77,14 @@ def pgd_step(
     noisy = (x + delta).repeat_interleave(m, dim=0) + noise
     optimizer.zero_grad()
     noisy.backward(grad)
+    ascend(x, delta, optimizer, epsilon)
+    return noisy
+
+
+def ascend(
+    x: torch.Tensor, delta: torch.Tensor, optimizer: torch.optim.Optimizer, epsilon: float
+) -> None:
+    """Normalise the gradient of the perturbation, step, clamp and project; see ``pgd_step``."""
     assert delta.grad is not None
     norms = delta.grad.reshape(len(x), -1).norm(p=2, dim=1)
     delta.grad.div_(norms.reshape(-1, 1, 1, 1))
@@ -87,7 +95,39 @@ def pgd_step(
     with torch.no_grad():
         delta.add_(x).clamp_(0, 1).sub_(x)
         delta.renorm_(p=2, dim=0, maxnorm=epsilon)
-    return noisy
+
+
+def training_step(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: torch.Tensor,
+    target: torch.Tensor,
+    sigma: float,
+    m: int,
+    steps: int,
+    epsilon: float,
+) -> torch.Tensor:
+    """SmoothAdv's step (Salman et al. 2019): T steps of the attack, one of the training."""
+    noise = sigma * torch.randn_like(x.repeat_interleave(m, dim=0))
+    delta = torch.zeros_like(x, requires_grad=True)
+    ascent = torch.optim.SGD([delta], lr=2 * epsilon / steps, maximize=True)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for _ in range(steps):
+        logits = model((x + delta).repeat_interleave(m, dim=0) + noise)
+        ascent.zero_grad()
+        smooth_ce(logits, target, m).backward()
+        ascend(x, delta, ascent, epsilon)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    model.train()
+    logits = model((x + delta.detach()).repeat_interleave(m, dim=0) + noise)
+    loss = F.cross_entropy(logits, target.repeat_interleave(m))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss
 
 
 def vote(logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,97 @@
+"""A whole training step of SmoothAdv with LeNet, and the same passes through the network alone.
+
+The published step is eager code in the default memory format. "network only" is what no code around
+the network can fall below: the T + 1 forward and backward passes in the format that drf_fast chose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import published
+import pytest
+import torch
+
+from drf_fast import HardBall, data, methods, models, noise_key, runtime
+from drf_fast.methods.common import Batch, MethodOptions
+
+BATCH, M, STEPS, SIGMA, EPSILON = 64, 4, 10, 0.5, 1.0
+PROVIDERS = (
+    "eager",
+    "drf_fast fp32",
+    "network only fp32",
+    "drf_fast bf16",
+    "network only bf16",
+)
+
+
+def network(precision: str, device: torch.device) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """LeNet as ``drf-fast train`` places it, and its optimizer."""
+    torch.manual_seed(0)
+    model = models.build("lenet", 10, (1, 28, 28))
+    model, _ = runtime.place(model, device, "auto", precision, (1, 28, 28), BATCH * M)
+    return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+
+
+def training_step(provider: str) -> Callable[[], Any]:
+    """One step as a function without arguments."""
+    device = runtime.pick_device("auto")
+    ids = torch.arange(BATCH, device=device)
+    train = data.load("mnist-mini", "train")
+    x, target = train.float_images(ids.cpu()).to(device), train.labels[ids.cpu()].to(device)
+    if provider == "eager":
+        model = models.build("lenet", 10, (1, 28, 28)).to(device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+        return lambda: published.training_step(
+            model, optimizer, x, target, SIGMA, M, STEPS, EPSILON
+        )
+    precision = provider.split()[-1]
+    model, optimizer = network(precision, device)
+    if provider.startswith("network only"):
+        return passes(model, precision, x, target)
+    options = MethodOptions(sigma=SIGMA, num_samples=M, steps=STEPS)
+    method, ball, step = methods.get("smoothadv"), HardBall(EPSILON), iter(range(2**32))
+
+    def run() -> None:
+        batch = Batch(x, target, noise_key(0, next(step)), ids)
+        with runtime.autocast(device, precision):
+            result = method.step(model, batch, options, ball)
+        optimizer.zero_grad(set_to_none=True)
+        result.loss.backward()
+        optimizer.step()
+
+    return run
+
+
+def passes(
+    model: torch.nn.Module, precision: str, x: torch.Tensor, target: torch.Tensor
+) -> Callable[[], None]:
+    """The forward and backward passes of a step and nothing else."""
+    rows = x.repeat_interleave(M, dim=0) + SIGMA * torch.randn(BATCH * M, *x.shape[1:])
+    weights, image = list(model.parameters()), rows.clone().requires_grad_()
+    gradient = torch.randn(BATCH * M, 10)
+
+    def run() -> None:
+        model.eval()
+        for parameter in weights:
+            parameter.requires_grad_(False)
+        for _ in range(STEPS):
+            with runtime.autocast(x.device, precision):
+                logits = model(image)
+            torch.autograd.grad(logits, image, gradient.to(logits.dtype))
+        for parameter in weights:
+            parameter.requires_grad_(True)
+        model.train()
+        with runtime.autocast(x.device, precision):
+            logits = model(rows)
+        torch.autograd.grad(logits, weights, gradient.to(logits.dtype))
+
+    return run
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_training_step(run, provider):
+    pixels = BATCH * M * 28 * 28
+    group = f"training step, SmoothAdv, LeNet, {BATCH} images, m = {M}, T = {STEPS}"
+    run(group, provider, training_step(provider), 4 * pixels * (STEPS + 1))
