@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from drf_fast.models.one_channel import OneChannelConv2d
+
 
 class LeNet(nn.Module):
     """conv5x5 -> 20, pool, ReLU, conv5x5 -> 50, pool, ReLU, fc 500, ReLU, fc K, for 28x28 images.
@@ -15,7 +17,8 @@ class LeNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 20, 5)
+        one = in_channels == 1
+        self.conv1 = OneChannelConv2d(20, 5) if one else nn.Conv2d(in_channels, 20, 5)
         self.conv2 = nn.Conv2d(20, 50, 5)
         self.fc1 = nn.Linear(4 * 4 * 50, 500)
         self.fc2 = nn.Linear(500, num_classes)
