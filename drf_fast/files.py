@@ -118,7 +118,11 @@ def locked(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # nothing can be written there either, which new_folder tells
+        yield
+        return
     try:
         lock(folder, descriptor)
         yield

@@ -134,7 +134,7 @@ def train(config: TrainConfig) -> Path:
         existed = folder.is_dir()
         if first and existed:  # before its checkpoint is read
             held.enter_context(locked(folder))
-        run = _prepare(config, folder)
+        run, log = _prepare(config, folder), None
         if first:
             new_folder(folder, force=config.force, resume=config.resume)
             if not existed:
@@ -152,7 +152,7 @@ def train(config: TrainConfig) -> Path:
                 state.save(run)
                 break
             metrics = _epoch_metrics(run)
-            if first:
+            if log is not None:
                 log.write(metrics)
             run.epoch += 1
             run.totals = run.no_totals()

@@ -81,6 +81,10 @@ def child(words: list[str], where: str = "", call: int = 0, threads: int = 1) ->
 
 def worker(base: Path) -> None:
     """The uninterrupted run, and one that is killed and resumed for each of KILLS."""
+    from torch.utils.tensorboard import SummaryWriter  # noqa: F401  once, not in each child
+
+    from drf_fast import train  # noqa: F401
+
     torch.set_num_threads(1)
     status = {"whole": child(["train", "--out", str(base / "whole"), *SMALL])}
     for number, (where, call) in enumerate(KILLS.values()):
