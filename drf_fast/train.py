@@ -16,12 +16,13 @@ import torch
 from drf_fast import certify, checkpoint, data, methods, models, report, runtime
 from drf_fast.adversary import HardBall, SoftBall
 from drf_fast.certlog import sidecar
-from drf_fast.config import CertifyConfig, TrainConfig, to_dict
-from drf_fast.errors import RunError
+from drf_fast.config import CertifyConfig, TrainConfig, names_code, to_dict
+from drf_fast.errors import InputError, RunError
 from drf_fast.files import new_folder, read_json, write_json
 from drf_fast.functional import noise_key, noisy_repeat
 from drf_fast.methods.common import Batch, MethodOptions
 from drf_fast.metrics import Metrics, last_metrics
+from drf_fast.models import normalize
 from drf_fast.progress import Tracker, say
 from drf_fast.settings import (
     check,
@@ -73,6 +74,7 @@ def _certify(config: TrainConfig, folder: Path) -> Path:
     log = certify.certify(
         CertifyConfig(
             checkpoint=folder / checkpoint.FILE_NAME,
+            arch=config.arch if names_code(config.arch) else None,
             n=config.certify_n,
             skip=max(1, test_images // config.certify_images),
             max_images=config.certify_images,
@@ -122,6 +124,8 @@ def train(config: TrainConfig) -> Path:
         RunError: training diverged.
     """
     check(config)
+    if config.normalize == "auto":
+        config = dataclasses.replace(config, normalize=normalize.for_data(config.data))
     folder = run_folder(config)
     run = _prepare(config, folder)
     new_folder(folder, force=config.force, resume=config.resume)
@@ -165,9 +169,14 @@ def _prepare(config: TrainConfig, folder: Path) -> Run:
     if saved:
         refuse_other_settings(config, saved["config"], train_set.fingerprint, folder)
     device = runtime.pick_device(config.device)
-    shape = tuple(train_set.images.shape[1:])
+    shape = train_set.image_shape
+    if test_set.image_shape != shape:
+        raise InputError(
+            f"{config.data_dir} has training images of shape {shape} and test images of shape "
+            f"{test_set.image_shape}: expected one shape; resize them"
+        )
     torch.manual_seed(noise_key(config.seed, 2**63) % 2**63)  # a step that training never takes
-    model = models.build(config.arch, train_set.num_classes, shape)
+    model = models.build(config.arch, train_set.num_classes, shape, config.normalize)
     memory_format = saved["config"]["memory_format"] if saved else config.memory_format
     rows = min(config.batch_size, len(train_set)) * config.num_samples
     model, memory_format = runtime.place(
@@ -274,6 +283,7 @@ def _batches(run: Run) -> Iterator[Batch]:
         shuffle_seed=config.seed,
         epoch=run.epoch,
         start=run.batch,
+        augment=config.augment,
     ):
         yield Batch(
             x.to(run.device),
@@ -335,7 +345,7 @@ def _save(run: Run) -> None:
         "model": run.model.state_dict(),
         "arch": run.config.arch,
         "num_classes": run.train_set.num_classes,
-        "image_shape": list(run.train_set.images.shape[1:]),
+        "image_shape": list(run.train_set.image_shape),
         "config": {
             **to_dict(run.config),
             "method_label": method_label(run.config),
