@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import tyro
 
 from drf_fast import methods, recipes
-from drf_fast.config import TrainConfig, updated
+from drf_fast.config import TrainConfig, names_code, updated
 from drf_fast.errors import InputError
 from drf_fast.files import read_json
 from drf_fast.settings import run_folder, uses_adversary
@@ -109,6 +109,14 @@ def _settings_of_the_run(config: TrainConfig) -> TrainConfig:
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     names -= {"force", "max_steps", "json", "dry_run"}
     known = {key: value for key, value in saved.items() if key in names}
+    arch = str(known.get("arch"))
+    if names_code(arch):  # code runs only where the command line names it
+        if config.arch != arch:
+            raise InputError(
+                f"{path} is of a network of your own: expected its --arch on the command line, got "
+                f"{config.arch!r}; to run that code again, repeat --arch {arch}"
+            )
+        del known["arch"]
     return updated(TrainConfig(), known, str(path))
 
 

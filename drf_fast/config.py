@@ -40,13 +40,20 @@ class TrainConfig:
     """TOML file with any of these settings; the names are those of the flags."""
 
     data: str = "mnist-mini"
-    """Data set: mnist-mini (embedded), mnist or fashion-mnist."""
+    """Data set: mnist-mini (embedded), mnist, fashion-mnist, cifar10; imagefolder (train/ and test/
+    or val/ with a folder a class) or imagenet (the same, brought to 224 x 224), with --data-dir."""
     data_dir: Path | None = None
     """Folder of the data set; without it, a cache folder into which it is downloaded."""
     train_images: int | None = None
-    """Use only the first so many training images."""
+    """Use only the first so many training images; of class folders, as many evenly spaced ones."""
+    augment: Literal["none", "crop-flip"] = "none"
+    """Random crops (4 pixels of padding; of imagenet, a random part of the image) and flips."""
     arch: str = "lenet"
-    """Network: lenet."""
+    """Network: lenet (28 x 28), resnet20, resnet56, resnet110, resnet50 (32 x 32 and larger), or
+    one of your own: package.module:factory, called with num_classes=K, on the command line only."""
+    normalize: str = "auto"
+    """Normalising first layer, after the noise: none, cifar10, cifar10-center, imagenet or
+    imagenet-center; auto takes that of the data set, none for mnist-like sets and imagefolder."""
 
     method: str = "smoothadv"
     """Training loss: gaussian, stability, macer, smoothmix, smoothadv or consistency."""
@@ -175,7 +182,8 @@ class CertifyConfig:
     sigma: float | None = None
     """Noise level in pixel units; the default is that of the training run."""
     arch: str | None = None
-    """Architecture of a checkpoint of another repository, where it does not say it itself."""
+    """Architecture of a checkpoint of another repository, where it does not say it itself, or the
+    package.module:factory of a network of your own."""
     normalize: str | None = None
     """Its normalising first layer: none, cifar10, cifar10-center, imagenet or imagenet-center."""
     n0: int = 100
@@ -241,7 +249,8 @@ class PredictConfig:
     sigma: float | None = None
     """Noise level in pixel units; the default is that of the training run."""
     arch: str | None = None
-    """Architecture of a checkpoint of another repository, where it does not say it itself."""
+    """Architecture of a checkpoint of another repository, where it does not say it itself, or the
+    package.module:factory of a network of your own."""
     normalize: str | None = None
     """Its normalising first layer: none, cifar10, cifar10-center, imagenet or imagenet-center."""
     n: int = 1000
@@ -315,11 +324,17 @@ class DoctorConfig:
 Config = TypeVar("Config", TrainConfig, CertifyConfig)
 
 
+def names_code(arch: str) -> bool:
+    """Whether ``--arch`` is ``package.module:factory``, so that to build it is to run code."""
+    return ":" in arch
+
+
 def updated(config: Config, values: dict[str, Any], source: str) -> Config:
     """``config`` with ``values`` (keys as flags or as fields) in place; every value is checked.
 
     Raises:
-        InputError: an unknown key, or a value of the wrong type; names ``source``.
+        InputError: an unknown key, a value of the wrong type, or an ``arch`` that names code, which
+            only the command line may do; names ``source``.
     """
     hints = typing.get_type_hints(type(config))
     changes: dict[str, Any] = {}
@@ -332,6 +347,11 @@ def updated(config: Config, values: dict[str, Any], source: str) -> Config:
                 f"{source}: expected settings of the command, got the unknown key {key!r}{hint}"
             )
         changes[name] = _checked(value, hints[name], f"{source}: {key}")
+    if names_code(str(changes.get("arch"))):
+        raise InputError(
+            f"{source}: expected the name of an architecture, got {changes['arch']!r}, which names "
+            "code; pass it as --arch on the command line"
+        )
     return dataclasses.replace(config, **changes)
 
 

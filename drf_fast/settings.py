@@ -166,7 +166,8 @@ def refuse_other_settings(
         for key in mine
         if key not in _FREE_ON_RESUME
         and then[key] != mine[key]
-        and not (key in MEASURED and mine[key] == "auto")  # the recorded one is taken
+        # Then it was not recorded, or now the recorded one is taken.
+        and not (key in (*MEASURED, "normalize") and "auto" in (then[key], mine[key]))
     ]
     if saved.get("fingerprint") not in (None, fingerprint):
         other.append("training images (the files hold others than then)")

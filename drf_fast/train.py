@@ -17,12 +17,13 @@ import torch
 from drf_fast import certify, checkpoint, data, models, processes, report, runtime
 from drf_fast.adversary import HardBall, SoftBall
 from drf_fast.certlog import sidecar
-from drf_fast.config import CertifyConfig, TrainConfig
-from drf_fast.errors import RunError
+from drf_fast.config import CertifyConfig, TrainConfig, names_code
+from drf_fast.errors import InputError, RunError
 from drf_fast.files import locked, new_folder, read_json, write_json
 from drf_fast.functional import noise_key, noisy_repeat
 from drf_fast.methods.common import Batch
 from drf_fast.metrics import Metrics, last_metrics
+from drf_fast.models import normalize
 from drf_fast.progress import Tracker
 from drf_fast.settings import (
     MEASURED,
@@ -90,6 +91,7 @@ def _certify(config: TrainConfig, folder: Path) -> Path:
     log = certify.certify(
         CertifyConfig(
             checkpoint=folder / checkpoint.FILE_NAME,
+            arch=config.arch if names_code(config.arch) else None,
             n=config.certify_n,
             skip=max(1, test_images // config.certify_images),
             max_images=config.certify_images,
@@ -165,6 +167,8 @@ def train(config: TrainConfig) -> Path:
 def _prepare(config: TrainConfig, folder: Path) -> Run:
     """Data, network, optimizer and ball; from the checkpoint in the folder when resuming."""
     check(config, processes.count())
+    if config.normalize == "auto":
+        config = dataclasses.replace(config, normalize=normalize.for_data(config.data))
     train_set = data.load(
         config.data,
         "train",
@@ -182,9 +186,14 @@ def _prepare(config: TrainConfig, folder: Path) -> Run:
         config = dataclasses.replace(config, **known)
     if config.threads != "auto":
         runtime.set_threads(config.threads)
-    shape = tuple(train_set.images.shape[1:])
+    shape = train_set.image_shape
+    if test_set.image_shape != shape:
+        raise InputError(
+            f"{config.data_dir} has training images of shape {shape} and test images of shape "
+            f"{test_set.image_shape}: expected one shape; resize them"
+        )
     torch.manual_seed(noise_key(config.seed, 2**63) % 2**63)  # a step that training never takes
-    model = models.build(config.arch, train_set.num_classes, shape)
+    model = models.build(config.arch, train_set.num_classes, shape, config.normalize)
     rows = min(images_of_a_step(config), len(train_set)) * config.num_samples
     placed = (config.precision, shape, rows)
     model, memory_format = runtime.place(model, device, config.memory_format, *placed)
@@ -273,6 +282,7 @@ def _batches(run: Run) -> Iterator[Batch]:
         shuffle_seed=config.seed,
         epoch=run.epoch,
         start=run.batch,
+        augment=config.augment,
     ):
         yield Batch(
             x.to(run.device),

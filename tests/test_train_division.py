@@ -200,10 +200,9 @@ def test_several_processes_resume_to_the_same_bits(two, tmp_path):
 
 @pytest.mark.slow
 @pytestmark_distributed
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_an_error_in_any_process_ends_all(tmp_path, rank):
+def test_an_error_in_one_process_ends_all(tmp_path):
     started = time.monotonic()
-    done = torchrun(tmp_path, FAILING_RANK=rank)
+    done = torchrun(tmp_path, FAILING_RANK="1")
     assert done.returncode != 0 and time.monotonic() - started < 150
     assert "this process was told to fail" in done.stderr
     assert state(tmp_path / "run")["step"] == 4  # of the epoch before

@@ -34,7 +34,7 @@ def save(run: Run) -> None:
         "model": run.model.state_dict(),
         "arch": run.config.arch,
         "num_classes": run.train_set.num_classes,
-        "image_shape": list(run.train_set.images.shape[1:]),
+        "image_shape": list(run.train_set.image_shape),
         "config": description(run),
         "optimizer": run.optimizer.state_dict(),
         "epoch": run.epoch,
