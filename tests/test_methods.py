@@ -246,7 +246,7 @@ def test_a_price_of_1_or_more_is_gaussian_training(batch, form, lam):
 
 
 TRAINED = [
-    ["--method", "stability", "--num-samples", "1"],
+    ["--method", "stability", "--num-samples", "1", "--stability-lam", "0.5"],
     ["--method", "macer", "--num-samples", "4", "--macer-lam", "4"],
     ["--method", "smoothmix", "--no-drf", "--steps", "2", "--mix-alpha", "0.5"],
     ["--method", "smoothmix", "--steps", "2", "--mix-step", "1", "--mix-warmup", "2"],
