@@ -32,7 +32,7 @@ def test_it_prints_settings_that_can_be_used_again_and_a_time(here, capsys):
     again = parse_train(["--config", str(here / "again.toml")])
     first = parse_train(FLAGS)
     differ = {key for key, value in to_dict(first).items() if to_dict(again)[key] != value}
-    assert differ == {"config", "dry_run", "threads"}  # threads were auto, and are known now
+    assert differ == {"config", "dry_run", "threads", "normalize"}  # the last two were auto
     assert tomllib.loads(out)["sigma"] == 0.25
     assert re.search(r"# predicted: 30 steps of \d+ ms and 6 tests of .* make \d+", out)
 

@@ -166,7 +166,7 @@ def test_the_batch_of_these_cases_reaches_every_term(batch):
     assert 0 < int((right.argmax(1) == batch.target).sum()) < B
     whole = MethodOptions(**OPTIONS, macer_lam=3.0, macer_gamma=6.0, macer_beta=2.0)
     none = MethodOptions(**OPTIONS, macer_lam=0.0)
-    assert float(plain_macer(net, batch, whole) - plain_macer(net, batch, none)) > 0.05
+    assert (plain_macer(net, batch, whole) - plain_macer(net, batch, none)).item() > 0.05
     one = ascend(net, batch.x, batch, whole, 1)
     assert float((one - batch.x).flatten(1).norm(dim=1).max()) > 0.15  # mix_radius cuts
 
