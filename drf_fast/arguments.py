@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import tyro
 
-from drf_fast import recipes
-from drf_fast.config import TrainConfig, updated
+from drf_fast import methods, recipes
+from drf_fast.config import TrainConfig, names_code, updated
 from drf_fast.errors import InputError
 from drf_fast.files import read_json
 from drf_fast.settings import run_folder, uses_adversary
@@ -24,7 +24,12 @@ _T = TypeVar("_T")
 
 _DRF_FLAGS = {"lambda0", "lambda_lr", "kappa", "form", "lambda_every"}
 _ADVERSARY_FLAGS = {"drf", "steps", "epsilon", "warmup_epochs", "grad_norm"}
-_CONSISTENCY_FLAGS = {"consistency_lam", "consistency_eta"}
+_METHOD_FLAGS = {
+    "stability": {"stability_lam"},
+    "macer": {"macer_lam", "macer_gamma", "macer_beta", "macer_after_drop"},
+    "smoothmix": {"mix_alpha", "mix_eta", "mix_step", "mix_warmup"},
+    "consistency": {"consistency_lam", "consistency_eta"},
+}
 
 
 def parse(config_type: type[_T], command: str, words: list[str]) -> _T:
@@ -45,17 +50,33 @@ def parse_train(words: list[str]) -> TrainConfig:
     config = flags_over(TrainConfig())
     file = {} if config.config is None else read_toml(config.config)
     recipe = config.recipe or file.get("recipe")
-    base = TrainConfig()
-    if recipe is not None:
-        base = updated(base, recipes.get(str(recipe)), f"recipe {recipe}")
-    config = flags_over(updated(base, file, str(config.config)))
+
+    def with_recipe(base: TrainConfig) -> TrainConfig:
+        """Recipe, file and flags on top of ``base``; its sigma chooses the recipe's values."""
+        config = flags_over(updated(base, file, str(path)))
+        if recipe is not None:
+            name, sigma = str(recipe), config.sigma
+            base = updated(base, recipes.get(name, sigma), f"recipe {name}")
+            config = flags_over(updated(base, file, str(path)))
+        return config
+
+    path = config.config
+    config = with_recipe(TrainConfig())
     if config.resume:
-        base = _settings_of_the_run(config)
-        if config.recipe is not None:
-            base = updated(base, recipes.get(config.recipe), f"recipe {config.recipe}")
-        config = flags_over(updated(base, file, str(config.config)))
+        config = with_recipe(_settings_of_the_run(config))
+    if recipe is not None and recipes.depends_on_sigma(str(recipe)):
+        _tell_nearest(str(recipe), config.sigma)
     _refuse_ignored_flags(config, words)
     return config
+
+
+def _tell_nearest(recipe: str, sigma: float) -> None:
+    if sigma not in recipes.SIGMAS and 0 < sigma < float("inf"):
+        print(
+            f"recipe {recipe}: nothing is published for sigma {sigma:g}; its values are those for "
+            f"sigma {recipes.nearest(sigma):g}",
+            file=sys.stderr,
+        )
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -86,8 +107,16 @@ def _settings_of_the_run(config: TrainConfig) -> TrainConfig:
     if not isinstance(saved, dict):
         raise InputError(f"{path}: expected the settings of a run, got {type(saved).__name__}")
     names = {field.name for field in dataclasses.fields(TrainConfig)}
-    names -= {"force", "max_steps", "json"}
+    names -= {"force", "max_steps", "json", "dry_run"}
     known = {key: value for key, value in saved.items() if key in names}
+    arch = str(known.get("arch"))
+    if names_code(arch):  # code runs only where the command line names it
+        if config.arch != arch:
+            raise InputError(
+                f"{path} is of a network of your own: expected its --arch on the command line, got "
+                f"{config.arch!r}; to run that code again, repeat --arch {arch}"
+            )
+        del known["arch"]
     return updated(TrainConfig(), known, str(path))
 
 
@@ -98,25 +127,28 @@ def _refuse_ignored_flags(config: TrainConfig, words: list[str]) -> None:
         for word in words
         if word.startswith("--")
     }
-    ignored = set()
+    reasons: dict[str, str] = {}
     if not uses_adversary(config):
-        ignored |= (_ADVERSARY_FLAGS | _DRF_FLAGS) - {"steps"} & given
-        ignored |= {"steps"} & given if config.method == "gaussian" else set()
-        reason = f"{config.method} trains without an adversary here"
+        flags = _ADVERSARY_FLAGS | _DRF_FLAGS
+        if methods.uses_adversary(config.method):
+            flags = flags - {"steps"}  # which turned the adversary off
+        reasons |= dict.fromkeys(flags, f"{config.method} trains without an adversary here")
     elif not config.drf:
-        ignored |= _DRF_FLAGS & given
         reason = "they belong to the soft ball, which --no-drf (or the recipe) turns off"
-    else:
-        reason = ""
-    if config.method != "consistency" and _CONSISTENCY_FLAGS & given:
-        ignored |= _CONSISTENCY_FLAGS & given
-        reason = reason or "they belong to --method consistency"
+        reasons |= dict.fromkeys(_DRF_FLAGS, reason)
+        if config.method == "smoothmix":
+            reason = "without the soft ball its adversary has no ball"
+            reasons |= dict.fromkeys(("epsilon", "warmup_epochs"), reason)
+    for method, flags in _METHOD_FLAGS.items():
+        if method != config.method:
+            reasons |= dict.fromkeys(flags, f"they belong to --method {method}")
     if "--no-drf" in words:
-        ignored.discard("drf")
-    ignored &= given
+        reasons.pop("drf", None)
+    ignored = sorted(given & set(reasons))
     if ignored:
-        flags = ", ".join("--" + name.replace("_", "-") for name in sorted(ignored))
+        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
+        why = "; ".join(dict.fromkeys(reasons[name] for name in ignored))
         raise InputError(
-            f"{flags} would have no effect with --method {config.method}: {reason}; leave it out "
+            f"{flags} would have no effect with --method {config.method}: {why}; leave it out "
             "or choose another method"
         )

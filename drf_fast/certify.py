@@ -21,7 +21,8 @@ from drf_fast.stopping import Decide, Fixed, Rule, Tolerance
 # Of the training settings, those that did not shape the network.
 _NOT_TRAINING = {
     "recipe", "config", "data_dir", "out", "resume", "force", "json", "max_steps", "device",
-    "certify_images", "certify_n", "method_label", "memory_format",
+    "certify_images", "certify_n", "method_label", "memory_format", "threads", "accumulate",
+    "save_every", "dry_run",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from drf_fast import foreign, models, tensorfile
+from drf_fast.config import names_code
 from drf_fast.errors import InputError
 from drf_fast.files import write_atomic
 
@@ -78,17 +79,39 @@ def load_any(path: Path, arch: str | None = None, normalize: str | None = None) 
     """As ``load``, but checkpoints of other repositories too: see ``drf_fast.foreign.load``.
 
     Raises:
-        InputError: as both of them; ``arch`` or ``normalize`` for a checkpoint of ours.
+        InputError: as both of them; ``arch`` or ``normalize`` for a checkpoint of ours, except
+            that the code of a network of the user's own must be named by ``arch`` again.
     """
     content, digest = tensorfile.read(path)
+    code = arch is not None and names_code(arch)
     if not isinstance(content, dict) or "format" not in content:
+        if code:
+            raise InputError(
+                f"{path} was not written by drf-fast train: expected --arch of "
+                f"{', '.join(models.NAMES)}, got {arch!r}; use drf_fast.SmoothedClassifier from "
+                "Python for a network of your own"
+            )
         return {**foreign.convert(content, path, arch, normalize=normalize), "sha256": digest}
+    saved = _checked(content, digest, path)
+    if names_code(saved["arch"]) and normalize is None:
+        _refuse_code_of_file(saved, path, arch if code else None)
+        return {**saved, "arch": arch}
     if arch is not None or normalize is not None:
         raise InputError(
             f"{path} is a drf_fast checkpoint, which tells its network itself: expected no --arch "
             "and no --normalize, got one; leave the flag out"
         )
-    return _checked(content, digest, path)
+    return saved
+
+
+def _refuse_code_of_file(content: dict[str, Any], path: Path, allowed: str | None) -> None:
+    """A file may not choose the code that is run; only the user may, by naming it."""
+    if names_code(content["arch"]) and allowed is None:
+        raise InputError(
+            f"{path} is of a network of your own, which a checkpoint may not import: expected its "
+            "--arch package.module:factory on the command line, got none; to run that code, repeat "
+            f"--arch {content['arch']}"
+        )
 
 
 def _checked(content: Any, digest: str, path: Path) -> dict[str, Any]:
@@ -107,14 +130,27 @@ def _checked(content: Any, digest: str, path: Path) -> dict[str, Any]:
     return {**content, "sha256": digest}
 
 
-def build_model(content: dict[str, Any], path: Path) -> nn.Module:
+def build_model(content: dict[str, Any], path: Path, arch: str | None = None) -> nn.Module:
     """The network of a loaded checkpoint, with its weights.
 
+    Args:
+        content: the checkpoint.
+        path: where it came from, for messages.
+        arch: ``package.module:factory`` of a network of the user's own, **from the user**: code
+            that only the checkpoint names is not run.
+
     Raises:
-        InputError: weights and architecture do not fit.
+        InputError: weights and architecture do not fit, or ``arch`` is missing.
     """
-    shape = tuple(content["image_shape"])
-    model = models.build_for(content["model"], content["arch"], content["num_classes"], shape)
+    shape, num_classes = tuple(content["image_shape"]), content["num_classes"]
+    if names_code(content["arch"]):
+        _refuse_code_of_file(content, path, arch)
+        assert arch is not None  # refused above
+        # Names of weights tell nothing here: the user's own network may begin with a mean, too.
+        normalize = str(content["config"].get("normalize", "none"))
+        model = models.build(arch, num_classes, shape, normalize)
+    else:
+        model = models.build_for(content["model"], content["arch"], num_classes, shape)
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:

@@ -32,23 +32,34 @@ class TrainConfig:
     """
 
     recipe: str | None = None
-    """Named hyperparameters of a published run, for example mnist-smoothadv-drf."""
+    """Named hyperparameters of a published run: mnist- or cifar10- and gaussian, stability, macer,
+    smoothmix[-drf], smoothadv[-drf], consistency[-drf]; cifar10-consistency-adv. Values depend on
+    --sigma: the nearest of 0.25, 0.5 and 1 counts. Recipes follow the DRF paper; the published code
+    it builds on is --split-batches --late-drop --no-nesterov."""
     config: Path | None = None
     """TOML file with any of these settings; the names are those of the flags."""
 
     data: str = "mnist-mini"
-    """Data set: mnist-mini (embedded), mnist or fashion-mnist."""
+    """Data set: mnist-mini (embedded), mnist, fashion-mnist, cifar10; imagefolder (train/ and test/
+    or val/ with a folder a class) or imagenet (the same, brought to 224 x 224), with --data-dir."""
     data_dir: Path | None = None
     """Folder of the data set; without it, a cache folder into which it is downloaded."""
     train_images: int | None = None
-    """Use only the first so many training images."""
+    """Use only the first so many training images; of class folders, as many evenly spaced ones."""
+    augment: Literal["none", "crop-flip"] = "none"
+    """Random crops (4 pixels of padding; of imagenet, a random part of the image) and flips."""
     arch: str = "lenet"
-    """Network: lenet."""
+    """Network: lenet (28 x 28), resnet20, resnet56, resnet110, resnet50 (32 x 32 and larger), or
+    one of your own: package.module:factory, called with num_classes=K, on the command line only."""
+    normalize: str = "auto"
+    """Normalising first layer, after the noise: none, cifar10, cifar10-center, imagenet or
+    imagenet-center; auto takes that of the data set, none for mnist-like sets and imagefolder."""
 
     method: str = "smoothadv"
-    """Training loss: gaussian, smoothadv or consistency."""
+    """Training loss: gaussian, stability, macer, smoothmix, smoothadv or consistency."""
     drf: bool = True
-    """Soft ball (DRF) instead of the hard one, for methods that have an adversary."""
+    """Soft ball (DRF) instead of the hard one, for methods that have an adversary (of smoothmix,
+    which has no ball, our own extension)."""
     sigma: float = 0.5
     """Standard deviation of the noise, in pixel units (images in [0, 1])."""
     num_samples: int = 2
@@ -58,7 +69,7 @@ class TrainConfig:
     epsilon: float = 1.0
     """L2 strength of the adversary in pixel units (the literature's 255 is 1.0 here)."""
     warmup_epochs: int = 0
-    """Epochs over which epsilon grows linearly to its value."""
+    """Epochs over which epsilon, and the adversary's step with it, grows linearly to its value."""
     grad_norm: Literal["image", "batch", "none"] = "image"
     """Normalise the ascent by each image's gradient norm, the batch's mean norm, or not."""
     lambda0: float = 1.0
@@ -75,19 +86,47 @@ class TrainConfig:
     """Consistency: weight of the KL term."""
     consistency_eta: float = 0.5
     """Consistency: weight of the entropy."""
+    stability_lam: float = 2.0
+    """Stability: weight of the stability term."""
+    macer_lam: float = 12.0
+    """MACER: weight lambda of the margin term."""
+    macer_gamma: float = 8.0
+    """MACER: margins above this are left alone."""
+    macer_beta: float = 16.0
+    """MACER: inverse temperature of the probabilities in the margin."""
+    macer_after_drop: bool = False
+    """MACER: switch the margin term on when the learning rate first drops (the MNIST recipe does,
+    as published)."""
+    mix_alpha: float = 1.0
+    """SmoothMix: step size of the adversary in pixel units (L2); --steps counts the steps."""
+    mix_eta: float = 5.0
+    """SmoothMix: weight of the mixed images (published for MNIST: 5 with --steps 2, 4, 8 at sigma
+    0.25, 0.5, 1, the recipe's choice; or 1 with --steps 3, 4, 8)."""
+    mix_step: Literal[0, 1] = 0
+    """SmoothMix: the near end of the line is the image (0) or the adversary after one step (1)."""
+    mix_warmup: int = 0
+    """SmoothMix: epochs over which --mix-eta, and the reach of that one step, grow linearly."""
 
     epochs: int = 6
     """Passes over the training images."""
     batch_size: int = 64
     """Clean images of a step; the network sees num_samples times as many rows."""
+    split_batches: bool = False
+    """Cut each batch into num_samples smaller ones with an optimiser step each, as published code
+    does; recipes take the paper at its word and don't."""
+    accumulate: int = 1
+    """Compute a step's gradient in so many parts, to save memory: the same step up to rounding
+    (batch normalisation alone sees the parts)."""
     lr: float = 0.05
     """Learning rate of SGD at the start."""
     lr_drops: tuple[float, ...] = (0.6, 0.8)
     """Fractions of the epochs after which the learning rate is divided by 10."""
+    late_drop: bool = False
+    """Drop the learning rate one epoch later, as published code does; recipes don't."""
     momentum: float = 0.9
     """Momentum of SGD."""
     nesterov: bool = True
-    """Nesterov's form of momentum."""
+    """Nesterov's form of momentum; the DRF paper names it, published code does without."""
     weight_decay: float = 1e-4
     """L2 penalty on the weights."""
 
@@ -99,6 +138,8 @@ class TrainConfig:
     """Where to compute; auto takes a GPU if there is one."""
     memory_format: MemoryFormat = "auto"
     """Layout of the network's weights; auto measures which is faster."""
+    threads: int | Literal["auto"] = "auto"
+    """CPU threads; they are recorded, and a resumed run takes what was recorded."""
     compile: bool = False
     """Run the network through torch.compile."""
 
@@ -110,11 +151,15 @@ class TrainConfig:
     out: Path | None = None
     """Run folder; the default is runs/ and a name made of data, method, sigma and seed."""
     resume: bool = False
-    """Continue the run in the run folder, if there is one."""
+    """Continue the run in the run folder, if there is one: the same bits as without a break."""
     force: bool = False
     """Replace the run in the run folder."""
+    save_every: int | None = None
+    """Save every so many steps too, not only after each epoch."""
     max_steps: int | None = None
     """Stop after so many training steps (for trials)."""
+    dry_run: bool = False
+    """Print the resolved settings (as TOML) and the time they would take; write nothing."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -137,7 +182,8 @@ class CertifyConfig:
     sigma: float | None = None
     """Noise level in pixel units; the default is that of the training run."""
     arch: str | None = None
-    """Architecture of a checkpoint of another repository, where it does not say it itself."""
+    """Architecture of a checkpoint of another repository, where it does not say it itself, or the
+    package.module:factory of a network of your own."""
     normalize: str | None = None
     """Its normalising first layer: none, cifar10, cifar10-center, imagenet or imagenet-center."""
     n0: int = 100
@@ -203,7 +249,8 @@ class PredictConfig:
     sigma: float | None = None
     """Noise level in pixel units; the default is that of the training run."""
     arch: str | None = None
-    """Architecture of a checkpoint of another repository, where it does not say it itself."""
+    """Architecture of a checkpoint of another repository, where it does not say it itself, or the
+    package.module:factory of a network of your own."""
     normalize: str | None = None
     """Its normalising first layer: none, cifar10, cifar10-center, imagenet or imagenet-center."""
     n: int = 1000
@@ -277,11 +324,17 @@ class DoctorConfig:
 Config = TypeVar("Config", TrainConfig, CertifyConfig)
 
 
+def names_code(arch: str) -> bool:
+    """Whether ``--arch`` is ``package.module:factory``, so that to build it is to run code."""
+    return ":" in arch
+
+
 def updated(config: Config, values: dict[str, Any], source: str) -> Config:
     """``config`` with ``values`` (keys as flags or as fields) in place; every value is checked.
 
     Raises:
-        InputError: an unknown key, or a value of the wrong type; names ``source``.
+        InputError: an unknown key, a value of the wrong type, or an ``arch`` that names code, which
+            only the command line may do; names ``source``.
     """
     hints = typing.get_type_hints(type(config))
     changes: dict[str, Any] = {}
@@ -294,6 +347,11 @@ def updated(config: Config, values: dict[str, Any], source: str) -> Config:
                 f"{source}: expected settings of the command, got the unknown key {key!r}{hint}"
             )
         changes[name] = _checked(value, hints[name], f"{source}: {key}")
+    if names_code(str(changes.get("arch"))):
+        raise InputError(
+            f"{source}: expected the name of an architecture, got {changes['arch']!r}, which names "
+            "code; pass it as --arch on the command line"
+        )
     return dataclasses.replace(config, **changes)
 
 

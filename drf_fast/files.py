@@ -13,6 +13,11 @@ from typing import Any, BinaryIO
 
 from drf_fast.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows has no flock
+    fcntl = None  # type: ignore[assignment]
+
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -86,6 +91,43 @@ def read_json(path: str | Path) -> Any:
             f"cannot read {path}: expected JSON, got something else ({error}); "
             "restore the file or write it anew"
         ) from error
+
+
+def lock(path: Path, descriptor: int) -> None:
+    """Lock the open file or folder ``path`` until it is closed: one writer at a time.
+
+    Nothing where the system has no such locks.
+
+    Raises:
+        InputError: another process holds the lock.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(
+            f"{path} is being written by another process: expected one writer; wait for it, or "
+            "choose another --out"
+        ) from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` locked, see ``lock``."""
+    if fcntl is None:
+        yield
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # nothing can be written there either, which new_folder tells
+        yield
+        return
+    try:
+        lock(folder, descriptor)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def new_folder(path: str | Path, *, force: bool = False, resume: bool = False) -> Path:

@@ -85,7 +85,7 @@ def load(config: CertifyConfig | PredictConfig) -> Loaded:
     images = data.load(
         name, config.split, data_dir=config.data_dir or _path(trained.get("data_dir"))
     )
-    shape = tuple(images.images.shape[1:])
+    shape = images.image_shape
     if "assumed" in saved:
         saved = _fitted(saved, images, sigma)
     if images.num_classes != saved["num_classes"] or shape != tuple(saved["image_shape"]):
@@ -97,7 +97,7 @@ def load(config: CertifyConfig | PredictConfig) -> Loaded:
     indices = tuple(range(0, len(images), config.skip))[: config.max_images]
     device = runtime.pick_device(config.device)
     processes.start(device)
-    model = checkpoint.build_model(saved, path)
+    model = checkpoint.build_model(saved, path, config.arch)
     model, memory_format = runtime.place(
         model, device, config.memory_format, config.precision, shape
     )
@@ -127,7 +127,7 @@ def _fitted(saved: dict[str, Any], images: Dataset, sigma: float) -> dict[str, A
     """A checkpoint of another repository, which does not tell all, completed from the images."""
     for note in saved["notes"]:
         say(note)
-    shape = tuple(images.images.shape[1:])
+    shape = images.image_shape
     models.check_shape(saved["arch"], shape)
     saved = {**saved, "image_shape": list(shape)}
     count = min(len(images), 256)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,19 @@ _FILE_NAME = "metrics.jsonl"
 
 def last_metrics(folder: Path) -> dict[str, Any]:
     """The metrics of the last whole epoch of a run; empty where there is none."""
-    lines = _lines(folder)
-    return json.loads(lines[-1]) if lines else {}
+    return next(reversed(_rows(folder)), {})
 
 
-def _lines(folder: Path) -> list[str]:
-    """The whole lines of metrics.jsonl; none where it is missing or damaged."""
-    try:
-        lines = (folder / _FILE_NAME).read_text(encoding="utf-8").splitlines(keepends=True)
-        return lines if all(isinstance(json.loads(line), dict) for line in lines) else []
-    except (OSError, ValueError):
-        return []
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl up to the first that is damaged; none where it is missing."""
+    rows: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in (folder / _FILE_NAME).read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+                break
+            rows.append(row)
+    return rows
 
 
 class Metrics:
@@ -34,15 +38,16 @@ class Metrics:
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = folder / _FILE_NAME
-        kept: list[str] = []
-        if epochs_done:  # an epoch that was logged but not saved is trained again
-            kept = _lines(folder)[:epochs_done]
-        write_atomic(self._path, "".join(kept))
+        # An epoch that was logged but not saved is trained again.
+        kept = [row for row in _rows(folder) if row["epoch"] <= epochs_done]
+        write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
 
     def write(self, metrics: dict[str, Any]) -> None:
         with self._path.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # the checkpoint that follows claims this line
         for name, value in metrics.items():
             if name != "epoch":
                 self._events.add_scalar(name, value, metrics["epoch"])

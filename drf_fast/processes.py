@@ -5,14 +5,16 @@ Without torchrun there is one process, and everything here is immediate.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from drf_fast.errors import InputError
+from drf_fast.errors import InputError, RunError
 
 # Ranks wait for the slowest one, and that may take a certification's whole time.
 _PATIENCE = datetime.timedelta(days=30)
@@ -51,14 +53,35 @@ def agree(value: Any) -> Any:
     if count() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    with _together():
+        dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def total(values: torch.Tensor) -> None:
+    """Replace ``values`` by their sum over the processes, the same bits in all of them."""
+    if count() > 1:
+        with _together():
+            dist.all_reduce(values)
 
 
 def wait() -> None:
     """Return when all processes are here."""
     if count() > 1:
-        dist.barrier()
+        with _together():
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """An exchange fails where another process has ended, which has said why itself."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(
+            f"process {rank()} of {count()}: expected an answer of the others, got an error "
+            f"({' '.join(str(error).split())[:120]}); the process that failed first says why"
+        ) from error
 
 
 def finish() -> None:

@@ -6,13 +6,14 @@ import contextlib
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 import drf_fast
-from drf_fast import backends
+from drf_fast import backends, processes
 from drf_fast.errors import InputError
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -83,6 +84,22 @@ def _seconds(model, device, precision, image_shape, rows) -> float:
     return best
 
 
+@contextlib.contextmanager
+def same_threads() -> Iterator[None]:
+    """Leave the number of CPU threads as it was, whatever is set inside."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        set_threads(before)
+
+
+def set_threads(number: int) -> None:
+    """Compute with so many CPU threads."""
+    if number != torch.get_num_threads():
+        torch.set_num_threads(number)
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, threads and device, to be kept with every result."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -93,5 +110,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": sys.platform,
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
+        "processes": processes.count(),
         "backend": backends.current(),
     }

@@ -13,9 +13,12 @@ from drf_fast.errors import InputError
 
 # Settings that may differ when a run is resumed: they do not change what is trained.
 _FREE_ON_RESUME = {
-    "resume", "force", "json", "out", "config", "recipe", "data_dir", "max_steps",
-    "certify_images", "certify_n",
+    "resume", "force", "json", "out", "config", "recipe", "data_dir", "max_steps", "save_every",
+    "dry_run", "certify_images", "certify_n",
 }  # fmt: skip
+
+# Of these a resumed run takes what was recorded, for "auto".
+MEASURED = ("memory_format", "threads")
 
 _MOST = 2**32  # sample indices are 32-bit words of the noise counter
 
@@ -33,6 +36,16 @@ def uses_drf(config: TrainConfig) -> bool:
 def method_label(config: TrainConfig) -> str:
     """The name of a row in the paper's tables: smoothadv, smoothadv+drf ..."""
     return config.method + ("+drf" if uses_drf(config) else "")
+
+
+def images_of_a_step(config: TrainConfig) -> int:
+    """How many images an optimiser step sees."""
+    return config.batch_size // (config.num_samples if config.split_batches else 1)
+
+
+def steps_of_an_epoch(config: TrainConfig, images: int) -> int:
+    """How many optimiser steps show all the images once."""
+    return math.ceil(images / images_of_a_step(config))
 
 
 def run_folder(config: TrainConfig) -> Path:
@@ -54,25 +67,30 @@ def check_sigma(sigma: float) -> None:
         )
 
 
-def check(config: TrainConfig) -> None:
+def check(config: TrainConfig, processes: int = 1) -> None:
     """Refuse settings out of range, one sentence each.
+
+    Args:
+        config: the settings.
+        processes: how many of them divide the work.
 
     Raises:
         InputError: names the flag, what was expected and what came.
     """
     for name in ("num_samples", "epochs", "batch_size", "kappa", "train_images", "max_steps",
-                 "certify_n"):  # fmt: skip
+                 "certify_n", "accumulate", "save_every", "threads"):  # fmt: skip
         value = getattr(config, name)
-        if value is not None and not 1 <= value < _MOST:
+        if isinstance(value, int) and not 1 <= value < _MOST:
             raise InputError(
                 f"--{name.replace('_', '-')} must lie between 1 and {_MOST - 1}, got {value}"
             )
     for name in ("steps", "warmup_epochs", "certify_images", "lambda0", "weight_decay",
-                 "momentum", "consistency_lam", "consistency_eta"):  # fmt: skip
+                 "momentum", "consistency_lam", "consistency_eta", "stability_lam", "macer_lam",
+                 "mix_eta", "mix_warmup"):  # fmt: skip
         value = getattr(config, name)
         if not 0 <= value < math.inf:
             raise InputError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
-    for name in ("epsilon", "lr", "lambda_lr"):
+    for name in ("epsilon", "lr", "lambda_lr", "macer_gamma", "macer_beta", "mix_alpha"):
         value = getattr(config, name)
         if not 0 < value < math.inf:
             raise InputError(
@@ -93,9 +111,43 @@ def check(config: TrainConfig) -> None:
         raise InputError(f"--seed must fit 64 bits, got {config.seed}")
     if config.resume and config.force:
         raise InputError("--resume continues a run and --force replaces it: pass one of them")
+    _check_method(config)
+    _check_batch(config, processes)
+
+
+def _check_method(config: TrainConfig) -> None:
     methods.uses_adversary(config.method)
     if config.method == "smoothadv" and config.steps == 0:
         raise InputError("--method smoothadv needs --steps of 1 or more; 0 is --method gaussian")
+    if config.method == "smoothmix" and config.steps <= config.mix_step:
+        raise InputError(
+            f"--method smoothmix needs --steps above --mix-step {config.mix_step}, got "
+            f"{config.steps}"
+        )
+    if config.macer_after_drop and not config.lr_drops:
+        raise InputError(
+            "--macer-after-drop waits for the first of --lr-drops, got none; name one, or pass "
+            "--no-macer-after-drop"
+        )
+
+
+def _check_batch(config: TrainConfig, processes: int) -> None:
+    if config.split_batches and config.batch_size % config.num_samples:
+        raise InputError(
+            f"--split-batches cuts --batch-size {config.batch_size} into --num-samples "
+            f"{config.num_samples} equal parts: expected a multiple of it"
+        )
+    if config.accumulate > images_of_a_step(config):
+        raise InputError(
+            f"--accumulate must be at most the {images_of_a_step(config)} images of a step, got "
+            f"{config.accumulate}"
+        )
+    divided = config.accumulate > 1 or processes > 1
+    if divided and config.grad_norm == "batch" and uses_adversary(config):
+        raise InputError(
+            "--grad-norm batch needs the whole batch at once, got a batch in parts; leave out "
+            "--accumulate and use one process, or choose --grad-norm image"
+        )
 
 
 def refuse_other_settings(
@@ -107,13 +159,15 @@ def refuse_other_settings(
         InputError: names what differs.
     """
     mine = json.loads(json.dumps(to_dict(config)))  # tuples are lists in a file
-    then = json.loads(json.dumps(saved))
+    # A setting that did not exist then was not in use: it had what is now its default.
+    then = json.loads(json.dumps({**to_dict(TrainConfig()), **saved}))
     other = [
-        f"{key} (then {then.get(key)!r}, now {mine[key]!r})"
+        f"{key} (then {then[key]!r}, now {mine[key]!r})"
         for key in mine
         if key not in _FREE_ON_RESUME
-        and then.get(key) != mine[key]
-        and (key, mine[key]) != ("memory_format", "auto")  # the recorded one is taken
+        and then[key] != mine[key]
+        # Then it was not recorded, or now the recorded one is taken.
+        and not (key in (*MEASURED, "normalize") and "auto" in (then[key], mine[key]))
     ]
     if saved.get("fingerprint") not in (None, fingerprint):
         other.append("training images (the files hold others than then)")

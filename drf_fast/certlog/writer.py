@@ -20,12 +20,7 @@ from drf_fast.certlog.config import (
 from drf_fast.certlog.parts import collect, part_path, parts_of
 from drf_fast.certlog.rows import COLUMNS, Row, format_row, parse_rows
 from drf_fast.errors import InputError
-from drf_fast.files import write_json
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock
-    fcntl = None  # type: ignore[assignment]
+from drf_fast.files import lock, write_json
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -43,20 +38,6 @@ def _refuse_other_files(path: Path) -> None:
             f"{sidecar(path)} does not belong to a log: expected the configuration of one to "
             "replace, got another file; choose another --out"
         )
-
-
-def _lock(path: Path, file: FileIO) -> None:
-    """One writer at a time: two would certify the same images and write them twice."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise InputError(
-            f"{path} is being written by another process: expected one writer; wait for it, or "
-            "choose another --out"
-        ) from error
 
 
 class CertificationLog:
@@ -177,7 +158,11 @@ class CertificationLog:
     def _open(cls, path: Path, done: set[int]) -> CertificationLog:
         with explained(path):
             log = cls(path, FileIO(path, "ab"), done)
-        _lock(path, log._file)
+        try:
+            lock(path, log._file.fileno())
+        except InputError:
+            log._file.close()
+            raise
         if log._file.tell() == 0:
             log._write("\t".join(COLUMNS))
         return log

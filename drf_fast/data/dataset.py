@@ -1,4 +1,4 @@
-"""A labelled set of images held in memory, and reproducible minibatches of it."""
+"""A labelled set of images, and reproducible minibatches of it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drf_fast.data import augment as augmentation
+from drf_fast.data.image_files import ImageFiles
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Images and labels of one split.
 
     Attributes:
-        images: (N, C, H, W) uint8, 0 to 255.
+        images: (N, C, H, W) uint8, 0 to 255: a tensor, or image files that are decoded when they
+            are indexed; both have ``shape``, and ``images[index]`` is a tensor.
         labels: (N,) int64, 0 to ``num_classes - 1``.
         num_classes: number of classes.
         name: the name that ``load`` was given.
         split: ``"train"`` or ``"test"``.
         class_names: one name a class.
-        fingerprint: SHA-256 (hex) of the bytes of ``images``, then of ``labels`` (little-endian).
+        fingerprint: SHA-256 (hex) of the bytes of ``images``, then of ``labels`` (little-endian);
+            of image files, see ``ImageFiles.fingerprint``.
     """
 
-    images: Tensor
+    images: Tensor | ImageFiles
     labels: Tensor
     num_classes: int
     name: str
@@ -37,15 +42,26 @@ class Dataset:
 
     def float_images(self, index: Tensor | slice | Sequence[int]) -> Tensor:
         """Images at ``index`` as float32 in [0, 1]: the byte divided by 255, correctly rounded."""
-        return self.images[index].to(torch.float32).div_(255)
+        return _floats(self.images[index])
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return tuple(self.images.shape[1:])
 
 
-def fingerprint(images: Tensor, labels: Tensor) -> str:
+def _floats(images: Tensor) -> Tensor:
+    return images.to(torch.float32).div_(255)
+
+
+def fingerprint(images: Tensor | ImageFiles, labels: Tensor) -> str:
     """SHA-256 (hex) over the bytes of ``images`` (uint8), then ``labels`` (int64, little-endian).
 
     The same pictures and labels in the same order have the same fingerprint whichever file they
     came from, so two logs can be compared without trusting the name of a data set.
     """
+    if isinstance(images, ImageFiles):
+        return images.fingerprint(labels)
     digest = hashlib.sha256(images.contiguous().numpy().data)
     digest.update(labels.contiguous().numpy().astype("<i8", copy=False).data)
     return digest.hexdigest()
@@ -59,12 +75,13 @@ def batches(
     epoch: int,
     drop_last: bool = False,
     start: int = 0,
+    augment: str = "none",
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Minibatches of one epoch, gathered from memory without worker processes.
+    """Minibatches of one epoch, gathered from memory or read from files two batches ahead.
 
-    The order depends on ``(shuffle_seed, epoch)`` alone and torch's global generator is left
-    untouched, so a run that restarts at batch ``start`` of an epoch sees exactly the batches that
-    it would have seen.
+    The order depends on ``(shuffle_seed, epoch)`` alone, a crop or flip on the image's id too, and
+    torch's global generator is left untouched, so a run that restarts at batch ``start`` of an
+    epoch sees exactly the batches that it would have seen.
 
     Args:
         dataset: the data.
@@ -73,30 +90,47 @@ def batches(
         epoch: number of the epoch, from 0.
         drop_last: leave out a last batch that is not full.
         start: index of the first batch to yield.
+        augment: "none"; "crop-flip" crops and flips at random (``drf_fast.data.augment``), for
+            which ``shuffle_seed`` must be a number.
 
     Yields:
         images (B, C, H, W) float32 in [0, 1]; labels (B,) int64; ids (B,) int64, the position of
         each image in ``dataset``.
 
     Raises:
-        ValueError: ``batch_size`` below 1, ``epoch`` or ``start`` below 0.
+        ValueError: ``batch_size`` below 1, ``epoch`` or ``start`` below 0, an unknown ``augment``
+            or one without a seed.
+        InputError: while iterating over image files: one is damaged or missing.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if epoch < 0 or start < 0:
         raise ValueError(f"epoch and start must be 0 or more, got {epoch=} and {start=}")
-    order = _order(len(dataset), shuffle_seed, epoch)
-    return _iterate(dataset, batch_size, order, drop_last, start)
+    if augment not in augmentation.NAMES:
+        raise ValueError(f"augment must be one of {', '.join(augmentation.NAMES)}, got {augment!r}")
+    key = None
+    if augment != "none":
+        if shuffle_seed is None:
+            raise ValueError(f"augment={augment!r} draws random crops: expected a shuffle_seed")
+        key = (shuffle_seed, epoch)
+    chunks = list(_order(len(dataset), shuffle_seed, epoch).split(batch_size))
+    if drop_last and chunks and len(chunks[-1]) < batch_size:
+        chunks.pop()
+    return _iterate(dataset, chunks[start:], key)
 
 
 def _iterate(
-    dataset: Dataset, batch_size: int, order: Tensor, drop_last: bool, start: int
+    dataset: Dataset, chunks: list[Tensor], key: tuple[int, int] | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    for first in range(start * batch_size, len(order), batch_size):
-        ids = order[first : first + batch_size]
-        if drop_last and len(ids) < batch_size:
-            return
-        yield dataset.float_images(ids), dataset.labels[ids], ids
+    if isinstance(dataset.images, ImageFiles):
+        pictures = dataset.images.stream(chunks, key)
+    elif key is None:
+        pictures = map(dataset.images.__getitem__, chunks)
+    else:
+        images = dataset.images
+        pictures = (augmentation.crop_flip(images[ids], ids, *key) for ids in chunks)
+    for ids, picture in zip(chunks, pictures, strict=True):
+        yield _floats(picture), dataset.labels[ids], ids
 
 
 def _order(size: int, shuffle_seed: int | None, epoch: int) -> Tensor:

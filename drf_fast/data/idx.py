@@ -15,6 +15,21 @@ from drf_fast.errors import InputError
 _UNSIGNED_BYTE = 0x08
 
 
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a data file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: expected a readable data file, got "
+            f"{(error.strerror or 'an error').lower()}; check its permissions"
+        ) from error
+
+
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """Read a file of unsigned bytes, unpacked or gzip (by its ``.gz`` suffix).
 
@@ -32,13 +47,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         InputError: the file cannot be read, is no such file, is truncated or has bytes too many.
     """
     repair = "delete it and fetch it again"
-    try:
-        packed = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: expected a readable data file, got "
-            f"{(error.strerror or 'an error').lower()}; check its permissions"
-        ) from error
+    packed = read_bytes(path)
     try:
         content = gzip.decompress(packed) if path.suffix == ".gz" else packed
     except (OSError, EOFError, zlib.error) as error:

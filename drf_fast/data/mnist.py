@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import http.client
-import os
-import shutil
-import sys
-import tempfile
-import urllib.error
 import zipfile
 import zlib
 from importlib import resources
@@ -17,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from drf_fast.data.download import fetch
 from drf_fast.data.idx import read_idx
 from drf_fast.errors import InputError
 
-Arrays = tuple[np.ndarray, np.ndarray]  # images (N, 28, 28) uint8 and labels (N,) uint8
+Arrays = tuple[np.ndarray, np.ndarray]  # images (N, ...) uint8 and labels (N,) uint8
 
 _STEMS = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -107,47 +100,13 @@ def _locate(folder: str, split: str, data_dir: Path) -> tuple[Path, Path] | None
 
 
 def _download(folder: str, data_dir: Path) -> None:
-    """Fetch the files with torchvision (its mirrors, its checksums) into ``data_dir``.
+    """Fetch the files with torchvision (its mirrors, its checksums) into ``data_dir``."""
 
-    They arrive in a scratch folder and are then moved, so an interrupted download leaves nothing
-    that looks like data, and two processes cannot spoil each other's files.
-    """
-    ask = f"put the {folder} files into a folder and name it with --data-dir"
-    try:
+    def get(scratch: str) -> Path:
         from torchvision import datasets
-    except ImportError as error:
-        raise InputError(
-            f"cannot download {folder}: expected torchvision to be installed, got '{error}'; "
-            f"run 'pip install torchvision', or {ask}"
-        ) from error
-    target = data_dir / folder / "raw"
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.mkdtemp(prefix=".download.", dir=data_dir)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(
-            f"cannot store {folder} in {data_dir}: expected a writable folder, got "
-            f"{(error.strerror or 'an error').lower()}; choose another --data-dir"
-        ) from error
-    try:
-        # torchvision may print; standard output is for results.
-        with contextlib.redirect_stdout(sys.stderr):
-            getattr(datasets, folder)(scratch, download=True)
-        for stem in (stem for stems in _STEMS.values() for stem in stems):
-            os.replace(Path(scratch, folder, "raw", f"{stem}.gz"), target / f"{stem}.gz")
-    except (
-        RuntimeError,
-        urllib.error.URLError,
-        ConnectionError,
-        TimeoutError,
-        http.client.HTTPException,
-    ) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"cannot download {folder}: expected its servers to answer, got '{reason[:300]}'; "
-            f"connect to the network, or {ask}, or use --data mnist-mini, which needs no download"
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+
+        getattr(datasets, folder)(scratch, download=True)
+        return Path(scratch, folder, "raw")
+
+    names = [f"{stem}.gz" for stems in _STEMS.values() for stem in stems]
+    fetch(folder, data_dir, data_dir / folder / "raw", names, get)

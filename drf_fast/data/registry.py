@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from drf_fast.data import folders
+from drf_fast.data.cifar import CLASS_NAMES, read_cifar10
 from drf_fast.data.dataset import Dataset, fingerprint
 from drf_fast.data.mnist import read_mini, read_mnist
 from drf_fast.errors import InputError
@@ -62,9 +64,10 @@ _SOURCES = {
         lambda split, data_dir, download: read_mnist("FashionMNIST", split, data_dir, download),
         {},
     ),
+    "cifar10": _Source(CLASS_NAMES, read_cifar10, {}),
 }
 
-NAMES: tuple[str, ...] = tuple(_SOURCES)
+NAMES: tuple[str, ...] = (*_SOURCES, *folders.NAMES)
 
 
 def default_data_dir() -> Path:
@@ -80,14 +83,16 @@ def load(
     download: bool = True,
     limit: int | None = None,
 ) -> Dataset:
-    """Load one split of a data set into memory.
+    """Load one split of a data set, into memory unless its images stay in their files.
 
     Args:
         name: one of ``NAMES``.
         split: ``"train"`` or ``"test"``.
-        data_dir: where the files are or shall be stored; ``default_data_dir()`` if ``None``.
+        data_dir: where the files are or shall be stored; ``default_data_dir()`` if ``None``, but
+            folders of images (``drf_fast.data.folders``) must be named.
         download: fetch files that are missing.
-        limit: keep the first ``limit`` images only; all of them if there are fewer.
+        limit: keep the first ``limit`` images only, of folders as many evenly spaced ones; all of
+            them if there are fewer.
 
     Returns:
         The data; images (N, C, H, W) uint8, labels (N,) int64.
@@ -97,14 +102,19 @@ def load(
             data set, no network, a folder that cannot be written.
         OSError: the disk is full.
     """
-    if name not in _SOURCES:
+    if name not in NAMES:
         raise InputError(f"unknown data set '{name}': expected one of {', '.join(NAMES)}")
     if split not in _SPLITS:
         raise InputError(f"unknown split '{split}': expected train or test")
     if limit is not None and limit < 1:
         raise InputError(f"the limit must be at least 1 image, got {limit}")
-    source = _SOURCES[name]
     folder = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
+    if name in folders.NAMES:
+        where = None if data_dir is None else folder
+        images, labels, class_names = folders.read_folder(name, split, where, limit)
+        found = fingerprint(images, labels)
+        return Dataset(images, labels, len(class_names), name, split, class_names, found)
+    source = _SOURCES[name]
     image_array, label_array = source.read(split, folder, download)
 
     images = torch.from_numpy(image_array)

@@ -1,6 +1,7 @@
 """Training = an adversary x a loss; one file a loss, imported when it is asked for.
 
-DRF is not an entry: it is the SoftBall that a method is given instead of the HardBall.
+DRF is not an entry: it is the SoftBall that a method is given instead of the HardBall, or, in
+smoothmix, instead of no ball.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from types import ModuleType
 from drf_fast.errors import InputError
 
 # Name of the file, and whether the method trains on adversarial images.
-_USES_ADVERSARY = {"gaussian": False, "smoothadv": True, "consistency": True}
+_USES_ADVERSARY = {
+    "gaussian": False,
+    "stability": False,
+    "macer": False,
+    "smoothmix": True,
+    "smoothadv": True,
+    "consistency": True,
+}
 NAMES = tuple(_USES_ADVERSARY)
 
 

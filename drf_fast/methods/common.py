@@ -28,6 +28,15 @@ class Batch:
     key: int
     image_ids: torch.Tensor
 
+    @property
+    def noise(self) -> dict[str, Any]:
+        """The arguments that name the noise of these images."""
+        return {"seed": self.key, "image_ids": self.image_ids}
+
+    def part(self, rows: slice) -> Batch:
+        """Some of the images; their noise stays theirs."""
+        return Batch(self.x[rows], self.target[rows], self.key, self.image_ids[rows])
+
 
 @dataclass(frozen=True)
 class MethodOptions:
@@ -39,6 +48,9 @@ class MethodOptions:
         steps: T, steps of the adversary.
         grad_norm: "image", "batch" or "none", see ``adversary_step``.
         consistency_lam, consistency_eta: weights of the consistency loss.
+        stability_lam: weight of the stability term.
+        macer_lam, macer_gamma, macer_beta: see ``macer_loss``.
+        mix_alpha, mix_eta, mix_step, mix_radius: see ``smoothmix``.
     """
 
     sigma: float
@@ -47,6 +59,14 @@ class MethodOptions:
     grad_norm: str = "image"
     consistency_lam: float = 1.0
     consistency_eta: float = 0.5
+    stability_lam: float = 2.0
+    macer_lam: float = 12.0
+    macer_gamma: float = 8.0
+    macer_beta: float = 16.0
+    mix_alpha: float = 1.0
+    mix_eta: float = 5.0
+    mix_step: int = 0
+    mix_radius: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,9 +92,8 @@ def noisy_batch(
     model: Any, batch: Batch, options: MethodOptions, ball: Ball
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(B*m, ...) noisy copies of the adversarial images and their distances; clean if no ball."""
-    noise: dict[str, Any] = {"seed": batch.key, "image_ids": batch.image_ids}
     if ball is None:
-        return noisy_repeat(batch.x, options.sigma, options.num_samples, **noise), None
+        return noisy_repeat(batch.x, options.sigma, options.num_samples, **batch.noise), None
     adversarial = attack(
         model,
         batch.x,
@@ -84,7 +103,7 @@ def noisy_batch(
         steps=options.steps,
         ball=ball,
         grad_norm=options.grad_norm,
-        **noise,
+        **batch.noise,
     )
     return adversarial.noisy, adversarial.distance
 

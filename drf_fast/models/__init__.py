@@ -1,4 +1,7 @@
-"""Architectures by name; one file each. A new one is one entry in ``_ARCHITECTURES``."""
+"""Architectures by name; one file each. A new one is one entry in ``_ARCHITECTURES``.
+
+A name of the form ``package.module:factory`` is a network of the user's own (``own.py``).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from functools import partial
 
 from torch import nn
 
+from drf_fast.config import names_code
 from drf_fast.errors import InputError
+from drf_fast.models import own
 from drf_fast.models.lenet import LeNet
 from drf_fast.models.normalize import Normalize, normalize_layer
 from drf_fast.models.resnet import CifarResNet, resnet50
@@ -56,18 +61,22 @@ def build(
     """A freshly initialised network for images (C, H, W); torch's default generator seeds it.
 
     Args:
-        arch: one of ``NAMES``.
+        arch: one of ``NAMES``, or ``package.module:factory``, which runs that code.
         num_classes: outputs K of the last layer.
         image_shape: (C, H, W).
         normalize: a normalising first layer, one of ``drf_fast.models.normalize.NAMES``; the
             network is then ``nn.Sequential(Normalize, network)``, as published.
 
     Raises:
-        InputError: unknown name, or images of a size that the architecture does not take.
+        InputError: unknown name, images of a size that the architecture does not take, or code
+            that does not make a network for them.
     """
-    check_shape(arch, image_shape)
     layer = normalize_layer(normalize, image_shape[0])
-    network = _ARCHITECTURES[arch].make(num_classes, image_shape[0])
+    if names_code(arch):
+        network = own.build(arch, num_classes, image_shape)
+    else:
+        check_shape(arch, image_shape)
+        network = _ARCHITECTURES[arch].make(num_classes, image_shape[0])
     return network if layer is None else nn.Sequential(layer, network)
 
 
@@ -110,5 +119,8 @@ def usual_shape(arch: str, channels: int) -> tuple[int, int, int]:
 
 def _named(arch: str) -> _Architecture:
     if arch not in _ARCHITECTURES:
-        raise InputError(f"--arch must be one of {', '.join(NAMES)}, got {arch!r}")
+        raise InputError(
+            f"--arch must be one of {', '.join(NAMES)}, or package.module:factory for a network of "
+            f"your own, got {arch!r}"
+        )
     return _ARCHITECTURES[arch]

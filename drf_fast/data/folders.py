@@ -1,0 +1,208 @@
+"""Folders of image files: one folder a class, below one folder a split.
+
+::
+
+    DATA_DIR/train/CLASS/*.jpg
+    DATA_DIR/test/CLASS/*.jpg        or val/
+
+Classes are numbered in the order of their names and images ordered by class and name, as
+torchvision's ImageFolder does, so that the position of an image is the same there and here.
+Where there are only class folders, every fifth image of each class, from the first on, is a test
+image. Hidden files and folders do not count.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drf_fast.data.image_files import ImageFiles, decode
+from drf_fast.errors import InputError
+from drf_fast.progress import say
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+
+_TEST_NAMES = {"imagefolder": ("test", "val"), "imagenet": ("val", "test")}
+NAMES: tuple[str, ...] = tuple(_TEST_NAMES)
+_TEST_EVERY = 5
+_MOST_IN_MEMORY = 2 * 2**30  # bytes of pixels
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of one split.
+
+    Attributes:
+        root: the folder.
+        class_names: names of the classes.
+        names: paths of the files below ``root``.
+        labels: (N,) int64.
+    """
+
+    root: Path
+    class_names: tuple[str, ...]
+    names: tuple[str, ...]
+    labels: np.ndarray
+
+
+def read_folder(
+    name: str, split: str, data_dir: Path | None, limit: int | None
+) -> tuple[Tensor | ImageFiles, Tensor, tuple[str, ...]]:
+    """The images of one split, their labels and the names of the classes.
+
+    ``"imagefolder"`` takes images of one size and decodes them into memory (from 2 GiB on they stay
+    in their files); ``"imagenet"`` brings images of any size to 224 x 224 when they are needed.
+
+    Args:
+        name: one of ``NAMES``.
+        split: ``"train"`` or ``"test"``.
+        data_dir: the folder.
+        limit: take so many images, evenly spaced, for neighbours are of one class.
+
+    Raises:
+        InputError: a folder is missing, a class empty or only in one of the splits, an image
+            damaged or of another size; names it.
+    """
+    if data_dir is None:
+        raise InputError(
+            f"--data {name} needs the folder of its images: expected --data-dir FOLDER with "
+            f"train/CLASS/*.jpg and {_TEST_NAMES[name][0]}/CLASS/*.jpg, got none; pass it"
+        )
+    listing = list_split(data_dir, split, _TEST_NAMES[name])
+    count = len(listing.names)
+    picked = np.arange(count)
+    if limit is not None and limit < count:
+        picked = np.arange(limit) * count // limit
+    files = [listing.names[index] for index in picked]
+    labels = torch.from_numpy(listing.labels[picked])
+    if name == "imagenet":
+        return ImageFiles(listing.root, files, None), labels, listing.class_names
+    first = decode(listing.root / files[0])
+    images = ImageFiles(listing.root, files, (first.height, first.width))
+    if images.shape.numel() > _MOST_IN_MEMORY:
+        return images, labels, listing.class_names
+    return _decoded(images), labels, listing.class_names
+
+
+def _decoded(images: ImageFiles) -> Tensor:
+    result = torch.empty(tuple(images.shape), dtype=torch.uint8)
+    chunks = torch.arange(len(images)).split(256)
+    for ids, batch in zip(chunks, images.stream(chunks), strict=True):
+        result[ids] = batch
+    return result
+
+
+def list_split(data_dir: Path, split: str, test_names: Sequence[str]) -> Listing:
+    """Find the files of one split.
+
+    Args:
+        data_dir: the folder.
+        split: ``"train"`` or ``"test"``.
+        test_names: names of the test split's folder; the first that is there is taken.
+
+    Raises:
+        InputError: as ``read_folder``.
+    """
+    layout = f"train/ and {' or '.join(f'{name}/' for name in test_names)} with a folder a class"
+    if not data_dir.is_dir():
+        what = "a file" if data_dir.exists() else "nothing there"
+        raise InputError(
+            f"cannot read {data_dir}: expected a folder with {layout}, got {what}; check --data-dir"
+        )
+    roots = {"train": _first(data_dir, ("train",)), "test": _first(data_dir, test_names)}
+    root = roots[split]
+    if root is not None:
+        classes = _classes(root)
+        for other in roots.values():
+            if other is not None and (difference := set(classes) ^ set(_folders(other))):
+                raise InputError(
+                    f"{data_dir} has the class {min(difference)!r} in one of "
+                    f"{roots['train']} and {roots['test']} only: expected the same class folders "
+                    "in both; add or remove it"
+                )
+        return _listing(root, {name: _images(root, name) for name in classes})
+    if any(roots.values()):
+        raise InputError(
+            f"{data_dir} has no {split} images: expected {layout}, got only "
+            f"{next(filter(None, roots.values())).name}/; add the other folder"
+        )
+    files = {name: _images(data_dir, name) for name in _classes(data_dir)}
+    if split == "test":
+        parts = {name: found[::_TEST_EVERY] for name, found in files.items()}
+    else:
+        parts = {
+            name: [file for at, file in enumerate(found) if at % _TEST_EVERY]
+            for name, found in files.items()
+        }
+    for name, found in parts.items():
+        if not found:
+            raise InputError(
+                f"{data_dir / name} holds one image: expected two or more, one to train and one to "
+                "test; add images, or make folders train/ and test/"
+            )
+    _tell_division(data_dir)
+    return _listing(data_dir, parts)
+
+
+@functools.cache  # a command reads both splits
+def _tell_division(data_dir: Path) -> None:
+    say(f"{data_dir} has no train/ and test/: every {_TEST_EVERY}th image of a class is for tests")
+
+
+def _listing(root: Path, files: dict[str, list[str]]) -> Listing:
+    counts = [len(found) for found in files.values()]
+    names = tuple(file for found in files.values() for file in found)
+    return Listing(
+        root, tuple(files), names, np.repeat(np.arange(len(files), dtype=np.int64), counts)
+    )
+
+
+def _first(data_dir: Path, names: Sequence[str]) -> Path | None:
+    return next((data_dir / name for name in names if (data_dir / name).is_dir()), None)
+
+
+def _folders(root: Path) -> list[str]:
+    try:
+        entries = [entry.name for entry in os.scandir(root) if entry.is_dir()]
+    except OSError as error:
+        raise InputError(
+            f"cannot read {root}: expected a readable folder, got "
+            f"{(error.strerror or 'an error').lower()}; check its permissions"
+        ) from error
+    return sorted(name for name in entries if not name.startswith("."))
+
+
+def _classes(root: Path) -> list[str]:
+    classes = _folders(root)
+    if len(classes) < 2:
+        raise InputError(
+            f"{root} has {len(classes)} class folders: expected two or more, each with images of "
+            "one class; check --data-dir"
+        )
+    return classes
+
+
+def _images(root: Path, class_name: str) -> list[str]:
+    """The image files of a class, also in folders below it, as paths below ``root``."""
+    found = []
+    for folder, _, files in sorted(os.walk(root / class_name)):
+        place = Path(folder).relative_to(root)
+        if not any(part.startswith(".") for part in place.parts):
+            found += [
+                (place / file).as_posix()
+                for file in sorted(files)
+                if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+            ]
+    if not found:
+        raise InputError(
+            f"the class folder {root / class_name} holds no images: expected files "
+            f"{', '.join(SUFFIXES)}; add images or remove the folder"
+        )
+    return found

@@ -1,0 +1,187 @@
+"""Images that stay in their files until they are needed: JPEG, PNG and what else Pillow reads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from drf_fast.data import augment
+from drf_fast.errors import InputError
+
+_EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
+_SHORT_SIDE, _CROP = 256, 224  # the published ImageNet evaluation
+_AHEAD = 2  # batches
+
+
+class ImageFiles:
+    """N image files that are indexed as a tensor (N, 3, H, W) uint8 would be.
+
+    An image is decoded each time it is asked for, in threads (Pillow decodes without the
+    interpreter's lock), so that memory holds no more than the images asked for and, in ``stream``,
+    two batches ahead.
+
+    Args:
+        root: folder of the files.
+        names: paths below ``root``.
+        size: (H, W) that every image must have; ``None`` brings any image to 224 x 224: the
+            shorter side to 256 pixels (bilinear, antialiased), then the centre.
+
+    Raises:
+        InputError: when an image is read: it is damaged, missing or of another size; names it.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str], size: tuple[int, int] | None) -> None:
+        self.root, self.names, self.size = root, tuple(names), size
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, 3, H, W)."""
+        return torch.Size((len(self), 3, *(self.size or (_CROP, _CROP))))
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
+        if isinstance(index, int):
+            return self._plain(index)
+        if isinstance(index, slice):
+            positions = list(range(len(self))[index])
+        elif isinstance(index, Tensor):
+            positions = (index.nonzero().flatten() if index.dtype == torch.bool else index).tolist()
+        else:
+            positions = list(index)
+        if not positions:
+            return torch.empty((0, *self.shape[1:]), dtype=torch.uint8)
+        (images,) = _read_ahead([positions], self._plain)
+        return images
+
+    def stream(
+        self, chunks: Iterable[Tensor], augmented: tuple[int, int] | None = None
+    ) -> Iterator[Tensor]:
+        """The images of each chunk of ids, read while the caller works on earlier ones.
+
+        Args:
+            chunks: (B,) int64 ids of each batch.
+            augmented: (seed, epoch) of random crops and flips: of the size of the image with 4
+                pixels around it (``augment.crop_flip``), or, for images of any size, of a random
+                part of the whole file (``augment.resized_crop_box``).
+        """
+        chunks = list(chunks)
+        positions = [ids.tolist() for ids in chunks]
+        if augmented is None:
+            yield from _read_ahead(positions, self._plain)
+        elif self.size is None:
+            yield from _read_ahead(positions, lambda i: self._random_part(i, *augmented))
+        else:
+            batches = _read_ahead(positions, self._plain)
+            for ids, images in zip(chunks, batches, strict=True):
+                yield augment.crop_flip(images, ids, *augmented)
+
+    def fingerprint(self, labels: Tensor) -> str:
+        """SHA-256 (hex) over each file's name and length and its label.
+
+        Not over the pixels, which would mean to read everything: a file that was changed and kept
+        its length goes unnoticed.
+        """
+        digest = hashlib.sha256(f"image files, {self.size or 'resized to 224'}\n".encode())
+        for name, label in zip(self.names, labels.tolist(), strict=True):
+            path = self.root / name
+            try:
+                length = path.stat().st_size
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            digest.update(f"{name}\0{length}\0{label}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    def _plain(self, index: int) -> Tensor:
+        path = self.root / self.names[index]
+        image = decode(path)
+        if self.size is None:
+            return _tensor(_centre(image))
+        if (image.height, image.width) != self.size:
+            raise InputError(
+                f"{path} is {image.width} x {image.height} pixels: expected images of one size, "
+                f"{self.size[1]} x {self.size[0]} as the first of its set; resize it, or use "
+                "--data imagenet, which brings images of any size to 224 x 224"
+            )
+        return _tensor(image)
+
+    def _random_part(self, index: int, seed: int, epoch: int) -> Tensor:
+        image = decode(self.root / self.names[index])
+        left, top, width, height, flipped = augment.resized_crop_box(
+            image.width, image.height, seed, epoch, index
+        )
+        image = image.crop((left, top, left + width, top + height))
+        image = image.resize((_CROP, _CROP), Image.Resampling.BILINEAR)
+        return _tensor(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else image)
+
+
+def _centre(image: Image.Image) -> Image.Image:
+    """As torchvision's Resize(256) and CenterCrop(224), in their rounding too."""
+    short = min(image.size)
+    size = tuple(_SHORT_SIDE * side // short for side in image.size)
+    image = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
+    left, top = (round((side - _CROP) / 2) for side in size)
+    return image.crop((left, top, left + _CROP, top + _CROP))
+
+
+def decode(path: Path) -> Image.Image:
+    """The image in a file as RGB; transparency and orientation marks are ignored.
+
+    Raises:
+        InputError: it cannot be read or decoded, or has more than 8 bits a channel.
+    """
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            if mode in _EIGHT_BIT:
+                return image.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise what a damaged file makes them stumble over
+        raise _unreadable(path, error) from error
+    raise InputError(
+        f"{path} has pixels of mode {mode!r}: expected 8 bits a channel; convert it to PNG or JPEG"
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    reason = " ".join(reason.replace(f"'{path}'", "").replace(str(path), "the file").split())
+    return InputError(
+        f"cannot read the image {path}: expected a whole image file, got '{reason[:200]}'; "
+        "restore or remove it"
+    )
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _read_ahead(chunks: Iterable[Sequence[int]], read: Callable[[int], Tensor]) -> Iterator[Tensor]:
+    """``torch.stack`` of what ``read`` returns for each chunk, two chunks ahead of the caller."""
+    pool = ThreadPoolExecutor(_workers(), thread_name_prefix="images")
+    waiting: deque[list[Future[Tensor]]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append([pool.submit(read, index) for index in chunk])
+            if len(waiting) > _AHEAD:
+                yield torch.stack([future.result() for future in waiting.popleft()])
+        while waiting:
+            yield torch.stack([future.result() for future in waiting.popleft()])
+    finally:  # also when the caller stops early
+        pool.shutdown(cancel_futures=True)
+
+
+def _workers() -> int:
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(16, available or 1)

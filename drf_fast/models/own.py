@@ -1,0 +1,113 @@
+"""A network of the user's own: ``--arch package.module:factory``.
+
+The factory, a function or a class, is called as ``factory(num_classes=K)`` and returns an
+``nn.Module`` that maps images (B, C, H, W) in [0, 1] to logits (B, K), as
+``torchvision.models:resnet18`` does.
+
+To build it is to run code. So the name is taken from the command line, or from Python, and never
+from a file: a checkpoint or a TOML file of somebody else must not be able to run anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from drf_fast.errors import InputError
+
+_CALL = "expected a function or class that is called with num_classes=K and returns an nn.Module"
+
+
+def build(arch: str, num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    """Import and call the factory ``arch``; the current folder counts, as with ``python -m``.
+
+    Raises:
+        InputError: no such module or attribute, code that fails, no ``nn.Module``, or one that does
+            not map images of ``image_shape`` to ``num_classes`` logits.
+    """
+    factory = _find(arch)
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise InputError(f"--arch {arch}: {_CALL}, got {_kind(factory)}; name such a function")
+    try:
+        network = factory(num_classes=num_classes)
+    except Exception as error:
+        raise InputError(
+            f"--arch {arch} failed: {_CALL}, got {_told(error)}; correct it, or wrap it in a "
+            "function of that form"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"--arch {arch}: {_CALL}, got {_kind(network)}; return the network")
+    _try(network, arch, num_classes, image_shape)
+    return network
+
+
+def _find(arch: str) -> Any:
+    match = re.fullmatch(r"(\w+(?:\.\w+)*):(\w+(?:\.\w+)*)", arch)
+    if match is None:
+        raise InputError(
+            f"--arch must be a name, or package.module:factory for a network of your own, got "
+            f"{arch!r}"
+        )
+    module_name, attributes = match[1], match[2]
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    importlib.invalidate_caches()
+    try:
+        found: Any = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+            raise InputError(
+                f"--arch {arch}: expected a module {module_name} in the current folder or "
+                f"installed, got none ({_told(error)}); check the name and the folder"
+            ) from error
+        raise InputError(
+            f"--arch {arch}: expected {module_name} to be imported, got {_told(error)}; correct "
+            "that module (what a script does goes below 'if __name__ == \"__main__\"')"
+        ) from error
+    for attribute in attributes.split("."):
+        if not hasattr(found, attribute):
+            raise InputError(
+                f"--arch {arch}: expected {attribute!r} in {_place(found)}, got no such name; "
+                "check the spelling"
+            )
+        found = getattr(found, attribute)
+    return found
+
+
+def _try(network: nn.Module, arch: str, num_classes: int, image_shape: tuple[int, ...]) -> None:
+    """Two black images through it, without a trace: no gradient, no statistics, no random draw."""
+    images = torch.zeros(2, *image_shape)
+    wanted = f"expected images {tuple(images.shape)} to become logits {(2, num_classes)}"
+    training = [module for module in network.modules() if module.training]
+    try:  # not _modules.frozen, which lazy modules refuse before their first images
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = network.eval()(images)
+    except Exception as error:
+        raise InputError(
+            f"--arch {arch}: {wanted}, got {_told(error)}; correct the network or choose other data"
+        ) from error
+    for module in training:
+        module.training = True
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (2, num_classes):
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else _kind(logits)
+        raise InputError(f"--arch {arch}: {wanted}, got {shape}; correct the network's last layer")
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__name__
+    return f"an instance of {name}" if isinstance(value, nn.Module) else f"a value of type {name}"
+
+
+def _place(value: Any) -> str:
+    return getattr(value, "__file__", None) or getattr(value, "__name__", None) or _kind(value)

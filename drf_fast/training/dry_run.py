@@ -1,0 +1,77 @@
+"""``drf-fast train --dry-run``: the resolved settings, as TOML, and the time they would take."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from drf_fast import processes
+from drf_fast.config import to_dict
+from drf_fast.methods.common import Batch
+from drf_fast.settings import steps_of_an_epoch
+from drf_fast.training import schedule
+from drf_fast.training.run import Run
+from drf_fast.training.step import one_step
+
+_SECONDS, _MOST = 3.0, 20  # of measured steps
+_NOT_SETTINGS = ("recipe", "config", "resume", "force", "json", "dry_run")
+
+
+def show(run: Run, batches: Iterator[Batch], evaluate: Callable[[Run], float]) -> None:
+    """Measure a few steps of ``run``, which is used up, and print what was asked for."""
+    config = run.config
+    done = run.epoch * steps_of_an_epoch(config, len(run.train_set)) + run.batch
+    left = config.epochs * steps_of_an_epoch(config, len(run.train_set)) - done
+    if config.max_steps is not None:
+        left = min(left, config.max_steps - done)
+    step = _seconds_of_a_step(run, batches)
+    started = time.perf_counter()
+    evaluate(run)
+    test = time.perf_counter() - started
+    if processes.rank() > 0:
+        return
+    total = max(0, left) * step + (config.epochs - run.epoch) * test
+    settings = {key: value for key, value in to_dict(config).items() if key not in _NOT_SETTINGS}
+    predicted = {"steps": left, "seconds_per_step": step, "seconds": total}
+    if config.json:
+        print(json.dumps({"settings": settings, "predicted": predicted}, indent=2))
+        return
+    print("\n".join(_toml(key, value) for key, value in settings.items() if value is not None))
+    print(
+        f"\n# predicted: {left:,} steps of {1000 * step:.0f} ms and {config.epochs - run.epoch} "
+        f"tests of {test:.1f} s on {run.device} make {_duration(total)}, certificates excepted"
+    )
+
+
+def _seconds_of_a_step(run: Run, batches: Iterator[Batch]) -> float:
+    """Median time of a few steps, the first left out."""
+    times: list[float] = []
+    run.model.train()
+    for batch in batches:
+        started = time.perf_counter()
+        one_step(run, batch, schedule.options(run.config, run.epoch))
+        if run.device.type == "cuda":
+            torch.cuda.synchronize(run.device)
+        times.append(time.perf_counter() - started)
+        # Process 0 decides: all have to take the same steps.
+        if processes.agree(sum(times[1:]) >= _SECONDS or len(times) > _MOST):
+            break
+    later = times[1:] or times
+    return sorted(later)[len(later) // 2] if later else 0.0
+
+
+def _toml(key: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        value = list(value)
+    return f"{key} = {json.dumps(value)}"  # JSON's strings, numbers, booleans and lists are TOML's
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

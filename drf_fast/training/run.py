@@ -1,0 +1,58 @@
+"""All that a training run holds in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drf_fast import data, processes
+from drf_fast.adversary import HardBall, SoftBall
+from drf_fast.config import TrainConfig
+from drf_fast.progress import say
+
+
+@dataclasses.dataclass
+class Totals:
+    """Sums over the images that an epoch has seen so far, of all processes.
+
+    Attributes:
+        sums: (3,) float64 on the device: loss, share of right noisy copies, distance.
+        images: how many.
+        seconds: time spent on them.
+    """
+
+    sums: torch.Tensor
+    images: int = 0
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass
+class Run:
+    """A training run; ``config`` is resolved: what "auto" stands for is measured and recorded."""
+
+    config: TrainConfig
+    folder: Path
+    train_set: data.Dataset
+    test_set: data.Dataset
+    device: torch.device
+    model: torch.nn.Module
+    network: Any  # the model, compiled if asked for
+    optimizer: torch.optim.Optimizer
+    ball: HardBall | SoftBall | None
+    totals: Totals
+    epoch: int = 0
+    batch: int = 0  # of the epoch
+    step: int = 0
+
+    def no_totals(self) -> Totals:
+        """Sums of an epoch that begins."""
+        return Totals(torch.zeros(3, dtype=torch.float64, device=self.device))
+
+
+def announce(message: str) -> None:
+    """One line for the user, of process 0 alone."""
+    if processes.rank() == 0:
+        say(message)

@@ -1,0 +1,40 @@
+"""What changes from epoch to epoch, as functions of the settings and the epoch (from 0) alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from drf_fast.config import TrainConfig
+from drf_fast.methods.common import MethodOptions
+
+
+def drops(config: TrainConfig, epoch: int) -> int:
+    """How often the learning rate has been divided by 10."""
+    shown = epoch - config.late_drop
+    return sum(shown >= round(drop * config.epochs) for drop in config.lr_drops)
+
+
+def learning_rate(config: TrainConfig, epoch: int) -> float:
+    """The learning rate of an epoch."""
+    return config.lr * 0.1 ** drops(config, epoch)
+
+
+def epsilon(config: TrainConfig, epoch: int) -> float:
+    """The strength of the adversary, which a warm-up raises linearly."""
+    return config.epsilon * _warm(config.warmup_epochs, epoch)
+
+
+def options(config: TrainConfig, epoch: int) -> MethodOptions:
+    """The hyperparameters of the method in an epoch."""
+    names = {field.name for field in dataclasses.fields(MethodOptions)} - {"mix_radius"}
+    values = {name: getattr(config, name) for name in names}
+    warm = _warm(config.mix_warmup, epoch)
+    values["mix_eta"] *= warm
+    values["mix_radius"] = config.mix_alpha * warm
+    if config.macer_after_drop and drops(config, epoch) == 0:
+        values["macer_lam"] = 0.0
+    return MethodOptions(**values)
+
+
+def _warm(epochs: int, epoch: int) -> float:
+    return min(1.0, (epoch + 1) / epochs) if epochs else 1.0

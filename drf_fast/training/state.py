@@ -1,0 +1,92 @@
+"""A run's state in its checkpoint: all that an uninterrupted run would have gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from drf_fast import checkpoint, processes
+from drf_fast.adversary import SoftBall
+from drf_fast.config import to_dict
+from drf_fast.errors import InputError
+from drf_fast.settings import method_label
+from drf_fast.training.run import Run, Totals, announce
+
+
+def description(run: Run) -> dict[str, Any]:
+    """The settings as they are recorded with the network."""
+    return {
+        **to_dict(run.config),
+        "method_label": method_label(run.config),
+        "fingerprint": run.train_set.fingerprint,
+    }
+
+
+def save(run: Run) -> None:
+    """Write the checkpoint; process 0 does.
+
+    Raises:
+        InputError, OSError: the folder cannot be written; an older checkpoint stays whole.
+    """
+    if processes.rank() > 0:
+        return
+    content = {
+        "model": run.model.state_dict(),
+        "arch": run.config.arch,
+        "num_classes": run.train_set.num_classes,
+        "image_shape": list(run.train_set.image_shape),
+        "config": description(run),
+        "optimizer": run.optimizer.state_dict(),
+        "epoch": run.epoch,
+        "batch": run.batch,
+        "step": run.step,
+        "totals": {
+            "sums": run.totals.sums,
+            "images": run.totals.images,
+            "seconds": run.totals.seconds,
+        },
+        "processes": processes.count(),
+    }
+    if isinstance(run.ball, SoftBall):
+        content["ball"] = run.ball.state_dict()
+    checkpoint.save(run.folder / checkpoint.FILE_NAME, content)
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The checkpoint in a run folder as process 0 sees it; None where there is none yet.
+
+    Raises:
+        InputError: not a checkpoint, or a damaged one.
+    """
+    path = folder / checkpoint.FILE_NAME
+    return checkpoint.load(path) if path.exists() else None
+
+
+def restore(run: Run, saved: dict[str, Any]) -> None:
+    """Continue where ``saved`` was written.
+
+    Raises:
+        InputError: the checkpoint lacks what training needs, or does not fit the network.
+    """
+    try:
+        run.model.load_state_dict(saved["model"])
+        run.optimizer.load_state_dict(saved["optimizer"])
+        if isinstance(run.ball, SoftBall):
+            run.ball.load_state_dict(saved["ball"])
+        run.epoch, run.batch, run.step = (int(saved[name]) for name in ("epoch", "batch", "step"))
+        if "totals" in saved:
+            totals = saved["totals"]
+            sums = run.totals.sums.copy_(totals["sums"])
+            run.totals = Totals(sums, int(totals["images"]), float(totals["seconds"]))
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"cannot resume {run.folder}: expected a checkpoint with the state of a training run, "
+            f"got {type(error).__name__} ({reason}); start again with --force"
+        ) from error
+    announce(f"resuming {run.folder} at epoch {run.epoch}, step {run.step}")
+    if saved.get("processes", 1) != processes.count():
+        announce(
+            f"{processes.count()} processes go on with a run of {saved.get('processes', 1)}: the "
+            "result is the same up to rounding"
+        )

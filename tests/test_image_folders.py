@@ -1,0 +1,301 @@
+"""Class folders of image files: layouts, decoding, images that stay in their files, refusals."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from drf_fast import data
+from drf_fast.data import folders, image_files
+from drf_fast.data.image_files import ImageFiles
+from drf_fast.errors import InputError
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def picture(seed: int, size: tuple[int, int] = (10, 8)) -> Image.Image:
+    """Random pixels, (width, height)."""
+    random = np.random.default_rng(seed)
+    return Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), np.uint8))
+
+
+def write_classes(root: Path, per_class: int, seed: int = 0, **options) -> None:
+    for number, name in enumerate(CLASSES):
+        (root / name).mkdir(parents=True)
+        for at in range(per_class):
+            file = root / name / f"{at:03d}.png"
+            picture(seed + 100 * number + at, **options).save(file)
+
+
+@pytest.fixture
+def split_folder(tmp_path: Path) -> Path:
+    write_classes(tmp_path / "train", 6)
+    write_classes(tmp_path / "test", 2, seed=1000)
+    return tmp_path
+
+
+def load(folder: Path, split: str = "train", name: str = "imagefolder", **options) -> data.Dataset:
+    return data.load(name, split, data_dir=folder, **options)
+
+
+def test_a_folder_has_the_images_and_labels_that_torchvision_sees(split_folder):
+    from torchvision.datasets import ImageFolder
+
+    (split_folder / "train" / "bee" / "deeper").mkdir()
+    picture(77).save(split_folder / "train" / "bee" / "deeper" / "x.JPG", format="JPEG")
+    (split_folder / "train" / "bee" / "deeper-still").mkdir()
+    picture(78).save(split_folder / "train" / "bee" / "deeper-still" / "y.webp")
+    (split_folder / "train" / "bee" / "notes.txt").write_text("no image")
+    for split in ("train", "test"):
+        ours, theirs = load(split_folder, split), ImageFolder(str(split_folder / split))
+        assert len(ours) == len(theirs) and ours.class_names == tuple(theirs.classes) == CLASSES
+        assert isinstance(ours.images, torch.Tensor) and ours.images.dtype == torch.uint8
+        for index in range(len(theirs)):
+            image, label = theirs[index]
+            assert np.array_equal(ours.images[index].permute(1, 2, 0).numpy(), np.array(image))
+            assert ours.labels[index] == label
+    assert load(split_folder).images.shape == (20, 3, 8, 10)
+    assert load(split_folder).image_shape == (3, 8, 10)
+
+
+def test_hidden_files_are_no_images(split_folder):
+    before = load(split_folder).fingerprint
+    (split_folder / "train" / "ant" / "._000.png").write_text("left by another system")
+    (split_folder / "train" / ".cache").mkdir()
+    (split_folder / "train" / "ant" / ".thumbs").mkdir()
+    picture(1).save(split_folder / "train" / "ant" / ".thumbs" / "a.png")
+    assert load(split_folder).fingerprint == before
+
+
+def test_class_folders_alone_are_divided_always_the_same_way(tmp_path, capsys):
+    write_classes(tmp_path, 11)
+    train, test = load(tmp_path), load(tmp_path, "test")
+    assert "every 5th image" in capsys.readouterr().err
+    assert test.labels.bincount().tolist() == [3, 3, 3] and len(train) == 24
+    assert train.class_names == test.class_names == CLASSES
+    expected = [f"{name}/{at:03d}.png" for name in CLASSES for at in (0, 5, 10)]
+    assert folders.list_split(tmp_path, "test", ("test",)).names == tuple(expected)
+    both = torch.cat([train.images[:], test.images[:]])
+    assert len(both.flatten(1).unique(dim=0)) == 33  # each image in one of them
+
+
+def test_val_stands_for_test_and_may_come_alone(tmp_path):
+    write_classes(tmp_path / "val", 2)
+    assert load(tmp_path, "test").class_names == CLASSES
+    with pytest.raises(InputError, match="has no train images: .* got only val/; add"):
+        load(tmp_path)
+    write_classes(tmp_path / "test", 3)
+    assert len(load(tmp_path, "test")) == 9
+    assert len(load(tmp_path, "test", "imagenet")) == 6  # its test images have no labels
+
+
+def test_a_limit_takes_evenly_spaced_images(split_folder):
+    limited = load(split_folder, limit=6)
+    whole = load(split_folder)
+    assert limited.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert torch.equal(limited.images[:], whole.images[[0, 3, 6, 9, 12, 15]])
+    assert limited.fingerprint != whole.fingerprint
+    assert len(load(split_folder, limit=999)) == 18
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_other_kinds_of_pixels_become_rgb(split_folder, mode):
+    path = split_folder / "train" / "ant" / ("000.tif" if mode == "CMYK" else "000.png")
+    (split_folder / "train" / "ant" / "000.png").unlink()
+    picture(5).convert(mode).save(path)
+    expected = np.array(Image.open(path).convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(torch.as_tensor(load(split_folder).images[0]).numpy(), expected)
+
+
+# ---- images that stay in their files
+
+
+def test_large_sets_stay_in_their_files_and_look_the_same(split_folder, monkeypatch):
+    inside = load(split_folder)
+    monkeypatch.setattr(folders, "_MOST_IN_MEMORY", 100)
+    outside = load(split_folder)
+    assert isinstance(inside.images, torch.Tensor) and isinstance(outside.images, ImageFiles)
+    assert outside.images.shape == inside.images.shape and len(outside) == 18
+    mask = torch.zeros(18, dtype=torch.bool)
+    mask[[4, 9]] = True
+    for index in (3, slice(2, 9, 3), [5, 5, 0], torch.tensor([17, 1]), slice(0, 0), [], mask, -1):
+        assert torch.equal(outside.images[index], inside.images[index])
+    assert torch.equal(outside.float_images([4, 2]), inside.float_images([4, 2]))
+    for option in ("none", "crop-flip"):
+        settings = {"shuffle_seed": 3, "epoch": 1, "augment": option, "start": 1}
+        pairs = zip(
+            data.batches(outside, 4, **settings), data.batches(inside, 4, **settings), strict=True
+        )
+        for ours, theirs in pairs:
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_the_fingerprint_of_files_is_of_names_lengths_and_labels(split_folder, monkeypatch):
+    monkeypatch.setattr(folders, "_MOST_IN_MEMORY", 0)
+    before = load(split_folder).fingerprint
+    assert load(split_folder).fingerprint == before
+    path = split_folder / "train" / "bee" / "003.png"
+    path.rename(path.with_name("0035.png"))
+    renamed = load(split_folder).fingerprint
+    path.with_name("0035.png").write_bytes(b"another length")
+    assert len({before, renamed, load(split_folder).fingerprint}) == 3
+
+
+def test_imagenet_is_resized_and_cropped_as_published(tmp_path):
+    from torchvision import transforms
+
+    write_classes(tmp_path / "val", 2, size=(270, 400))
+    sizes = [(500, 375), (375, 501), (256, 300), (257, 256), (20, 31), (1000, 333)]
+    for at, size in enumerate(sizes):
+        picture(at, size).save(tmp_path / "val" / "bee" / f"x{at}.png")
+    published = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
+    test = load(tmp_path, "test", "imagenet")
+    assert isinstance(test.images, ImageFiles) and test.image_shape == (3, 224, 224)
+    assert len(test) == 12
+    files = [f"00{at}.png" for at in range(2)] + [f"x{at}.png" for at in range(len(sizes))]
+    for index, file in enumerate(files):
+        with Image.open(tmp_path / "val" / "bee" / file) as image:
+            expected = np.array(published(image)).transpose(2, 0, 1)
+        assert np.array_equal(test.images[2 + index].numpy(), expected)
+
+
+def test_training_on_imagenet_sees_random_parts_reproducibly(tmp_path):
+    write_classes(tmp_path / "train", 4, size=(60, 50))
+    train = load(tmp_path, "train", "imagenet")
+
+    def epoch(**options) -> dict[int, torch.Tensor]:
+        settings = {"shuffle_seed": 0, "epoch": 0, "augment": "crop-flip"} | options
+        found = data.batches(train, settings.pop("size", 5), **settings)
+        return {i: x for images, _, ids in found for i, x in zip(ids.tolist(), images, strict=True)}
+
+    whole = epoch()
+    assert len(whole) == 12 and whole[0].shape == (3, 224, 224)
+    other_size = epoch(size=3)
+    assert all(torch.equal(whole[i], other_size[i]) for i in whole)
+    later = epoch(start=1)
+    assert len(later) == 7 and all(torch.equal(whole[i], later[i]) for i in later)
+    next_epoch = epoch(epoch=1)
+    assert all(not torch.equal(whole[i], next_epoch[i]) for i in whole)
+    assert all(not torch.equal(whole[i], train.float_images([i])[0]) for i in whole)
+
+
+def test_no_more_than_two_batches_are_read_ahead(split_folder, monkeypatch):
+    monkeypatch.setattr(folders, "_MOST_IN_MEMORY", 0)
+    train, read, lock = load(split_folder), [], threading.Lock()
+    original = image_files.decode
+
+    def counted(path: Path) -> Image.Image:
+        with lock:
+            read.append(path)
+        return original(path)
+
+    monkeypatch.setattr(image_files, "decode", counted)
+    stream: Any = data.batches(train, 2, shuffle_seed=0, epoch=0)
+    for step in range(1, 4):
+        next(stream)
+        assert 2 * step <= len(read) <= 2 * (step + 2)
+    before = threading.active_count()
+    stream.close()  # the caller has seen enough
+    assert threading.active_count() <= before and len(read) <= 10
+    assert not any(thread.name.startswith("images") for thread in threading.enumerate())
+
+
+# ---- refusals
+
+
+def broken(folder: Path, content: bytes) -> Path:
+    path = folder / "train" / "bee" / "004.png"
+    path.write_bytes(content)
+    return path
+
+
+def whole_png() -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    picture(0).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<html>404</html>", whole_png()[:120], whole_png()[:50], whole_png()[:-40]],
+    ids=["empty", "html", "cut", "cut early", "cut late"],
+)
+def test_a_damaged_image_is_named(split_folder, monkeypatch, content, lazily):
+    path = broken(split_folder, content)
+    if lazily:
+        monkeypatch.setattr(folders, "_MOST_IN_MEMORY", 0)
+    with pytest.raises(InputError, match="cannot read the image .*restore or remove") as caught:
+        for _ in data.batches(load(split_folder), 4, shuffle_seed=0, epoch=0):
+            pass
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).count(str(path)) == 1
+
+
+def test_an_image_of_another_size_is_named(split_folder):
+    path = split_folder / "train" / "cat" / "002.png"
+    picture(3, (10, 9)).save(path)
+    with pytest.raises(InputError, match="is 10 x 9 pixels: expected .* 10 x 8") as caught:
+        load(split_folder)
+    assert str(path) in str(caught.value) and "--data imagenet" in str(caught.value)
+
+
+def test_an_image_of_16_bits_is_refused(split_folder):
+    path = split_folder / "train" / "ant" / "001.png"
+    Image.fromarray(np.full((8, 10), 40_000, np.uint16)).save(path)
+    with pytest.raises(InputError, match="mode 'I;16': expected 8 bits a channel") as caught:
+        load(split_folder)
+    assert str(path) in str(caught.value)
+
+
+def test_an_image_that_has_gone_is_named(split_folder, monkeypatch):
+    monkeypatch.setattr(folders, "_MOST_IN_MEMORY", 0)
+    train = load(split_folder)
+    path = split_folder / "train" / "ant" / "001.png"
+    path.unlink()
+    with pytest.raises(InputError, match="got 'No such file or directory'") as caught:
+        train.float_images([0, 1])
+    assert str(path) in str(caught.value)
+
+
+def test_an_empty_class_is_named(split_folder):
+    for file in (split_folder / "train" / "bee").iterdir():
+        file.unlink()
+    (split_folder / "train" / "bee" / "a.gif").write_text("")
+    with pytest.raises(InputError, match=r"holds no images: expected files \.jpg") as caught:
+        load(split_folder)
+    assert str(split_folder / "train" / "bee") in str(caught.value)
+
+
+def test_a_class_of_one_split_only_is_named(split_folder):
+    (split_folder / "test" / "dog").mkdir()
+    for split in ("train", "test"):
+        with pytest.raises(InputError, match="the class 'dog' in one of .* only"):
+            load(split_folder, split)
+
+
+def test_one_image_cannot_be_divided(tmp_path):
+    write_classes(tmp_path, 1)
+    with pytest.raises(InputError, match="holds one image: expected two or more"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", folders.NAMES)
+def test_a_missing_folder_is_named(tmp_path, name):
+    with pytest.raises(InputError, match="--data-dir FOLDER with train/CLASS"):
+        data.load(name, "train")
+    with pytest.raises(InputError, match="expected a folder with train/ and .* got nothing there"):
+        load(tmp_path / "absent", name=name)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="got a file; check --data-dir"):
+        load(tmp_path / "file", name=name)
+    with pytest.raises(InputError, match="has 0 class folders: expected two or more"):
+        load(tmp_path, name=name)
