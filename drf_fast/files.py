@@ -86,6 +86,11 @@ def read_json(path: str | Path) -> Any:
             f"cannot read {path}: expected JSON, got something else ({error}); "
             "restore the file or write it anew"
         ) from error
+    except RecursionError as error:
+        raise InputError(
+            f"cannot read {path}: expected JSON, got brackets nested too deep to be a file of ours; "
+            "restore the file or write it anew"
+        ) from error
 
 
 def new_folder(path: str | Path, *, force: bool = False, resume: bool = False) -> Path:

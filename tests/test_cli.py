@@ -132,3 +132,9 @@ def test_broken_json_is_bad_input(tmp_path: Path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(InputError, match="expected JSON"):
         files.read_json(tmp_path / "a.json")
+
+
+def test_deeply_nested_json_is_bad_input(tmp_path: Path):
+    (tmp_path / "a.json").write_text("[" * 200_000)
+    with pytest.raises(InputError, match="nested too deep"):
+        files.read_json(tmp_path / "a.json")
