@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import tyro
 
 from drf_fast import recipes
-from drf_fast.config import TrainConfig, updated
+from drf_fast.config import SweepConfig, TrainConfig, updated
 from drf_fast.errors import InputError
 from drf_fast.files import read_json
 from drf_fast.settings import run_folder, uses_adversary
@@ -38,10 +38,32 @@ def parse_train(words: list[str]) -> TrainConfig:
     Raises:
         InputError: a bad file, an unknown recipe, or a flag that the method would ignore.
     """
+    config = merged(words)
+    refuse_ignored_flags(config, given(words))
+    return config
+
+
+def parse_sweep(words: list[str]) -> tuple[SweepConfig, list[str]]:
+    """The configuration of ``drf-fast sweep``, and the words that are meant for ``train``."""
+    return tyro.cli(SweepConfig, prog="drf-fast sweep", args=words, return_unknown_args=True)
+
+
+def merged(
+    words: list[str], command: str = "train", start: TrainConfig | None = None
+) -> TrainConfig:
+    """Flags > TOML file > recipe > default, or > earlier run, in the words of ``train``.
+
+    With ``start`` the flags go over it, and it stands for all the rest.
+
+    Raises:
+        InputError: a bad file or an unknown recipe.
+    """
 
     def flags_over(base: TrainConfig) -> TrainConfig:
-        return tyro.cli(TrainConfig, prog="drf-fast train", args=words, default=base)
+        return tyro.cli(TrainConfig, prog=f"drf-fast {command}", args=words, default=base)
 
+    if start is not None:
+        return flags_over(start)
     config = flags_over(TrainConfig())
     file = {} if config.config is None else read_toml(config.config)
     recipe = config.recipe or file.get("recipe")
@@ -54,8 +76,13 @@ def parse_train(words: list[str]) -> TrainConfig:
         if config.recipe is not None:
             base = updated(base, recipes.get(config.recipe), f"recipe {config.recipe}")
         config = flags_over(updated(base, file, str(config.config)))
-    _refuse_ignored_flags(config, words)
     return config
+
+
+def given(words: list[str]) -> set[str]:
+    """The fields that the flags among ``words`` set; --no-drf gives ``no_drf`` and ``drf``."""
+    names = {word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+    return {field.replace("-", "_") for name in names for field in (name, name.removeprefix("no-"))}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -91,13 +118,12 @@ def _settings_of_the_run(config: TrainConfig) -> TrainConfig:
     return updated(TrainConfig(), known, str(path))
 
 
-def _refuse_ignored_flags(config: TrainConfig, words: list[str]) -> None:
-    """A flag without effect is a misunderstanding; say so instead of training something else."""
-    given = {
-        word.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
-        for word in words
-        if word.startswith("--")
-    }
+def refuse_ignored_flags(config: TrainConfig, given: set[str]) -> None:
+    """A flag without effect is a misunderstanding; say so instead of training something else.
+
+    Raises:
+        InputError: names the fields of ``given`` that the method would ignore.
+    """
     ignored = set()
     if not uses_adversary(config):
         ignored |= (_ADVERSARY_FLAGS | _DRF_FLAGS) - {"steps"} & given
@@ -111,7 +137,7 @@ def _refuse_ignored_flags(config: TrainConfig, words: list[str]) -> None:
     if config.method != "consistency" and _CONSISTENCY_FLAGS & given:
         ignored |= _CONSISTENCY_FLAGS & given
         reason = reason or "they belong to --method consistency"
-    if "--no-drf" in words:
+    if "no_drf" in given:
         ignored.discard("drf")
     ignored &= given
     if ignored:

@@ -13,6 +13,11 @@ from typing import Any, BinaryIO
 
 from drf_fast.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows has no flock
+    fcntl = None  # type: ignore[assignment]
+
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -88,7 +93,7 @@ def read_json(path: str | Path) -> Any:
         ) from error
     except RecursionError as error:
         raise InputError(
-            f"cannot read {path}: expected JSON, got brackets nested too deep to be a file of ours; "
+            f"cannot read {path}: expected JSON, got brackets nested too deep for a file of ours; "
             "restore the file or write it anew"
         ) from error
 
@@ -122,3 +127,28 @@ def new_folder(path: str | Path, *, force: bool = False, resume: bool = False) -
             "with --resume, replace it with --force, or choose another --out"
         )
     return path
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Keep other processes from working in ``folder``; one that dies gives it back.
+
+    Raises:
+        InputError: another process is at work there.
+        OSError: the folder cannot be opened.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder} is in use by another process: expected one at a time; wait for it, or "
+                "choose another --out"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)

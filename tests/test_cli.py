@@ -17,7 +17,7 @@ from drf_fast import files
 from drf_fast.cli import main
 from drf_fast.errors import InputError
 
-COMMANDS = ["train", "certify", "predict", "report", "doctor"]
+COMMANDS = ["train", "certify", "predict", "report", "sweep", "gap", "doctor"]
 
 
 def run(*words: str, **options) -> subprocess.CompletedProcess[str]:
@@ -54,7 +54,7 @@ def test_no_command_and_an_unknown_command_exit_with_2(capsys):
     assert main([]) == 2
     assert main(["trian"]) == 2
     captured = capsys.readouterr()
-    commands = "train, certify, predict, report, doctor"
+    commands = "train, certify, predict, report, sweep, gap, doctor"
     assert f"expected a command ({commands}), got 'trian'" in captured.err
     assert captured.out == ""
 

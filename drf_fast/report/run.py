@@ -10,7 +10,8 @@ from typing import Any
 from drf_fast.certlog import read_log
 from drf_fast.errors import InputError
 from drf_fast.report import machine
-from drf_fast.report.plot import check_path, draw, draw_p
+from drf_fast.report.plot import draw, draw_p
+from drf_fast.report.style import check_path
 from drf_fast.report.summary import Summary, summarize
 from drf_fast.report.tables import Table, caption, incompleteness, render, tables_of
 
