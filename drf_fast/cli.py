@@ -80,7 +80,7 @@ def _report(words: list[str]) -> int:
         plot=config.plot,
         plot_p=config.plot_p,
         paper=None if config.paper else False,
-        table1=config.table1,
+        table1=config.table1 or None,
         force=config.force,
     )
 

@@ -259,9 +259,9 @@ class ReportConfig:
     shows the hard ones too."""
     paper: bool = True
     """Show the row of Table 1 of the DRF paper beside ours where it has one."""
-    table1: bool | None = None
+    table1: bool = False
     """Lay the report out as Table 1 of the DRF paper, ours beside the paper's and the difference;
-    the default where all logs have a row there and were made as the paper's were."""
+    tables do so by themselves where all logs have a row there and were made as the paper's."""
     force: bool = False
     """Replace the plot files."""
 
