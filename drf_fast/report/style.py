@@ -87,6 +87,7 @@ def title(axes: Axes, text: str) -> None:
 def heading(drawn: Figure, text: str) -> None:
     """The quiet title of a whole figure, its lines broken where the figure ends."""
     width = int(13.5 * drawn.get_figwidth())  # letters of this size that an inch holds
+    text = text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
     lines = [part for line in text.split("\n") for part in textwrap.wrap(line, width)]
     drawn.suptitle("\n".join(lines), fontsize=9, color="0.35", x=0.02, ha="left")
 
