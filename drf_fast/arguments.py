@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import tyro
 
 from drf_fast import methods, recipes
-from drf_fast.config import TrainConfig, names_code, updated
+from drf_fast.config import SweepConfig, TrainConfig, names_code, updated
 from drf_fast.errors import InputError
 from drf_fast.files import read_json
 from drf_fast.settings import run_folder, uses_adversary
@@ -44,11 +44,35 @@ def parse_train(words: list[str]) -> TrainConfig:
         InputError: a bad file, an unknown recipe, or a flag that the method would ignore.
     """
 
-    def flags_over(base: TrainConfig) -> TrainConfig:
-        return tyro.cli(TrainConfig, prog="drf-fast train", args=words, default=base)
+    config = merged(words)
+    refuse_ignored_flags(config, given(words))
+    return config
 
+
+def parse_sweep(words: list[str]) -> tuple[SweepConfig, list[str]]:
+    """The configuration of ``drf-fast sweep``, and the words that are meant for ``train``."""
+    return tyro.cli(SweepConfig, prog="drf-fast sweep", args=words, return_unknown_args=True)
+
+
+def merged(
+    words: list[str], command: str = "train", start: TrainConfig | None = None
+) -> TrainConfig:
+    """Flags > TOML file > recipe > default, or > earlier run, in the words of ``train``.
+
+    With ``start`` the flags go over it, and it stands for all the rest.
+
+    Raises:
+        InputError: a bad file or an unknown recipe.
+    """
+
+    def flags_over(base: TrainConfig) -> TrainConfig:
+        return tyro.cli(TrainConfig, prog=f"drf-fast {command}", args=words, default=base)
+
+    if start is not None:
+        return flags_over(start)
     config = flags_over(TrainConfig())
-    file = {} if config.config is None else read_toml(config.config)
+    path = config.config
+    file = {} if path is None else read_toml(path)
     recipe = config.recipe or file.get("recipe")
 
     def with_recipe(base: TrainConfig) -> TrainConfig:
@@ -60,14 +84,18 @@ def parse_train(words: list[str]) -> TrainConfig:
             config = flags_over(updated(base, file, str(path)))
         return config
 
-    path = config.config
     config = with_recipe(TrainConfig())
     if config.resume:
         config = with_recipe(_settings_of_the_run(config))
     if recipe is not None and recipes.depends_on_sigma(str(recipe)):
         _tell_nearest(str(recipe), config.sigma)
-    _refuse_ignored_flags(config, words)
     return config
+
+
+def given(words: list[str]) -> set[str]:
+    """The fields that the flags among ``words`` set; --no-drf gives ``no_drf`` and ``drf``."""
+    names = {word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+    return {field.replace("-", "_") for name in names for field in (name, name.removeprefix("no-"))}
 
 
 def _tell_nearest(recipe: str, sigma: float) -> None:
@@ -120,13 +148,12 @@ def _settings_of_the_run(config: TrainConfig) -> TrainConfig:
     return updated(TrainConfig(), known, str(path))
 
 
-def _refuse_ignored_flags(config: TrainConfig, words: list[str]) -> None:
-    """A flag without effect is a misunderstanding; say so instead of training something else."""
-    given = {
-        word.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
-        for word in words
-        if word.startswith("--")
-    }
+def refuse_ignored_flags(config: TrainConfig, given: set[str]) -> None:
+    """A flag without effect is a misunderstanding; say so instead of training something else.
+
+    Raises:
+        InputError: names the fields of ``given`` that the method would ignore.
+    """
     reasons: dict[str, str] = {}
     if not uses_adversary(config):
         flags = _ADVERSARY_FLAGS | _DRF_FLAGS
@@ -142,7 +169,7 @@ def _refuse_ignored_flags(config: TrainConfig, words: list[str]) -> None:
     for method, flags in _METHOD_FLAGS.items():
         if method != config.method:
             reasons |= dict.fromkeys(flags, f"they belong to --method {method}")
-    if "--no-drf" in words:
+    if "no_drf" in given:
         reasons.pop("drf", None)
     ignored = sorted(given & set(reasons))
     if ignored:

@@ -46,7 +46,7 @@ def certify(config: CertifyConfig) -> Path | None:
         indices=loaded.indices,
         device=loaded.device,
         n0=config.n0,
-        rule=_rule(config, loaded.classifier.sigma),
+        rule=rule_of(config, loaded.classifier.sigma),
         batch_size=loaded.batch_size,
         skip_wrong=config.skip_wrong,
         shard=shard,
@@ -95,7 +95,7 @@ def _open_log(config: CertifyConfig, out: Path, description: dict[str, Any]) -> 
     return CertificationLog.part(out, processes.rank(), done, guard=whole)
 
 
-def _rule(config: CertifyConfig, sigma: float) -> Rule:
+def rule_of(config: CertifyConfig, sigma: float) -> Rule:
     """When an image has enough samples."""
     common: dict[str, Any] = {"n": config.n, "sigma": sigma, "alpha": config.alpha}
     asked = [name for name in ("radius", "tolerance") if getattr(config, name) is not None]

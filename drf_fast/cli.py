@@ -1,4 +1,4 @@
-"""The command line: ``drf-fast train | certify | predict | report | doctor``.
+"""The command line: ``drf-fast train | certify | predict | report | sweep | gap | doctor``.
 
 Nothing heavy is imported before a command runs, so ``--help`` answers at once. Results go to
 stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
@@ -24,6 +24,8 @@ Train and certify provably robust image classifiers by randomized smoothing.
   certify   certify test images with a checkpoint, one log line each
   predict   classify test images with the smoothed classifier
   report    ACR and certified accuracy of certification logs, ours and published ones
+  sweep     train and certify a grid of settings; table and figures
+  gap       histogram and density of the confidence gap of networks under noise
   doctor    what this installation can do, and how to get what is missing; --self-test
             compares every operation on the devices at hand with the reference
 
@@ -78,8 +80,28 @@ def _report(words: list[str]) -> int:
         plot=config.plot,
         plot_p=config.plot_p,
         paper=None if config.paper else False,
+        table1=config.table1 or None,
         force=config.force,
     )
+
+
+def _sweep(words: list[str]) -> int:
+    from drf_fast.arguments import parse_sweep
+
+    config, train_words = parse_sweep(words)
+    from drf_fast import sweep
+
+    return sweep.run(config, train_words)
+
+
+def _gap(words: list[str]) -> int:
+    from drf_fast.arguments import parse
+    from drf_fast.config import GapConfig
+
+    config = parse(GapConfig, "gap", words)
+    from drf_fast import gap
+
+    return gap.run(config)
 
 
 def _doctor(words: list[str]) -> int:
@@ -97,6 +119,8 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "certify": _certify,
     "predict": _predict,
     "report": _report,
+    "sweep": _sweep,
+    "gap": _gap,
     "doctor": _doctor,
 }
 
@@ -131,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}; what was written before is kept", 1)
     except KeyboardInterrupt:
-        resumable = words[0] in ("train", "certify")
+        resumable = words[0] in ("train", "certify", "sweep")
         hint = "; the same command with --resume (and no --force) goes on" if resumable else ""
         return _fail(f"interrupted{hint}", 130)
 

@@ -9,7 +9,7 @@ import difflib
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -306,8 +306,90 @@ class ReportConfig:
     shows the hard ones too."""
     paper: bool = True
     """Show the row of Table 1 of the DRF paper beside ours where it has one."""
+    table1: bool = False
+    """Lay the report out as Table 1 of the DRF paper, ours beside the paper's and the difference;
+    tables do so by themselves where all logs have a row there and were made as the paper's."""
     force: bool = False
     """Replace the plot files."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """Train and certify a grid of settings, and draw what they do to the certified radius.
+
+    Any flag of 'drf-fast train' holds for all runs. For example the paper's Fig. 3:
+    drf-fast sweep --recipe mnist-smoothadv-drf --vary lambda0=0.5,1,2 --seeds 0,1,2 --sigma 1
+    Each run has a sub-folder of its own; an interrupted sweep goes on with --resume.
+    """
+
+    vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A flag of train and its values: lambda0=0.5,1,2. Given again, all combinations are run."""
+    seeds: str | None = None
+    """Training seeds of each setting, averaged: 0,1,2; the default is train's --seed alone."""
+    n: int | None = None
+    """Samples that bound the probability of the class; the default is 10,000."""
+    n0: int | None = None
+    """Samples that choose the class; the default is 100."""
+    alpha: float | None = None
+    """Probability that a certificate is wrong; the default is 0.001."""
+    certify_images: int | None = None
+    """Test images to certify of each run, every k-th for the largest k; the default is 100."""
+    skip: int | None = None
+    """Certify every so many-th test image instead; 1 takes all."""
+    out: Path | None = None
+    """Folder of the sweep; the default is runs/ and a name made of the data, method and grid."""
+    plan: Annotated[bool, tyro.conf.arg(aliases=("--dry-run",))] = False
+    """List the runs and the time they would take, and stop."""
+    resume: bool = False
+    """Continue the sweep in the folder; without other flags with the settings it has. More values
+    or seeds extend it."""
+    force: bool = False
+    """Replace the sweep in the folder."""
+    json: bool = False
+    """Print the summary as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GapConfig:
+    """The confidence gap of networks under noise: histogram, density and quantiles.
+
+    log F^y(x + delta) - max_{c != y} log F^c(x + delta), over test images classified right (Fig. 2
+    of the DRF paper). For example: drf-fast gap runs/smoothadv runs/smoothadv-drf --plot gap.png
+    """
+
+    checkpoints: tyro.conf.Positional[tuple[Path, ...]]
+    """Checkpoints or run folders, one curve each; those of one method and sigma are seeds."""
+    data: str | None = None
+    """Data set; the default is that of the training run."""
+    data_dir: Path | None = None
+    """Folder of the data set; the default is that of the training run."""
+    split: Literal["test", "train"] = "test"
+    """Which images."""
+    sigma: float | None = None
+    """Noise level in pixel units; the default is that of each training run."""
+    arch: str | None = None
+    """Architecture of checkpoints of another repository, where they do not say it themselves."""
+    normalize: str | None = None
+    """Their normalising first layer: none, cifar10, cifar10-center, imagenet or imagenet-center."""
+    num_samples: int = 1
+    """Noisy copies of each image."""
+    over: Literal["copy", "vote", "all"] = "copy"
+    """Gaps of which copies: those classified right themselves, all copies of images that the
+    majority of copies gets right, or all."""
+    skip: int = 1
+    """Take every so many-th image."""
+    max_images: int | None = None
+    """Take at most so many images."""
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+    seed: int = 0
+    """Names the noise."""
+    plot: Path | None = None
+    """Draw histogram and density into this PNG, PDF or SVG file."""
+    force: bool = False
+    """Replace the plot file."""
+    json: bool = False
+    """Print the numbers as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)

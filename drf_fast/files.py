@@ -91,6 +91,11 @@ def read_json(path: str | Path) -> Any:
             f"cannot read {path}: expected JSON, got something else ({error}); "
             "restore the file or write it anew"
         ) from error
+    except RecursionError as error:
+        raise InputError(
+            f"cannot read {path}: expected JSON, got brackets nested too deep for a file of ours; "
+            "restore the file or write it anew"
+        ) from error
 
 
 def lock(path: Path, descriptor: int) -> None:
@@ -159,3 +164,28 @@ def new_folder(path: str | Path, *, force: bool = False, resume: bool = False) -
             "with --resume, replace it with --force, or choose another --out"
         )
     return path
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Keep other processes from working in ``folder``; one that dies gives it back.
+
+    Raises:
+        InputError: another process is at work there.
+        OSError: the folder cannot be opened.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder} is in use by another process: expected one at a time; wait for it, or "
+                "choose another --out"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)

@@ -10,7 +10,7 @@ import torch
 
 from drf_fast import functional
 from drf_fast.engine import Work
-from drf_fast.progress import say
+from drf_fast.progress import duration, say
 
 _PROBES = 256  # images of the look at the accuracy under noise
 
@@ -84,16 +84,10 @@ def show(plan: Plan, work: Work) -> None:
     say(
         f"{at_most}{plan.samples:,} samples in {plan.forward_passes:,} forward passes of "
         f"{work.batch_size} rows, {plan.rows_per_second:,.0f} rows/s: {at_most}about "
-        f"{_duration(plan.seconds)}"
+        f"{duration(plan.seconds)}"
     )
     for warning in plan.warnings:
         say(f"warning: {warning}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _accuracy_under_noise(work: Work) -> float | None:

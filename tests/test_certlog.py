@@ -283,6 +283,25 @@ def test_the_environment_may_change_between_resumes(tmp_path):
         assert log.done == {1}
 
 
+def test_the_environments_of_resumed_runs_are_recorded_in_order(tmp_path):
+    path = write_log(tmp_path / "a.tsv", [row(1)], CONFIG | {"environment": {"threads": 2}})
+    for threads in (2, 64, 64, 2):
+        CertificationLog.resume(path, CONFIG | {"environment": {"threads": threads}}).close()
+    config = json.loads(sidecar(path).read_text())
+    assert config["environment"] == {"threads": 2}
+    assert config["environments_resumed"] == [{"threads": 64}, {"threads": 2}]
+    assert read_log(path).config == config
+
+
+def test_a_refused_resume_leaves_the_sidecar_as_it_was(tmp_path):
+    path = write_log(tmp_path / "a.tsv", [], CONFIG | {"environment": {"threads": 2}})
+    path.write_text(OURS + "garbage\n")
+    before = sidecar(path).read_bytes()
+    with pytest.raises(InputError, match="line 2 is malformed"):
+        CertificationLog.resume(path, CONFIG | {"environment": {"threads": 64}})
+    assert sidecar(path).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -17,7 +17,7 @@ from drf_fast import files
 from drf_fast.cli import main
 from drf_fast.errors import InputError
 
-COMMANDS = ["train", "certify", "predict", "report", "doctor"]
+COMMANDS = ["train", "certify", "predict", "report", "sweep", "gap", "doctor"]
 
 
 def run(*words: str, **options) -> subprocess.CompletedProcess[str]:
@@ -54,7 +54,7 @@ def test_no_command_and_an_unknown_command_exit_with_2(capsys):
     assert main([]) == 2
     assert main(["trian"]) == 2
     captured = capsys.readouterr()
-    commands = "train, certify, predict, report, doctor"
+    commands = "train, certify, predict, report, sweep, gap, doctor"
     assert f"expected a command ({commands}), got 'trian'" in captured.err
     assert captured.out == ""
 
@@ -131,4 +131,10 @@ def test_a_file_in_a_missing_folder_is_bad_input(tmp_path: Path):
 def test_broken_json_is_bad_input(tmp_path: Path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(InputError, match="expected JSON"):
+        files.read_json(tmp_path / "a.json")
+
+
+def test_deeply_nested_json_is_bad_input(tmp_path: Path):
+    (tmp_path / "a.json").write_text("[" * 200_000)
+    with pytest.raises(InputError, match="nested too deep"):
         files.read_json(tmp_path / "a.json")

@@ -8,7 +8,8 @@ Kolter (2019) and their successors publish, so tools of the field read it; ours 
 ``radius`` (L2, in pixel units) and ``p_lower`` have 12 decimals and are rounded *down*: a printed
 certificate never claims more than the computed one. ``predict`` is -1 where the classifier
 abstains. ``FILE.json`` holds the configuration; its key ``environment`` (versions, threads, what
-was measured) is recorded but not compared when a log is resumed.
+was measured) is recorded but not compared when a log is resumed; a resumed run adds its own, where
+it differs, to ``environments_resumed``.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ from typing import Any
 from drf_fast.errors import InputError
 from drf_fast.files import read_json
 
-_NOT_COMPARED = "environment"
+# What may change when a log is resumed: where it was begun, and the places where it went on.
+_ENVIRONMENT, _LATER = "environment", "environments_resumed"
+_NOT_COMPARED = {_ENVIRONMENT, _LATER}
 
 
 def bare_name(path: Path) -> str:
@@ -44,7 +46,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def refuse_other_config(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     missing = object()
-    keys = sorted((old.keys() | new.keys()) - {_NOT_COMPARED})
+    keys = sorted((old.keys() | new.keys()) - _NOT_COMPARED)
     different = [key for key in keys if old.get(key, missing) != new.get(key, missing)]
     if different:
         pairs = ", ".join(
@@ -56,6 +58,19 @@ def refuse_other_config(path: Path, old: dict[str, Any], new: dict[str, Any]) ->
             f"cannot resume {path}: expected the configuration that it was made with, got another "
             f"{pairs}; use the same settings, or choose another --out"
         )
+
+
+def with_environment(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """``old`` with the environment of ``new`` added, unless the log was last written in the same.
+
+    The first one stays under ``environment``; those of resumed runs follow, in order, in the list
+    ``environments_resumed``.
+    """
+    later = old.get(_LATER, [])
+    last = later[-1] if isinstance(later, list) and later else old.get(_ENVIRONMENT)
+    if _ENVIRONMENT not in new or new[_ENVIRONMENT] == last:
+        return old
+    return {**old, _LATER: [*(later if isinstance(later, list) else []), new[_ENVIRONMENT]]}
 
 
 def read_bytes(path: Path) -> bytes:

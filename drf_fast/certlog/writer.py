@@ -16,6 +16,7 @@ from drf_fast.certlog.config import (
     read_config,
     refuse_other_config,
     sidecar,
+    with_environment,
 )
 from drf_fast.certlog.parts import collect, part_path, parts_of
 from drf_fast.certlog.rows import COLUMNS, Row, format_row, parse_rows
@@ -109,16 +110,20 @@ class CertificationLog:
                 f"cannot resume {path}: expected its configuration in {sidecar(path)}, got no such "
                 "file; restore it, or start again with --force"
             )
-        refuse_other_config(path, read_config(path), plain(config))
-        if not path.exists() and not parts_of(path):
-            return cls._open(path, done=set())
+        recorded = read_config(path)
+        refuse_other_config(path, recorded, plain(config))
+        begun = path.exists() or bool(parts_of(path))
         log = cls._open(path, done=set())  # locked before it is read
         try:
             if parts_of(path):  # of an interrupted run of several processes
                 collect(path)
                 log._file.close()
                 log = cls._open(path, done=set())
-            log._keep_whole_lines()
+            if begun:
+                log._keep_whole_lines()
+            described = with_environment(recorded, plain(config))
+            if described != recorded:
+                write_json(sidecar(path), described)
         except BaseException:
             log._file.close()
             raise

@@ -36,6 +36,11 @@ def paper_row(group: Group, wanted: bool | None) -> PaperRow | None:
     return _table().get((group.sigma, group.method))
 
 
+def table() -> dict[tuple[float, str], PaperRow]:
+    """All 24 rows by sigma and method, in the order of the paper."""
+    return _table()
+
+
 @functools.cache
 def _table() -> dict[tuple[float, str], PaperRow]:
     text = (resources.files("drf_fast") / "data" / "table1_mnist.csv").read_text("utf-8")

@@ -3,25 +3,19 @@ the distribution of p_lower."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from drf_fast.errors import InputError
-from drf_fast.files import write_atomic
+from drf_fast.report import style
 from drf_fast.report.groups import Group
 from drf_fast.report.summary import Summary, certified_accuracy, certified_p
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-SUFFIXES = (".png", ".pdf", ".svg")
-# Okabe and Ito (2008): distinct for colour-blind readers and on paper.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-_STYLES = ("-", "--", ":")
 
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -60,23 +54,6 @@ def ecdf(group: Group) -> Curve | None:
     return steps, shares.mean(axis=0), shares.min(axis=0), shares.max(axis=0)
 
 
-def check_path(path: Path, force: bool) -> None:
-    """Refuse a picture that could not be written, before any work is done.
-
-    Raises:
-        InputError: unknown format, or the file exists.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(
-            f"cannot plot to {path}: expected a name that ends in {', '.join(SUFFIXES)}, got "
-            f"'{path.suffix}'; choose one of them"
-        )
-    if path.exists() and not force:
-        raise InputError(
-            f"{path} exists: expected a new file; replace it with --force or choose another name"
-        )
-
-
 def draw(summary: Summary, path: Path) -> None:
     """Certified accuracy: a line a group (mean over seeds), a band from lowest to highest seed.
 
@@ -94,7 +71,7 @@ def draw(summary: Summary, path: Path) -> None:
     axes.set_ylabel("certified accuracy (%)")
     axes.set_xlim(left=0.0)
     axes.legend(frameon=False, loc=_free_corner(summary))
-    _save(figure, path)
+    style.save(figure, path)
 
 
 def draw_p(summary: Summary, path: Path) -> None:
@@ -124,7 +101,7 @@ def draw_p(summary: Summary, path: Path) -> None:
     axes.set_xlabel("p_lower of the true class")
     axes.set_ylabel("images with at most this p_lower (%)")
     axes.legend(frameon=False, loc="upper left")
-    _save(figure, path)
+    style.save(figure, path)
 
 
 def _nines(p: np.ndarray | float) -> Any:
@@ -133,17 +110,9 @@ def _nines(p: np.ndarray | float) -> Any:
 
 
 def _figure(summary: Summary) -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = style.figure()
     axes.set_ylim(0.0, 100.0)
-    axes.grid(color="0.9", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(_title(summary), fontsize=9, color="0.35", loc="left")
+    style.title(axes, _title(summary))
     return figure, axes
 
 
@@ -156,18 +125,11 @@ def _step(
     note: str = "",
 ) -> None:
     x, mean, lowest, highest = values
-    colour = _COLOURS[i % len(_COLOURS)]
-    style = _STYLES[i // len(_COLOURS) % len(_STYLES)]
+    colour, dashes = style.colour(i), style.dashes(i)
     label = group.name + ("" if group.sigma is None else f", σ = {group.sigma:g}") + note
-    axes.step(x, mean, where=where, color=colour, linestyle=style, linewidth=1.6, label=label)
+    axes.step(x, mean, where=where, color=colour, linestyle=dashes, linewidth=1.6, label=label)
     if len(group.logs) > 1:
         axes.fill_between(x, lowest, highest, step=where, color=colour, alpha=0.2, linewidth=0)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix.lower()[1:], dpi=160)
-    write_atomic(path, buffer.getvalue())
 
 
 def _free_corner(summary: Summary) -> Literal["lower left", "upper right"]:

@@ -22,7 +22,9 @@ _SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 _MOST_SHARDS, _MOST_IMAGES = 10**5, 2 * 10**7
 # How a log was computed, not what it certifies; "auto" may choose otherwise on each machine. The
 # batch size is not among them: images are dealt out to the shards by batches.
-_MAY_DIFFER = {"shard", "environment", "memory_format", "device", "compile"}
+_MAY_DIFFER = {
+    "shard", "environment", "environments_resumed", "memory_format", "device", "compile",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -193,11 +193,10 @@ def _probability(p: float | None) -> str:
     return "-" if p is None else f"{math.floor(p * 1e5) / 1e5:.5f}"  # never rounded up
 
 
-def render(summary: Summary, style: str, details: bool = False) -> str:
-    """The report in one of the styles plain, markdown, latex; without a last newline."""
-    tables = tables_of(summary, details)
+def draw_tables(tables: Sequence[Table], note: str, style: str) -> str:
+    """Tables of text and the note below them as plain, markdown or latex."""
     draw = {"plain": _plain, "markdown": _markdown, "latex": _latex}[style]
-    return draw(tables, caption(summary, details))
+    return draw(tables, note)
 
 
 def tables_of(summary: Summary, details: bool) -> list[Table]:

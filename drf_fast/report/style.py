@@ -1,0 +1,104 @@
+"""How all pictures look, and how they are written."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drf_fast.errors import InputError
+from drf_fast.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".pdf", ".svg")
+# Okabe and Ito (2008): distinct for colour-blind readers and on paper.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+_DASHES = ("-", "--", ":")
+
+
+def colour(i: int) -> str:
+    """Colour of the i-th line; ``dashes`` tells those apart that share one."""
+    return _COLOURS[i % len(_COLOURS)]
+
+
+def dashes(i: int) -> str:
+    """Line style of the i-th line."""
+    return _DASHES[i // len(_COLOURS) % len(_DASHES)]
+
+
+def ordered(count: int) -> list[Any]:
+    """Colours of ``count`` values in order, dark to light: cividis without its palest part."""
+    from matplotlib import colormaps
+
+    return [colormaps["cividis"](0.85 * i / max(1, count - 1)) for i in range(count)]
+
+
+def check_path(path: Path, force: bool) -> None:
+    """Refuse a picture that could not be written, before any work is done.
+
+    Raises:
+        InputError: unknown format, or the file exists.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(
+            f"cannot plot to {path}: expected a name that ends in {', '.join(SUFFIXES)}, got "
+            f"'{path.suffix}'; choose one of them"
+        )
+    if path.exists() and not force:
+        raise InputError(
+            f"{path} exists: expected a new file; replace it with --force or choose another name"
+        )
+
+
+def figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes."""
+    drawn, axes = panels(1, width, height)
+    return drawn, axes[0]
+
+
+def panels(count: int, width: float, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels of ``width`` x ``height`` inches that share their axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    drawn = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    FigureCanvasAgg(drawn)
+    grid = drawn.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel().tolist()
+    for empty in grid[count:]:
+        empty.remove()
+    for axes in grid[:count]:
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return drawn, grid[:count]
+
+
+def title(axes: Axes, text: str) -> None:
+    """A quiet title: what was run."""
+    axes.set_title(text, fontsize=9, color="0.35", loc="left")
+
+
+def heading(drawn: Figure, text: str) -> None:
+    """The quiet title of a whole figure, its lines broken where the figure ends."""
+    width = int(13.5 * drawn.get_figwidth())  # letters of this size that an inch holds
+    text = text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, width)]
+    drawn.suptitle("\n".join(lines), fontsize=9, color="0.35", x=0.02, ha="left")
+
+
+def save(drawn: Figure, path: Path) -> None:
+    """Write the figure in the format of the file's name, atomically.
+
+    Raises:
+        InputError: the folder cannot be written.
+        OSError: the disk is full.
+    """
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format=path.suffix.lower()[1:], dpi=160)
+    write_atomic(path, buffer.getvalue())
