@@ -20,8 +20,6 @@ SIGMA = 0.5
 
 
 class OnDigits(nn.Module):
-    """ResNet-18 wants colours, and at 28 x 28 it has one pixel left in the end; that will do."""
-
     def __init__(self) -> None:
         super().__init__()
         self.network = resnet18(weights=None, num_classes=10)
@@ -41,7 +39,7 @@ def train(model: nn.Module, images: int) -> None:
         optimizer.step()
 
 
-def main(images: int = 4000, certified: int = 5, n: int = 1000) -> list[tuple[int, int, float]]:
+def main(images: int = 2000, certified: int = 5, n: int = 1000) -> list[tuple[int, int, float]]:
     """Returns (label, certified class or -1, radius) of each image."""
     torch.manual_seed(0)
     model, test = OnDigits(), load("mnist-mini", "test")

@@ -28,7 +28,7 @@ def my_network() -> nn.Module:
     )  # fmt: skip
 
 
-def main(images: int = 5000, epochs: int = 2) -> tuple[float, float]:
+def main(images: int = 4000, epochs: int = 2) -> tuple[float, float]:
     """Train; returns the last mean distance of the adversary, and lambda."""
     torch.manual_seed(0)
     data = load("mnist-mini", "train", limit=images)
