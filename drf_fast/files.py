@@ -164,28 +164,3 @@ def new_folder(path: str | Path, *, force: bool = False, resume: bool = False) -
             "with --resume, replace it with --force, or choose another --out"
         )
     return path
-
-
-@contextlib.contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
-    """Keep other processes from working in ``folder``; one that dies gives it back.
-
-    Raises:
-        InputError: another process is at work there.
-        OSError: the folder cannot be opened.
-    """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{folder} is in use by another process: expected one at a time; wait for it, or "
-                "choose another --out"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)

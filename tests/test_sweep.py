@@ -14,6 +14,7 @@ import pytest
 
 from drf_fast.certlog import read_log
 from drf_fast.cli import main
+from drf_fast.errors import InputError
 from drf_fast.report.summary import average_certified_radius
 from drf_fast.sweep import cost, grid, plan
 from drf_fast.sweep.run import Clock

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 import tempfile
 import time
 from pathlib import Path
@@ -23,14 +22,16 @@ from drf_fast import certify, checkpoint, data, engine, loading, plan, train
 from drf_fast.config import TrainConfig, to_dict
 from drf_fast.errors import InputError, RunError
 from drf_fast.progress import say
+from drf_fast.settings import steps_of_an_epoch
 from drf_fast.sweep.plan import Sweep
 
 # Settings that change no step's cost. What is not here counts, a new setting for example.
 _FREE = {
     "recipe", "config", "lambda0", "lambda_lr", "kappa", "sigma", "epsilon", "warmup_epochs",
-    "consistency_lam", "consistency_eta", "epochs", "lr", "lr_drops", "momentum", "nesterov",
-    "weight_decay", "seed", "certify_images", "certify_n", "out", "resume", "force", "max_steps",
-    "json", "data_dir",
+    "consistency_lam", "consistency_eta", "stability_lam", "macer_lam", "macer_gamma", "macer_beta",
+    "macer_after_drop", "mix_alpha", "mix_eta", "mix_warmup", "epochs", "lr", "lr_drops",
+    "late_drop", "momentum", "nesterov", "weight_decay", "seed", "certify_images", "certify_n",
+    "out", "resume", "force", "max_steps", "save_every", "dry_run", "json", "data_dir",
 }  # fmt: skip
 _ENOUGH_SECONDS, _MORE_STEPS = 0.5, 10
 _KEYS = {"memory_format", "certify_memory_format", "batch_size", "step_seconds", "epoch_steps",
@@ -104,7 +105,7 @@ def _try(sweep: Sweep, config: TrainConfig) -> dict[str, Any]:
         "certify_memory_format": loaded.memory_format,
         "batch_size": loaded.batch_size,
         "step_seconds": step_seconds,
-        "epoch_steps": math.ceil(images / config.batch_size),
+        "epoch_steps": steps_of_an_epoch(config, images),
         "epoch_seconds": test_images / planned.rows_per_second,
         "certify_seconds": planned.seconds,
     }
