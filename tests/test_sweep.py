@@ -151,7 +151,7 @@ def test_a_folder_has_one_sweep_at_a_time(whole, capsys):
 
     with locked(whole):
         assert main(["sweep", "--resume", "--out", str(whole)]) == 2
-    assert "in use by another process" in capsys.readouterr().err
+    assert "being written by another process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
