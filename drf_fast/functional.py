@@ -41,8 +41,8 @@ def noise_key(seed: int, step: int) -> int:
         step: 0, 1, 2 ... below 2^64.
 
     Returns:
-        An int in [-2^63, 2^63), the 64 bits as an int64 holds them: to be passed as ``seed``, to
-        ``torch.tensor``, or into compiled code, which takes a larger int for a constant.
+        An int in [-2^63, 2^63), the 64 bits as an int64 holds them: to be passed as ``seed``, or to
+        ``torch.tensor``.
 
     Raises:
         TypeError, ValueError: not an int, or out of range.
