@@ -38,6 +38,8 @@ class Case:
         parts = [self.operation, "x".join(map(str, self.shape)), str(self.dtype)[6:], self.layout]
         if self.operation == "adversary_step":
             parts += [self.ball, self.grad_norm, "clamp" if self.clamp else "free"]
+        if self.reduction != "mean":
+            parts.append(self.reduction)
         return "-".join(parts)
 
     @property

@@ -24,7 +24,7 @@ PROCESSORS, CLOCK = 132, 1.755e9  # an H100 SXM
 COPY = 3.0e12  # bytes per second
 LATENCY = 5e-6  # of a launch from Python, or by torch
 CACHE = 40e6  # bytes of the second-level cache to be counted on
-_REGISTERS, _SHARED, _WARPS = 65536, 228 * 1024, 64  # of a multiprocessor
+WARPS, _REGISTERS, _SHARED = 64, 65536, 228 * 1024  # of a multiprocessor
 
 # Cycles for which an instruction of a warp occupies a unit of its quarter of a multiprocessor: 32
 # lanes over the unit's width. All others issue in one cycle.
@@ -80,11 +80,10 @@ class Cost:
         return LATENCY + max(self.memory_time, self.issue_time)
 
 
-def resident_programs(binary: sass.Binary) -> int:
+def resident_programs(registers: int, shared: int, warps: int) -> int:
     """Programs that one multiprocessor holds at a time."""
-    registers = -(-binary.registers // 8) * 8 * 32 * binary.warps
-    shared = binary.shared + 1024
-    return max(1, min(_WARPS // binary.warps, _REGISTERS // registers, _SHARED // shared, 32))
+    all_registers = -(-registers // 8) * 8 * 32 * warps
+    return max(1, min(WARPS // warps, _REGISTERS // all_registers, _SHARED // (shared + 1024), 32))
 
 
 def key(source: tuple[tuple[str, int], ...]) -> str:
@@ -94,10 +93,14 @@ def key(source: tuple[tuple[str, int], ...]) -> str:
 # ----------------------------------------------------------------------------------- machine code
 
 
-def disassembled(binary: sass.Binary) -> list[Place]:
-    """The kernel's own instructions, without the subroutines for rare cases."""
-    text = sass.run_tool("nvdisasm", binary.cubin, "-gi", "-c")
-    text = text[text.index("\n.text.") :]
+def disassembled(cubin: bytes, kernel: str = "") -> list[Place]:
+    """The kernel's own instructions, without the subroutines for rare cases.
+
+    Args:
+        kernel: how its mangled name begins; the first of the binary by default.
+    """
+    text = sass.run_tool("nvdisasm", cubin, "-gi", "-c")
+    text = text[text.index(f"\n.text.{kernel}") :]
     labels: dict[str, int] = {}
     found: list[tuple[str, str, tuple[tuple[str, int], ...]]] = []
     source: list[tuple[str, int]] = []
@@ -183,11 +186,8 @@ def executions(code: list[Place], warps: int, traffic: Traffic) -> dict[int, flo
     return {one.region: times.get(one.region, 1.0) for one in code}
 
 
-def cost(launch: Launch, traffic: Traffic) -> Cost:
-    """Bounds for one launch on an H100."""
-    binary = sass.compiled(launch, 90)
-    code = disassembled(binary)
-    times = executions(code, binary.warps, traffic)
+def work(code: list[Place], times: dict[int, float]) -> tuple[float, float]:
+    """Of a warp: cycles of the unit that is busiest, and instructions that compute."""
     units: Counter[str] = Counter()
     arithmetic = 0.0
     for one in code:
@@ -202,9 +202,17 @@ def cost(launch: Launch, traffic: Traffic) -> Cost:
             arithmetic += count
     # Products of integers run in one half of the units for float32, which is 16 lanes wide.
     units["fp32 or imad"] = max(units["imad"], (units.pop("fp32", 0) + units.pop("imad", 0) / 2))
-    busiest = max(units.values()) * binary.warps / 4  # four quarters share the warps of a program
+    return max(units.values()), arithmetic
+
+
+def cost(launch: Launch, traffic: Traffic) -> Cost:
+    """Bounds for one launch on an H100."""
+    binary = sass.compiled(launch, 90)
+    code = disassembled(binary.cubin)
+    cycles, arithmetic = work(code, executions(code, binary.warps, traffic))
+    busiest = cycles * binary.warps / 4  # four quarters share the warps of a program
     programs = launch.programs
-    resident = resident_programs(binary)
+    resident = resident_programs(binary.registers, binary.shared, binary.warps)
     issue_time = -(-programs // PROCESSORS) * busiest / CLOCK
     bandwidth = min(COPY, min(programs, PROCESSORS) * 64 * CLOCK)
     fits = min(programs, resident * PROCESSORS) * traffic.moved / programs < CACHE
@@ -212,7 +220,7 @@ def cost(launch: Launch, traffic: Traffic) -> Cost:
     return Cost(
         binary.name,
         binary.registers,
-        resident * binary.warps / _WARPS,
+        resident * binary.warps / WARPS,
         arithmetic * 32 * binary.warps * programs,
         moved / bandwidth,
         issue_time,

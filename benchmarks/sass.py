@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 import triton
+from kernel_cases import Case
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from drf_fast.kernels.launch import Launch
+from drf_fast.kernels.launch import Launch, compiler_options
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _TYPES = {
@@ -124,17 +125,22 @@ _binaries: dict[tuple[Any, ...], Binary] = {}
 def compiled(launch: Launch, capability: int) -> Binary:
     """The machine code that this launch would run on a GPU of ``capability`` (90 for sm_90)."""
     source = ASTSource(launch.kernel, *signature(launch))
-    key = (source.hash(), launch.num_warps, capability)
+    key = (source.hash(), launch.num_warps, launch.registers, capability)
     if key not in _binaries:
-        _binaries[key] = _compile(source, launch.num_warps, capability)
+        _binaries[key] = _compile(source, launch.num_warps, launch.registers, capability)
     return _binaries[key]
 
 
-def _compile(source: ASTSource, warps: int, capability: int) -> Binary:
+def of_case(case: Case, capability: int) -> list[tuple[int, Binary]]:
+    """Programs and machine code of each launch of a case; what a process of a pool is given."""
+    return [(launch.programs, compiled(launch, capability)) for launch in case.launches()]
+
+
+def _compile(source: ASTSource, warps: int, registers: int | None, capability: int) -> Binary:
     kernel = triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": warps, "enable_fp_fusion": False},
+        options=compiler_options(warps, registers),
     )
     cubin = kernel.asm["cubin"]
     sass = run_tool("cuobjdump", cubin, "-sass")

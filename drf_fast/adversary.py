@@ -284,13 +284,13 @@ def attack(
     noisy = functional.noisy_repeat(x_adv, num_samples=num_samples, **noise)
     distance = x_adv.new_zeros(x.shape[0])
 
-    def loss(rows: torch.Tensor) -> torch.Tensor:
-        return functional.smooth_ce(model(rows), target, num_samples, reduction="sum")
+    def losses(rows: torch.Tensor) -> torch.Tensor:
+        return functional.smooth_ce(model(rows), target, num_samples, reduction="none")
 
     with frozen(model):
         for _ in range(steps):
             x_adv, noisy, distance = functional.adversary_step(
-                _gradient(loss, noisy),
+                _gradient(losses, noisy),
                 x,
                 x_adv,
                 step_size=step_size,
@@ -303,11 +303,13 @@ def attack(
 
 
 def _gradient(function: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
-    """The gradient of a scalar function, under ``no_grad`` and in compiled code too."""
+    """The gradient of the sum of a (B,) function, under ``no_grad`` and in compiled code too."""
     if torch.compiler.is_dynamo_compiling():
         # torch.compile captures this one whole, and torch.autograd.grad in recent versions only,
         # on request. Without no_grad the result would have a graph to the parameters.
         with torch.no_grad():
-            return torch.func.grad(function)(at)
+            return torch.func.grad(lambda rows: function(rows).sum())(at)
     with torch.enable_grad():
-        return torch.autograd.grad(function(at.requires_grad_()), at)[0]
+        values = function(at.requires_grad_())
+        # Nobody asked for the sum itself, which would be one launch more.
+        return torch.autograd.grad(values, at, values.new_ones(()).expand_as(values))[0]

@@ -125,7 +125,7 @@ def _scaled_grad(ctx: Any, grad_loss: torch.Tensor) -> torch.Tensor:
         logits, target = ctx.saved_tensors
         grad = operation(_images_first(logits, *ctx.layout), target, *options, True)[1]
     # loss.backward() multiplies by 1, and on the CPU it costs nothing to look.
-    if scale.is_cpu and scale.dim() == 0 and scale.item() == 1.0:
+    if scale.is_cpu and not any(scale.stride()[:1]) and scale.view(-1)[0].item() == 1.0:
         return grad
     if grad.dtype == scale.dtype:
         return grad.mul_(scale)

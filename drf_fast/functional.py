@@ -41,14 +41,15 @@ def noise_key(seed: int, step: int) -> int:
         step: 0, 1, 2 ... below 2^64.
 
     Returns:
-        An int in [0, 2^64), to be passed as ``seed``.
+        An int in [-2^63, 2^63), the 64 bits as an int64 holds them: to be passed as ``seed``, or to
+        ``torch.tensor``.
 
     Raises:
         TypeError, ValueError: not an int, or out of range.
     """
     base = _mix(check.signed_key(seed) % 2**64)
     step = check.count(step, "step", 0, 2**64 - 1)
-    return _mix((base + step * 0x9E3779B97F4A7C15) % 2**64)
+    return check.signed_key(_mix((base + step * 0x9E3779B97F4A7C15) % 2**64))
 
 
 def _mix(z: int) -> int:
@@ -367,7 +368,9 @@ def clopper_pearson_lower(
         float64 of the broadcast shape, below the true bound by at most 1e-12 (1-p) + 2 ulp.
 
     Raises:
-        TypeError, ValueError: counts that are no counts, alpha outside (0, 1).
+        TypeError, ValueError: counts that are no counts, alpha outside (0, 1). On a GPU, where a
+            look at the values would synchronise, the CUDA core answers these with 0, which is a
+            bound of any probability, unless DRF_FAST_DEBUG=1.
 
     Reference:
         Clopper, Pearson 1934; Cohen, Rosenfeld, Kolter 2019, LowerConfBound.
@@ -392,7 +395,7 @@ def certified_radius(
         float64 of the broadcast shape; 0 where p_lower <= 1/2 (CERTIFY abstains there).
 
     Raises:
-        TypeError, ValueError: as ``clopper_pearson_lower``; sigma not above 0.
+        TypeError, ValueError: as ``clopper_pearson_lower``, on a GPU too; sigma not above 0.
 
     Reference:
         Cohen, Rosenfeld, Kolter 2019, theorem 1 and CERTIFY; Wang, Zhou, Liu 2024, eq. 6.

@@ -33,9 +33,9 @@ _IN_REGISTERS = 4096
 _BYTES_OF_THREAD = 64
 # Pixels at a time, four a thread, and warps of a program that goes over a larger image: its loads
 # on their way are enough that some sixty programs draw on the whole bandwidth of an H100.
-_TILE, _TILE_WARPS = 4096, 32
-# Warps of a program that only sums.
-_SUM_WARPS = 8
+_TILE, _TILE_WARPS, _TILE_REGISTERS = 4096, 32, 64
+# Warps of a program that only sums, and registers of its threads: see ``launch.Launch``.
+_SUM_WARPS, _SUM_REGISTERS = 8, 80
 # Fewest counter groups side by side: a row is then written in full lines of 128 bytes.
 _FEWEST_GROUPS = 64
 
@@ -169,7 +169,7 @@ def step_in_passes_kernel(
     HIGH: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """A program does one image of any size but for its noise; ``work`` holds it between passes."""
+    """A program does an image of any size but for its noise; ``work`` holds the summed gradient."""
     image = tl.program_id(0).to(tl.int64)
     begin = image * pixels
     lane = tl.arange(0, TILE)
@@ -193,17 +193,18 @@ def step_in_passes_kernel(
         origin = widen(tl.load(x + begin + at, mask=inside, other=0.0))
         moved = ascended(total, present, scale, BALL, CLAMP, LOW, HIGH)
         squares += tl.where(inside, square(moved - origin), 0.0)
-        tl.store(work + begin + at, moved, mask=inside)
     length = tl.sqrt(tl.sum(squares))
     factor = step
     if BALL != "none":
         factor = shrinkage(length, step, tl.load(epsilon), tl.load(lam), BALL)
-    tl.debug_barrier()
     squares = tl.zeros([TILE], tl.float64)
     for first in range(0, pixels, TILE):
         inside, at = lane < pixels - first, first + lane.to(tl.int64)
-        moved = tl.load(work + begin + at, mask=inside, other=0.0)
+        # Once more from the sums: to keep what the ascent gave would cost a store.
+        total = tl.load(work + begin + at, mask=inside, other=0.0)
+        present = widen(tl.load(x_adv + begin + at, mask=inside, other=0.0))
         origin = widen(tl.load(x + begin + at, mask=inside, other=0.0))
+        moved = ascended(total, present, scale, BALL, CLAMP, LOW, HIGH)
         moved = shortened(moved, origin, factor, BALL, CLAMP, LOW, HIGH)
         result = narrow(moved, out.dtype.element_ty)
         tl.store(out + begin + at, result, mask=inside)
@@ -279,6 +280,7 @@ def adversary_step(
             num_samples,
             layout.pixels,
             num_warps=_SUM_WARPS,
+            registers=_SUM_REGISTERS,
             TILE=32 * _SUM_WARPS * max(4, 16 // x.dtype.itemsize),
         )
     if not in_registers:
@@ -297,6 +299,7 @@ def adversary_step(
             num_samples,
             layout.pixels,
             num_warps=_TILE_WARPS,
+            registers=_TILE_REGISTERS,
             TILE=_TILE,
             **constants,
         )

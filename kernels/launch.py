@@ -54,13 +54,18 @@ class KernelUnavailableError(RunError):
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch: ``programs`` instances of ``kernel`` with ``num_warps`` warps each."""
+    """One kernel launch: ``programs`` instances of ``kernel`` with ``num_warps`` warps each.
+
+    ``registers``: the most that a thread may have. Naming it keeps ptxas from a choice of its own:
+    it spills a few numbers of some kernels to fit one program more on a processor.
+    """
 
     kernel: Any
     programs: int
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
     num_warps: int
+    registers: int | None = None
 
 
 _recorded: list[Launch] | None = None
@@ -78,7 +83,12 @@ def recording() -> Iterator[list[Launch]]:
 
 
 def launch(
-    kernel: Any, programs: int, *arguments: Any, num_warps: int = 4, **constants: Any
+    kernel: Any,
+    programs: int,
+    *arguments: Any,
+    num_warps: int = 4,
+    registers: int | None = None,
+    **constants: Any,
 ) -> None:
     """Run ``programs`` instances of a ``triton.jit`` kernel on the device of its first tensor.
 
@@ -94,21 +104,25 @@ def launch(
             "use a smaller batch"
         )
     if _recorded is not None:
-        _recorded.append(Launch(kernel, programs, arguments, constants, num_warps))
+        _recorded.append(Launch(kernel, programs, arguments, constants, num_warps, registers))
         return
     device = next(value.device for value in arguments if isinstance(value, torch.Tensor))
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     try:
         with guard:
-            # Contraction into fused multiply-adds would change the bits of the noise.
-            kernel[(programs,)](
-                *arguments, num_warps=num_warps, enable_fp_fusion=False, **constants
-            )
+            kernel[(programs,)](*arguments, **compiler_options(num_warps, registers), **constants)
     except Exception as error:
         explained = _explained(name, error)
         if explained is None:
             raise
         raise explained from error
+
+
+def compiler_options(num_warps: int, registers: int | None) -> dict[str, Any]:
+    """What Triton's compiler is told about a launch."""
+    limit = {} if registers is None else {"maxnreg": registers}
+    # Contraction into fused multiply-adds would change the bits of the noise.
+    return {"num_warps": num_warps, "enable_fp_fusion": False, **limit}
 
 
 def _explained(name: str, error: Exception) -> Exception | None:

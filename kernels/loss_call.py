@@ -25,6 +25,8 @@ _ROWS_WARPS, _COLUMNS_WARPS = 16, 8
 # Small images share a program up to this size, unless that leaves fewer programs than this: a GPU
 # has about 130 multiprocessors.
 _PACKED, _PROGRAMS = 4096, 256
+# Of a thread, where blocks of classes pass by that are summed over samples: see ``launch.Launch``.
+_PASSING_REGISTERS = 128
 # Losses of images that are summed at a time.
 _SUMMED = 1024
 
@@ -103,7 +105,7 @@ def _row_strides(tensor: torch.Tensor) -> tuple[int, int]:
     return image, sample
 
 
-def _tile(logits: torch.Tensor, words: int, columns: bool) -> dict[str, int]:
+def _tile(logits: torch.Tensor, words: int, columns: bool) -> dict[str, int | None]:
     """How many images, samples and classes a program works on at a time: powers of two."""
     batch, samples, classes = logits.shape
     size = arithmetic(logits.dtype).itemsize * words
@@ -129,6 +131,7 @@ def _tile(logits: torch.Tensor, words: int, columns: bool) -> dict[str, int]:
     warps = _COLUMNS_WARPS if passing else images * rows * width * size // share
     return {
         "num_warps": max(warps, 1),
+        "registers": _PASSING_REGISTERS if passing and columns else None,
         "CHUNKS": width // lanes,
         "IMAGES": images,
         "SAMPLES": rows,

@@ -1,8 +1,9 @@
 """The kernels compiled ahead of time for GPUs that are not here, and their machine code read.
 
 Every operation is recorded over dtypes x memory layouts x sizes, and what it would launch is
-compiled exactly as Triton's JIT would at that call. Marked slow is what a covering subset leaves
-out: in the subset each pair of values of two of these properties occurs for each operation.
+compiled exactly as Triton's JIT would at that call, in as many processes as there are cores. Marked
+exhaustive is what a covering subset leaves out: in the subset each pair of values of two of these
+properties occurs for each operation.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import multiprocessing
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -82,12 +86,15 @@ def matrix() -> Iterator[object]:
             yield pytest.param(case, 90, id=f"{case}-sm_90")
             # The other GPUs share the subset between them.
             capability = CAPABILITIES[1 + at % 3]
-            slow = pytest.mark.slow if at % 6 else ()
-            yield pytest.param(case, capability, id=f"{case}-sm_{capability}", marks=slow)
+            left_out = pytest.mark.exhaustive if at % 6 else ()
+            yield pytest.param(case, capability, id=f"{case}-sm_{capability}", marks=left_out)
         for case in cases[:: 23 if operation == "adversary_step" else 1]:
             for capability in CAPABILITIES:
                 yield pytest.param(
-                    case, capability, id=f"{case}-sm_{capability}-full", marks=pytest.mark.slow
+                    case,
+                    capability,
+                    id=f"{case}-sm_{capability}-full",
+                    marks=pytest.mark.exhaustive,
                 )
 
 
@@ -110,10 +117,28 @@ def fused_in_roots(roots: int, capability: int) -> int:
     return one + (roots - 1) * (two - one)
 
 
+@pytest.fixture(scope="module")
+def binaries_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Case, int], Any]]:
+    """``sass.of_case``, for all tests that are going to run on its way in other processes."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # which is one of several processes already
+        yield sass.of_case
+        return
+    chosen = [
+        (item.callspec.params["case"], item.callspec.params["capability"])
+        for item in request.session.items
+        if item.path == request.path and item.originalname == "test_machine_code"
+    ]
+    # Not forked: this process has threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(len(chosen), os.cpu_count() or 1), context) as pool:
+        coming = {one: pool.submit(sass.of_case, *one) for one in chosen}
+        yield lambda case, capability: coming[case, capability].result()
+        pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.parametrize("case, capability", list(matrix()))
-def test_machine_code(case: Case, capability: int):
-    for recorded in case.launches():
-        binary = sass.compiled(recorded, capability)
+def test_machine_code(case: Case, capability: int, binaries_of):
+    for programs, binary in binaries_of(case, capability):
         told = f"{binary.name} {dict(binary.opcodes())}"
         assert binary.stack == 0 and binary.count("(LDL|STL).*") == 0, f"local memory: {told}"
         assert binary.registers * 32 * binary.warps <= REGISTERS, told
@@ -121,7 +146,7 @@ def test_machine_code(case: Case, capability: int):
         assert binary.count("(RED|ATOM).*") == 0, f"atomics: {told}"
         if case.operation in NOISE:
             check_exactness(binary, capability)
-        if vectors(case) and recorded.programs > 1:  # one program sums a number an image
+        if vectors(case) and programs > 1:  # one program sums a number an image
             check_vectors(binary, case.dtype)
 
 

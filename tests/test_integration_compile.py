@@ -276,3 +276,19 @@ def test_autocast_around_compiled_code():
         got, expected = compiled(model, x, y, numbers(5)), attack_step(model, x, y, numbers(5))
     same(got, expected)
     assert got[1].dtype == torch.float32
+
+
+def test_keys_as_python_numbers_share_one_graph_after_the_first():
+    """The second key turns the number into a variable; its sign and size are no reason for more."""
+    counter = torch._dynamo.testing.CompileCounter()
+    x, _ = images()
+
+    def noise(key: int) -> torch.Tensor:
+        return drf_fast.noisy_repeat(x, 0.5, M, seed=key, image_ids=IDS)
+
+    compiled = torch.compile(noise, backend=counter)
+    keys = [drf_fast.noise_key(0, step) for step in range(7)]
+    assert min(keys) < 0 < max(keys)
+    for key in keys:
+        assert torch.equal(compiled(key), noise(key))
+    assert counter.frame_count <= 2

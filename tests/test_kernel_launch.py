@@ -144,6 +144,8 @@ def test_a_launch_passes_arguments_constants_and_options_on():
     (grid, arguments, options), *more = kernel.launches
     assert not more and grid == (7,) and arguments[0] is x and arguments[1] == 5
     assert options == {"num_warps": 8, "enable_fp_fusion": False, "BLOCK": 16}
+    launch(kernel, 7, x, registers=64)
+    assert kernel.launches[1][2] == {"num_warps": 4, "enable_fp_fusion": False, "maxnreg": 64}
 
 
 def test_recording_runs_nothing_and_needs_no_memory():

@@ -9,9 +9,11 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import phantom
 import pytest
 import torch
 
+import drf_fast
 from drf_fast.backends import reference
 from drf_fast.kernels import adversary_step as kernels
 from drf_fast.kernels.launch import recording
@@ -204,6 +206,20 @@ def test_a_step_is_one_launch_or_two_and_one_more_where_all_norms_come_first():
     for shape in ((3, 64, 64), (3, 224, 224), (3, 4096, 4096)):
         assert launches(shape, "none") == ["step_in_passes_kernel", "noisy_repeat_kernel"]
         assert len(launches(shape, "batch")) == 3
+
+
+def test_a_step_of_the_attack_is_two_launches():
+    """All that a PGD step needs but its network; the first noise is a launch of its own."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    x, ball = torch.rand(2, 3, 2, 2), drf_fast.HardBall(1.0)
+    with phantom.watch() as traces:
+        drf_fast.attack(
+            model, x, torch.tensor([0, 2]), sigma=0.5, num_samples=2, steps=3, ball=ball
+        )
+    names = [trace.name for trace in traces]
+    assert names == [
+        "noisy_repeat_kernel", *["smooth_ce_kernel", "step_in_registers_kernel"] * 3,
+    ]  # fmt: skip
 
 
 def test_the_tile_of_the_noise_idles_few_lanes():
