@@ -55,6 +55,7 @@ def budgets(logs: dict[str, Path]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name in ("fixed", "anytime", "tolerance"):
         log = read_log(logs[name])
+        assert log.n is not None  # a log of ours
         result[name] = {
             "seconds": float(log.seconds.sum()),
             "samples": int(log.n.sum()),
@@ -63,6 +64,7 @@ def budgets(logs: dict[str, Path]) -> dict[str, Any]:
             "times_fixed": float(fixed.seconds.sum() / log.seconds.sum()),
         }
     early = read_log(logs["anytime"])
+    assert early.n is not None
     differ = np.flatnonzero((early.radius >= RADIUS) != (fixed.radius >= RADIUS))
     result["decisions_that_differ"] = [
         {"idx": int(fixed.idx[at]), "fixed_radius": float(fixed.radius[at]),
@@ -78,6 +80,7 @@ def batch_sizes(logs: dict[str, Path]) -> dict[str, Any]:
     result = {}
     for name in ("fp32, batch 64", "fp32, batch 512", "bf16, batch 256"):
         other = read_log(logs[name])
+        assert other.count is not None and base.count is not None
         apart = np.abs(other.count - base.count)
         result[name] = {
             "images_with_other_counts": int((apart > 0).sum()),
@@ -88,7 +91,7 @@ def batch_sizes(logs: dict[str, Path]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Cost of the ways to certify.")
     parser.add_argument("run", type=Path, help="run folder of the network")
     parser.add_argument("--out", type=Path, required=True, help="folder of the logs")
     parser.add_argument("--save", type=Path, help="write the figures into this JSON file")

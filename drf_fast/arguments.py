@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import tyro
 
 from drf_fast import methods, recipes
-from drf_fast.config import SweepConfig, TrainConfig, names_code, updated
+from drf_fast.config import SweepConfig, TrainConfig
+from drf_fast.config_values import names_code, updated
 from drf_fast.errors import InputError
 from drf_fast.files import read_json
 from drf_fast.settings import run_folder, uses_adversary

@@ -11,7 +11,8 @@ from typing import Any
 from drf_fast import checkpoint, engine, loading, plan, processes, runtime
 from drf_fast.certlog import CertificationLog, sidecar
 from drf_fast.certlog.parts import collect
-from drf_fast.config import CertifyConfig, updated
+from drf_fast.config import CertifyConfig
+from drf_fast.config_values import updated
 from drf_fast.errors import InputError
 from drf_fast.files import read_json
 from drf_fast.loading import Loaded

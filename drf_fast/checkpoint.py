@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from drf_fast import foreign, models, tensorfile
-from drf_fast.config import names_code
+from drf_fast.config_values import names_code
 from drf_fast.errors import InputError
 from drf_fast.files import write_atomic
 

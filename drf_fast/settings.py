@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from drf_fast import methods
-from drf_fast.config import TrainConfig, to_dict
+from drf_fast.config import TrainConfig
+from drf_fast.config_values import to_dict
 from drf_fast.errors import InputError
 
 # Settings that may differ when a run is resumed: they do not change what is trained.

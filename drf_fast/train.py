@@ -17,7 +17,8 @@ import torch
 from drf_fast import certify, checkpoint, data, models, processes, report, runtime
 from drf_fast.adversary import HardBall, SoftBall
 from drf_fast.certlog import sidecar
-from drf_fast.config import CertifyConfig, TrainConfig, names_code
+from drf_fast.config import CertifyConfig, TrainConfig
+from drf_fast.config_values import names_code
 from drf_fast.errors import InputError, RunError
 from drf_fast.files import locked, new_folder, read_json, write_json
 from drf_fast.functional import noise_key, noisy_repeat

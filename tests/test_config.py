@@ -8,7 +8,8 @@ import pytest
 
 from drf_fast import methods, recipes
 from drf_fast.arguments import parse_train
-from drf_fast.config import TrainConfig, updated
+from drf_fast.config import TrainConfig
+from drf_fast.config_values import updated
 from drf_fast.errors import InputError
 
 

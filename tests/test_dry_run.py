@@ -10,7 +10,7 @@ import pytest
 
 from drf_fast.arguments import parse_train, tomllib
 from drf_fast.cli import main
-from drf_fast.config import to_dict
+from drf_fast.config_values import to_dict
 
 FLAGS = [
     "--train-images", "40", "--batch-size", "8", "--num-samples", "1", "--steps", "1",

@@ -11,7 +11,8 @@ from drf_fast.models.one_channel import OneChannelConv2d, gradient_for_images
 SHAPES = [(3, 20, 5, 28, 28), (1, 1, 1, 1, 1), (2, 7, 3, 9, 31), (4, 5, 5, 5, 5), (2, 3, 4, 30, 13)]
 
 
-def tensors(count, channels, kernel, height, width, dtype):
+def tensors(shape, dtype):
+    count, channels, kernel, height, width = shape
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(channels, 1, kernel, kernel, generator=generator, dtype=torch.float64)
     size = (count, channels, height - kernel + 1, width - kernel + 1)
@@ -25,7 +26,7 @@ def tensors(count, channels, kernel, height, width, dtype):
 )
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_gradient_for_images(shape, dtype, eps, layout):
-    grad, weight = tensors(*shape, dtype)
+    grad, weight = tensors(shape, dtype)
     grad = grad.to(memory_format=layout)
     got = gradient_for_images(grad, weight)
     assert got.dtype == dtype
@@ -37,7 +38,7 @@ def test_the_gradient_for_images(shape, dtype, eps, layout):
 
 
 def both(precision):
-    ours = OneChannelConv2d(20, 5)
+    ours: torch.nn.Conv2d = OneChannelConv2d(20, 5)
     theirs = torch.nn.Conv2d(1, 20, 5)
     theirs.load_state_dict(ours.state_dict())
     results = []
@@ -46,6 +47,7 @@ def both(precision):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             y = layer(x)
         torch.autograd.backward(y, torch.ones_like(y) * 0.5 + y.detach())
+        assert layer.bias is not None
         results.append((y, x.grad, layer.weight.grad, layer.bias.grad))
     return results
 
@@ -62,6 +64,7 @@ def test_the_layer_is_the_ordinary_one(precision, within):
 def test_derivatives_of_all_inputs_and_second_ones():
     layer = OneChannelConv2d(3, 3).double()
     x = torch.rand(2, 1, 6, 7, dtype=torch.float64, requires_grad=True)
+    assert layer.bias is not None
     assert torch.autograd.gradcheck(
         lambda x, w, b: torch.func.functional_call(layer, {"weight": w, "bias": b}, x),
         (x, layer.weight, layer.bias),

@@ -13,7 +13,8 @@ from torch import nn
 
 from drf_fast import checkpoint, models
 from drf_fast.cli import main
-from drf_fast.config import TrainConfig, updated
+from drf_fast.config import TrainConfig
+from drf_fast.config_values import updated
 from drf_fast.errors import InputError
 
 MODULE = """

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 # Columns of a block, measured with 5x5 kernels: bfloat16 products are fast, so they may waste more.
 _COLUMNS = {torch.bfloat16: 12}
@@ -63,7 +64,7 @@ class _Convolution(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
             gradient_for_images(grad, weight) if for_x else None,
-            nn.grad.conv2d_weight(x, list(weight.shape), grad) if for_weight else None,
+            conv2d_weight(x, list(weight.shape), grad) if for_weight else None,
             grad.sum((0, 2, 3)) if for_bias else None,
         )
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from drf_fast import certify, checkpoint, data, engine, loading, plan, train
-from drf_fast.config import TrainConfig, to_dict
+from drf_fast.config import TrainConfig
+from drf_fast.config_values import to_dict
 from drf_fast.errors import InputError, RunError
 from drf_fast.progress import say
 from drf_fast.settings import steps_of_an_epoch

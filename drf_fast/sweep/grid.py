@@ -12,7 +12,8 @@ from itertools import product
 from typing import Any
 
 from drf_fast import arguments, settings
-from drf_fast.config import TrainConfig, to_dict, updated
+from drf_fast.config import TrainConfig
+from drf_fast.config_values import to_dict, updated
 from drf_fast.errors import InputError
 
 MOST_RUNS = 10_000

@@ -17,7 +17,8 @@ from typing import Any
 
 from drf_fast import arguments, checkpoint, loading, processes, settings
 from drf_fast.certlog import read_log, sidecar
-from drf_fast.config import CertifyConfig, SweepConfig, TrainConfig, to_dict, updated
+from drf_fast.config import CertifyConfig, SweepConfig, TrainConfig
+from drf_fast.config_values import to_dict, updated
 from drf_fast.errors import InputError
 from drf_fast.files import locked, new_folder, read_json, write_json
 from drf_fast.report.shards import missing

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from drf_fast import processes
-from drf_fast.config import to_dict
+from drf_fast.config_values import to_dict
 from drf_fast.methods.common import Batch
 from drf_fast.settings import steps_of_an_epoch
 from drf_fast.training import schedule

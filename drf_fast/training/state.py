@@ -7,7 +7,7 @@ from typing import Any
 
 from drf_fast import checkpoint, processes
 from drf_fast.adversary import SoftBall
-from drf_fast.config import to_dict
+from drf_fast.config_values import to_dict
 from drf_fast.errors import InputError
 from drf_fast.settings import method_label
 from drf_fast.training.run import Run, Totals, announce
