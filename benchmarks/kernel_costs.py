@@ -331,7 +331,9 @@ gradient.
 * **least MB**: each large tensor read or written once. **moved / least**: bytes to and from memory
   against it. Triton's interpreter counts what programs ask for; what a program itself has read or
   written before is taken from the cache, if all programs that run at a time fit into 40 MB of it.
-  Above 1.00 are logits or images too long for the registers of a program, which are read again.
+  Above 1.00 are logits and images (of more than 4096 values) too long for the registers of a
+  program, which are read again; the norm of a batch, which needs all sums before the first step;
+  and, in the smallest losses, labels and losses, of which there is one an image.
 * **arithmetic / byte**: instructions of single threads that compute, counted in the machine code
   for sm_90 (loops by the number of their rounds), for each byte moved. An H100 issues 9.9 in the
   time of a byte at 3.0 TB/s.

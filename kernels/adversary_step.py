@@ -35,7 +35,7 @@ _BYTES_OF_THREAD = 64
 # on their way are enough that some sixty programs draw on the whole bandwidth of an H100.
 _TILE, _TILE_WARPS, _TILE_REGISTERS = 4096, 32, 64
 # Warps of a program that only sums, and registers of its threads: see ``launch.Launch``.
-_SUM_WARPS, _SUM_REGISTERS = 8, 80
+_SUM_WARPS, _SUM_REGISTERS = 8, 128
 # Fewest counter groups side by side: a row is then written in full lines of 128 bytes.
 _FEWEST_GROUPS = 64
 

@@ -87,8 +87,9 @@ def assert_is_the_reference(tensors: Any, rest: Any) -> tuple[torch.Tensor, ...]
 def test_every_choice_is_the_reference(form, dtype, layout):
     tensors = case(2, (3, 5, 7), dtype, layout)
     choices = list(itertools.product(BALLS, NORMS, CLAMPS))
-    # All choices in float32; elsewhere each value of each, in turn with the others.
-    for ball, grad_norm, clamp in choices if dtype == torch.float32 else choices[::7]:
+    # All choices once; elsewhere each value of each, in turn with the others.
+    everywhere = dtype == torch.float32 and layout == torch.contiguous_format
+    for ball, grad_norm, clamp in choices if everywhere else choices[::7]:
         assert_is_the_reference(tensors, parameters(ball, grad_norm, clamp))
 
 

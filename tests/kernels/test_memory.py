@@ -43,7 +43,7 @@ def small_cases(operation: str) -> list[Case]:
             ),
             *(Case(operation, shapes[1], grad_norm=norm) for norm in ("batch", "none")),
             Case(operation, shapes[0], clamp=None),
-            Case(operation, (1, 2, 3, 224, 224)),
+            Case(operation, (2, 2, 3, 64, 64)),  # more than fits into the registers of a program
         ]
     return cases
 
@@ -54,8 +54,8 @@ def large_cases(operation: str) -> list[Case]:
         return [
             Case(operation, (2**28, 1, 10)),
             Case(operation, (2**20, 3, 1000), torch.bfloat16),
-            Case(operation, (50_000, 2, 100_000), torch.bfloat16, "sample_major"),
-            Case(operation, (11_000, 4, 100_000), torch.float16),
+            Case(operation, (450_000, 2, 12_000), torch.bfloat16, "sample_major"),
+            Case(operation, (100_000, 4, 12_000), torch.float16),
         ]
     return [
         Case(operation, (2**13, 4, 3, 224, 224), torch.bfloat16),
@@ -117,6 +117,9 @@ def test_offsets_beyond_2_to_the_31(case):
         tensors = [value for value in recorded.arguments if isinstance(value, torch.Tensor)]
         largest = max(tensors, key=lambda tensor: tensor.numel())
         each = max(1, largest.numel() // recorded.programs)
+        if each > 2**28:  # too long a way for the interpreter: a program does a whole image
+            assert recorded.kernel.fn.__name__ == "step_in_passes_kernel"
+            continue
         near = [0, 2**31 // each, 2**32 // each, recorded.programs - 1]
         chosen = {place + step for place in near for step in (-1, 0, 1)}
         programs = sorted(chosen & set(range(recorded.programs)))
