@@ -157,7 +157,6 @@ def test_the_batch_size_does_not_show_where_rows_are_independent(n, tmp_path):
 PEAK = """
 import resource, sys
 from drf_fast.cli import main
-from drf_fast.stopping import Fixed
 status = main(sys.argv[1:])
 print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 """
