@@ -281,8 +281,8 @@ def autograd_beside(loss: Case) -> Count:
 
 
 def eager_votes(rows: int, classes: int) -> Count:
-    logits = torch.zeros(rows, classes)
-    return eager(lambda: published.vote(logits, torch.zeros(classes, dtype=torch.int64)))
+    logits, counts = torch.zeros(rows, classes), torch.zeros(classes, dtype=torch.int64)
+    return eager(lambda: published.vote(logits, counts))
 
 
 def page() -> str:
