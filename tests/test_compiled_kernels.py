@@ -143,7 +143,8 @@ def test_machine_code(case: Case, capability: int, binaries_of):
         assert binary.stack == 0 and binary.count("(LDL|STL).*") == 0, f"local memory: {told}"
         assert binary.registers * 32 * binary.warps <= REGISTERS, told
         assert binary.shared <= SHARED, told
-        assert binary.count(r"RED(\..*)?|ATOM.*") == 0, f"atomics: {told}"
+        # REDUX, a sum over a warp, is none.
+        assert binary.count(r"(RED|ATOMS?|ATOMG)(\..*)?") == 0, f"atomics: {told}"
         if case.operation in NOISE:
             check_exactness(binary, capability)
         if vectors(case) and programs > 1:  # one program sums a number an image
@@ -259,7 +260,7 @@ def test_local_memory_and_narrow_accesses_are_found():
     check_vectors(sass.compiled(launches[0], 90), torch.float32)
     with pytest.raises(AssertionError):
         check_vectors(sass.compiled(launches[1], 90), torch.float32)
-    # Triton's sine reduces large arguments with an array in local memory.
+    # 64 numbers of a thread do not fit into 32 registers.
     with recording() as launches:
-        launch(approximate, 1, x, torch.empty_like(x), num_warps=4, BLOCK=4096)
+        launch(square_roots, 1, x, torch.empty_like(x), num_warps=2, registers=32, BLOCK=4096)
     assert sass.compiled(launches[0], 90).count("(LDL|STL).*") > 0
