@@ -46,7 +46,7 @@ class DRFStep:
         """Put the next batch and its noise key where the step reads them."""
         for target, source in ((self.x, x), (self.y, y), (self.ids, ids)):
             target.copy_(source, non_blocking=True)
-        self.key.copy_(torch.tensor(key, dtype=torch.uint64).view(torch.int64))
+        self.key.copy_(torch.tensor(key))
 
     def __call__(self) -> torch.Tensor:
         adversary = drf_fast.attack(
