@@ -25,8 +25,8 @@ _ROWS_WARPS, _COLUMNS_WARPS = 16, 8
 # Small images share a program up to this size, unless that leaves fewer programs than this: a GPU
 # has about 130 multiprocessors.
 _PACKED, _PROGRAMS = 4096, 256
-# Of a thread, where blocks of classes pass by, are summed over samples and nothing more is kept:
-# see ``launch.Launch``.
+# Of a thread, where blocks of classes pass by, are summed over samples and no more is kept: see
+# ``launch.Launch``.
 _PASSING_REGISTERS = 128
 # Losses of images that are summed at a time.
 _SUMMED = 1024
