@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import on_gpu
 import pytest
 import torch
 
@@ -13,8 +14,9 @@ import drf_fast
 
 # Triton reads this variable when it is imported: a session either interprets kernels or compiles.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# The ordinary session runs them in test_interpreter.py, in processes of their own.
-collect_ignore = [] if INTERPRETED else ["kernels"]
+# Sessions of kernels; the ordinary one starts them in test_interpreter.py and test_on_gpu.py.
+KERNELS = INTERPRETED or on_gpu.CHOSEN
+collect_ignore = [] if KERNELS else ["kernels"]
 
 
 def backends_of(operations: tuple[str, ...]) -> list[str]:
@@ -24,7 +26,7 @@ def backends_of(operations: tuple[str, ...]) -> list[str]:
     """
     from drf_fast.backends import cpu
 
-    if INTERPRETED:
+    if KERNELS:
         return ["triton"]
     kinds = {cpu.OPERATIONS.get(operation) for operation in operations}
     if kinds == {None}:
@@ -41,6 +43,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", names, indirect=True)
 
 
+@pytest.fixture(autouse=on_gpu.CHOSEN, scope="session")
+def bridged() -> Iterator[None]:
+    """Kernels take the CPU tensors of tests to the GPU."""
+    with on_gpu.bridge():
+        yield
+
+
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test on one backend, strictly."""
@@ -49,7 +58,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if INTERPRETED:  # what does not run a kernel ran in the ordinary session
+    if KERNELS:  # what does not run a kernel ran in the ordinary session
         kernels = Path(__file__).parent / "kernels"
         chosen = [
             item
