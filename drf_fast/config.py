@@ -136,6 +136,8 @@ class TrainConfig:
     """CPU threads; they are recorded, and a resumed run takes what was recorded."""
     compile: bool = False
     """Run the network through torch.compile."""
+    cuda_graph: bool = True
+    """On a GPU, in one process and without --compile, run training steps as CUDA graphs."""
 
     certify_images: int = 100
     """Test images to certify after training, every k-th for the largest k; 0 skips it."""

@@ -15,7 +15,7 @@ from drf_fast.errors import InputError
 # Settings that may differ when a run is resumed: they do not change what is trained.
 _FREE_ON_RESUME = {
     "resume", "force", "json", "out", "config", "recipe", "data_dir", "max_steps", "save_every",
-    "dry_run", "certify_images", "certify_n",
+    "dry_run", "certify_images", "certify_n", "cuda_graph",
 }  # fmt: skip
 
 # Of these a resumed run takes what was recorded, for "auto".

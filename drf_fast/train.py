@@ -38,8 +38,9 @@ from drf_fast.settings import (
     uses_drf,
 )
 from drf_fast.training import dry_run, schedule, state
+from drf_fast.training.graphs import GraphedSteps
 from drf_fast.training.run import Run, Totals, announce
-from drf_fast.training.step import one_step
+from drf_fast.training.step import descend, one_step
 
 _FILES = (
     checkpoint.FILE_NAME,
@@ -212,10 +213,12 @@ def _prepare(config: TrainConfig, folder: Path) -> Run:
         weight_decay=config.weight_decay,
     )
     ball = _make_ball(config)
+    graphed = config.cuda_graph and device.type == "cuda" and processes.count() == 1
+    graphs = GraphedSteps(descend) if graphed and not config.compile else None
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     run = Run(
         config, folder, train_set, test_set, device, model,
-        torch.compile(model) if config.compile else model, optimizer, ball, Totals(sums),
+        torch.compile(model) if config.compile else model, optimizer, ball, Totals(sums), graphs,
     )  # fmt: skip
     if saved:
         state.restore(run, saved)
@@ -270,6 +273,9 @@ def _train_epoch(run: Run) -> None:
                 return
             if config.save_every and run.step % config.save_every == 0:
                 state.save(run)
+        if run.device.type == "cuda":  # the launches are ahead of the work
+            torch.cuda.synchronize(run.device)
+            run.totals.seconds += time.perf_counter() - began
     run.batch = 0
     if isinstance(run.ball, SoftBall):
         run.ball.end_epoch()

@@ -19,13 +19,13 @@ class Batch:
     Attributes:
         x: (B, C, H, W) images in [0, 1].
         target: (B,) int64 labels.
-        key: the noise key of this step, see ``noise_key``.
+        key: the noise key of this step, see ``noise_key``; in a CUDA graph a tensor.
         image_ids: (B,) int64 indices into the data set.
     """
 
     x: torch.Tensor
     target: torch.Tensor
-    key: int
+    key: int | torch.Tensor
     image_ids: torch.Tensor
 
     @property

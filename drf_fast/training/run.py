@@ -43,6 +43,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     ball: HardBall | SoftBall | None
     totals: Totals
+    graphs: Any = None  # GraphedSteps, where steps run as CUDA graphs
     epoch: int = 0
     batch: int = 0  # of the epoch
     step: int = 0

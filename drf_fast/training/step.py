@@ -36,8 +36,26 @@ def one_step(run: Run, batch: Batch, options: MethodOptions) -> None:
     # Dropout and the like: random numbers that depend on step and process, so a resumed run agrees.
     name = _OTHER_RANDOMNESS + run.step * processes.count() + processes.rank()
     torch.manual_seed(noise_key(config.seed, name))
+    seen = (run.graphs or descend)(run, batch, options)
+    processes.total(seen)
+    run.totals.sums += torch.stack([seen[0], seen[1], seen[2:].sum()])
+    run.totals.images += size
+    if isinstance(run.ball, SoftBall) and uses_adversary(config):
+        run.ball.update(seen[2:])
+    run.step += 1
+    run.batch += 1
+
+
+def descend(run: Run, batch: Batch, options: MethodOptions) -> torch.Tensor:
+    """Change the weights by one batch.
+
+    Returns:
+        (2 + B,) float64 on the device, all that processes have to tell each other: the sums over
+        this process's images of loss and of the share of right copies, then the distance of each
+        image, 0 for those of other processes.
+    """
+    config, size = run.config, len(batch.target)
     run.optimizer.zero_grad(set_to_none=True)
-    # Loss and hits, then the distance of each image: all that processes have to tell each other.
     seen = torch.zeros(2 + size, dtype=torch.float64, device=run.device)
     for rows in _parts(size, config.accumulate):
         result = _loss(run, batch.part(rows), options)
@@ -51,13 +69,7 @@ def one_step(run: Run, batch: Batch, options: MethodOptions) -> None:
     _sum_gradients(run.model)
     run.optimizer.step()
     _average_statistics(run.model)
-    processes.total(seen)
-    run.totals.sums += torch.stack([seen[0], seen[1], seen[2:].sum()])
-    run.totals.images += size
-    if isinstance(run.ball, SoftBall) and uses_adversary(config):
-        run.ball.update(seen[2:])
-    run.step += 1
-    run.batch += 1
+    return seen
 
 
 def _parts(size: int, parts: int) -> list[slice]:
