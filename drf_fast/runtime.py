@@ -67,7 +67,8 @@ def place(
 def _seconds(model, device, precision, image_shape, rows) -> float:
     """Best time of a forward and backward pass to the images, as an adversary needs."""
     # Noise as in training: pooling takes twice as long on it as on zeros.
-    noise = torch.randn((rows, *image_shape), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn((rows, *image_shape), generator=generator, device="cpu")
     x = noise.to(device).requires_grad_()
     training = model.training
     model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import math
 import shutil
 import subprocess
 import sys
@@ -341,14 +342,25 @@ def test_scalars_on_the_device_are_passed_through():
     assert all(a is b for a, b in zip(moved, numbers, strict=True))
 
 
-def test_scalars_elsewhere_come_in_one_copy_with_their_bits_and_types():
+def test_scalars_elsewhere_are_made_there_with_their_types():
     there = torch.tensor(3, device="meta")
     numbers = [torch.tensor(0.5, dtype=torch.float64), there, torch.tensor(-(2**63))]
     moved = scalars.on_device(torch.device("meta"), *numbers)
     assert moved[1] is there
     assert [value.dtype for value in moved] == [torch.float64, torch.int64, torch.int64]
     assert all(value.shape == () and value.is_meta for value in moved)
-    assert moved[0].untyped_storage()._cdata == moved[2].untyped_storage()._cdata
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 0.1, math.inf, math.nan, -(2**63), 2**63 - 1, 0])
+def test_a_number_is_made_with_its_bits_once_for_each_stream(value):
+    number = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
+    bits = number.view(torch.int64).item()
+    made = [
+        scalars._kept(torch.device("cpu"), stream, number.dtype, bits) for stream in (1, 1, 2)
+    ]
+    assert all(each.dtype == number.dtype for each in made)
+    assert all(each.view(torch.int64).item() == bits for each in made)
+    assert made[0] is made[1] and made[0] is not made[2]
 
 
 def test_a_number_on_the_cpu_is_refused_while_a_graph_is_captured(monkeypatch):
