@@ -355,9 +355,7 @@ def test_scalars_elsewhere_are_made_there_with_their_types():
 def test_a_number_is_made_with_its_bits_once_for_each_stream(value):
     number = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
     bits = number.view(torch.int64).item()
-    made = [
-        scalars._kept(torch.device("cpu"), stream, number.dtype, bits) for stream in (1, 1, 2)
-    ]
+    made = [scalars._kept(torch.device("cpu"), stream, number.dtype, bits) for stream in (1, 1, 2)]
     assert all(each.dtype == number.dtype for each in made)
     assert all(each.view(torch.int64).item() == bits for each in made)
     assert made[0] is made[1] and made[0] is not made[2]
