@@ -123,6 +123,32 @@ void adversary_step(std::uintptr_t grad, std::uintptr_t x, std::uintptr_t x_adv,
   drf_fast::cpu::adversary_step(tensors, dtype_of(dtype), call, threads);
 }
 
+void max_pool_relu(std::uintptr_t x, std::uintptr_t out, std::uintptr_t index,
+                   const std::string& dtype, std::int64_t batch, std::int64_t rows,
+                   std::int64_t columns, std::int64_t channels, int threads) {
+  drf_fast::cpu::max_pool_relu(reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out),
+                               reinterpret_cast<std::uint8_t*>(index), dtype_of(dtype),
+                               {batch, rows, columns, channels}, threads);
+}
+
+void max_pool_relu_backward(std::uintptr_t grad, std::uintptr_t index, std::uintptr_t out,
+                            const std::string& dtype, std::int64_t batch, std::int64_t rows,
+                            std::int64_t columns, std::int64_t channels, int threads) {
+  drf_fast::cpu::max_pool_relu_backward(
+      reinterpret_cast<const void*>(grad), reinterpret_cast<const std::uint8_t*>(index),
+      reinterpret_cast<void*>(out), dtype_of(dtype), {batch, rows, columns, channels}, threads);
+}
+
+void pooled_image_gradient(std::uintptr_t grad, std::uintptr_t index, std::uintptr_t weight,
+                           std::uintptr_t out, const std::string& dtype, std::int64_t batch,
+                           std::int64_t rows, std::int64_t columns, std::int64_t channels, int k,
+                           int threads) {
+  drf_fast::cpu::pooled_image_gradient(
+      reinterpret_cast<const void*>(grad), reinterpret_cast<const std::uint8_t*>(index),
+      reinterpret_cast<const void*>(weight), reinterpret_cast<void*>(out), dtype_of(dtype),
+      {batch, rows, columns, channels}, k, threads);
+}
+
 // A loss as a function of Python: the tensors that all losses have, then its own weights.
 template <typename... Weights>
 void define_loss(py::module_& module, const char* name,
@@ -210,6 +236,18 @@ PYBIND11_MODULE(_C, module) {
              py::arg("ball"), py::arg("grad_norm"), py::arg("clamp"), py::arg("low"),
              py::arg("high"), py::arg("threads"),
              "One step of the adversary and the next noisy batch.");
+  module.def("max_pool_relu", &max_pool_relu, unlocked, py::arg("x"), py::arg("out"),
+             py::arg("index"), py::arg("dtype"), py::arg("batch"), py::arg("rows"),
+             py::arg("columns"), py::arg("channels"), py::arg("threads"),
+             "ReLU of the maxima of 2 x 2 windows, and where they are.");
+  module.def("max_pool_relu_backward", &max_pool_relu_backward, unlocked, py::arg("grad"),
+             py::arg("index"), py::arg("out"), py::arg("dtype"), py::arg("batch"), py::arg("rows"),
+             py::arg("columns"), py::arg("channels"), py::arg("threads"), "Its backward.");
+  module.def("pooled_image_gradient", &pooled_image_gradient, unlocked, py::arg("grad"),
+             py::arg("index"), py::arg("weight"), py::arg("out"), py::arg("dtype"),
+             py::arg("batch"), py::arg("rows"), py::arg("columns"), py::arg("channels"),
+             py::arg("k"), py::arg("threads"),
+             "Its gradient for the one-channel images of a convolution before it.");
   define_loss(module, "smooth_ce", &drf_fast::cpu::smooth_ce,
               "Cross-entropy of the mean probabilities, and its gradient.");
   define_loss(module, "consistency_loss", &drf_fast::cpu::consistency_loss,

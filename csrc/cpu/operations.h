@@ -73,6 +73,23 @@ struct AdversaryTensors {
 void adversary_step(const AdversaryTensors& tensors, Dtype dtype, const AdversaryStep& call,
                     int threads);
 
+// (batch, rows, columns, channels): what windows of 2 x 2 leave of images in channels_last order.
+struct Pooling {
+  std::int64_t batch, rows, columns, channels;
+};
+
+// out = relu(max_pool2d(x, 2)); index (null: not wanted) says where the gradient goes: 0..3 is the
+// maximum's place in its window, 4 nowhere.
+void max_pool_relu(const void* x, void* out, std::uint8_t* index, Dtype dtype, const Pooling& call,
+                   int threads);
+void max_pool_relu_backward(const void* grad, const std::uint8_t* index, void* out, Dtype dtype,
+                            const Pooling& call, int threads);
+
+// The gradient of max_pool_relu(conv2d(image, weight)) for images of one channel; weight is
+// (channels, k, k) with k of 3, 5 or 7, sums are in float32.
+void pooled_image_gradient(const void* grad, const std::uint8_t* index, const void* weight,
+                           void* out, Dtype dtype, const Pooling& call, int k, int threads);
+
 // counts[image][argmax of each of its rows] += 1. logits is (rows, classes), the rows of an image
 // consecutive; rows is a multiple of images. Ties go to the lowest class, a row with a NaN votes
 // for none.

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from drf_fast.models.one_channel import OneChannelConv2d
+from drf_fast.models.pooling import conv_pool_relu
 
 
 class LeNet(nn.Module):
@@ -17,14 +17,13 @@ class LeNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
         super().__init__()
-        one = in_channels == 1
-        self.conv1 = OneChannelConv2d(20, 5) if one else nn.Conv2d(in_channels, 20, 5)
+        self.conv1 = nn.Conv2d(in_channels, 20, 5)
         self.conv2 = nn.Conv2d(20, 50, 5)
         self.fc1 = nn.Linear(4 * 4 * 50, 500)
         self.fc2 = nn.Linear(500, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(F.max_pool2d(self.conv1(x), 2))
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        x = conv_pool_relu(self.conv1, x)
+        x = conv_pool_relu(self.conv2, x)
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc2(x)

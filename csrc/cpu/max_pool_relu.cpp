@@ -1,0 +1,229 @@
+// relu(max_pool2d(x, 2)) in one pass, its backward, and, where x is a convolution of a one-channel
+// image, the gradient for that image straight from the pooled one. Of x only the place of each
+// maximum is kept. All tensors are in channels_last order.
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "cpu/huge_pages.h"
+#include "cpu/isa.h"
+#include "cpu/operations.h"
+
+namespace drf_fast::cpu {
+namespace {
+
+// One row of windows: two rows of x, `wide` columns, to one row of out. An index is 0..3, the
+// first maximum (or the last NaN) in reading order, or 4 where ReLU lets no gradient through.
+template <typename T, bool kIndexed>
+DRF_INLINE void pool_row(const T* x, T* __restrict out, std::uint8_t* __restrict index,
+                         std::int64_t wide, std::int64_t channels) {
+  for (std::int64_t column = 0; column < wide / 2; ++column) {
+    const T* top = x + 2 * column * channels;
+    const T* bottom = top + wide * channels;
+    T* to = out + column * channels;
+    std::uint8_t* place = kIndexed ? index + column * channels : nullptr;
+    for (std::int64_t c = 0; c < channels; ++c) {
+      const auto b = widen(top[channels + c]), d = widen(bottom[c]);
+      const auto e = widen(bottom[channels + c]);
+      auto best = widen(top[c]);
+      std::int32_t which = 0;
+      which = (b > best) | (b != b) ? 1 : which;
+      best = (b > best) | (b != b) ? b : best;
+      which = (d > best) | (d != d) ? 2 : which;
+      best = (d > best) | (d != d) ? d : best;
+      which = (e > best) | (e != e) ? 3 : which;
+      best = (e > best) | (e != e) ? e : best;
+      to[c] = narrow<T>(best <= 0 ? 0 : best);
+      if (kIndexed) place[c] = static_cast<std::uint8_t>(best <= 0 ? 4 : which);
+    }
+  }
+}
+
+template <typename T>
+DRF_INLINE void pool_body(const T* x, T* out, std::uint8_t* index, std::int64_t wide,
+                          std::int64_t channels) {
+  if (index == nullptr) {
+    pool_row<T, false>(x, out, index, wide, channels);
+  } else {
+    pool_row<T, true>(x, out, index, wide, channels);
+  }
+}
+
+DRF_ISA_TEMPLATE_CLONES(pool, pool_body,
+                        (const T* x, T* out, std::uint8_t* index, std::int64_t wide,
+                         std::int64_t channels),
+                        (x, out, index, wide, channels))
+
+// The backward of one row of windows; each element of the two rows is written once.
+template <typename T>
+DRF_INLINE void unpool_body(const T* __restrict grad, const std::uint8_t* __restrict index,
+                            T* __restrict out, std::int64_t wide, std::int64_t channels) {
+  const T zero = narrow<T>(0);
+  for (std::int64_t column = 0; column < wide / 2; ++column) {
+    for (int place = 0; place < 4; ++place) {
+      T* to = out + (place / 2 * wide + 2 * column + place % 2) * channels;
+      for (std::int64_t c = 0; c < channels; ++c) {
+        to[c] = index[column * channels + c] == place ? grad[column * channels + c] : zero;
+      }
+    }
+  }
+}
+
+DRF_ISA_TEMPLATE_CLONES(unpool, unpool_body,
+                        (const T* grad, const std::uint8_t* index, T* out, std::int64_t wide,
+                         std::int64_t channels),
+                        (grad, index, out, wide, channels))
+
+constexpr int kRow = 8;  // floats of a row of a tile: up to 7 of a kernel, one further right
+constexpr int kLanes = 16;
+
+#if defined(__GNUC__)
+// A type of the compiler's, which it keeps in registers; arrays it would store and load again.
+typedef float Lanes __attribute__((vector_size(4 * kLanes)));
+#else
+struct Lanes {
+  float value[kLanes];
+  Lanes operator*(float factor) const {
+    Lanes product;
+    for (int i = 0; i < kLanes; ++i) product.value[i] = value[i] * factor;
+    return product;
+  }
+  Lanes& operator+=(const Lanes& other) {
+    for (int i = 0; i < kLanes; ++i) value[i] += other.value[i];
+    return *this;
+  }
+};
+#endif
+
+// Kernels (C, k, k) as float tiles of k + 1 rows: for each channel four, the kernel at each place
+// of a window, and one of zeros.
+template <typename T>
+std::vector<float> tiles_of(const T* weight, std::int64_t channels, int k) {
+  const int size = (k + 1) * kRow;
+  std::vector<float> tiles(static_cast<std::size_t>(channels * 5 * size), 0.0f);
+  for (std::int64_t c = 0; c < channels; ++c) {
+    for (int place = 0; place < 4; ++place) {
+      float* tile = tiles.data() + (c * 5 + place) * size;
+      for (int at = 0; at < k * k; ++at) {
+        tile[(at / k + place / 2) * kRow + at % k + place % 2] = widen(weight[c * k * k + at]);
+      }
+    }
+  }
+  return tiles;
+}
+
+// Adds to `image`, of `stride` floats a row, what one row of windows contributes. Even and odd
+// channels are summed apart, so that no sum waits for the one before it.
+template <typename T, int kTile>
+DRF_INLINE void spread_row(const T* grad, const std::uint8_t* index, const float* tiles,
+                           float* image, std::int64_t stride, std::int64_t columns,
+                           std::int64_t channels) {
+  constexpr int kSize = kTile * kLanes;
+  for (std::int64_t column = 0; column < columns; ++column) {
+    const T* g = grad + column * channels;
+    const std::uint8_t* place = index + column * channels;
+    Lanes even[kTile] = {}, odd[kTile] = {};
+    const auto add = [&](Lanes* sums, std::int64_t c) {
+      const float factor = static_cast<float>(widen(g[c]));
+      const float* tile = tiles + (c * 5 + place[c]) * kSize;
+      for (int i = 0; i < kTile; ++i) {
+        Lanes part;
+        std::memcpy(&part, tile + i * kLanes, sizeof part);
+        sums[i] += part * factor;
+      }
+    };
+    std::int64_t c = 0;
+    for (; c + 1 < channels; c += 2) {
+      add(even, c);
+      add(odd, c + 1);
+    }
+    if (c < channels) add(even, c);
+    for (int i = 0; i < kTile; ++i) {
+      even[i] += odd[i];
+      float sums[kLanes];
+      std::memcpy(sums, &even[i], sizeof sums);
+      for (int half = 0; half < 2; ++half) {
+        float* to = image + (2 * i + half) * stride + 2 * column;
+        for (int j = 0; j < kRow; ++j) to[j] += sums[half * kRow + j];
+      }
+    }
+  }
+}
+
+template <typename T>
+DRF_INLINE void spread_body(const T* grad, const std::uint8_t* index, const float* tiles,
+                            float* image, std::int64_t stride, std::int64_t columns,
+                            std::int64_t channels, int k) {
+  if (k == 3) spread_row<T, 2>(grad, index, tiles, image, stride, columns, channels);
+  if (k == 5) spread_row<T, 3>(grad, index, tiles, image, stride, columns, channels);
+  if (k == 7) spread_row<T, 4>(grad, index, tiles, image, stride, columns, channels);
+}
+
+DRF_ISA_TEMPLATE_CLONES(spread, spread_body,
+                        (const T* grad, const std::uint8_t* index, const float* tiles, float* image,
+                         std::int64_t stride, std::int64_t columns, std::int64_t channels, int k),
+                        (grad, index, tiles, image, stride, columns, channels, k))
+
+}  // namespace
+
+void max_pool_relu(const void* x, void* out, std::uint8_t* index, Dtype dtype, const Pooling& call,
+                   [[maybe_unused]] int threads) {
+  with_dtype(dtype, [&](auto type) {
+    using T = decltype(type);
+    const auto row = pool_for<T>(active_isa());
+    const std::int64_t size = call.columns * call.channels;  // of a row of out
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (std::int64_t at = 0; at < call.batch * call.rows; ++at) {
+      row(static_cast<const T*>(x) + 4 * at * size, static_cast<T*>(out) + at * size,
+          index == nullptr ? nullptr : index + at * size, 2 * call.columns, call.channels);
+    }
+  });
+}
+
+void max_pool_relu_backward(const void* grad, const std::uint8_t* index, void* out, Dtype dtype,
+                            const Pooling& call, [[maybe_unused]] int threads) {
+  with_dtype(dtype, [&](auto type) {
+    using T = decltype(type);
+    const auto row = unpool_for<T>(active_isa());
+    const std::int64_t size = call.columns * call.channels;
+    expect_writes(out, sizeof(T) * static_cast<std::size_t>(4 * call.batch * call.rows * size));
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (std::int64_t at = 0; at < call.batch * call.rows; ++at) {
+      row(static_cast<const T*>(grad) + at * size, index + at * size,
+          static_cast<T*>(out) + 4 * at * size, 2 * call.columns, call.channels);
+    }
+  });
+}
+
+void pooled_image_gradient(const void* grad, const std::uint8_t* index, const void* weight,
+                           void* out, Dtype dtype, const Pooling& call, int k,
+                           [[maybe_unused]] int threads) {
+  with_dtype(dtype, [&](auto type) {
+    using T = decltype(type);
+    const auto row = spread_for<T>(active_isa());
+    const auto tiles = tiles_of(static_cast<const T*>(weight), call.channels, k);
+    const std::int64_t size = call.columns * call.channels;
+    const std::int64_t high = 2 * call.rows + k - 1, wide = 2 * call.columns + k - 1;
+    const std::int64_t stride = wide + kRow;  // a tile may reach beyond the image
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (std::int64_t image = 0; image < call.batch; ++image) {
+      std::vector<float> sums(static_cast<std::size_t>(high * stride), 0.0f);
+      for (std::int64_t i = 0; i < call.rows; ++i) {
+        const std::int64_t at = (image * call.rows + i) * size;
+        row(static_cast<const T*>(grad) + at, index + at, tiles.data(),
+            sums.data() + 2 * i * stride, stride, call.columns, call.channels, k);
+      }
+      T* to = static_cast<T*>(out) + image * high * wide;
+      for (std::int64_t i = 0; i < high; ++i) {
+        for (std::int64_t j = 0; j < wide; ++j) {
+          to[i * wide + j] = narrow<T>(
+              static_cast<decltype(widen(T{}))>(sums[static_cast<std::size_t>(i * stride + j)]));
+        }
+      }
+    }
+  });
+}
+
+}  // namespace drf_fast::cpu
