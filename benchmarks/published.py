@@ -97,6 +97,15 @@ def ascend(
         delta.renorm_(p=2, dim=0, maxnorm=epsilon)
 
 
+def lenet() -> torch.nn.Module:
+    """The network of the MNIST experiments as it is written: 431,080 parameters."""
+    return torch.nn.Sequential(
+        *(torch.nn.Conv2d(1, 20, 5), torch.nn.ReLU(), torch.nn.MaxPool2d(2)),
+        *(torch.nn.Conv2d(20, 50, 5), torch.nn.ReLU(), torch.nn.MaxPool2d(2)),
+        *(torch.nn.Flatten(), torch.nn.Linear(800, 500), torch.nn.ReLU(), torch.nn.Linear(500, 10)),
+    )
+
+
 def training_step(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,

@@ -28,13 +28,14 @@ PROVIDERS = (
 
 def certification(provider: str) -> Callable[[], Any]:
     torch.manual_seed(0)
-    model = models.build("lenet", 10, (1, 28, 28)).eval()
     x = data.load("mnist-mini", "test").float_images(list(range(IMAGES)))
     x = x.to(runtime.pick_device("auto"))
     if provider.startswith("eager"):
         batch = int(provider.split()[-1])
+        model = published.lenet().to(x.device).eval()
         return lambda: [published.certify(model, image, SIGMA, N0, N, ALPHA, batch) for image in x]
     precision = provider.split()[1]
+    model = models.build("lenet", 10, (1, 28, 28)).eval()
     model, _ = runtime.place(model, x.device, "auto", precision, (1, 28, 28))
     smoothed = drf_fast.SmoothedClassifier(
         model, 10, SIGMA, precision=precision, compile=provider.endswith("compile")

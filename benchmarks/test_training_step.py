@@ -48,7 +48,7 @@ def training_step(provider: str) -> Callable[[], Any]:
     train = data.load("mnist-mini", "train")
     x, target = train.float_images(ids.cpu()).to(device), train.labels[ids.cpu()].to(device)
     if provider == "eager":
-        model = models.build("lenet", 10, (1, 28, 28)).to(device)
+        model = published.lenet().to(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
         return lambda: published.training_step(
             model, optimizer, x, target, SIGMA, M, STEPS, EPSILON

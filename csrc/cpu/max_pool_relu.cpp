@@ -14,40 +14,56 @@
 namespace drf_fast::cpu {
 namespace {
 
-// One row of windows: two rows of x, `wide` columns, to one row of out. An index is 0..3, the
-// first maximum (or the last NaN) in reading order, or 4 where ReLU lets no gradient through.
-template <typename T, bool kIndexed>
-DRF_INLINE void pool_row(const T* x, T* __restrict out, std::uint8_t* __restrict index,
-                         std::int64_t wide, std::int64_t channels) {
-  for (std::int64_t column = 0; column < wide / 2; ++column) {
-    const T* top = x + 2 * column * channels;
-    const T* bottom = top + wide * channels;
-    T* to = out + column * channels;
-    std::uint8_t* place = kIndexed ? index + column * channels : nullptr;
+constexpr std::int64_t kChunk = 1024;
+
+// Elements at the same place of windows side by side, `channels` of each, one after the other.
+template <typename T, typename Wide>
+DRF_INLINE void gather(const T* x, Wide* __restrict out, std::int64_t columns, std::int64_t apart,
+                       std::int64_t channels) {
+  for (std::int64_t column = 0; column < columns; ++column) {
     for (std::int64_t c = 0; c < channels; ++c) {
-      const auto b = widen(top[channels + c]), d = widen(bottom[c]);
-      const auto e = widen(bottom[channels + c]);
-      auto best = widen(top[c]);
-      std::int32_t which = 0;
-      which = (b > best) | (b != b) ? 1 : which;
-      best = (b > best) | (b != b) ? b : best;
-      which = (d > best) | (d != d) ? 2 : which;
-      best = (d > best) | (d != d) ? d : best;
-      which = (e > best) | (e != e) ? 3 : which;
-      best = (e > best) | (e != e) ? e : best;
-      to[c] = narrow<T>(best <= 0 ? 0 : best);
-      if (kIndexed) place[c] = static_cast<std::uint8_t>(best <= 0 ? 4 : which);
+      out[column * channels + c] = widen(x[2 * column * apart + c]);
     }
   }
 }
 
+// One row of windows: two rows of x, `wide` columns, to one row of out. An index is 0..3, the
+// first maximum (or the last NaN) in reading order, or 4 where ReLU lets no gradient through.
 template <typename T>
-DRF_INLINE void pool_body(const T* x, T* out, std::uint8_t* index, std::int64_t wide,
-                          std::int64_t channels) {
-  if (index == nullptr) {
-    pool_row<T, false>(x, out, index, wide, channels);
-  } else {
-    pool_row<T, true>(x, out, index, wide, channels);
+DRF_INLINE void pool_body(const T* x, T* __restrict out, std::uint8_t* __restrict index,
+                          std::int64_t wide, std::int64_t channels) {
+  using Wide = decltype(widen(*x));
+  Wide values[4][kChunk], best[kChunk];
+  std::int32_t which[kChunk];
+  const std::int64_t together = std::max<std::int64_t>(1, kChunk / channels);  // columns
+  for (std::int64_t first = 0; first < wide / 2; first += together) {
+    const std::int64_t columns = std::min(together, wide / 2 - first);
+    for (std::int64_t channel = 0; channel < channels; channel += kChunk) {
+      const std::int64_t some = std::min(kChunk, channels - channel), size = columns * some;
+      for (int place = 0; place < 4; ++place) {
+        const T* from = x + (place / 2 * wide + 2 * first + place % 2) * channels + channel;
+        gather(from, values[place], columns, channels, some);
+      }
+#pragma omp simd
+      for (std::int64_t i = 0; i < size; ++i) {
+        Wide top = values[0][i];
+        std::int32_t at = 0;
+        for (int place = 1; place < 4; ++place) {
+          const Wide value = values[place][i];
+          const bool larger = (value > top) | (value != value);
+          at = larger ? place : at;
+          top = larger ? value : top;
+        }
+        const bool none = top <= 0;
+        best[i] = none ? Wide(0) : top;
+        which[i] = none ? 4 : at;
+      }
+      // Several columns come with all of their channels, so that the results are side by side.
+      const std::int64_t to = first * channels + channel;
+      for (std::int64_t i = 0; i < size; ++i) out[to + i] = narrow<T>(best[i]);
+      if (index == nullptr) continue;
+      for (std::int64_t i = 0; i < size; ++i) index[to + i] = static_cast<std::uint8_t>(which[i]);
+    }
   }
 }
 
@@ -56,17 +72,45 @@ DRF_ISA_TEMPLATE_CLONES(pool, pool_body,
                          std::int64_t channels),
                         (x, out, index, wide, channels))
 
+// The bits of a T, and integers of the same width for its index: then they share vector lanes.
+template <std::size_t kSize>
+struct Bits;
+template <>
+struct Bits<2> {
+  using Type = std::uint16_t;
+};
+template <>
+struct Bits<4> {
+  using Type = std::uint32_t;
+};
+template <>
+struct Bits<8> {
+  using Type = std::uint64_t;
+};
+
 // The backward of one row of windows; each element of the two rows is written once.
 template <typename T>
-DRF_INLINE void unpool_body(const T* __restrict grad, const std::uint8_t* __restrict index,
-                            T* __restrict out, std::int64_t wide, std::int64_t channels) {
-  const T zero = narrow<T>(0);
-  for (std::int64_t column = 0; column < wide / 2; ++column) {
-    for (int place = 0; place < 4; ++place) {
-      T* to = out + (place / 2 * wide + 2 * column + place % 2) * channels;
-      for (std::int64_t c = 0; c < channels; ++c) {
-        to[c] = index[column * channels + c] == place ? grad[column * channels + c] : zero;
+DRF_INLINE void unpool_body(const T* grad, const std::uint8_t* __restrict index, T* out,
+                            std::int64_t wide, std::int64_t channels) {
+  using Word = typename Bits<sizeof(T)>::Type;
+  Word words[kChunk], places[kChunk];
+  const std::int64_t size = wide / 2 * channels;
+  for (std::int64_t first = 0; first < size; first += kChunk) {
+    const std::int64_t some = std::min(kChunk, size - first);
+    std::memcpy(words, grad + first, static_cast<std::size_t>(some) * sizeof(T));
+    for (std::int64_t i = 0; i < some; ++i) places[i] = index[first + i];
+    for (std::int64_t at = 0; at < some;) {  // the channels of one window, or what is left of them
+      const std::int64_t column = (first + at) / channels, channel = (first + at) % channels;
+      const std::int64_t count = std::min(channels - channel, some - at);
+      for (Word place = 0; place < 4; ++place) {
+        Word kept[kChunk];
+        T* to = out + (place / 2 * wide + 2 * column + place % 2) * channels + channel;
+        for (std::int64_t c = 0; c < count; ++c) {
+          kept[c] = places[at + c] == place ? words[at + c] : Word(0);
+        }
+        std::memcpy(to, kept, static_cast<std::size_t>(count) * sizeof(T));
       }
+      at += count;
     }
   }
 }
