@@ -6,6 +6,7 @@
 #   docs/results/table1.sh deep    MNIST_FOLDER RUN_FOLDER    every 20th at n = 100,000
 #   docs/results/table1.sh report  MNIST_FOLDER RUN_FOLDER    tables and JSON
 #
+# BATCH are the rows of a forward pass in certification (auto; on a GPU 16384).
 # Interrupted, the same command goes on where it stopped. JOBS (2) runs go side by side, of one
 # thread each, so that their bits do not depend on the number of cores.
 set -euo pipefail
@@ -37,7 +38,7 @@ train() { # SIGMA METHOD SEED
 
 certify() { # LOG N SKIP SIGMA METHOD SEED
   drf-fast certify "$runs/$4-$5-$6" --out "$1/$4-$5-$6.tsv" --resume --data-dir "$data" --n "$2" \
-    --skip "$3" --precision bf16 --memory-format channels_last
+    --skip "$3" --precision bf16 --memory-format channels_last --batch-size "${BATCH:-auto}"
 }
 
 case $command in

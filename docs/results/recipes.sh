@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Every recipe for 50 steps on real images, those of CIFAR-10 with ResNet-20:
+#
+#   docs/results/recipes.sh MNIST_FOLDER CIFAR_CLASS_FOLDERS RUN_FOLDER [FLAG OF TRAIN ...]
+#
+# Prints the epochs' loss and accuracy of each, or what went wrong. JOBS (2) run side by side.
+set -euo pipefail
+if [ "$1" = one ]; then
+  name=$2 mnist=$3 cifar=$4 runs=$5
+  shift 5
+  case $name in
+    mnist-*) flags=(--data-dir "$mnist" --train-images 2560) ;;
+    *) flags=(--data imagefolder --data-dir "$cifar" --arch resnet20 --normalize cifar10) ;;
+  esac
+  log=$runs/$name.log
+  drf-fast train --recipe "$name" --sigma 0.5 "${flags[@]}" --max-steps 50 --certify-images 0 \
+    --out "$runs/$name" --force "$@" >"$log" 2>&1 && verdict=done || verdict=FAILED
+  tail -n 100 "$log" | { grep -E "^ *loss |drf-fast:" || tail -n 1 "$log"; } |
+    tail -n 1 | sed "s/^ */$name $verdict: /"
+  exit
+fi
+mnist=$(realpath "$1") cifar=$(realpath "$2") runs=$3
+shift 3
+mkdir -p "$runs"
+python3 -c "from drf_fast import recipes; print(*recipes.NAMES, sep='\n')" |
+  xargs -P "${JOBS:-2}" -I '{}' "$0" one '{}' "$mnist" "$cifar" "$runs" "$@"
