@@ -107,7 +107,8 @@ def launch(
         _recorded.append(Launch(kernel, programs, arguments, constants, num_warps, registers))
         return
     device = next(value.device for value in arguments if isinstance(value, torch.Tensor))
-    guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    guard = torch.cuda.device(device) if elsewhere else contextlib.nullcontext()
     try:
         with guard:
             kernel[(programs,)](*arguments, **compiler_options(num_warps, registers), **constants)

@@ -26,4 +26,4 @@ esac
 drf-fast sweep --out "$runs/$part" --resume --method smoothadv "${flags[@]}" --data mnist \
   --data-dir "$data" --train-images 20000 --sigma 1.0 --epochs 8 --num-samples 2 --steps 4 \
   --lr 0.02 --precision bf16 --memory-format channels_last --threads "${THREADS:-1}" \
-  --seeds "${SEEDS:-0,1,2}" --n 1000 --skip 5
+  --seeds "${SEEDS:-0,1,2}" --n 1000 --skip 10
