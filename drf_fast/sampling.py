@@ -19,7 +19,8 @@ from drf_fast import functional
 from drf_fast._modules import frozen
 
 PRECISIONS = ("fp32", "bf16")
-_BATCH_SIZES = {"cpu": (64, 128, 256, 512), "cuda": (512, 1024, 2048, 4096)}
+_BATCH_SIZES = {"cpu": (64, 128, 256, 512), "cuda": (512, 1024, 2048, 4096, 8192, 16384)}
+_MOST_PIXELS = 2**28  # of a forward pass that is tried, so that trying does not exhaust a GPU
 
 
 class NoisyVotes:
@@ -125,6 +126,8 @@ class NoisyVotes:
             sizes = _BATCH_SIZES.get(x.device.type, _BATCH_SIZES["cuda"])
             # Each is a compilation, and small ones gain nothing from it.
             sizes = sizes[1:] if self._compiled else sizes
+            pixels = x[:1].numel()
+            sizes = [size for size in sizes if size * pixels <= _MOST_PIXELS] or sizes[:1]
             self._best_batch[key] = max(sizes, key=lambda size: self.rate(x, size))
         return self._best_batch[key]
 

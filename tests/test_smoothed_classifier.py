@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import drf_fast
+from drf_fast import sampling
 
 OPERATIONS = ("noisy_repeat", "vote", "clopper_pearson_lower", "certified_radius")
 SIGMA, SEED, K = 0.5, 17, 3
@@ -189,6 +190,17 @@ def test_a_measured_batch_size_changes_no_result_and_is_measured_once(backend):
     assert sum(calls[measured:]) == 6 * 220
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
+
+
+def test_batch_sizes_are_tried_as_far_as_large_images_allow(monkeypatch):
+    tried: list[int] = []
+    monkeypatch.setattr(
+        sampling.NoisyVotes, "rate", lambda self, x, size: tried.append(size) or float(size)
+    )
+    smoothed = classifier(differences)
+    assert smoothed.batch_size(torch.empty(1, 3, 1024, 1024)) == 64 and tried == [64]
+    assert smoothed.batch_size(torch.empty(1, 3, 600, 600)) == 128
+    assert smoothed.batch_size(images()) == 512 == max(tried)
 
 
 def test_selection_estimation_and_prediction_never_share_noise(backend):
