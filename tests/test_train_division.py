@@ -22,8 +22,8 @@ from drf_fast import checkpoint
 from drf_fast.cli import main
 
 # The last batch of an epoch is a single image: one of two processes then has none. The seed is one
-# with which rounding makes no maximum or ReLU of the network switch sides: there its gradient jumps,
-# and no two orders of a sum would agree any more.
+# with which rounding makes no maximum or ReLU of the network switch sides: there its gradient
+# jumps, and no two orders of a sum would agree any more.
 FLAGS = [
     "--seed", "2",
     "--train-images", "49", "--batch-size", "16", "--epochs", "4", "--steps", "2", "--epsilon",
