@@ -54,6 +54,6 @@ fi
 
 tests=(tests/test_noise*.py tests/test_vote.py tests/test_clopper_pearson_lower.py)
 tests+=(tests/test_certified_radius.py tests/test_smooth_ce.py tests/test_consistency_loss.py)
-tests+=(tests/test_macer_loss.py tests/test_adversary_step.py)
+tests+=(tests/test_macer_loss.py tests/test_adversary_step.py tests/test_max_pool_relu.py)
 for test in tests/test_native_*.py; do tests+=("$test"); done
 "$python" -m pytest -q -p no:cacheprovider --timeout 1800 "${tests[@]}" "$@"
