@@ -16,7 +16,7 @@ import torch.distributed
 from torch import nn
 
 from drf_fast import _checks as check
-from drf_fast import functional
+from drf_fast import autograd, functional, ops
 from drf_fast._checks import Scalar
 from drf_fast._modules import frozen
 
@@ -264,6 +264,7 @@ def attack(
             "pass model.module"
         )
     check.ball(ball)
+    check.choice(grad_norm, "grad_norm", ops.GRAD_NORMS)
     box = check.box(clamp)
     if box is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (float(value) for value in torch.aminmax(x.detach()))
@@ -278,38 +279,52 @@ def attack(
     step_size = check.scalar(step_size, "step_size", nonnegative=True)
     sigma = check.scalar(sigma, "sigma", positive=True)
     key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
-    noise: dict[str, Any] = {"sigma": sigma, "seed": key, "image_ids": ids}
+    form, epsilon, lam = functional.ball_arguments(ball, step_size)
 
-    x_adv = x.detach()
-    noisy = functional.noisy_repeat(x_adv, num_samples=num_samples, **noise)
+    x = x_adv = x.detach()
+    noisy = functional.noisy_repeat(x, sigma, num_samples, seed=key, image_ids=ids)
     distance = x_adv.new_zeros(x.shape[0])
-
-    def losses(rows: torch.Tensor) -> torch.Tensor:
-        return functional.smooth_ce(model(rows), target, num_samples, reduction="none")
 
     with frozen(model):
         for _ in range(steps):
-            x_adv, noisy, distance = functional.adversary_step(
-                _gradient(losses, noisy),
+            # The raw operation: what adversary_step checks has been checked, once for all steps.
+            x_adv, noisy, distance = ops.adversary_step(
+                _gradient(model, noisy, target, num_samples),
                 x,
                 x_adv,
-                step_size=step_size,
-                ball=ball,
-                grad_norm=grad_norm,
-                clamp=clamp,
-                **noise,
+                step_size,
+                epsilon,
+                lam,
+                sigma,
+                key,
+                ids,
+                form,
+                grad_norm,
+                box,
             )
     return AttackResult(x_adv, noisy, distance)
 
 
-def _gradient(function: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
-    """The gradient of the sum of a (B,) function, under ``no_grad`` and in compiled code too."""
+def _gradient(
+    model: Callable[[torch.Tensor], torch.Tensor],
+    noisy: torch.Tensor,
+    target: torch.Tensor,
+    num_samples: int,
+) -> torch.Tensor:
+    """The gradient of the sum of ``smooth_ce`` at the noisy copies; in compiled code too."""
     if torch.compiler.is_dynamo_compiling():
+
+        def total(rows: torch.Tensor) -> torch.Tensor:
+            return functional.smooth_ce(model(rows), target, num_samples, reduction="sum")
+
         # torch.compile captures this one whole, and torch.autograd.grad in recent versions only,
         # on request. Without no_grad the result would have a graph to the parameters.
         with torch.no_grad():
-            return torch.func.grad(lambda rows: function(rows).sum())(at)
+            return torch.func.grad(total)(noisy)
     with torch.enable_grad():
-        values = function(at.requires_grad_())
-        # Nobody asked for the sum itself, which would be one launch more.
-        return torch.autograd.grad(values, at, values.new_ones(()).expand_as(values))[0]
+        logits = model(noisy.requires_grad_())
+    check.logits_and_target(logits, target, num_samples, 1)
+    # Nobody asks for the loss: no sum of it, and no autograd.Function for its gradient.
+    images = autograd.images_first(logits.detach(), num_samples, 1)
+    _, slope = ops.smooth_ce(images, target, "none", True)
+    return torch.autograd.grad(logits, noisy, slope.reshape(logits.shape))[0]

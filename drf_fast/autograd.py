@@ -70,7 +70,7 @@ class NoisyRepeat(torch.autograd.Function):
         return grad_x, None, None, None, None, None, None
 
 
-def _images_first(logits: torch.Tensor, num_samples: int, sample_dim: int) -> torch.Tensor:
+def images_first(logits: torch.Tensor, num_samples: int, sample_dim: int) -> torch.Tensor:
     """The caller's logits, 2-D or 3-D, in either order, as a (B, m, K) view."""
     if logits.dim() == 2:
         other = logits.shape[0] // num_samples
@@ -93,7 +93,7 @@ def _loss(
     graph is rare: its second backward runs the operation again, for which the arguments are saved.
     """
     _not_exported(ctx)
-    images = _images_first(logits, *layout)
+    images = images_first(logits, *layout)
     loss, grad = operation(images, target, *options, ctx.needs_input_grad[0])
     ctx.compiled = torch.compiler.is_compiling()
     ctx.shape, ctx.layout = logits.shape, layout
@@ -123,7 +123,7 @@ def _scaled_grad(ctx: Any, grad_loss: torch.Tensor) -> torch.Tensor:
     if grad is None:
         operation, options = ctx.again
         logits, target = ctx.saved_tensors
-        grad = operation(_images_first(logits, *ctx.layout), target, *options, True)[1]
+        grad = operation(images_first(logits, *ctx.layout), target, *options, True)[1]
     # loss.backward() multiplies by 1, and on the CPU it costs nothing to look.
     if scale.is_cpu and not any(scale.stride()[:1]) and scale.view(-1)[0].item() == 1.0:
         return grad

@@ -283,13 +283,7 @@ def adversary_step(
     check.choice(grad_norm, "grad_norm", ops.GRAD_NORMS)
     step_size = check.scalar(step_size, "step_size", nonnegative=True)
     sigma = check.scalar(sigma, "sigma", positive=True)
-    check.ball(ball)
-    if ball is None:
-        form, epsilon, lam = "none", step_size, step_size  # of no meaning
-    else:
-        form = ball.form
-        epsilon = check.scalar(ball.epsilon, "epsilon", nonnegative=True)
-        lam = epsilon if ball.lam is None else ball.lam  # the hard ball has none
+    form, epsilon, lam = ball_arguments(ball, step_size)
     key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
     return ops.adversary_step(
         grad.detach(),
@@ -305,6 +299,17 @@ def adversary_step(
         grad_norm,
         check.box(clamp),
     )
+
+
+def ball_arguments(
+    ball: HardBall | SoftBall | None, step_size: torch.Tensor
+) -> tuple[str, torch.Tensor, torch.Tensor]:
+    """Form, epsilon and lambda of a ball as ``ops.adversary_step`` takes them."""
+    check.ball(ball)
+    if ball is None:
+        return "none", step_size, step_size  # of no meaning
+    epsilon = check.scalar(ball.epsilon, "epsilon", nonnegative=True)
+    return ball.form, epsilon, epsilon if ball.lam is None else ball.lam  # the hard ball has none
 
 
 def vote(logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

@@ -77,14 +77,12 @@ def consistency_loss_kernel(
     real = (image < batch)[:, None] & (sample < samples)[None, :]
     target_label = tl.load(target + image, mask=image < batch, other=0)
     label = target_label.to(tl.int32)[None, :, None, None]
-    rows = rows_at(logits, image, sample, image_stride, sample_stride, ALIGN)
+    rows = rows_at(logits, image, sample, image_stride, sample_stride, ALIGN, CHUNKS)
     if RESIDENT:
-        z = load_rows(rows, columns, classes, real)
+        z = load_rows(rows, 0, classes, real, CHUNKS, LANES)
         peak, rest, label_logit = row_sums(z, columns == label)
     else:
-        peak, rest, label_logit = passing_row_sums(
-            rows, columns, classes, label, real, CHUNKS * LANES
-        )
+        peak, rest, label_logit = passing_row_sums(rows, classes, label, real, CHUNKS, LANES)
     log_p, total = log_label_probability(peak, rest, label_logit)
     valid = all_valid(total, real, target_label, classes)
     per_sample = tl.full((), 1.0, total.dtype) / samples
@@ -109,7 +107,7 @@ def consistency_loss_kernel(
         mean_slope = tl.zeros_like(total)
         kl, entropy = tl.zeros_like(cross_entropy), tl.zeros_like(cross_entropy)
         for start in range(0, classes, CHUNKS * LANES):
-            z = load_rows(rows, start + columns, classes, real)
+            z = load_rows(rows, start, classes, real, CHUNKS, LANES)
             p, mean_p, log_mean, gap, infinite = _columns(
                 z, base, share, log_totals, per_sample, samples
             )
@@ -126,22 +124,22 @@ def consistency_loss_kernel(
         scale = tl.where(valid, per_sample, float("nan"))
         if MEAN:
             scale = scale / batch
-        out = rows_at(grad, image, sample, grad_image_stride, grad_sample_stride, ALIGN)
+        out = rows_at(grad, image, sample, grad_image_stride, grad_sample_stride, ALIGN, CHUNKS)
         if RESIDENT:
             value = _gradient(
                 p, mean_p, slope, mean_slope, columns == label, missing, lam_value, scale
             )
-            store_rows(out, columns, classes, real, value)
+            store_rows(out, 0, classes, real, value, CHUNKS, LANES)
         else:
             for start in range(0, classes, CHUNKS * LANES):
-                z = load_rows(rows, start + columns, classes, real)
+                z = load_rows(rows, start, classes, real, CHUNKS, LANES)
                 p, mean_p, log_mean, gap, infinite = _columns(
                     z, base, share, log_totals, per_sample, samples
                 )
                 slope = lam_value * gap - eta_value * log_mean
                 is_label = start + columns == label
                 value = _gradient(p, mean_p, slope, mean_slope, is_label, missing, lam_value, scale)
-                store_rows(out, start + columns, classes, real, value)
+                store_rows(out, start, classes, real, value, CHUNKS, LANES)
 
 
 @triton.jit

@@ -80,10 +80,10 @@ def macer_loss_kernel(
     real = (image < batch)[:, None] & (sample < samples)[None, :]
     target_label = tl.load(target + image, mask=image < batch, other=0)
     label = target_label.to(tl.int32)[None, :, None, None]
-    rows = rows_at(logits, image, sample, image_stride, sample_stride, ALIGN)
+    rows = rows_at(logits, image, sample, image_stride, sample_stride, ALIGN, CHUNKS)
     beta_value = tl.load(beta)
     if RESIDENT:
-        z = load_rows(rows, columns, classes, real)
+        z = load_rows(rows, 0, classes, real, CHUNKS, LANES)
         peak, rest, label_logit = row_sums(z, columns == label)
         q_total = sum_classes(_scaled_exp(z, finite_or_0(peak), beta_value))
     else:
@@ -135,21 +135,21 @@ def macer_loss_kernel(
         slope2 = weight * tl.where(active, inverse_density(quantile2), 0.0)
         mean_slope = slope1[:, None] * others + slope2[:, None] * at_second
         label_factor = (scale / mean_p).to(total.dtype)[:, None] * p_label * share
-        out = rows_at(grad, image, sample, grad_image_stride, grad_sample_stride, ALIGN)
+        out = rows_at(grad, image, sample, grad_image_stride, grad_sample_stride, ALIGN, CHUNKS)
         if RESIDENT:
             slope = _slope(LANES, first, second, slope1, slope2)
             value = q * (slope - over_classes(mean_slope))
             value = _add_label(value, z, base, columns == label, rest, label_factor)
-            store_rows(out, columns, classes, real, value)
+            store_rows(out, 0, classes, real, value, CHUNKS, LANES)
         else:
             for start in range(0, classes, LANES):
-                z = load_rows(rows, start + columns, classes, real)
+                z = load_rows(rows, start, classes, real, CHUNKS, LANES)
                 q = _scaled_exp(z, base, beta_value) * over_classes(q_share)
                 slope = _slope(LANES, first - start, second - start, slope1, slope2)
                 value = q * (slope - over_classes(mean_slope))
                 is_label = start + columns == label
                 value = _add_label(value, z, base, is_label, rest, label_factor)
-                store_rows(out, start + columns, classes, real, value)
+                store_rows(out, start, classes, real, value, CHUNKS, LANES)
 
 
 @triton.jit
@@ -164,9 +164,9 @@ def _passing_sums(rows, classes, label, real, beta, LANES: tl.constexpr):
     peak, rest, label_logit = no_sums(rows, real)
     q_total = tl.zeros(real.shape, tl.float64)
     for start in range(0, classes, LANES):
-        columns = start + columns_at(1, LANES)
-        z = load_rows(rows, columns, classes, real)
-        block_peak, block_rest, block_label = row_sums(z, columns == label)
+        z = load_rows(rows, start, classes, real, 1, LANES)
+        is_label = start + columns_at(1, LANES) == label
+        block_peak, block_rest, block_label = row_sums(z, is_label)
         top = tl.maximum(peak, block_peak)
         base, block_base = finite_or_0(top), finite_or_0(block_peak)
         rest = rest * exp_(peak - base) + block_rest * exp_(block_peak - base)
@@ -223,7 +223,7 @@ def _passing_two_largest(rows, classes, real, base, share, beta, LANES: tl.const
     first = sum1.to(tl.int32)
     second = first
     for start in range(0, classes, LANES):
-        z = load_rows(rows, start + columns_at(1, LANES), classes, real)
+        z = load_rows(rows, start, classes, real, 1, LANES)
         q = _scaled_exp(z, base, beta) * over_classes(share)
         b_sum1, b_first, b_at_first, b_sum2, b_second, b_at_second, b_others = _two_largest(
             q, LANES

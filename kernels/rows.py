@@ -8,6 +8,11 @@ samples), of an image (images,). Where the rows of an image fit into registers t
 once; else blocks of classes pass by, once to find the sums of each row and again for whatever needs
 these.
 
+Memory is reached through a flat view of the tile, (chunks * images * samples, lanes). Compilers
+differ in the dimension that they give to the warps after the lanes (Triton 3.6 takes the first,
+later ones the last); of two there is one left, and warps take its places in turn: all rows of one
+chunk first, so that a row stays in its warp.
+
 A tile is larger than its rows, since sizes of tiles are powers of two. A class beyond the last one
 is -inf, which no maximum, exponential or sum notices; a row that does not exist is all 0, which
 makes no NaN, and is left out by the mask ``real``.
@@ -59,11 +64,22 @@ def log1p_(x):
 
 
 @triton.jit
-def rows_at(pointer, image, sample, image_stride, sample_stride, ALIGN: tl.constexpr):
-    """Pointers to the first class of each row; strides in units of ALIGN."""
+def rows_at(
+    pointer, image, sample, image_stride, sample_stride, ALIGN: tl.constexpr, CHUNKS: tl.constexpr
+):
+    """Pointers to the first class of each row, ``flat``; strides in units of ALIGN."""
     offsets = image.to(tl.int64)[:, None] * image_stride
     offsets += sample.to(tl.int64)[None, :] * sample_stride
-    return over_classes(pointer + offsets * ALIGN)
+    return pointer + flat(offsets, CHUNKS) * ALIGN
+
+
+@triton.jit
+def flat(of_row, CHUNKS: tl.constexpr):
+    """Numbers of rows, (images, samples), as (chunks * images * samples, 1)."""
+    IMAGES: tl.constexpr = of_row.shape[0]
+    SAMPLES: tl.constexpr = of_row.shape[1]
+    tile = tl.broadcast_to(of_row[None, :, :], (CHUNKS, IMAGES, SAMPLES))
+    return tl.reshape(tile, (CHUNKS * IMAGES * SAMPLES, 1))
 
 
 @triton.jit
@@ -93,17 +109,29 @@ def sum_samples(tile):
 
 
 @triton.jit
-def load_rows(rows, columns, classes, real):
+def load_rows(rows, start, classes, real, CHUNKS: tl.constexpr, LANES: tl.constexpr):
     """The logits of the tile, float32 or float64."""
-    beyond = over_classes(tl.where(real, -float("inf"), 0.0))
-    inside = over_classes(real) & (columns < classes)
-    return widen(tl.load(rows + columns, mask=inside, other=beyond))
+    at, inside = _flat_tile(start, classes, real, CHUNKS, LANES)
+    z = widen(tl.load(rows + at, mask=inside, other=0.0))
+    z = tl.reshape(z, (CHUNKS, real.shape[0], real.shape[1], LANES))
+    beyond = over_classes(real) & (start + columns_at(CHUNKS, LANES) >= classes)
+    return tl.where(beyond, -float("inf"), z)
 
 
 @triton.jit
-def store_rows(rows, columns, classes, real, value):
-    inside = over_classes(real) & (columns < classes)
-    tl.store(rows + columns, narrow(value, rows.dtype.element_ty), mask=inside)
+def store_rows(rows, start, classes, real, value, CHUNKS: tl.constexpr, LANES: tl.constexpr):
+    at, inside = _flat_tile(start, classes, real, CHUNKS, LANES)
+    value = tl.reshape(narrow(value, rows.dtype.element_ty), at.shape)
+    tl.store(rows + at, value, mask=inside)
+
+
+@triton.jit
+def _flat_tile(start, classes, real, CHUNKS: tl.constexpr, LANES: tl.constexpr):
+    """Classes of the flat tile that begins at class ``start``, and which of its places exist."""
+    ROWS: tl.constexpr = real.shape[0] * real.shape[1]
+    chunk = tl.arange(0, CHUNKS * ROWS) // ROWS
+    at = start + (chunk * LANES)[:, None] + tl.arange(0, LANES)[None, :]
+    return at, flat(real, CHUNKS) & (at < classes)
 
 
 @triton.jit
@@ -133,11 +161,12 @@ def no_sums(rows, real):
 
 
 @triton.jit
-def passing_row_sums(rows, columns, classes, label, real, BLOCK: tl.constexpr):
+def passing_row_sums(rows, classes, label, real, CHUNKS: tl.constexpr, LANES: tl.constexpr):
     """``row_sums``, block after block; a higher peak scales down what was summed before it."""
     peak, rest, label_logit = no_sums(rows, real)
-    for start in range(0, classes, BLOCK):
-        z = load_rows(rows, start + columns, classes, real)
+    columns = columns_at(CHUNKS, LANES)
+    for start in range(0, classes, CHUNKS * LANES):
+        z = load_rows(rows, start, classes, real, CHUNKS, LANES)
         block_peak, block_rest, block_label = row_sums(z, start + columns == label)
         top = tl.maximum(peak, block_peak)
         base = finite_or_0(top)

@@ -62,14 +62,12 @@ def smooth_ce_kernel(
     real = (image < batch)[:, None] & (sample < samples)[None, :]
     target_label = tl.load(target + image, mask=image < batch, other=0)
     label = target_label.to(tl.int32)[None, :, None, None]
-    rows = rows_at(logits, image, sample, image_stride, sample_stride, ALIGN)
+    rows = rows_at(logits, image, sample, image_stride, sample_stride, ALIGN, CHUNKS)
     if RESIDENT:
-        z = load_rows(rows, columns, classes, real)
+        z = load_rows(rows, 0, classes, real, CHUNKS, LANES)
         peak, rest, label_logit = row_sums(z, columns == label)
     else:
-        peak, rest, label_logit = passing_row_sums(
-            rows, columns, classes, label, real, CHUNKS * LANES
-        )
+        peak, rest, label_logit = passing_row_sums(rows, classes, label, real, CHUNKS, LANES)
     x = label_logit - finite_or_0(peak)
     total = rest + exp_(x)
     log_p = x - tl.log(total)
@@ -92,15 +90,15 @@ def smooth_ce_kernel(
             weights = weights * batch
         factor = weight / (weights[:, None] * total)
         factor = tl.where(valid[:, None], factor, float("nan"))
-        out = rows_at(grad, image, sample, grad_image_stride, grad_sample_stride, ALIGN)
+        out = rows_at(grad, image, sample, grad_image_stride, grad_sample_stride, ALIGN, CHUNKS)
         if RESIDENT:
             slope = _slope(z, columns == label, peak, rest, factor)
-            store_rows(out, columns, classes, real, slope)
+            store_rows(out, 0, classes, real, slope, CHUNKS, LANES)
         else:
             for start in range(0, classes, CHUNKS * LANES):
-                z = load_rows(rows, start + columns, classes, real)
+                z = load_rows(rows, start, classes, real, CHUNKS, LANES)
                 slope = _slope(z, start + columns == label, peak, rest, factor)
-                store_rows(out, start + columns, classes, real, slope)
+                store_rows(out, start, classes, real, slope, CHUNKS, LANES)
 
 
 @triton.jit
