@@ -14,7 +14,6 @@ from typing import Any
 
 import published
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import drf_fast
@@ -40,7 +39,7 @@ def show(name: str, call: Callable[[], Any]) -> None:
     kernels = sum(
         event.self_device_time_total
         for event in found.key_averages()
-        if event.device_type == DeviceType.CUDA
+        if event.device_type.name == "CUDA"
     )
     host, wall = (1e6 * seconds / CALLS for seconds in (host, wall))
     print(f"{name}: host {host:.0f} us, wall {wall:.0f} us, GPU {kernels / CALLS:.0f} us")
@@ -96,7 +95,9 @@ def counting() -> None:
 
 
 if __name__ == "__main__":
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, drf_fast {drf_fast.__version__}")
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, drf_fast {drf_fast.__version__}"
+    )
     losses()
     images((256, 1, 28, 28))
     images((64, 3, 224, 224))

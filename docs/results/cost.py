@@ -31,6 +31,9 @@ ROWS = {
     "consistency+drf": (10 + 1) * 4,
 }
 SIGMAS = 3
+# One H100, docs/h100.md: noisy copies a second, forward and backward (28,967 images of m = 2 and
+# T = 4 a second, drf-fast train in bf16), and forward alone (drf-fast certify in fp32).
+H100_TRAINING, H100_CERTIFYING = 28_967 * 2 * (4 + 1), 3_700_000
 
 
 def table(path: Path) -> str:
@@ -51,17 +54,20 @@ def table(path: Path) -> str:
         "(smoothadv, h) | the whole table (days) |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for name, training, certifying in pairs:
-        if training not in found[STEP] or certifying not in found[CERTIFY]:
-            continue
-        step = found[STEP][training]
+    copies = ROWS["smoothadv"] * IMAGES_OF_A_STEP
+    rates = [
+        (name, found[STEP][training], found[CERTIFY][certifying] / IMAGES / SAMPLES)
+        for name, training, certifying in pairs
+    ]
+    rates.append(("drf_fast on an H100", copies / H100_TRAINING, 1 / H100_CERTIFYING))
+    for name, step, sample in rates:
         epoch = step * TRAIN / IMAGES_OF_A_STEP
-        image = found[CERTIFY][certifying] / IMAGES * PAPER / SAMPLES
+        image = sample * PAPER
         row = EPOCHS * epoch + TEST * image
         passes = sum(ROWS.values()) / ROWS["smoothadv"]
         whole = SIGMAS * (EPOCHS * epoch * passes + len(ROWS) * TEST * image)
         lines.append(
-            f"| {name} | {step:.3f} | {epoch:.0f} | {image:.2f} | {row / 3600:.1f} | "
+            f"| {name} | {step:.4f} | {epoch:.0f} | {image:.3f} | {row / 3600:.1f} | "
             f"{whole / 86400:.1f} |"
         )
     return "\n".join(lines)

@@ -5,6 +5,7 @@
 #   docs/results/table1.sh certify MNIST_FOLDER RUN_FOLDER    all 10,000 test images at n = 1,000
 #   docs/results/table1.sh deep    MNIST_FOLDER RUN_FOLDER    every 20th at n = 100,000
 #   docs/results/table1.sh report  MNIST_FOLDER RUN_FOLDER    tables and JSON
+#   docs/results/table1.sh gap     MNIST_FOLDER RUN_FOLDER    Fig. 2 and its JSON
 #
 # BATCH are the rows of a forward pass in certification (auto; on a GPU 16384).
 # Interrupted, the same command goes on where it stopped. JOBS (2) runs go side by side, of one
@@ -28,6 +29,7 @@ jobs() { # SIGMA METHOD SEED, one a line
 train() { # SIGMA METHOD SEED
   local flags=()
   case $2 in
+    macer) flags=(--lr 0.005) ;; # at 0.02 it collapses when the margin term comes in
     smoothmix) flags=(--num-samples 2 --steps 4 --mix-warmup 1) ;;
     smoothadv* | consistency*) flags=(--num-samples 2 --steps 4 --warmup-epochs 1) ;;
   esac
@@ -55,17 +57,24 @@ case $command in
     ;;
   certify1) [ ! -f "$runs/$7-$8-$9/checkpoint.pt" ] || certify "${@:4}" ;;
   report)
+    cd "$runs" # so that names in the JSON are short
     for logs in n1000 n100000; do
-      drf-fast report "$runs/$logs"/*.tsv --format json >"$runs/$logs.json"
-      drf-fast report "$runs/$logs"/*.tsv --table1 --format markdown
+      drf-fast report "$logs"/*.tsv --format json >"$logs.json"
+      drf-fast report "$logs"/*.tsv --table1 --format markdown
       for sigma in 1.0 0.5; do
         for base in smoothadv consistency; do
-          pair=("$runs/$logs/$sigma-$base"-?.tsv "$runs/$logs/$sigma-$base-drf"-?.tsv)
+          pair=("$logs/$sigma-$base"-?.tsv "$logs/$sigma-$base-drf"-?.tsv)
           [ ! -f "${pair[-1]}" ] || drf-fast report "${pair[@]}" --compare --no-paper \
-            --format json >"$runs/$logs-$sigma-$base.json"
+            --format json >"$logs-$sigma-$base.json"
         done
       done
     done
     ;;
-  *) echo "expected train, certify, deep or report, got $command" >&2 && exit 2 ;;
+  gap)
+    cd "$runs"
+    gap=(drf-fast gap 1.0-smoothadv-0 1.0-smoothadv-drf-0 1.0-gaussian-0 --data-dir "$data")
+    "${gap[@]}" --json >fig2.json
+    "${gap[@]}" --plot fig2.png --force
+    ;;
+  *) echo "expected train, certify, deep, report or gap, got $command" >&2 && exit 2 ;;
 esac
