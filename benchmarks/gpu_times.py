@@ -95,9 +95,8 @@ def counting() -> None:
 
 
 if __name__ == "__main__":
-    print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, drf_fast {drf_fast.__version__}"
-    )
+    versions = f"torch {torch.__version__}, drf_fast {drf_fast.__version__}"
+    print(f"{torch.cuda.get_device_name()}, {versions}")
     losses()
     images((256, 1, 28, 28))
     images((64, 3, 224, 224))

@@ -66,16 +66,16 @@ class TrainConfig:
     """Epochs over which epsilon, and the adversary's step with it, grows linearly to its value."""
     grad_norm: Literal["image", "batch", "none"] = "image"
     """Normalise the ascent by each image's gradient norm, the batch's mean norm, or not."""
-    lambda0: float = 1.0
+    lambda0: float = 0.5
     """DRF: the price lambda of distance at the start."""
     lambda_lr: float = 0.02
     """DRF: learning rate zeta of lambda."""
     kappa: int = 100
     """DRF: number of adversarial examples whose mean distance steers lambda."""
-    form: Literal["prox", "excess", "shrink"] = "prox"
+    form: Literal["excess", "prox", "shrink"] = "excess"
     """DRF: how distance is priced (see drf_fast.SoftBall)."""
-    lambda_every: int | Literal["epoch"] = 1
-    """DRF: training steps between changes of lambda, or 'epoch'."""
+    lambda_every: int | Literal["epoch"] = "epoch"
+    """DRF: change lambda once an 'epoch', or every so many training steps."""
     consistency_lam: float = 1.0
     """Consistency: weight of the KL term."""
     consistency_eta: float = 0.5

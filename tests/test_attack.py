@@ -89,7 +89,11 @@ def plain_attack(
 
 @pytest.mark.parametrize(
     "ball, step_size",
-    [(drf_fast.HardBall(0.5), 0.25), (drf_fast.SoftBall(0.5, lambda0=0.4), 0.25), (None, 1.0)],
+    [
+        (drf_fast.HardBall(0.5), 0.25),
+        (drf_fast.SoftBall(0.5, lambda0=0.4, form="prox"), 0.25),
+        (None, 1.0),
+    ],
     ids=["hard", "prox", "unbounded"],
 )
 def test_it_is_the_plain_loop_also_in_its_default_step_size(backend, model, ball, step_size):

@@ -243,6 +243,14 @@ def approximate(x, out, BLOCK: tl.constexpr):
     tl.store(out + at, tl.sin(tl.load(x + at)))
 
 
+def test_a_row_of_a_thousand_classes_belongs_to_one_warp():
+    """Divided between warps (as Triton 3.6 did once) each thread would exchange all it holds."""
+    (_, binary), *_ = sass.of_case(
+        Case("smooth_ce", (64, 8, 1000), torch.float32, "contiguous"), 90
+    )
+    assert binary.count(r"SHFL\..*") < 40 and binary.count(r"LDS(\..*)?") < 40
+
+
 @pytest.mark.parametrize("kernel", [contracted, approximate], ids=lambda kernel: kernel.__name__)
 def test_inexact_code_is_found(kernel):
     x = torch.empty(128, device="meta")

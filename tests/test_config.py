@@ -64,6 +64,8 @@ PUBLISHED = [
     ("mnist-smoothmix", "mix_step", (0, 0, 0)),
     ("mnist-smoothadv-drf", "lambda0", (1.0, 1.0, 1.0)),
     ("mnist-consistency-drf", "lambda0", (2.0, 2.0, 2.0)),
+    ("mnist-consistency-drf", "form", ("prox", "prox", "prox")),
+    ("mnist-consistency-drf", "lambda_every", (1, 1, 1)),
     ("mnist-consistency", "consistency_lam", (1.0, 1.0, 1.0)),
     ("mnist-consistency", "epsilon", (255 / 256,) * 3),
     ("cifar10-stability", "stability_lam", (2.0, 2.0, 1.0)),
@@ -112,7 +114,7 @@ def test_the_sigma_of_a_file_chooses_the_values_of_its_recipe(tmp_path):
         ("sigma = 'big'", "sigma: expected float, got 'big'"),
         ("epochs = 1.5", "epochs: expected int, got 1.5"),
         ("epochs = true", "epochs: expected int, got True"),
-        ("form = 'round'", "expected prox or excess or shrink, got 'round'"),
+        ("form = 'round'", "expected excess or prox or shrink, got 'round'"),
         ("sigma = ", "is not TOML"),
     ],
 )

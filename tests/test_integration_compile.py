@@ -143,7 +143,8 @@ def test_what_needs_no_gradient_itself_is_attacked_all_the_same(name):
 
 def test_a_step_with_attack_loss_and_dual_update_is_one_graph():
     """All of DRF's step but the optimizer's: lambda moves inside the graph."""
-    balls = [drf_fast.SoftBall(0.5, lambda0=0.3, lambda_lr=0.1, kappa=6) for _ in range(2)]
+    options = {"lambda0": 0.3, "lambda_lr": 0.1, "kappa": 6, "form": "prox", "lambda_every": 1}
+    balls = [drf_fast.SoftBall(0.5, **options) for _ in range(2)]
     models = [Net().eval(), Net().eval()]
 
     def step(model: nn.Module, ball: drf_fast.SoftBall, x, y, sigma, seed) -> torch.Tensor:
@@ -216,7 +217,7 @@ def test_python_numbers_compile_twice_at_most_without_dynamic_true():
 def test_a_soft_ball_whose_lambda_moves_between_steps_compiles_once():
     model = Net().eval()
     x, y = images()
-    ball = drf_fast.SoftBall(0.2, lambda0=0.5, lambda_lr=0.5, kappa=B)
+    ball = drf_fast.SoftBall(0.2, lambda0=0.5, lambda_lr=0.5, kappa=B, form="prox", lambda_every=1)
 
     def step(seed: torch.Tensor) -> drf_fast.AttackResult:
         return drf_fast.attack(

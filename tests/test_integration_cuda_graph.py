@@ -186,7 +186,7 @@ def test_the_step_of_the_example_trains():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x = torch.rand(8, 3, 8, 8)
     y = (x.flatten(1).mean(1) > x.mean()).long()
-    step = example.DRFStep(model, optimizer, drf_fast.SoftBall(0.2, kappa=8), x)
+    step = example.DRFStep(model, optimizer, drf_fast.SoftBall(0.2, kappa=8, lambda_every=1), x)
     losses, lambdas = [], []
     for number in range(30):
         step.load(x, y, torch.arange(8), drf_fast.noise_key(0, number))
@@ -273,7 +273,7 @@ def gpu_step(seed: int = 0) -> Any:
     torch.manual_seed(seed)
     model = small_network().cuda()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    ball = drf_fast.SoftBall(example.scalar(0.5, torch.device("cuda")), kappa=8)
+    ball = drf_fast.SoftBall(example.scalar(0.5, torch.device("cuda")), kappa=8, lambda_every=1)
     return example.DRFStep(model, optimizer, ball, torch.empty(8, 3, 8, 8, device="cuda"))
 
 

@@ -39,7 +39,9 @@ def train(network: nn.Module, ranks: list[int]) -> dict[str, Any]:
     )
     assert isinstance(attacked, nn.Module)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
-    ball = drf_fast.SoftBall(0.3, lambda0=0.5, lambda_lr=0.5, kappa=1000)
+    ball = drf_fast.SoftBall(
+        0.3, lambda0=0.5, lambda_lr=0.5, kappa=1000, form="prox", lambda_every=1
+    )
     log: dict[str, Any] = {"noisy": [], "gradients": [], "lam": []}
     for step, seed in enumerate(SEEDS):
         generator = torch.Generator().manual_seed(step)

@@ -196,7 +196,7 @@ def test_drf_on_smoothmix_prices_the_distance(batch):
         options = MethodOptions(**OPTIONS, mix_step=mix_step)
         free = methods.get("smoothmix").step(Net(), batch, options, None).distance
         for lam, share in ((0.0, 1.0), (0.5, 0.51), (1.0, 0.0)):
-            ball = drf_fast.SoftBall(0.5, lambda0=lam)
+            ball = drf_fast.SoftBall(0.5, lambda0=lam, form="prox")
             distance = methods.get("smoothmix").step(Net(), batch, options, ball).distance
             assert bool((distance <= share * 3 * 0.4 + 1e-6).all())
             if lam == 0:

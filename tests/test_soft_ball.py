@@ -54,7 +54,7 @@ def test_lambda_follows_the_transcription(size, kappa, every):
 
 
 def test_lambda_rises_above_epsilon_falls_below_it_and_stops_at_zero():
-    ball = drf_fast.SoftBall(1.0, lambda0=0.5, lambda_lr=0.1, kappa=2)
+    ball = drf_fast.SoftBall(1.0, lambda0=0.5, lambda_lr=0.1, kappa=2, lambda_every=1)
     ball.update(torch.tensor([2.0, 2.0]))
     assert float(ball.lam) == pytest.approx(0.6)
     ball.update(torch.tensor([0.0, 0.0]))
@@ -66,7 +66,7 @@ def test_lambda_rises_above_epsilon_falls_below_it_and_stops_at_zero():
 
 def test_per_epoch_lambda_changes_only_at_the_end_of_one():
     data = batches(8, 6, level=3.0)
-    ball = drf_fast.SoftBall(1.0, lambda_lr=0.5, kappa=20, lambda_every="epoch")
+    ball = drf_fast.SoftBall(1.0, lambda0=1.0, lambda_lr=0.5, kappa=20, lambda_every="epoch")
     ball.end_epoch()  # nothing was seen yet
     for batch in data:
         ball.update(torch.tensor(batch))
@@ -77,7 +77,7 @@ def test_per_epoch_lambda_changes_only_at_the_end_of_one():
 
 
 def test_end_of_epoch_changes_nothing_where_steps_do():
-    ball = drf_fast.SoftBall(1.0)
+    ball = drf_fast.SoftBall(1.0, lambda_every=1)
     ball.update(torch.tensor([3.0]))
     lam = float(ball.lam)
     ball.end_epoch()
@@ -86,7 +86,7 @@ def test_end_of_epoch_changes_nothing_where_steps_do():
 
 def test_epsilon_may_be_warmed_up_and_may_be_a_tensor():
     for epsilon in (0.25, torch.tensor(0.25)):
-        ball = drf_fast.SoftBall(1.0, lambda_lr=1.0)
+        ball = drf_fast.SoftBall(1.0, lambda0=1.0, lambda_lr=1.0, lambda_every=1)
         ball.epsilon = epsilon
         ball.update(torch.tensor([0.75]))
         assert float(ball.lam) == pytest.approx(1.5)
@@ -94,7 +94,7 @@ def test_epsilon_may_be_warmed_up_and_may_be_a_tensor():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_distances_of_any_floating_dtype_are_averaged_in_float64(dtype):
-    ball = drf_fast.SoftBall(1.0, lambda_lr=1.0, kappa=4096)
+    ball = drf_fast.SoftBall(1.0, lambda0=1.0, lambda_lr=1.0, kappa=4096, lambda_every=1)
     values = torch.full((4096,), 1.25, dtype=dtype)
     ball.update(values)
     assert float(ball.lam) == 1.25 and ball.lam.dtype == torch.float64
@@ -117,20 +117,20 @@ def test_the_state_round_trips_and_continues_as_if_never_interrupted(tmp_path):
 
 
 def test_a_restored_ball_shares_no_memory_with_its_state():
-    ball = drf_fast.SoftBall(1.0, kappa=3)
+    ball = drf_fast.SoftBall(1.0, kappa=3, lambda_every=1)
     ball.update(torch.tensor([2.0]))
     state = ball.state_dict()
-    copy = drf_fast.SoftBall(1.0, kappa=3)
+    copy = drf_fast.SoftBall(1.0, kappa=3, lambda_every=1)
     copy.load_state_dict(state)
     copy.update(torch.tensor([5.0, 5.0, 5.0]))
     assert float(copy.lam) > float(ball.lam) == float(state["lam"])
 
 
 def test_a_state_is_a_snapshot_that_later_updates_leave_alone():
-    ball = drf_fast.SoftBall(1.0, kappa=3)
+    ball = drf_fast.SoftBall(1.0, kappa=3, lambda_every=1)
     state = ball.state_dict()
     ball.update(torch.tensor([5.0]))
-    assert float(state["lam"]) == 1.0 and bool(state["window"].isnan().all())
+    assert float(state["lam"]) == 0.5 and bool(state["window"].isnan().all())
 
 
 def good_state() -> dict[str, Any]:
@@ -178,7 +178,7 @@ def test_several_processes_hold_one_lambda_from_the_mean_over_all(monkeypatch):
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
-    ball = drf_fast.SoftBall(1.0, lambda0=0.0, lambda_lr=1.0)
+    ball = drf_fast.SoftBall(1.0, lambda0=0.0, lambda_lr=1.0, lambda_every=1)
     ball.update(torch.tensor([1.0, 2.0, 3.0]))
     assert float(ball.lam) == pytest.approx(15 / 5 - 1)
 
@@ -192,7 +192,9 @@ def test_in_training_lambda_steers_the_mean_distance_to_epsilon(form):
     target = torch.randint(3, (16,), generator=generator)
     epsilon = 0.3
     # excess cannot hold less than epsilon: lambda = 1 is the hard ball.
-    ball = drf_fast.SoftBall(epsilon, lambda0=0.2, lambda_lr=0.5, kappa=16, form=form)
+    ball = drf_fast.SoftBall(
+        epsilon, lambda0=0.2, lambda_lr=0.5, kappa=16, form=form, lambda_every=1
+    )
     for _ in range(30):
         adv = drf_fast.attack(
             lambda rows: rows @ weight,
@@ -211,8 +213,8 @@ def test_in_training_lambda_steers_the_mean_distance_to_epsilon(form):
 
 
 def test_its_repr_names_every_parameter():
-    text = repr(drf_fast.SoftBall(0.5, kappa=8, form="excess", lambda_every="epoch"))
-    assert text == (
-        "SoftBall(epsilon=0.5, lam=1, lambda_lr=0.02, kappa=8, form='excess', lambda_every='epoch')"
+    assert repr(drf_fast.SoftBall(0.5, kappa=8)) == (
+        "SoftBall(epsilon=0.5, lam=0.5, lambda_lr=0.02, kappa=8, form='excess', "
+        "lambda_every='epoch')"
     )
     assert repr(drf_fast.HardBall(0.5)) == "HardBall(epsilon=0.5)"

@@ -8,6 +8,7 @@
 #   prox-image-rate ...      the rate zeta in 0.001, 0.005, 0.02, 0.1
 #   prox-image-kappa ...     kappa in 10, 100, 300, 1000
 #   prox-image-epoch ...     as the first, lambda changed once an epoch; -epoch-rate, -epoch-kappa
+#   report                   of claims 1 and 2: paired differences, JSON, for what has been run
 #
 # JOBS (2) parts run side by side, of one thread each; SEEDS (0) are the training seeds.
 set -euo pipefail
@@ -19,6 +20,18 @@ if [ "$1" != one ]; then
   exit
 fi
 data=$2 runs=$3 part=$4
+export OMP_NUM_THREADS=1
+if [ "$part" = report ]; then
+  cd "$runs"
+  differ() { drf-fast report "$2/certificates.tsv" "$3/certificates.tsv" --compare --no-paper \
+    --format json >"$1.json"; }
+  for reading in *; do
+    [ -d "$reading/lambda0=2_seed=0" ] || continue
+    differ "claim1-$reading" "baseline/grad-norm=image_seed=0" "$reading/lambda0=1_seed=0"
+    differ "claim2-$reading" "$reading/lambda0=0.5_seed=0" "$reading/lambda0=2_seed=0"
+  done
+  exit
+fi
 IFS=- read -r form norm what <<<"$part"
 flags=(--drf --form "$form" --grad-norm "$norm")
 case $what in epoch*) flags+=(--lambda-every epoch) ;; esac
