@@ -50,6 +50,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_threads_hold_for_certification_too(tmp_path):
+    flags = ["--vary", "lambda0=2", "--threads", "1", "--out", str(tmp_path / "one")]
+    assert main(["sweep", *flags, *SMALL]) == 0
+    (log,) = (tmp_path / "one").glob("*/certificates.json")
+    assert json.loads(log.read_text())["environment"]["threads"] == 1
+
+
 def test_a_sweep_leaves_runs_tables_and_figures(whole):
     assert {path.name for path in whole.iterdir()} == {
         "sweep.json", "summary.tsv", "summary.json", "runs.tsv", "certified_accuracy.png",

@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from drf_fast import certify, checkpoint, data, train
+from drf_fast import certify, checkpoint, data, runtime, train
 from drf_fast.config import SweepConfig
 from drf_fast.errors import InputError, RunError
 from drf_fast.progress import duration, say
@@ -132,7 +132,10 @@ def _run_one(sweep: Sweep, run: SweepRun) -> None:
             memory_format=found["certify_memory_format"],
             batch_size=found["batch_size"],
         )
-    certify.certify(dataclasses.replace(terms, out=sweep.log_of(run), resume=True))
+    with runtime.same_threads():
+        if config.threads != "auto":
+            runtime.set_threads(config.threads)
+        certify.certify(dataclasses.replace(terms, out=sweep.log_of(run), resume=True))
 
 
 class Clock:
