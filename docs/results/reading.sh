@@ -34,11 +34,15 @@ if [ "$part" = report ]; then
 fi
 IFS=- read -r form norm what <<<"$part"
 flags=(--drf --form "$form" --grad-norm "$norm")
-case $what in epoch*) flags+=(--lambda-every epoch) ;; esac
+# Without updates at every step lambda0 lasts, and 1 is the hard ball at any rate.
+case $what in
+  epoch*) flags+=(--lambda-every epoch) lambda0=0.5 ;;
+  *) flags+=(--lambda-every 1) lambda0=1 ;;
+esac
 case $part in
   baseline) flags=(--no-drf --vary grad-norm=image,batch) ;;
-  *-rate) flags+=(--vary lambda-lr=0.001,0.005,0.02,0.1) ;;
-  *-kappa) flags+=(--vary kappa=10,100,300,1000) ;;
+  *-rate) flags+=(--lambda0 "$lambda0" --vary lambda-lr=0.001,0.005,0.02,0.1) ;;
+  *-kappa) flags+=(--lambda0 "$lambda0" --vary kappa=10,100,300,1000) ;;
   *) flags+=(--vary lambda0=0.5,1,2) ;;
 esac
 drf-fast sweep --out "$runs/$part" --resume --method smoothadv "${flags[@]}" --data mnist \
