@@ -4,6 +4,7 @@
 #   docs/results/reading.sh MNIST_FOLDER RUN_FOLDER PART ...
 #
 #   baseline                 the hard ball, gradients normalised by image and by batch
+#   baseline-wide            the hard ball at the mean distance of excess-image-epoch, lambda0 = 0.5
 #   prox-image ...           FORM-GRADNORM: lambda0 in 0.5, 1, 2, lambda changed at every step
 #   prox-image-rate ...      the rate zeta in 0.001, 0.005, 0.02, 0.1
 #   prox-image-kappa ...     kappa in 10, 100, 300, 1000
@@ -25,6 +26,9 @@ if [ "$part" = report ]; then
   cd "$runs"
   differ() { drf-fast report "$2/certificates.tsv" "$3/certificates.tsv" --compare --no-paper \
     --format json >"$1.json"; }
+  half="excess-image-epoch/lambda0=0.5_seed=0"
+  differ half-minus-baseline "baseline/grad-norm=image_seed=0" "$half"
+  differ half-minus-wide "baseline-wide/epsilon=1.3_seed=0" "$half"
   for reading in *; do
     [ -d "$reading/lambda0=2_seed=0" ] || continue
     differ "claim1-$reading" "baseline/grad-norm=image_seed=0" "$reading/lambda0=1_seed=0"
@@ -40,6 +44,7 @@ case $what in
   *) flags+=(--lambda-every 1) lambda0=1 ;;
 esac
 case $part in
+  baseline-wide) flags=(--no-drf --vary epsilon=1.3) ;;
   baseline) flags=(--no-drf --vary grad-norm=image,batch) ;;
   *-rate) flags+=(--lambda0 "$lambda0" --vary lambda-lr=0.001,0.005,0.02,0.1) ;;
   *-kappa) flags+=(--lambda0 "$lambda0" --vary kappa=10,100,300,1000) ;;
