@@ -70,8 +70,8 @@ def plot(found: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("times as fast as the published formulation (eager) or SciPy, same run")
     axes.tick_params(axis="y", labelsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    axes.margins(y=0.01)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def main() -> None:
