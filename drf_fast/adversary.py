@@ -59,7 +59,7 @@ class SoftBall:
     The defaults are the reading that shows most of the paper's claims (docs/results.md); there the
     paper's lambda0 = 1 is the hard ball, and 0.5 is where DRF differs from it.
 
-    And line 14 is lambda <- max(0, lambda - lambda_lr * (epsilon - Delta)), Delta being the mean
+    Line 14 is lambda <- max(0, lambda - lambda_lr * (epsilon - Delta)), Delta being the mean
     distance of the last ``kappa`` adversarial examples, over all processes.
 
     Args:
