@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from drf_fast.certlog import read_log, sidecar
-from drf_fast.files import write_json
+from drf_fast.certification.log import read_log, sidecar
+from drf_fast.runtime.files import write_json
 
 RADIUS = 0.5
 COMPILED = ["--precision", "bf16", "--compile"]

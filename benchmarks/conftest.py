@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import drf_fast
-from drf_fast import _native
+from drf_fast.backends.native import library
 
 Run = Callable[..., None]
 
@@ -63,7 +63,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 @pytest.fixture(scope="session")
 def machine(device: torch.device) -> dict[str, Any]:
-    build = _native.load().build_info() if _native.available() else {}
+    build = library.load().build_info() if library.available() else {}
     return {
         "device": device.type,
         **(gpu_clock.describe() if device.type == "cuda" else {}),

@@ -56,7 +56,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What the interpreter counted for a launch; see benchmarks/phantom.py."""
+    """What the interpreter counted for a launch; see tests/instruments/phantom.py."""
 
     requested: int  # bytes loaded and stored, whoever had them before
     moved: int  # bytes to and from memory

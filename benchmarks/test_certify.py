@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import drf_fast
-from drf_fast import data, models, runtime
+from drf_fast import data, models
+from drf_fast.runtime import machine
 
 SIGMA, N0, N, ALPHA, IMAGES = 0.5, 100, 10_000, 0.001, 20
 PROVIDERS = (
@@ -29,14 +30,14 @@ PROVIDERS = (
 def certification(provider: str) -> Callable[[], Any]:
     torch.manual_seed(0)
     x = data.load("mnist-mini", "test").float_images(list(range(IMAGES)))
-    x = x.to(runtime.pick_device("auto"))
+    x = x.to(machine.pick_device("auto"))
     if provider.startswith("eager"):
         batch = int(provider.split()[-1])
         model = published.lenet().to(x.device).eval()
         return lambda: [published.certify(model, image, SIGMA, N0, N, ALPHA, batch) for image in x]
     precision = provider.split()[1]
     model = models.build("lenet", 10, (1, 28, 28)).eval()
-    model, _ = runtime.place(model, x.device, "auto", precision, (1, 28, 28))
+    model, _ = machine.place(model, x.device, "auto", precision, (1, 28, 28))
     smoothed = drf_fast.SmoothedClassifier(
         model, 10, SIGMA, precision=precision, compile=provider.endswith("compile")
     )

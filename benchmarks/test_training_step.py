@@ -15,11 +15,12 @@ import published
 import pytest
 import torch
 
-from drf_fast import HardBall, data, models, noise_key, runtime
-from drf_fast.config import TrainConfig
-from drf_fast.methods.common import Batch
+from drf_fast import HardBall, data, models, noise_key
+from drf_fast.config.options import TrainConfig
+from drf_fast.runtime import machine
 from drf_fast.training import schedule
 from drf_fast.training.graphs import GraphedSteps
+from drf_fast.training.methods.common import Batch
 from drf_fast.training.run import Run, Totals
 from drf_fast.training.step import descend, one_step
 
@@ -37,13 +38,13 @@ def network(precision: str, device: torch.device) -> tuple[torch.nn.Module, torc
     """LeNet as ``drf-fast train`` places it, and its optimizer."""
     torch.manual_seed(0)
     model = models.build("lenet", 10, (1, 28, 28))
-    model, _ = runtime.place(model, device, "auto", precision, (1, 28, 28), BATCH * M)
+    model, _ = machine.place(model, device, "auto", precision, (1, 28, 28), BATCH * M)
     return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
 
 
 def training_step(provider: str) -> Callable[[], Any]:
     """One step as a function without arguments."""
-    device = runtime.pick_device("auto")
+    device = machine.pick_device("auto")
     ids = torch.arange(BATCH, device=device)
     train = data.load("mnist-mini", "train")
     x, target = train.float_images(ids.cpu()).to(device), train.labels[ids.cpu()].to(device)
@@ -94,13 +95,13 @@ def passes(
         for parameter in weights:
             parameter.requires_grad_(False)
         for _ in range(STEPS):
-            with runtime.autocast(x.device, precision):
+            with machine.autocast(x.device, precision):
                 logits = model(image)
             torch.autograd.grad(logits, image, gradient.to(logits.dtype))
         for parameter in weights:
             parameter.requires_grad_(True)
         model.train()
-        with runtime.autocast(x.device, precision):
+        with machine.autocast(x.device, precision):
             logits = model(rows)
         torch.autograd.grad(logits, weights, gradient.to(logits.dtype))
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from drf_fast.version import __version__
 
 if TYPE_CHECKING:
-    from drf_fast.adversary import AttackResult, HardBall, SoftBall, attack
-    from drf_fast.backends import use as use_backend
+    from drf_fast.adversary import AttackResult, attack
+    from drf_fast.backends.dispatch import use as use_backend
+    from drf_fast.balls import HardBall, SoftBall
+    from drf_fast.certification.classifier import CertifyResult, SmoothedClassifier
     from drf_fast.functional import (
         adversary_step,
         certified_radius,
@@ -26,13 +28,7 @@ if TYPE_CHECKING:
         smooth_ce,
         vote,
     )
-    from drf_fast.nn import (
-        CertifyResult,
-        ConsistencyLoss,
-        MacerLoss,
-        SmoothCELoss,
-        SmoothedClassifier,
-    )
+    from drf_fast.nn import ConsistencyLoss, MacerLoss, SmoothCELoss
 
 _HOME = {
     "adversary_step": "functional",
@@ -45,15 +41,15 @@ _HOME = {
     "smooth_ce": "functional",
     "vote": "functional",
     "AttackResult": "adversary",
-    "HardBall": "adversary",
-    "SoftBall": "adversary",
+    "HardBall": "balls",
+    "SoftBall": "balls",
     "attack": "adversary",
-    "CertifyResult": "nn",
+    "CertifyResult": "certification.classifier",
     "ConsistencyLoss": "nn",
     "MacerLoss": "nn",
     "SmoothCELoss": "nn",
-    "SmoothedClassifier": "nn",
-    "use_backend": "backends",
+    "SmoothedClassifier": "certification.classifier",
+    "use_backend": "backends.dispatch",
 }
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from drf_fast.cli import main
+from drf_fast.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

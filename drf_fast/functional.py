@@ -17,16 +17,12 @@ for float64 input. Each operation can be differentiated once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from drf_fast import _checks as check
-from drf_fast import autograd, ops
-from drf_fast._checks import Scalar
-
-if TYPE_CHECKING:
-    from drf_fast.adversary import HardBall, SoftBall
+from drf_fast.balls import HardBall, SoftBall, ball_arguments
+from drf_fast.ops import autograd, schemas
+from drf_fast.ops import checks as check
+from drf_fast.ops.checks import Scalar
 
 
 def noise_key(seed: int, step: int) -> int:
@@ -95,7 +91,7 @@ def noisy_repeat(
     check.images(x)
     sigma = check.scalar(sigma, "sigma", positive=True)
     num_samples = check.count(num_samples, "num_samples")
-    check.choice(stream, "stream", ops.STREAMS)
+    check.choice(stream, "stream", schemas.STREAMS)
     key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
     if type(sample_offset) is int and sample_offset == 0:
         # Made on the device: a number from the CPU would keep CUDA graphs from capturing this.
@@ -141,7 +137,7 @@ def smooth_ce(
     """
     check.untransformed("smooth_ce")
     samples = check.logits_and_target(logits, target, num_samples, sample_dim)
-    check.choice(reduction, "reduction", ops.REDUCTIONS)
+    check.choice(reduction, "reduction", schemas.REDUCTIONS)
     logits = autograd.visible(logits)
     return autograd.SmoothCE.apply(logits, target, samples, sample_dim, reduction)
 
@@ -178,7 +174,7 @@ def consistency_loss(
     """
     check.untransformed("consistency_loss")
     samples = check.logits_and_target(logits, target, num_samples, sample_dim)
-    check.choice(reduction, "reduction", ops.REDUCTIONS)
+    check.choice(reduction, "reduction", schemas.REDUCTIONS)
     lam = check.scalar(lam, "lam", nonnegative=True)
     eta = check.scalar(eta, "eta", nonnegative=True)
     logits = autograd.visible(logits)
@@ -280,12 +276,12 @@ def adversary_step(
             "adversary_step needs x and x_adv (B, ...) and grad (B*m, ...), got "
             f"{tuple(x.shape)}, {tuple(x_adv.shape)} and {tuple(grad.shape)}"
         )
-    check.choice(grad_norm, "grad_norm", ops.GRAD_NORMS)
+    check.choice(grad_norm, "grad_norm", schemas.GRAD_NORMS)
     step_size = check.scalar(step_size, "step_size", nonnegative=True)
     sigma = check.scalar(sigma, "sigma", positive=True)
     form, epsilon, lam = ball_arguments(ball, step_size)
     key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
-    return ops.adversary_step(
+    return schemas.adversary_step(
         grad.detach(),
         x.detach(),
         x_adv.detach(),
@@ -299,17 +295,6 @@ def adversary_step(
         grad_norm,
         check.box(clamp),
     )
-
-
-def ball_arguments(
-    ball: HardBall | SoftBall | None, step_size: torch.Tensor
-) -> tuple[str, torch.Tensor, torch.Tensor]:
-    """Form, epsilon and lambda of a ball as ``ops.adversary_step`` takes them."""
-    check.ball(ball)
-    if ball is None:
-        return "none", step_size, step_size  # of no meaning
-    epsilon = check.scalar(ball.epsilon, "epsilon", nonnegative=True)
-    return ball.form, epsilon, epsilon if ball.lam is None else ball.lam  # the hard ball has none
 
 
 def vote(logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -353,7 +338,7 @@ def vote(logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
             f"{tuple(logits.shape)} and {tuple(counts.shape)}"
         )
     check.same_device(logits.device, counts=counts)
-    ops.vote(logits.detach(), counts)
+    schemas.vote(logits.detach(), counts)
     return counts
 
 
@@ -382,7 +367,7 @@ def clopper_pearson_lower(
     """
     check.untransformed("clopper_pearson_lower")
     successes, trials = check.counts(successes, trials)
-    return ops.clopper_pearson_lower(successes, trials, check.probability(alpha))
+    return schemas.clopper_pearson_lower(successes, trials, check.probability(alpha))
 
 
 def certified_radius(
@@ -408,4 +393,4 @@ def certified_radius(
     check.untransformed("certified_radius")
     successes, trials = check.counts(successes, trials)
     sigma = check.scalar(sigma, "sigma", positive=True)
-    return ops.certified_radius(successes, trials, sigma, check.probability(alpha))
+    return schemas.certified_radius(successes, trials, sigma, check.probability(alpha))

@@ -1,6 +1,6 @@
 """What the ascent, the balls and the box do to a block of pixels, for the adversary's kernels.
 
-``drf_fast/backends/reference.py`` is the definition. Lengths and factors are float64.
+``drf_fast/backends/reference/operations.py`` is the definition. Lengths and factors are float64.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Standard normals from a counter: the same bits on a GPU, on the CPU and in the interpreter.
 
-``drf_fast/backends/noise_reference.py`` is the definition and says why; this is its transcription,
+``drf_fast/backends/reference/noise.py`` is the definition and says why; this is its transcription,
 operation by operation. Triton's own randn, log, sin and cos would be neither exact nor free of
 local memory. Kernels that call this must be launched with ``enable_fp_fusion=False``
 (``launch`` does): a fused multiply-add rounds once where the contract rounds twice.

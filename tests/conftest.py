@@ -14,7 +14,7 @@ import drf_fast
 
 # Triton reads this variable when it is imported: a session either interprets kernels or compiles.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# Sessions of kernels; the ordinary one starts them in test_interpreter.py and test_on_gpu.py.
+# Sessions of kernels; the ordinary one starts them in gpu/test_interpreter.py and test_on_gpu.py.
 KERNELS = INTERPRETED or on_gpu.CHOSEN
 collect_ignore = [] if KERNELS else ["kernels"]
 
@@ -24,7 +24,7 @@ def backends_of(operations: tuple[str, ...]) -> list[str]:
 
     "auto" stands for a mixture: some of them have a compiled implementation and some have not.
     """
-    from drf_fast.backends import cpu
+    from drf_fast.backends.native import cpu
 
     if KERNELS:
         return ["triton"]

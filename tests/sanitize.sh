@@ -52,8 +52,8 @@ if "$python" -c "$overrun" "$work" 9 2>overrun.log || ! grep -q heap-buffer-over
   exit 1
 fi
 
-tests=(tests/test_noise*.py tests/test_vote.py tests/test_clopper_pearson_lower.py)
-tests+=(tests/test_certified_radius.py tests/test_smooth_ce.py tests/test_consistency_loss.py)
-tests+=(tests/test_macer_loss.py tests/test_adversary_step.py tests/test_max_pool_relu.py)
-for test in tests/test_native_*.py; do tests+=("$test"); done
+tests=(tests/operations/test_noise*.py tests/operations/test_vote.py tests/operations/test_clopper_pearson_lower.py)
+tests+=(tests/operations/test_certified_radius.py tests/operations/test_smooth_ce.py tests/operations/test_consistency_loss.py)
+tests+=(tests/operations/test_macer_loss.py tests/operations/test_adversary_step.py tests/operations/test_max_pool_relu.py)
+for test in tests/operations/test_native_*.py; do tests+=("$test"); done
 "$python" -m pytest -q -p no:cacheprovider --timeout 1800 "${tests[@]}" "$@"

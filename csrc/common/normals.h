@@ -1,6 +1,6 @@
 // Standard normals from random words by Box and Muller (1958), the same bits on every machine.
 //
-// drf_fast/backends/noise_reference.py is the definition; this is its transcription, operation by
+// drf_fast/backends/reference/noise.py is the definition; this is its transcription, operation by
 // operation. log, cos and sin are polynomials in float32 made of +, -, * and sqrt, each rounded to
 // nearest and none contracted (-ffp-contract=off, --fmad=false), which IEEE 754 fixes completely.
 //

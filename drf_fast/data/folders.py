@@ -25,7 +25,7 @@ from torch import Tensor
 
 from drf_fast.data.image_files import ImageFiles, decode
 from drf_fast.errors import InputError
-from drf_fast.progress import say
+from drf_fast.runtime.progress import say
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from drf_fast.data.mnist import read_mnist
 from drf_fast.errors import InputError
-from drf_fast.files import write_atomic
+from drf_fast.runtime.files import write_atomic
 
 
 def indices(split: str, size: int) -> np.ndarray:

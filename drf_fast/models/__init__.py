@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import nn
 
-from drf_fast.config_values import names_code
+from drf_fast.config.values import names_code
 from drf_fast.errors import InputError
 from drf_fast.models import own
 from drf_fast.models.lenet import LeNet

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from drf_fast.models.pooling import conv_pool_relu
+from drf_fast.ops.pooling import conv_pool_relu
 
 
 class LeNet(nn.Module):

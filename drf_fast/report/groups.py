@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from drf_fast.certlog import Log, bare_name, sidecar
-from drf_fast.certlog.audit import certificates, is_usable
+from drf_fast.certification.log import Log, bare_name, sidecar
+from drf_fast.certification.log.audit import certificates, is_usable
 from drf_fast.errors import InputError
 from drf_fast.report.shards import Missing, join_shards, missing
 

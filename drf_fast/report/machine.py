@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from drf_fast.certlog import Log
+from drf_fast.certification.log import Log
 from drf_fast.report import paper
 from drf_fast.report.compare import RESAMPLES, Comparison
 from drf_fast.report.summary import (

@@ -10,7 +10,7 @@ from importlib import resources
 
 import numpy as np
 
-from drf_fast.certlog import Log
+from drf_fast.certification.log import Log
 from drf_fast.report.groups import Group
 
 IMAGES, N, ALPHA = 10_000, 100_000, 0.001
@@ -43,7 +43,7 @@ def table() -> dict[tuple[float, str], PaperRow]:
 
 @functools.cache
 def _table() -> dict[tuple[float, str], PaperRow]:
-    text = (resources.files("drf_fast") / "data" / "table1_mnist.csv").read_text("utf-8")
+    text = (resources.files("drf_fast.report") / "table1_mnist.csv").read_text("utf-8")
     return {
         (float(row["sigma"]), row["method"]): PaperRow(
             acr=float(row["acr"]),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from drf_fast.certlog import Log, sidecar
+from drf_fast.certification.log import Log, sidecar
 from drf_fast.errors import InputError
 
 _SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drf_fast.errors import InputError
-from drf_fast.files import write_atomic
+from drf_fast.runtime.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drf_fast.certlog import Log
+from drf_fast.certification.log import Log
 from drf_fast.report.compare import Comparison, compare
 from drf_fast.report.groups import Group, group_logs
 from drf_fast.report.intervals import clopper_pearson

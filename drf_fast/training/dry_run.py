@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from drf_fast import processes
-from drf_fast.config_values import to_dict
-from drf_fast.methods.common import Batch
-from drf_fast.settings import steps_of_an_epoch
+from drf_fast.config.training import steps_of_an_epoch
+from drf_fast.config.values import to_dict
+from drf_fast.runtime import processes
 from drf_fast.training import schedule
+from drf_fast.training.methods.common import Batch
 from drf_fast.training.run import Run
 from drf_fast.training.step import one_step
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from drf_fast.methods.common import Batch, MethodOptions
+from drf_fast.training.methods.common import Batch, MethodOptions
 from drf_fast.training.run import Run, announce
 
 # Steps before a capture: kernels compile, libraries and the optimizer make their state.

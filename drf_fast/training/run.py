@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from drf_fast import data, processes
-from drf_fast.adversary import HardBall, SoftBall
-from drf_fast.config import TrainConfig
-from drf_fast.progress import say
+from drf_fast import data
+from drf_fast.balls import HardBall, SoftBall
+from drf_fast.config.options import TrainConfig
+from drf_fast.runtime import processes
+from drf_fast.runtime.progress import say
 
 
 @dataclasses.dataclass

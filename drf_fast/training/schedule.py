@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from drf_fast.config import TrainConfig
-from drf_fast.methods.common import MethodOptions
+from drf_fast.config.options import TrainConfig
+from drf_fast.training.methods.common import MethodOptions
 
 
 def drops(config: TrainConfig, epoch: int) -> int:

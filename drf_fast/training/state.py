@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from drf_fast import checkpoint, processes
-from drf_fast.adversary import SoftBall
-from drf_fast.config_values import to_dict
+from drf_fast.balls import SoftBall
+from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.config.training import method_label
+from drf_fast.config.values import to_dict
 from drf_fast.errors import InputError
-from drf_fast.settings import method_label
+from drf_fast.runtime import processes
 from drf_fast.training.run import Run, Totals, announce
 
 

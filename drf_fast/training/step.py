@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from drf_fast import methods, processes, runtime
-from drf_fast.adversary import SoftBall
+from drf_fast.balls import SoftBall
+from drf_fast.config.training import uses_adversary
 from drf_fast.errors import RunError
 from drf_fast.functional import noise_key
-from drf_fast.methods.common import Batch, MethodOptions, StepLoss
-from drf_fast.settings import uses_adversary
+from drf_fast.runtime import machine, processes
+from drf_fast.training import methods
+from drf_fast.training.methods.common import Batch, MethodOptions, StepLoss
 from drf_fast.training.run import Run
 
 _OTHER_RANDOMNESS = 2**63 + 1  # steps of the seed that training's noise never takes
@@ -81,7 +82,7 @@ def _parts(size: int, parts: int) -> list[slice]:
 
 def _loss(run: Run, batch: Batch, options: MethodOptions) -> StepLoss:
     try:
-        with runtime.autocast(run.device, run.config.precision):
+        with machine.autocast(run.device, run.config.precision):
             return methods.get(run.config.method).step(run.network, batch, options, run.ball)
     except ValueError as error:
         raise RunError(f"training failed at step {run.step}: {error}") from error

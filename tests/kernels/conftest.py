@@ -4,10 +4,10 @@ Triton reads TRITON_INTERPRET when it is imported, so these tests need a process
 
     TRITON_INTERPRET=1 pytest tests/kernels
 
-tests/test_interpreter.py is how they run within the ordinary session. Outputs hold NaN before a
-kernel writes them, and ``every_order`` runs a function with the programs of its launches in
-several orders: results that then differ are a race. On a GPU (see tests/on_gpu.py) the order is
-the hardware's.
+tests/gpu/test_interpreter.py is how they run within the ordinary session. Outputs hold NaN before
+a kernel writes them, and ``every_order`` runs a function with the programs of its launches in
+several orders: results that then differ are a race. On a GPU (see tests/instruments/on_gpu.py) the
+order is the hardware's.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import drf_fast
-from drf_fast.backends import reference
+from drf_fast.backends.reference import operations as reference
 from drf_fast.kernels import adversary_step as kernels
 from drf_fast.kernels.launch import recording
 

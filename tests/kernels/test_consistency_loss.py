@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from drf_fast.backends import reference
+from drf_fast.backends.reference import operations as reference
 from drf_fast.kernels import loss_call
 from drf_fast.kernels.consistency_loss import consistency_loss
 

@@ -16,7 +16,7 @@ import phantom
 import pytest
 import torch
 
-from drf_fast.backends import reference
+from drf_fast.backends.reference import operations as reference
 from drf_fast.kernels import loss_call
 from drf_fast.kernels.launch import recording
 

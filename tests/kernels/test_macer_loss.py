@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from drf_fast.backends import reference
+from drf_fast.backends.reference import operations as reference
 from drf_fast.kernels import loss_call
 from drf_fast.kernels.launch import launch
 from drf_fast.kernels.macer_loss import macer_loss

@@ -1,7 +1,7 @@
 """What the kernels access: nothing twice, nothing outside, nothing that another program writes.
 
 Run in small, on real memory that is watched, and in the sizes that matter, on memory that is not
-there (see benchmarks/phantom.py).
+there (see tests/instruments/phantom.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pytest
 import torch
 from kernel_cases import OPERATIONS, Case
 
-from drf_fast.backends import reference
+from drf_fast.backends.reference import operations as reference
 
 LOSSES = ("smooth_ce", "consistency_loss", "macer_loss")
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)

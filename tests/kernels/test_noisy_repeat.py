@@ -13,7 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from drf_fast.backends import noise_reference, reference
+from drf_fast.backends.reference import noise
+from drf_fast.backends.reference import operations as reference
 from drf_fast.kernels import noisy_repeat as kernels
 from drf_fast.kernels.launch import launch, recording
 from drf_fast.kernels.normals import STREAM_WORDS, cos_sin, philox, radius
@@ -80,7 +81,7 @@ def test_philox_words_are_those_of_the_reference_for_any_counter_and_key(key):
     words[:, :3] = torch.tensor([0, 2**32 - 1, 1])
     out = torch.empty_like(words)
     launch(philox_kernel, 1, words, integer(key), out, BLOCK=256)
-    expected = noise_reference.philox(tuple(words), integer(key))  # type: ignore[arg-type]
+    expected = noise.philox(tuple(words), integer(key))  # type: ignore[arg-type]
     assert torch.equal(out, torch.stack(expected))
 
 
@@ -98,8 +99,8 @@ def test_radius_cosine_and_sine_have_the_bits_of_the_reference():
     words = torch.nn.functional.pad(words, (0, -words.numel() % block))
     r, cosine, sine = (torch.empty(words.shape) for _ in range(3))
     launch(pieces_kernel, words.numel() // block, words, r, cosine, sine, BLOCK=block)
-    expected_cosine, expected_sine = noise_reference.cos_sin_turns(words)
-    assert same_bits(r, noise_reference.radius_of(words))
+    expected_cosine, expected_sine = noise.cos_sin_turns(words)
+    assert same_bits(r, noise.radius_of(words))
     assert same_bits(cosine, expected_cosine) and same_bits(sine, expected_sine)
 
 

@@ -1,0 +1,106 @@
+"""Which code runs an operation: reference (pure torch), native (C++, CUDA) or triton.
+
+``auto`` takes the fastest implementation that this installation has for the device at hand and
+falls back to the reference, so that it never fails because a compiled part is missing. The
+environment variable ``DRF_FAST_BACKEND``, read at the first operation, or ``use`` choose another
+one. These are strict: an operation that the chosen backend does not have is an error. One exception
+lets whole programs run on ``triton``: counting votes and the two bounds have no Triton form and run
+as under ``auto``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from drf_fast.errors import InputError, RunError
+
+NAMES = ("auto", "reference", "native", "triton")
+
+_chosen: str | None = None
+_table: dict[tuple[str, str], Callable[..., Any]] = {}
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise InputError(
+            f"{source} names an unknown backend: expected one of {', '.join(NAMES)}, got {name!r}"
+        )
+    return name
+
+
+def current() -> str:
+    """The backend in force: one of ``NAMES``.
+
+    Raises:
+        ValueError: ``DRF_FAST_BACKEND`` holds another word.
+    """
+    if _chosen is None:
+        return _checked(os.environ.get("DRF_FAST_BACKEND", "auto"), "DRF_FAST_BACKEND")
+    return _chosen
+
+
+@contextlib.contextmanager
+def use(name: str) -> Iterator[None]:
+    """Run the operations inside the ``with`` block on the backend ``name``.
+
+    The choice is global to the process, not to a thread. Code that ``torch.compile`` has already
+    compiled calls the operations by name and follows the choice too.
+
+    Raises:
+        ValueError: ``name`` is not one of ``NAMES``.
+    """
+    global _chosen
+    before = _chosen
+    _chosen = _checked(name, "use()")
+    _table.clear()
+    try:
+        yield
+    finally:
+        _chosen = before
+        _table.clear()
+
+
+def implementation(operation: str, device_type: str) -> Callable[..., Any]:
+    """The function that runs ``operation`` on tensors of ``device_type`` ("cpu", "cuda", ...).
+
+    Raises:
+        RuntimeError: the chosen backend does not have the operation in this installation.
+    """
+    key = (operation, device_type)
+    if key not in _table:
+        _table[key] = _find(operation, device_type, current())
+    return _table[key]
+
+
+def _find(operation: str, device_type: str, backend: str) -> Callable[..., Any]:
+    from drf_fast.backends import triton
+    from drf_fast.backends.native import cpu, cuda
+    from drf_fast.backends.reference import operations as reference
+
+    fallback = getattr(reference, operation)
+    if backend == "reference":
+        return fallback
+    wants_kernel = backend == "triton" or (backend == "auto" and device_type == "cuda")
+    if wants_kernel and operation in triton.MODULES:
+        reason = triton.why_not(device_type)
+        if backend == "triton":
+            if reason is not None:
+                raise RunError(f"the backend 'triton' cannot run {operation}: {reason}")
+            return triton.load(operation)
+        if reason is None:
+            return triton.load_or_fall_back(operation)
+        triton.warn_once(f"{operation}: {reason}")
+        return fallback
+    module = {"cpu": cpu, "cuda": cuda}.get(device_type)
+    if module is not None and operation in module.OPERATIONS:
+        return getattr(module, operation)
+    if backend == "native":
+        raise RunError(
+            f"the backend 'native' was asked for, but {operation} has no native implementation "
+            f"for {device_type} tensors in this installation; use 'auto' or 'reference', and see "
+            "'drf-fast doctor' for what is built"
+        )
+    return fallback

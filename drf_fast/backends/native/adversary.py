@@ -1,0 +1,116 @@
+"""Calls of adversary_step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from drf_fast.backends.native.library import DTYPES, load, threads_for
+from drf_fast.backends.native.noise import NORMALS_PER_THREAD, channels_last
+
+
+def _check(
+    grad: torch.Tensor, x: torch.Tensor, x_adv: torch.Tensor, image_ids: torch.Tensor
+) -> None:
+    batch = x.shape[0] if x.dim() else 0
+    if (
+        batch == 0
+        or x_adv.shape != x.shape
+        or grad.shape[1:] != x.shape[1:]
+        or grad.shape[0] % batch
+        or grad.shape[0] == 0
+    ):
+        raise ValueError(
+            "adversary_step: expected x and x_adv (B, ...) and grad (B*m, ...), got "
+            f"{tuple(x.shape)}, {tuple(x_adv.shape)} and {tuple(grad.shape)}; reshape them"
+        )
+    if not x.dtype == x_adv.dtype == grad.dtype or x.dtype not in DTYPES:
+        raise TypeError(
+            f"adversary_step: expected images of one of {', '.join(DTYPES.values())}, got "
+            f"{grad.dtype}, {x.dtype} and {x_adv.dtype}; convert them"
+        )
+    if image_ids.shape != (batch,) or image_ids.dtype != torch.int64:
+        raise ValueError(
+            f"adversary_step: expected one int64 id for each of {batch} images, got ids of "
+            f"{image_ids.dtype} {tuple(image_ids.shape)}"
+        )
+    if not (grad.is_cpu and x.is_cpu and x_adv.is_cpu and image_ids.is_cpu):
+        raise ValueError(
+            f"adversary_step: expected tensors on the CPU, got {grad.device}, {x.device}, "
+            f"{x_adv.device} and ids on {image_ids.device}; move them"
+        )
+
+
+def adversary_step(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    x_adv: torch.Tensor,
+    step_size: torch.Tensor,
+    epsilon: torch.Tensor,
+    lam: torch.Tensor,
+    sigma: torch.Tensor,
+    key: torch.Tensor,
+    image_ids: torch.Tensor,
+    ball: str,
+    grad_norm: str,
+    clamp: Sequence[float] | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(B, ...) images one step on, their (B*m, ...) noisy copies, (B,) distances to x."""
+    _check(grad, x, x_adv, image_ids)
+    out = torch.empty_like(x)
+    last = channels_last(out)
+    if not last and not out.is_contiguous():  # dense in an order of its own, which out must keep
+        moved, noisy, distance = adversary_step(
+            grad,
+            x.contiguous(),
+            x_adv,
+            step_size,
+            epsilon,
+            lam,
+            sigma,
+            key,
+            image_ids,
+            ball,
+            grad_norm,
+            clamp,
+        )
+        return out.copy_(moved), noisy, distance
+    layout = torch.channels_last if last else torch.contiguous_format
+    grad = grad.contiguous(memory_format=layout)
+    x = x.contiguous(memory_format=layout)
+    x_adv = x_adv.contiguous(memory_format=layout)
+    image_ids = image_ids.contiguous()
+    noisy = torch.empty(grad.shape, dtype=x.dtype, memory_format=layout, device="cpu")
+    batch = x.shape[0]
+    distance_dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    distance = torch.empty(batch, dtype=distance_dtype, device="cpu")
+    low, high = (0.0, 0.0) if clamp is None else clamp
+    load().adversary_step(
+        grad.data_ptr(),
+        x.data_ptr(),
+        x_adv.data_ptr(),
+        out.data_ptr(),
+        noisy.data_ptr(),
+        distance.data_ptr(),
+        DTYPES[x.dtype],
+        batch,
+        grad.shape[0] // batch,
+        x.shape[1] if last else 1,
+        x.shape[2] * x.shape[3] if last else math.prod(x.shape[1:]),
+        last,
+        image_ids.data_ptr(),
+        key.item(),
+        sigma.item(),
+        step_size.item(),
+        epsilon.item(),
+        lam.item(),
+        ball,
+        grad_norm,
+        clamp is not None,
+        low,
+        high,
+        threads_for(noisy.numel(), NORMALS_PER_THREAD),
+    )
+    return out, noisy, distance

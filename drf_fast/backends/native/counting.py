@@ -1,0 +1,122 @@
+"""Calls of vote, clopper_pearson_lower and certified_radius."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from drf_fast.backends.native.library import DTYPES, load, threads_for
+
+# Work below which waking another thread costs more than it saves (some 20 microseconds).
+_LOGITS_PER_THREAD = 32768
+_BOUNDS_PER_THREAD = 32
+
+
+def check_vote(logits: torch.Tensor, counts: torch.Tensor, device: str) -> None:
+    if logits.device != counts.device or logits.device.type != device:
+        raise ValueError(
+            f"vote: expected logits and counts on one {device} device, got {logits.device} and "
+            f"{counts.device}; move them"
+        )
+    if logits.dtype not in DTYPES or counts.dtype != torch.int64:
+        raise TypeError(
+            f"vote: expected logits of {', '.join(DTYPES.values())} and counts of int64, got "
+            f"{logits.dtype} and {counts.dtype}; convert them"
+        )
+    if (
+        logits.dim() != 2
+        or counts.dim() != 2
+        or not counts.is_contiguous()
+        or logits.shape[1] != counts.shape[1]
+        or logits.shape[1] == 0
+        or logits.shape[0] % max(counts.shape[0], 1)
+        or (counts.shape[0] == 0 and logits.shape[0] > 0)
+    ):
+        raise ValueError(
+            "vote: expected logits (images*m, K) and contiguous counts (images, K) with K at least "
+            f"1, got {tuple(logits.shape)} and {tuple(counts.shape)} with strides "
+            f"{counts.stride()}; reshape them"
+        )
+
+
+def vote_arguments(
+    logits: torch.Tensor, counts: torch.Tensor
+) -> tuple[int, str, int, int, int, int]:
+    """What both cores are given: addresses, dtype and sizes of contiguous tensors."""
+    rows, classes = logits.shape
+    return (
+        logits.data_ptr(),
+        DTYPES[logits.dtype],
+        rows,
+        classes,
+        counts.data_ptr(),
+        counts.shape[0],
+    )
+
+
+def vote(logits: torch.Tensor, counts: torch.Tensor) -> None:
+    """Add the argmax of each row of logits (images*m, K) to counts (images, K), on the CPU."""
+    check_vote(logits, counts, "cpu")
+    logits = logits.contiguous()  # named here, so that it outlives the call
+    threads = threads_for(logits.numel(), _LOGITS_PER_THREAD)
+    load().vote(*vote_arguments(logits, counts), threads)
+
+
+def clopper_pearson_lower(
+    successes: torch.Tensor, trials: torch.Tensor, alpha: torch.Tensor
+) -> torch.Tensor:
+    """The lower confidence bound of each (successes, trials); float64 of their shape."""
+    return bound("clopper_pearson_lower", successes, trials, [alpha])
+
+
+def certified_radius(
+    successes: torch.Tensor, trials: torch.Tensor, sigma: torch.Tensor, alpha: torch.Tensor
+) -> torch.Tensor:
+    """The certified radius of each (successes, trials); float64 of their shape."""
+    return bound("certified_radius", successes, trials, [sigma, alpha])
+
+
+def bound(
+    name: str, successes: torch.Tensor, trials: torch.Tensor, scalars: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    check_bound(name, successes, trials, scalars, "cpu")
+    successes, trials = successes.contiguous(), trials.contiguous()
+    out = torch.empty_like(successes, dtype=torch.float64)
+    size = successes.numel()
+    getattr(load(), name)(
+        successes.data_ptr(),
+        trials.data_ptr(),
+        *(scalar.item() for scalar in scalars),
+        out.data_ptr(),
+        size,
+        threads_for(size, _BOUNDS_PER_THREAD),
+    )
+    return out
+
+
+def check_bound(
+    name: str,
+    successes: torch.Tensor,
+    trials: torch.Tensor,
+    scalars: Sequence[torch.Tensor],
+    device: str,
+) -> None:
+    if (
+        successes.device != trials.device
+        or successes.device.type != device
+        or successes.dtype != torch.int64
+        or trials.dtype != torch.int64
+        or successes.shape != trials.shape
+    ):
+        raise ValueError(
+            f"{name}: expected successes and trials of one shape, int64, on one {device} device, "
+            f"got {tuple(successes.shape)} {successes.dtype} on {successes.device} and "
+            f"{tuple(trials.shape)} {trials.dtype} on {trials.device}; convert them"
+        )
+    for scalar in scalars:
+        if scalar.dtype != torch.float64 or scalar.dim() != 0:
+            raise TypeError(
+                f"{name}: expected alpha and sigma as 0-dim float64 tensors, got {scalar.dtype} of "
+                f"shape {tuple(scalar.shape)}; convert them"
+            )

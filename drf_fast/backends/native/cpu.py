@@ -1,0 +1,26 @@
+"""Operations that the C++ core runs on CPU tensors; none where it is not built."""
+
+from __future__ import annotations
+
+from drf_fast.backends.native import library
+from drf_fast.backends.native.adversary import adversary_step
+from drf_fast.backends.native.counting import certified_radius, clopper_pearson_lower, vote
+from drf_fast.backends.native.losses import consistency_loss, macer_loss, smooth_ce
+from drf_fast.backends.native.noise import noisy_repeat, noisy_repeat_backward
+
+_IMPLEMENTED = (
+    noisy_repeat,
+    noisy_repeat_backward,
+    smooth_ce,
+    consistency_loss,
+    macer_loss,
+    adversary_step,
+    vote,
+    clopper_pearson_lower,
+    certified_radius,
+)
+
+# Operation -> kind of its implementation, as far as this installation can run it.
+OPERATIONS: dict[str, str] = (
+    {function.__name__: "native" for function in _IMPLEMENTED} if library.available() else {}
+)

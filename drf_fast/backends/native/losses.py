@@ -1,0 +1,129 @@
+"""Calls of smooth_ce, consistency_loss and macer_loss."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+
+from drf_fast.backends.native.library import DTYPES, load, threads_for
+
+# Logits below which waking another thread costs more than it saves.
+_LOGITS_PER_THREAD = 8192
+
+
+def _refuse(name: str, logits: torch.Tensor, target: torch.Tensor) -> NoReturn:
+    """Say what is wrong; on its own, since sound arguments should not pay for the sentences."""
+    if logits.dim() != 3 or logits.shape[2] < 2 or not logits.numel():
+        raise ValueError(
+            f"{name}: expected logits (B, m, K), not empty, with K at least 2, got "
+            f"{tuple(logits.shape)}; reshape them"
+        )
+    if target.shape != logits.shape[:1]:
+        raise ValueError(
+            f"{name}: expected one label for each of {logits.shape[0]} images, got labels of "
+            f"shape {tuple(target.shape)}"
+        )
+    if logits.dtype not in DTYPES or target.dtype != torch.int64:
+        raise TypeError(
+            f"{name}: expected logits of {', '.join(DTYPES.values())} and int64 labels, got "
+            f"{logits.dtype} and {target.dtype}; convert them"
+        )
+    raise ValueError(
+        f"{name}: expected tensors on the CPU, got logits on {logits.device} and labels on "
+        f"{target.device}; move them"
+    )
+
+
+def _loss(
+    name: str,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    reduction: str,
+    need_grad: bool,
+    *weights: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss, and its gradient in the layout of the logits (empty without need_grad)."""
+    dtype = DTYPES.get(logits.dtype)
+    if dtype is None or logits.dim() != 3 or target.dtype is not torch.int64:
+        _refuse(name, logits, target)
+    batch, samples, classes = logits.shape
+    if (
+        batch * samples == 0
+        or classes < 2
+        or target.shape != (batch,)
+        or not (logits.is_cpu and target.is_cpu)
+    ):
+        _refuse(name, logits, target)
+    image_stride, sample_stride, class_stride = logits.stride()
+    source = logits
+    if class_stride != 1:
+        source = logits.contiguous()
+        image_stride, sample_stride, _ = source.stride()
+    if not target.is_contiguous():
+        target = target.contiguous()
+    size = (batch,) if reduction == "none" else ()
+    # Without a dtype to look up this takes half as long, and no small call has time to waste.
+    halves = dtype in ("bfloat16", "float16")
+    loss = logits.new_empty(size, dtype=torch.float32) if halves else logits.new_empty(size)
+    out_pointer = out_image_stride = out_sample_stride = 0
+    if need_grad:
+        grad = out = torch.empty_like(logits)
+        out_image_stride, out_sample_stride, out_class_stride = out.stride()
+        if out_class_stride != 1:  # rows of the gradient, too, are written whole
+            out = torch.empty(logits.shape, dtype=logits.dtype, device="cpu")
+            out_image_stride, out_sample_stride, _ = out.stride()
+        out_pointer = out.data_ptr()
+    else:
+        grad = out = logits.new_empty(0)
+    getattr(load(), name)(
+        source.data_ptr(),
+        dtype,
+        batch,
+        samples,
+        classes,
+        image_stride,
+        sample_stride,
+        target.data_ptr(),
+        reduction,
+        loss.data_ptr(),
+        out_pointer,
+        out_image_stride,
+        out_sample_stride,
+        threads_for(batch * samples * classes, _LOGITS_PER_THREAD),
+        *weights,
+    )
+    return loss, grad if out is grad else grad.copy_(out)
+
+
+def smooth_ce(
+    logits: torch.Tensor, target: torch.Tensor, reduction: str, need_grad: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and gradient of logits (B, m, K) with labels (B,)."""
+    return _loss("smooth_ce", logits, target, reduction, need_grad)
+
+
+def consistency_loss(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    lam: torch.Tensor,
+    eta: torch.Tensor,
+    reduction: str,
+    need_grad: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and gradient of logits (B, m, K) with labels (B,)."""
+    return _loss("consistency_loss", logits, target, reduction, need_grad, lam.item(), eta.item())
+
+
+def macer_loss(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    sigma: torch.Tensor,
+    lam: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    need_grad: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and gradient of logits (B, m, K) with labels (B,)."""
+    weights = (sigma.item(), lam.item(), gamma.item(), beta.item())
+    return _loss("macer_loss", logits, target, "mean", need_grad, *weights)

@@ -1,0 +1,100 @@
+"""Calls of noisy_repeat and its backward."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from drf_fast.backends.native.library import DTYPES, load, threads_for
+
+# Normals below which waking another thread costs more than it saves.
+NORMALS_PER_THREAD = 16384
+_STREAM_WORDS = {"train": 0, "selection": 1, "estimation": 2, "prediction": 3}
+
+
+def channels_last(x: torch.Tensor) -> bool:
+    """Whether x is dense in channels_last order and in no other."""
+    return (
+        x.dim() == 4
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def noisy_repeat(
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    key: torch.Tensor,
+    image_ids: torch.Tensor,
+    sample_offset: torch.Tensor,
+    num_samples: int,
+    stream: str,
+) -> torch.Tensor:
+    """(B, ...) -> (B*m, ...) noisy copies, in the dtype and memory format of x."""
+    last = channels_last(x)
+    if not last:
+        x = x.contiguous()
+    image_ids = image_ids.contiguous()
+    batch = x.shape[0]
+    if x.device.type != "cpu" or image_ids.shape != (batch,) or image_ids.dtype != torch.int64:
+        raise ValueError(
+            f"noisy_repeat: expected images on the CPU and one int64 id for each, got {x.device} "
+            f"and ids of {image_ids.dtype} {tuple(image_ids.shape)} for {batch} images"
+        )
+    if last:
+        channels, area = x.shape[1], x.shape[2] * x.shape[3]
+    else:
+        channels, area = 1, math.prod(x.shape[1:])
+    out = torch.empty(
+        (batch * num_samples, *x.shape[1:]),
+        dtype=x.dtype,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+        device="cpu",
+    )
+    load().noisy_repeat(
+        x.data_ptr(),
+        out.data_ptr(),
+        DTYPES[x.dtype],
+        batch,
+        num_samples,
+        channels,
+        area,
+        last,
+        image_ids.data_ptr(),
+        sample_offset.item(),
+        _STREAM_WORDS[stream],
+        key.item(),
+        sigma.item(),
+        threads_for(out.numel(), NORMALS_PER_THREAD),
+    )
+    return out
+
+
+def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
+    """Sum over the m copies: (B*m, ...) -> (B, ...), in the dtype and memory format of grad."""
+    last = channels_last(grad)
+    if not last:
+        grad = grad.contiguous()
+    batch = grad.shape[0] // num_samples
+    if grad.device.type != "cpu" or batch * num_samples != grad.shape[0]:
+        raise ValueError(
+            f"noisy_repeat_backward: expected {num_samples} rows an image on the CPU, got "
+            f"{grad.shape[0]} rows on {grad.device}"
+        )
+    out = torch.empty(
+        (batch, *grad.shape[1:]),
+        dtype=grad.dtype,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+        device="cpu",
+    )
+    load().noisy_repeat_backward(
+        grad.data_ptr(),
+        out.data_ptr(),
+        DTYPES[grad.dtype],
+        batch,
+        num_samples,
+        math.prod(grad.shape[1:]),
+        threads_for(grad.numel(), 4 * NORMALS_PER_THREAD),
+    )
+    return out

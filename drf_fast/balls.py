@@ -1,0 +1,215 @@
+"""The adversary's constraint: HardBall is SmoothAdv, SoftBall is DRF.
+
+DRF is not another loss but another adversary, which any loss can use: instead of projecting on a
+ball of radius epsilon it prices the distance by a dual variable lambda, which training adapts until
+the mean distance is epsilon.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch
+import torch.distributed
+
+from drf_fast.ops import checks as check
+from drf_fast.ops.checks import Scalar
+
+BALLS = ("hard", "prox", "excess", "shrink")
+
+FORMS = ("prox", "excess", "shrink")
+
+
+class HardBall:
+    """Projection on ||x_adv - x||_2 <= epsilon (Salman et al. 2019).
+
+    Args:
+        epsilon: radius in pixel units, above 0; may be assigned anew, for a warm-up.
+
+    Raises:
+        TypeError, ValueError: epsilon is no number above 0.
+    """
+
+    form = "hard"
+    lam = None
+
+    def __init__(self, epsilon: Scalar) -> None:
+        check.scalar(epsilon, "epsilon", positive=True)
+        self.epsilon = epsilon
+
+    def __repr__(self) -> str:
+        return f"HardBall(epsilon={self.epsilon})"
+
+
+class SoftBall:
+    """DRF's soft constraint: distance is priced by lambda >= 0 (Wang, Zhou, Liu 2024, alg. 1).
+
+    With d = x_adv - x after an ascent step of size alpha, line 6 of the algorithm is read as
+
+    * ``excess`` (default): d - min(lambda, 1) * max(0, 1 - epsilon / ||d||) * d; lambda = 0 is
+      unconstrained, lambda = 1 is HardBall bit for bit, for which d is clamped before as well as
+      after (the form of Bui et al. 2022).
+    * ``prox``: d * max(0, 1 - alpha lambda / ||d||), the proximal step of alpha lambda ||d||;
+      lambda >= 1 means no perturbation when gradients are normalised per image.
+    * ``shrink``: (1 - min(lambda, 1)) * d.
+
+    The defaults are the reading that shows most of the paper's claims (docs/results.md); there the
+    paper's lambda0 = 1 is the hard ball, and 0.5 is where DRF differs from it.
+
+    Line 14 is lambda <- max(0, lambda - lambda_lr * (epsilon - Delta)), Delta being the mean
+    distance of the last ``kappa`` adversarial examples, over all processes.
+
+    Args:
+        epsilon: the mean distance that lambda steers to, in pixel units, above 0.
+        lambda0: lambda at the start, 0 or more.
+        lambda_lr: zeta, above 0.
+        kappa: number of examples in Delta.
+        form: "excess", "prox" or "shrink".
+        lambda_every: "epoch", then ``end_epoch`` changes lambda, or the number of ``update`` calls
+            between changes.
+
+    Attributes:
+        lam: lambda, 0-dim float64 on the device of the distances.
+
+    Raises:
+        TypeError, ValueError: a parameter of the wrong type or out of range.
+    """
+
+    def __init__(
+        self,
+        epsilon: Scalar,
+        lambda0: float = 0.5,
+        lambda_lr: float = 0.02,
+        kappa: int = 100,
+        form: str = "excess",
+        lambda_every: int | str = "epoch",
+    ) -> None:
+        check.scalar(epsilon, "epsilon", positive=True)
+        self.epsilon = epsilon
+        self.lam = check.scalar(lambda0, "lambda0", nonnegative=True).clone()
+        self.lambda_lr = float(check.scalar(lambda_lr, "lambda_lr", positive=True))
+        self.kappa = check.count(kappa, "kappa")
+        self.form = check.choice(form, "form", FORMS)
+        if isinstance(lambda_every, str) and lambda_every != "epoch":
+            raise ValueError(
+                f"lambda_every must be a number of updates or 'epoch', got {lambda_every!r:.60}"
+            )
+        self.lambda_every = (
+            lambda_every
+            if isinstance(lambda_every, str)
+            else check.count(lambda_every, "lambda_every")
+        )
+        self._updates = 0
+        # The last kappa distances, oldest first; NaN where there is none yet.
+        self._window = torch.full((self.kappa,), torch.nan, dtype=torch.float64)
+
+    def update(self, distance: torch.Tensor) -> None:
+        """Take the distances (B,) of one batch into Delta; change lambda when it is due.
+
+        Never synchronises with the device. A NaN distance is left out. In a distributed job every
+        process has to call it.
+
+        Raises:
+            TypeError, ValueError: distance is no (B,) floating tensor.
+        """
+        check.floating(distance, "distance")
+        if distance.dim() != 1 or distance.shape[0] == 0:
+            raise ValueError(f"distance must be (B,), B >= 1, got shape {tuple(distance.shape)}")
+        self._move(distance.device)
+        recent = distance.detach().to(torch.float64)[-self.kappa :]
+        self._window.copy_(torch.cat([self._window[recent.shape[0] :], recent]))
+        self._updates += 1
+        if isinstance(self.lambda_every, int) and self._updates % self.lambda_every == 0:
+            self._change_lambda()
+
+    def end_epoch(self) -> None:
+        """Change lambda if ``lambda_every`` is "epoch"; else nothing."""
+        if self.lambda_every == "epoch" and self._updates:
+            self._change_lambda()
+
+    def _change_lambda(self) -> None:
+        known = ~self._window.isnan()
+        total = torch.stack([self._window.nansum(), known.sum().double()])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+        # Not as_tensor: under a default device that would move a tensor of another device.
+        epsilon = self.epsilon
+        if isinstance(epsilon, torch.Tensor):
+            epsilon = epsilon.to(self.lam.device, torch.float64)
+        excess = total[0] / total[1] - epsilon
+        excess = torch.where(total[1] > 0, excess, 0.0)  # every distance was NaN: nothing is known
+        changed = (self.lam + self.lambda_lr * excess).clamp(min=0.0)
+        # Through a view: what is written to a 0-dim tensor itself, torch 2.13 loses when compiled.
+        self.lam.view(1).copy_(changed.view(1))
+
+    def _move(self, device: torch.device) -> None:
+        if self.lam.device != device:
+            self.lam = self.lam.to(device)
+            self._window = self._window.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """lambda, the window of distances and the count of updates, for a checkpoint."""
+        # Copies: update changes lambda and the window in place.
+        return {
+            "lam": self.lam.clone(),
+            "window": self._window.clone(),
+            "updates": self._updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``.
+
+        Raises:
+            ValueError: the state belongs to another kappa, lacks an entry or holds impossible
+                values.
+        """
+        lam, window, updates = (state.get(name) for name in ("lam", "window", "updates"))
+        if not (
+            _is_float64(lam, ())
+            and bool(lam.isfinite() & (lam >= 0))
+            and _is_float64(window, (self.kappa,))
+            and isinstance(updates, int)
+            and updates >= 0
+        ):
+            raise ValueError(
+                f"expected the state of a SoftBall with kappa={self.kappa}, got lam={lam!r:.60}, a "
+                f"window of shape {getattr(window, 'shape', None)} and updates={updates!r:.60}; "
+                "create the ball with the parameters it was saved with"
+            )
+        self.lam = lam.clone()
+        self._window = window.clone()
+        self._updates = updates
+
+    def __repr__(self) -> str:
+        return (
+            f"SoftBall(epsilon={self.epsilon}, lam={float(self.lam):.4g}, "
+            f"lambda_lr={self.lambda_lr}, kappa={self.kappa}, form={self.form!r}, "
+            f"lambda_every={self.lambda_every!r})"
+        )
+
+
+def _is_float64(value: Any, shape: tuple[int, ...]) -> TypeGuard[torch.Tensor]:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.float64 and value.shape == shape
+
+
+def check_ball(value: Any) -> None:
+    """A HardBall, a SoftBall or None, by what ``adversary_step`` reads of it."""
+    if value is None:
+        return
+    if not all(hasattr(value, name) for name in ("form", "epsilon", "lam")):
+        raise TypeError(f"ball must be a HardBall, a SoftBall or None, got {type(value).__name__}")
+    check.choice(value.form, "form of the ball", BALLS)
+    if value.lam is not None:
+        # NaN once every distance was NaN: no ball at all.
+        check.scalar(value.lam, "lam of the ball", nonnegative=True)
+
+
+def ball_arguments(
+    ball: HardBall | SoftBall | None, step_size: torch.Tensor
+) -> tuple[str, torch.Tensor, torch.Tensor]:
+    """Form, epsilon and lambda of a ball as ``ops.adversary_step`` takes them."""
+    check_ball(ball)
+    if ball is None:
+        return "none", step_size, step_size  # of no meaning
+    epsilon = check.scalar(ball.epsilon, "epsilon", nonnegative=True)
+    return ball.form, epsilon, epsilon if ball.lam is None else ball.lam  # the hard ball has none

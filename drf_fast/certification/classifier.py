@@ -1,0 +1,236 @@
+"""The smoothed classifier, with CERTIFY and PREDICT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from drf_fast import functional
+from drf_fast.certification.votes import PRECISIONS, NoisyVotes
+from drf_fast.ops import checks as check
+
+
+class CertifyResult(NamedTuple):
+    """What CERTIFY proved for each of B images.
+
+    Attributes:
+        label: (B,) int64, the class, or -1 where it abstains.
+        radius: (B,) float64, certified L2 radius in pixel units, 0 where it abstains.
+        count: (B,) int64, votes of the chosen class among the n estimation samples.
+        p_lower: (B,) float64, lower bound of that class's probability under noise.
+    """
+
+    label: torch.Tensor
+    radius: torch.Tensor
+    count: torch.Tensor
+    p_lower: torch.Tensor
+
+
+class SmoothedClassifier:
+    """g(x) = the class that ``base`` predicts most often for x + N(0, sigma^2 I).
+
+    The certificate is of ``base`` exactly as it is run here: eval mode, this precision. With bf16
+    or ``compile`` it is copied here; to use this classifier after ``base`` has changed is an error.
+
+    Args:
+        base: network (N, ...) -> (N, K), taking images with noise; normalisation belongs inside.
+        num_classes: K, at least 2.
+        sigma: noise level in pixel units, above 0.
+        precision: "fp32", or "bf16": parameters, buffers and input in bfloat16 (for a callable that
+            is no module, bfloat16 autocast).
+        compile: run ``base`` through ``torch.compile``, its weights frozen into the code.
+        seed: names the noise together with the image id, so certificates can be reproduced.
+
+    Raises:
+        TypeError, ValueError: bad arguments.
+
+    Reference:
+        Cohen, Rosenfeld, Kolter 2019, section 3.2.
+    """
+
+    ABSTAIN = -1
+
+    def __init__(
+        self,
+        base: Callable[[torch.Tensor], torch.Tensor],
+        num_classes: int,
+        sigma: float,
+        *,
+        precision: str = "fp32",
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if not callable(base):
+            raise TypeError(f"base must be a network, a callable, got {type(base).__name__}")
+        self.base = base
+        self.num_classes = check.count(num_classes, "num_classes", minimum=2)
+        self.sigma = float(check.scalar(sigma, "sigma", positive=True))
+        self.precision = check.choice(precision, "precision", PRECISIONS)
+        self.seed = seed
+        check.signed_key(seed)
+        self._votes = NoisyVotes(
+            base, num_classes, self.sigma, precision=precision, compile=compile, seed=seed
+        )
+
+    def certify(
+        self,
+        x: torch.Tensor,
+        n0: int,
+        n: int,
+        alpha: float,
+        batch_size: int | None = None,
+        *,
+        image_id: int = 0,
+    ) -> tuple[int, float]:
+        """CERTIFY one image (C, H, W): the class and its radius, or (ABSTAIN, 0.0).
+
+        Args:
+            x: one image in pixel units.
+            n0: samples that choose the class.
+            n: fresh samples that bound its probability.
+            alpha: probability that the statement is wrong.
+            batch_size: rows of a forward pass; None measures the best one once.
+            image_id: names this image's noise; give every image its own.
+
+        Raises:
+            TypeError, ValueError: bad arguments, or a network of another width.
+        """
+        result = self.certify_batch(
+            check.is_tensor(x, "x").unsqueeze(0),
+            n0,
+            n,
+            alpha,
+            batch_size,
+            image_ids=torch.tensor([image_id], device=x.device),
+        )
+        return int(result.label[0]), float(result.radius[0])
+
+    def certify_batch(
+        self,
+        x: torch.Tensor,
+        n0: int,
+        n: int,
+        alpha: float,
+        batch_size: int | None = None,
+        *,
+        image_ids: torch.Tensor | None = None,
+    ) -> CertifyResult:
+        """CERTIFY B images (B, C, H, W); arguments as ``certify``, results on the CPU.
+
+        ``image_ids`` (B,) int64 name the noise of each image; None is 0..B-1, which is right for
+        one call only: two calls would reuse the noise, so pass data set indices.
+        """
+        check.count(n0, "n0")
+        check.count(n, "n")
+        check.probability(alpha)
+        choice = self.select(x, n0, batch_size, image_ids=image_ids)
+        count, _ = self.estimate(x, choice, n, batch_size, image_ids=image_ids)
+        p_lower = functional.clopper_pearson_lower(count, n, alpha)
+        radius = functional.certified_radius(count, n, sigma=self.sigma, alpha=alpha)
+        label = torch.where(p_lower > 0.5, choice.cpu(), self.ABSTAIN)
+        return CertifyResult(label, radius, count, p_lower)
+
+    def select(
+        self,
+        x: torch.Tensor,
+        n0: int,
+        batch_size: int | None = None,
+        *,
+        image_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The first half of CERTIFY: the class counted most often among n0 samples of each image.
+
+        Returns:
+            (B,) int64 on the device of x; ties go to the lowest class.
+        """
+        return self._counts(x, n0, "selection", batch_size, image_ids)[0].argmax(1)
+
+    def estimate(
+        self,
+        x: torch.Tensor,
+        choice: torch.Tensor,
+        n: int,
+        batch_size: int | None = None,
+        *,
+        image_ids: torch.Tensor | None = None,
+        stops: Callable[[int, int], bool] | None = None,
+    ) -> tuple[torch.Tensor, int]:
+        """The second half: votes for the class chosen among n fresh samples of each image.
+
+        Args:
+            x, n, batch_size, image_ids: as in ``certify_batch``.
+            choice: (B,) int64 classes, from ``select``.
+            stops: called with the votes and the samples so far after each forward pass; True ends
+                the sampling. For one image, and sound only with a bound that allows for it.
+
+        Returns:
+            (B,) int64 counts on the CPU, and the number of samples drawn of each image.
+        """
+        if stops is not None and x.shape[0] != 1:
+            raise ValueError(f"stops needs one image, got {x.shape[0]}")
+        rule = stops
+
+        def stop(counts: torch.Tensor, trials: int) -> bool:
+            return rule is not None and rule(int(counts[0, choice[0]]), trials)
+
+        counts, drawn = self._counts(
+            x, n, "estimation", batch_size, image_ids, None if stops is None else stop
+        )
+        return counts.gather(1, choice.unsqueeze(1)).squeeze(1).cpu(), drawn
+
+    def predict(
+        self,
+        x: torch.Tensor,
+        n: int,
+        alpha: float,
+        batch_size: int | None = None,
+        *,
+        image_id: int = 0,
+    ) -> int:
+        """PREDICT one image (C, H, W): g(x) with error probability alpha, or ABSTAIN.
+
+        The two-sided binomial test of the two largest counts at p = 1/2. It rejects where the
+        one-sided Clopper-Pearson bound at alpha/2 is above 1/2, which is how it is computed.
+
+        Raises:
+            TypeError, ValueError: bad arguments, or a network of another width.
+
+        Reference:
+            Cohen, Rosenfeld, Kolter 2019, PREDICT; Hung, Fithian 2019.
+        """
+        check.count(n, "n")
+        check.probability(alpha)
+        ids = torch.tensor([image_id], device=check.is_tensor(x, "x").device)
+        counts = self._counts(x.unsqueeze(0), n, "prediction", batch_size, ids)[0][0].cpu()
+        top, classes = counts.topk(2)
+        if int(top.sum()) == 0:
+            return self.ABSTAIN
+        bound = functional.clopper_pearson_lower(int(top[0]), int(top.sum()), alpha / 2)
+        return int(classes[0]) if float(bound) > 0.5 else self.ABSTAIN
+
+    def _counts(
+        self,
+        x: torch.Tensor,
+        num: int,
+        stream: str,
+        batch_size: int | None,
+        image_ids: torch.Tensor | None,
+        stop: Callable[[torch.Tensor, int], bool] | None = None,
+    ) -> tuple[torch.Tensor, int]:
+        """Checked arguments to ``NoisyVotes.counts``."""
+        check.images(x)
+        if image_ids is None:
+            image_ids = torch.arange(x.shape[0], device=x.device)
+        check.noise_source(self.seed, image_ids, x.shape[0], x.device)
+        size = self.batch_size(x) if batch_size is None else check.count(batch_size, "batch_size")
+        return self._votes.counts(x, num, stream, size, image_ids, stop)
+
+    def batch_size(self, x: torch.Tensor) -> int:
+        """The rows of a forward pass with the highest rate, measured once for a kind of input."""
+        return self._votes.batch_size(x)
+
+    def rate(self, x: torch.Tensor, batch_size: int) -> float:
+        """Rows per second of forward passes of ``batch_size`` rows of images like x (B, ...)."""
+        return self._votes.rate(x, batch_size)

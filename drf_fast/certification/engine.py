@@ -1,0 +1,126 @@
+"""The certification of a list of images: groups, shards, processes, and one log line each.
+
+The images are cut into groups of consecutive ones, as many as the selection step packs into one
+forward pass. A group is always selected as a whole, by whichever process or shard it falls to and
+also when only some of its images are left to do, and estimation takes one image at a time (short
+runs: again the whole group). So what is computed for an image never depends on how the work was
+divided or interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from drf_fast.certification.classifier import SmoothedClassifier
+from drf_fast.certification.log import CertificationLog, Row
+from drf_fast.certification.stopping import Fixed, Rule
+from drf_fast.data.dataset import Dataset
+from drf_fast.runtime.progress import Tracker
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be certified, and how.
+
+    Attributes:
+        classifier: the smoothed network.
+        images: the data set.
+        indices: positions of all images of the run in the data set, in order.
+        device: where to compute.
+        n0: samples that choose the class.
+        rule: the samples that bound its probability, and when to stop.
+        batch_size: rows of a forward pass.
+        skip_wrong: spend no samples on an image whose chosen class is not its label.
+        shard: (i, k): do part i of 1..k.
+    """
+
+    classifier: SmoothedClassifier
+    images: Dataset
+    indices: tuple[int, ...]
+    device: torch.device
+    n0: int
+    rule: Rule
+    batch_size: int
+    skip_wrong: bool = False
+    shard: tuple[int, int] = (1, 1)
+
+    def groups(self) -> list[tuple[int, ...]]:
+        """The groups of this shard."""
+        size = max(1, self.batch_size // self.n0)
+        cut = [self.indices[at : at + size] for at in range(0, len(self.indices), size)]
+        part, of = self.shard
+        return cut[part - 1 :: of]
+
+    @property
+    def together(self) -> bool:
+        """Whether estimation, too, packs the images of a group: where an image needs few rows."""
+        whole = type(self.rule) is Fixed and not self.skip_wrong
+        return whole and 2 * self.rule.n <= self.batch_size
+
+
+def run(work: Work, log: CertificationLog, rank: int = 0, processes: int = 1) -> None:
+    """Certify this process's share of the images that ``log`` does not hold yet."""
+    groups = work.groups()[rank::processes]
+    left = [group for group in groups if not log.done.issuperset(group)]
+    todo = sum(index not in log.done for group in left for index in group)
+    with Tracker("certify", todo, quiet=rank > 0) as tracker:
+        for group in left:
+            for row, drawn in _rows(work, group, log.done):
+                log.append(row)
+                tracker.advance(note=f"{drawn / max(row.seconds, 1e-9):,.0f} samples/s")
+
+
+def _rows(work: Work, group: tuple[int, ...], done: set[int]) -> Iterator[tuple[Row, int]]:
+    """The log lines of a group's images that are left, and the samples each took."""
+    start = time.perf_counter()
+    x = work.images.float_images(list(group)).to(work.device)
+    ids = torch.tensor(group, device=work.device)
+    choice = work.classifier.select(x, work.n0, work.batch_size, image_ids=ids)
+    chosen = choice.tolist()
+    share = (time.perf_counter() - start) / len(group)
+    if work.together:
+        start = time.perf_counter()
+        counts, trials = _estimate(work, x, choice, ids)
+        share += (time.perf_counter() - start) / len(group)
+        for index, label, count in zip(group, chosen, counts, strict=True):
+            if index not in done:
+                yield _row(work, index, label, count, trials, share), work.n0 + trials
+        return
+    for at, (index, label) in enumerate(zip(group, chosen, strict=True)):
+        if index in done:
+            continue
+        start = time.perf_counter()
+        counts, trials = [0], 0
+        if not (work.skip_wrong and label != int(work.images.labels[index])):
+            one = slice(at, at + 1)
+            counts, trials = _estimate(work, x[one], choice[one], ids[one])
+        seconds = share + time.perf_counter() - start
+        yield _row(work, index, label, counts[0], trials, seconds), work.n0 + trials
+
+
+def _estimate(work: Work, x, choice, ids) -> tuple[list[int], int]:
+    stops = None if type(work.rule) is Fixed else work.rule.stops
+    counts, trials = work.classifier.estimate(
+        x, choice, work.rule.n, work.batch_size, image_ids=ids, stops=stops
+    )
+    return counts.tolist(), trials
+
+
+def _row(work: Work, index: int, choice: int, count: int, trials: int, seconds: float) -> Row:
+    proof = work.rule.final(count, trials)
+    # A class that was skipped as wrong is logged as it is: nothing is claimed of it.
+    certified = proof.p_lower > 0.5 or trials == 0
+    return Row(
+        idx=index,
+        label=int(work.images.labels[index]),
+        predict=choice if certified else SmoothedClassifier.ABSTAIN,
+        radius=proof.radius,
+        seconds=seconds,
+        count=count,
+        n=trials,
+        p_lower=proof.p_lower,
+    )

@@ -1,0 +1,125 @@
+"""A checkpoint, a data set and a device become a smoothed classifier: for certify and predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drf_fast import data, models
+from drf_fast.certification.classifier import SmoothedClassifier
+from drf_fast.checkpoints import first_layer
+from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.config.options import CertifyConfig, PredictConfig
+from drf_fast.data.dataset import Dataset
+from drf_fast.errors import InputError
+from drf_fast.functional import noisy_repeat
+from drf_fast.runtime import machine, processes
+from drf_fast.runtime.progress import say
+
+_SHARD_BATCH = {"cpu": 256, "cuda": 2048}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a run starts from.
+
+    Attributes:
+        saved: the checkpoint.
+        path: where it lies.
+        images: the data set.
+        indices: the images of the run.
+        device: where to compute.
+        classifier: the smoothed network.
+        batch_size: rows of a forward pass.
+        memory_format: layout of the network's weights.
+    """
+
+    saved: dict[str, Any]
+    path: Path
+    images: Dataset
+    indices: tuple[int, ...]
+    device: torch.device
+    classifier: SmoothedClassifier
+    batch_size: int
+    memory_format: str
+
+
+def load(config: CertifyConfig | PredictConfig) -> Loaded:
+    """Read, place and measure; several processes use what process 0 measured.
+
+    Raises:
+        InputError: a bad checkpoint, data set or setting.
+    """
+    path = checkpoint.locate(config.checkpoint)
+    saved = checkpoint.load_any(path, config.arch, config.normalize)
+    trained = saved["config"]
+    sigma = trained["sigma"] if config.sigma is None else config.sigma
+    name = config.data or trained["data"]
+    if sigma is None or name is None:
+        raise InputError(
+            f"{path} does not say its noise level and data set, as a checkpoint of another "
+            "repository: expected --sigma and --data, got "
+            f"{'neither' if sigma is None and name is None else 'one of them'}; pass both"
+        )
+    images = data.load(
+        name, config.split, data_dir=config.data_dir or _path(trained.get("data_dir"))
+    )
+    shape = images.image_shape
+    if "assumed" in saved:
+        saved = _fitted(saved, images, sigma)
+    if images.num_classes != saved["num_classes"] or shape != tuple(saved["image_shape"]):
+        raise InputError(
+            f"{path} classifies images {tuple(saved['image_shape'])} into {saved['num_classes']} "
+            f"classes, got {images.name} with images {shape} and {images.num_classes} classes; "
+            "pass the data set that it was trained on"
+        )
+    indices = tuple(range(0, len(images), config.skip))[: config.max_images]
+    device = machine.pick_device(config.device)
+    processes.start(device)
+    model = checkpoint.build_model(saved, path, config.arch)
+    model, memory_format = machine.place(
+        model, device, config.memory_format, config.precision, shape
+    )
+    agreed = processes.agree(memory_format)
+    if agreed != memory_format:
+        model, memory_format = machine.place(model, device, agreed, config.precision, shape)
+    classifier = SmoothedClassifier(
+        model,
+        images.num_classes,
+        sigma,
+        precision=config.precision,
+        compile=config.compile,
+        seed=config.seed,
+    )
+    batch_size = config.batch_size
+    if batch_size == "auto" and getattr(config, "shard", None) is not None:
+        # Each shard would measure for itself, and they would not be one log.
+        batch_size = _SHARD_BATCH[device.type]
+    if batch_size == "auto":
+        sample = images.float_images(list(indices[:1])).to(device)
+        most = max(config.n, getattr(config, "n0", 1))
+        batch_size = processes.agree(min(classifier.batch_size(sample), most))
+    return Loaded(saved, path, images, indices, device, classifier, batch_size, memory_format)
+
+
+def _fitted(saved: dict[str, Any], images: Dataset, sigma: float) -> dict[str, Any]:
+    """A checkpoint of another repository, which does not tell all, completed from the images."""
+    for note in saved["notes"]:
+        say(note)
+    shape = images.image_shape
+    models.check_shape(saved["arch"], shape)
+    saved = {**saved, "image_shape": list(shape)}
+    count = min(len(images), 256)
+    ids = torch.arange(count)
+    x = images.float_images(ids.tolist())
+    saved = first_layer.pick(saved, noisy_repeat(x, sigma, 1, seed=0, image_ids=ids))
+    if saved["assumed"] is not None:
+        say(f"warning: {saved['assumed']}")
+    return saved
+
+
+def _path(value: Any) -> Path | None:
+    return None if value is None else Path(value)

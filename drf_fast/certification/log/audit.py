@@ -1,0 +1,99 @@
+"""Computing the certificates of a log again, from the counts that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drf_fast.certification.log.rows import Row, round_down
+from drf_fast.certification.log.sidecar import sidecar
+from drf_fast.errors import InputError
+
+# Backends may differ in the last bits of a double, so a log made with one and read with another
+# may differ in its last decimal: what is refused is more than that.
+_LAST_BITS, _LAST_DECIMAL = 4, 1e-12
+# What a configuration may say, both ends included; beyond lies a damaged file.
+_LIMITS = {"sigma": (1e-9, 1e9), "n": (1, 2**53), "alpha": (1e-300, 1 - 1e-16)}
+
+
+def is_usable(key: str, value: Any) -> bool:
+    """Whether ``value`` is a number that can be the sigma, n or alpha (``key``) of a log."""
+    least, most = _LIMITS[key]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and least <= value <= most
+
+
+def certificates(
+    config: dict[str, Any], counts: Sequence[int], trials: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """``p_lower`` and L2 radius of each count, float64, as ``config`` has them computed.
+
+    ``None`` where it does not say how: no usable sigma, n or alpha, or an unknown budget.
+    """
+    if not all(is_usable(key, config.get(key)) for key in _LIMITS):
+        return None
+    sigma, n, alpha = (config[key] for key in ("sigma", "n", "alpha"))
+    import torch
+
+    from drf_fast.certification.stopping import certificate
+    from drf_fast.functional import certified_radius, clopper_pearson_lower
+
+    budget = config.get("budget", "fixed")
+    if budget == "fixed":  # thousands at a time
+        successes = torch.tensor(counts, dtype=torch.int64)
+        drawn = torch.tensor(trials, dtype=torch.int64)
+        p_lower = clopper_pearson_lower(successes, drawn, alpha)
+        return p_lower.numpy(), certified_radius(successes, drawn, sigma=sigma, alpha=alpha).numpy()
+    if budget != "anytime":
+        return None
+    found = [
+        certificate(count, drawn, n, sigma=sigma, alpha=alpha, budget=budget)
+        for count, drawn in zip(counts, trials, strict=True)
+    ]
+    return np.array([proof.p_lower for proof in found]), np.array([proof.radius for proof in found])
+
+
+def refuse_other_certificates(path: Path, config: dict[str, Any], rows: Sequence[Row]) -> None:
+    """Refuse a log whose radii, bounds or abstentions are not those of its counts.
+
+    Raises:
+        InputError: names the line, the certificate and what its count gives.
+    """
+    pairs = sorted({(row.count, row.n) for row in rows if row.n > 0})
+    if not pairs:
+        return
+    try:
+        computed = certificates(config, [count for count, _ in pairs], [n for _, n in pairs])
+    except ValueError as error:  # more samples than n, or than a bound can be computed for
+        raise InputError(
+            f"{path}: the counts do not fit {sidecar(path).name}: {error}; restore the pair that "
+            "belongs together"
+        ) from error
+    if computed is None:
+        return
+    known = dict(zip(pairs, zip(*computed, strict=True), strict=True))
+    for number, row in enumerate(rows, start=2):
+        if row.n == 0:
+            continue
+        p_lower, radius = known[row.count, row.n]
+        abstains = row.predict == -1
+        if abstains != (radius == 0) or not (abstains or _same(row.radius, radius)):
+            name, expected, got = "radius", radius, row.radius
+        elif not _same(row.p_lower, p_lower):
+            name, expected, got = "p_lower", p_lower, row.p_lower
+        else:
+            continue
+        raise InputError(
+            f"{path}: line {number} is not what its count certifies: expected {name} "
+            f"{round_down(expected)} for {row.count} of {row.n} samples ({sidecar(path).name}: "
+            f"sigma {config['sigma']}, alpha {config['alpha']}), got {round_down(got)} with "
+            f"predict {row.predict}; restore the pair that belongs together or certify again"
+        )
+
+
+def _same(logged: float, computed: float) -> bool:
+    slack = _LAST_BITS * float(np.spacing(computed))
+    return computed - _LAST_DECIMAL - slack <= logged <= computed + slack

@@ -1,0 +1,61 @@
+"""Parts of a log that several processes write, and the one log that they become.
+
+Process r of several appends to ``FILE.tsv.part-r``. ``collect`` moves the rows of all parts into
+``FILE.tsv``, in index order: when a run ends, and before one is resumed, with any number of
+processes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from drf_fast.certification.log.rows import COLUMNS, parse_rows
+from drf_fast.certification.log.sidecar import decode, read_bytes
+from drf_fast.runtime.files import write_atomic
+
+
+def part_path(path: Path, rank: int) -> Path:
+    """Where process ``rank`` writes its rows of the log ``path``."""
+    return path.with_name(f"{path.name}.part-{rank}")
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The parts that lie beside a log."""
+    return sorted(path.parent.glob(f"{_literal(path.name)}.part-[0-9]*"))
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "[]*?" else letter for letter in name)
+
+
+def collect(path: Path) -> None:
+    """Bring the log ``path`` into index order, with the rows of its parts, and remove these.
+
+    The log is replaced before a part is removed, so no interruption loses a row. A last line
+    without an end, which an interruption leaves, is dropped.
+
+    Raises:
+        InputError: the log or a part is malformed.
+        OSError: the disk is full; the log and its parts are as before.
+    """
+    parts = parts_of(path)
+    lines: dict[int, str] = {}
+    order: list[int] = []
+    for source in [path, *parts]:
+        if not source.exists():
+            continue
+        text = decode(source, read_bytes(source))
+        text = text[: text.rfind("\n") + 1]
+        if not text:
+            continue
+        _, rows = parse_rows(source, text)
+        for row, line in zip(rows, text.splitlines()[1:], strict=True):
+            if row.idx not in lines:
+                order.append(row.idx)
+            lines.setdefault(row.idx, line)
+    if not lines or (not parts and order == sorted(order)):
+        return
+    content = ["\t".join(COLUMNS), *(lines[index] for index in sorted(lines))]
+    write_atomic(path, "\n".join(content) + "\n")
+    for part in parts:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,119 @@
+"""Reading a certification log, ours or one of the field."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drf_fast.certification.log.audit import refuse_other_certificates
+from drf_fast.certification.log.rows import COLUMNS, FIELD_COLUMNS, Row, parse_rows
+from drf_fast.certification.log.sidecar import decode, read_bytes, read_config, sidecar
+from drf_fast.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Log:
+    """A log as read: one entry an image in each array, in the order of the file.
+
+    ``radius`` and ``p_lower`` are float64, ``seconds`` float64, ``correct`` bool, the others int64;
+    ``count``, ``n`` and ``p_lower`` are ``None`` for a log of the field, ``config`` where there is
+    no sidecar. ``parts`` are the logs that this one was joined from, by shard.
+    """
+
+    path: Path
+    config: dict[str, Any] | None
+    idx: np.ndarray
+    label: np.ndarray
+    predict: np.ndarray
+    radius: np.ndarray
+    correct: np.ndarray
+    seconds: np.ndarray
+    count: np.ndarray | None
+    n: np.ndarray | None
+    p_lower: np.ndarray | None
+    parts: dict[int, Path] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.idx)
+
+
+def read_log(path: str | Path) -> Log:
+    """Read a certification log: ours, or one with the six columns of the field.
+
+    Columns after the known ones are ignored. The sidecar is read if there is one, and then each
+    certificate of ours is computed again from its count: one that differs is refused.
+
+    Raises:
+        InputError: missing, empty, malformed, or not what the counts certify; names the line.
+    """
+    path = Path(path)
+    content = read_bytes(path)
+    if not content.strip():
+        raise InputError(
+            f"{path} is empty: expected a certification log with the header "
+            f"{' '.join(FIELD_COLUMNS)}; certify again or leave it out"
+        )
+    columns, rows = parse_rows(path, decode(path, content))
+    ours = columns[: len(COLUMNS)] == COLUMNS
+    config = _configuration(path) if sidecar(path).exists() else None
+    if not rows and (config or {}).get("shard") is None:  # a shard may have no image
+        raise InputError(
+            f"{path} holds no certificates: expected at least one line below the header; "
+            "certify again or leave it out"
+        )
+    if ours and not content.endswith(b"\n"):
+        raise InputError(
+            f"{path}: line {len(rows) + 1} is torn: expected a line end, got the end of the file; "
+            "finish the run with --resume"
+        )
+    if ours and config is not None:
+        _refuse_other_n(path, config, rows)
+        refuse_other_certificates(path, config, rows)
+
+    def column(name: str, dtype: type) -> np.ndarray:
+        return np.array([getattr(row, name) for row in rows], dtype)
+
+    label, predict = column("label", np.int64), column("predict", np.int64)
+    return Log(
+        path=path,
+        config=config,
+        idx=column("idx", np.int64),
+        label=label,
+        predict=predict,
+        radius=column("radius", np.float64),
+        correct=label == predict,
+        seconds=column("seconds", np.float64),
+        count=column("count", np.int64) if ours else None,
+        n=column("n", np.int64) if ours else None,
+        p_lower=column("p_lower", np.float64) if ours else None,
+    )
+
+
+def _configuration(path: Path) -> dict[str, Any]:
+    config = read_config(path)
+    try:
+        json.dumps(config, allow_nan=False)
+    except ValueError as error:
+        raise InputError(
+            f"{sidecar(path)}: expected JSON, got a number that it does not have (NaN or "
+            "Infinity); restore the file that belongs to the log"
+        ) from error
+    return config
+
+
+def _refuse_other_n(path: Path, config: dict[str, Any], rows: list[Row]) -> None:
+    expected = config.get("n")
+    if expected is None or config.get("budget", "fixed") != "fixed":
+        return
+    skipped = 0 if config.get("skip_wrong") is True else expected
+    for number, row in enumerate(rows, start=2):
+        if row.n not in (expected, skipped):
+            raise InputError(
+                f"{path}: line {number} does not fit {sidecar(path).name}: expected n = {expected} "
+                f"samples, got {row.n}; restore the pair that belongs together"
+            )

@@ -1,0 +1,102 @@
+"""Where a log lies and what it was made with: its paths, its sidecar, its errors."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from drf_fast.errors import InputError
+from drf_fast.runtime.files import read_json
+
+# What may change when a log is resumed: where it was begun, and the places where it went on.
+_ENVIRONMENT, _LATER = "environment", "environments_resumed"
+_NOT_COMPARED = {_ENVIRONMENT, _LATER}
+
+
+def bare_name(path: Path) -> str:
+    """The file name without its suffix; ``noise_0.50`` has none (digits are not a suffix)."""
+    return re.sub(r"\.[A-Za-z]\w*$", "", path.name)
+
+
+def sidecar(path: str | Path) -> Path:
+    """Path of the configuration that belongs to a log: ``certify.tsv`` -> ``certify.json``."""
+    path = Path(path)
+    return path.with_name(bare_name(path) + ".json")
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` as it will be read back (tuples become lists); NaN has no place in JSON."""
+    return json.loads(json.dumps(config, allow_nan=False))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    config = read_json(sidecar(path))
+    if not isinstance(config, dict):
+        raise InputError(
+            f"{sidecar(path)} is not the configuration of {path.name}: expected a JSON object, got "
+            f"a {type(config).__name__}; restore or remove it"
+        )
+    return config
+
+
+def refuse_other_config(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    missing = object()
+    keys = sorted((old.keys() | new.keys()) - _NOT_COMPARED)
+    different = [key for key in keys if old.get(key, missing) != new.get(key, missing)]
+    if different:
+        pairs = ", ".join(
+            f"{key} ({json.dumps(old[key]) if key in old else 'absent'} there, "
+            f"{json.dumps(new[key]) if key in new else 'absent'} now)"
+            for key in different
+        )
+        raise InputError(
+            f"cannot resume {path}: expected the configuration that it was made with, got another "
+            f"{pairs}; use the same settings, or choose another --out"
+        )
+
+
+def with_environment(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """``old`` with the environment of ``new`` added, unless the log was last written in the same.
+
+    The first one stays under ``environment``; those of resumed runs follow, in order, in the list
+    ``environments_resumed``.
+    """
+    later = old.get(_LATER, [])
+    last = later[-1] if isinstance(later, list) and later else old.get(_ENVIRONMENT)
+    if _ENVIRONMENT not in new or new[_ENVIRONMENT] == last:
+        return old
+    return {**old, _LATER: [*(later if isinstance(later, list) else []), new[_ENVIRONMENT]]}
+
+
+def read_bytes(path: Path) -> bytes:
+    with explained(path, "read"):
+        return path.read_bytes()
+
+
+def decode(path: Path, content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not a certification log: expected text, got binary data; check the path"
+        ) from error
+
+
+@contextlib.contextmanager
+def explained(path: Path, action: str = "write") -> Iterator[None]:
+    """Turn a wrong path into one sentence; a full disk stays an OSError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        wanted = "readable file" if action == "read" else "writable file in an existing folder"
+        raise InputError(
+            f"cannot {action} {path}: expected a {wanted}, got "
+            f"{(error.strerror or 'an error').lower()}; check the path and its permissions"
+        ) from error

@@ -1,0 +1,137 @@
+"""What a certification will cost and can show at most, before it runs; and what looks wrong."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from drf_fast import functional
+from drf_fast.certification.engine import Work
+from drf_fast.runtime.progress import duration, say
+
+_PROBES = 256  # images of the look at the accuracy under noise
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost and the reach of a certification.
+
+    Attributes:
+        images: images of this run (of this shard).
+        samples: noisy samples at most, selection included.
+        forward_passes: at most.
+        rows_per_second: measured rate of the network at this batch size.
+        seconds: predicted time at most, by one process.
+        largest_radius: what n of n votes would certify.
+        accuracy_under_noise: share of noisy images that are classified right, of a sample; None
+            where there are too few images to tell.
+        warnings: one sentence each.
+    """
+
+    images: int
+    samples: int
+    forward_passes: int
+    rows_per_second: float
+    seconds: float
+    largest_radius: float
+    accuracy_under_noise: float | None
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return asdict(self)
+
+
+def make(work: Work) -> Plan:
+    """Measure the network's rate and look at some images."""
+    classifier, rule = work.classifier, work.rule
+    groups = work.groups()
+    images = sum(map(len, groups))
+    samples = images * (work.n0 + rule.n)
+    estimation = -(-rule.n // work.batch_size)
+    if work.together:
+        passes = sum(1 + -(-len(group) * rule.n // work.batch_size) for group in groups)
+    else:
+        passes = len(groups) * -(-work.n0 // work.batch_size) + images * estimation
+    sample = work.images.float_images(list(work.indices[:1])).to(work.device)
+    rate = classifier.rate(sample, work.batch_size)
+    largest = rule.final(rule.n, rule.n).radius
+    accuracy = _accuracy_under_noise(work)
+    return Plan(
+        images,
+        samples,
+        passes,
+        rate,
+        samples / rate,
+        largest,
+        accuracy,
+        tuple(_warnings(work, largest, accuracy)),
+    )
+
+
+def show(plan: Plan, work: Work) -> None:
+    """The plan in words, on stderr."""
+    rule = work.rule
+    at_most = "" if rule.budget == "fixed" and not work.skip_wrong else "at most "
+    say(
+        f"certifying {plan.images} images of {work.images.name} ({work.images.split}) at sigma "
+        f"{rule.sigma:g}, n {rule.n:,}, alpha {rule.alpha:g}; "
+        f"the largest radius these allow is {plan.largest_radius:.3f}"
+    )
+    say(
+        f"{at_most}{plan.samples:,} samples in {plan.forward_passes:,} forward passes of "
+        f"{work.batch_size} rows, {plan.rows_per_second:,.0f} rows/s: {at_most}about "
+        f"{duration(plan.seconds)}"
+    )
+    for warning in plan.warnings:
+        say(f"warning: {warning}")
+
+
+def _accuracy_under_noise(work: Work) -> float | None:
+    step = max(1, len(work.indices) // _PROBES)
+    chosen = list(work.indices[::step][:_PROBES])
+    right = 0
+    for at in range(0, len(chosen), work.batch_size):
+        part = chosen[at : at + work.batch_size]
+        x = work.images.float_images(part).to(work.device)
+        ids = torch.tensor(part, device=work.device)
+        votes = work.classifier.select(x, 1, work.batch_size, image_ids=ids).tolist()
+        right += sum(
+            vote == int(work.images.labels[index]) for vote, index in zip(votes, part, strict=True)
+        )
+    return right / len(chosen) if len(chosen) >= 20 else None
+
+
+def _warnings(work: Work, largest: float, accuracy: float | None) -> list[str]:
+    found = []
+    rule = work.rule
+    if largest == 0:
+        needed = next(n for n in (10**e for e in range(1, 17)) if _reaches(n, rule.alpha))
+        found.append(
+            f"with n {rule.n} and alpha {rule.alpha:g} every image must abstain; {needed:,} "
+            "samples can certify something"
+        )
+    low, high = (
+        float(v) for v in torch.aminmax(work.images.float_images(list(work.indices[:_PROBES])))
+    )
+    if low < 0 or high > 1:
+        found.append(
+            f"pixels lie between {low:.3g} and {high:.3g}, not in [0, 1]: sigma and radii are in "
+            "pixel units, and normalisation belongs inside the network"
+        )
+    if accuracy is not None:
+        chance = 1 / work.images.num_classes
+        count = min(_PROBES, len(work.indices))
+        if accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / count):
+            found.append(
+                f"accuracy under noise is {100 * accuracy:.1f} %, and chance is {100 * chance:.1f} "
+                "%: is it the right checkpoint, data set and normalisation?"
+            )
+    return found
+
+
+def _reaches(n: int, alpha: float) -> bool:
+    return float(functional.clopper_pearson_lower(n, n, alpha)) > 0.5

@@ -1,0 +1,226 @@
+"""Budgets: how many samples a certificate may cost, when to stop, and what is then proved.
+
+The fixed budget draws n samples and takes the Clopper-Pearson bound at alpha. The anytime budget
+may stop after any batch. The bound that allows this (``anytime``) is weaker than Clopper-Pearson at
+one fixed n: if all of 100,000 samples are won at alpha 0.001, it gives 3.648 sigma instead of
+3.811. So alpha is divided: a tenth is spent on the sequence, the rest on one Clopper-Pearson bound
+that is taken only if the run reaches n, where the larger one counts (3.808 sigma). One of them
+fails with probability alpha at most, by the union bound, however the run was stopped.
+
+The bound of the sequence is the one at the last look. The largest of all looks would hold as well,
+but the last follows from what a log records: count, samples drawn, n and alpha.
+
+The class must have been chosen on other samples.
+
+Reference:
+    Clopper, Pearson 1934; Cohen, Rosenfeld, Kolter 2019, CERTIFY; Voracek 2024.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import NormalDist
+from typing import ClassVar, Literal, NamedTuple
+
+from drf_fast import functional
+from drf_fast.certification.anytime import (
+    MOST_TRIALS,
+    BoundPair,
+    anytime_lower,
+    anytime_upper,
+    check_counts,
+    check_level,
+    check_positive,
+    radius_from_bound,
+)
+from drf_fast.ops import checks as check
+
+Budget = Literal["fixed", "anytime"]
+
+_SEQUENCE_SHARE = 0.1  # of alpha
+_LOG_DECIMAL = 1e-12  # a log rounds radii down to this
+
+
+class Certificate(NamedTuple):
+    """What the samples prove: p >= p_lower, and so the L2 radius; 0 where p_lower <= 1/2."""
+
+    p_lower: float
+    radius: float
+
+
+def certificate(
+    count: int, trials: int, n: int, *, sigma: float, alpha: float, budget: Budget
+) -> Certificate:
+    """The certificate of a run, recomputed from what its log says.
+
+    Args:
+        count: samples of the chosen class.
+        trials: samples drawn, 0 to n; 0 proves nothing, n is a run that did not stop early.
+        n: samples planned.
+        sigma: noise level in pixel units, above 0.
+        alpha: error probability of the certificate.
+        budget: "fixed", Clopper-Pearson at alpha; "anytime", alpha divided between both bounds.
+
+    Raises:
+        TypeError, ValueError: bad arguments; a fixed budget that was not used up.
+    """
+    check.choice(budget, "budget", ("fixed", "anytime"))
+    check.count(n, "n", maximum=MOST_TRIALS)
+    check_counts(count, trials, fewest=0)
+    alpha, sigma = check_level(alpha), check_positive(sigma, "sigma")
+    if trials > n:
+        raise ValueError(f"trials must be at most n, got {trials} of {n}; pass the n of the run")
+    if trials == 0:
+        return Certificate(0.0, 0.0)
+    if budget == "fixed":
+        if trials < n:
+            raise ValueError(
+                f"a fixed budget proves something at all of its n samples only, got {trials} of "
+                f"{n}; draw the rest, or certify with the anytime budget"
+            )
+        return _clopper_pearson(count, n, sigma, alpha)
+    sequence, rest = _split(alpha)
+    bound = anytime_lower(count, trials, sequence)
+    stopped = Certificate(bound.p, radius_from_bound(bound.complement, sigma))
+    if trials < n:
+        return stopped
+    return Certificate(*map(max, stopped, _clopper_pearson(count, n, sigma, rest)))
+
+
+def _clopper_pearson(count: int, n: int, sigma: float, alpha: float) -> Certificate:
+    p = functional.clopper_pearson_lower(count, n, alpha)
+    return Certificate(
+        float(p), float(functional.certified_radius(count, n, sigma=sigma, alpha=alpha))
+    )
+
+
+def _split(alpha: float) -> tuple[float, float]:
+    """What the sequence and Clopper-Pearson may spend; their exact sum is at most alpha."""
+    sequence = _SEQUENCE_SHARE * alpha
+    return sequence, math.nextafter(alpha - sequence, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(ABC):
+    """When to stop drawing samples of one image, at most n, and what they prove then.
+
+    Args:
+        n: samples planned.
+        sigma: noise level in pixel units, above 0.
+        alpha: error probability of the certificate, in [1e-300, 1).
+
+    Raises:
+        TypeError, ValueError: bad arguments.
+    """
+
+    n: int
+    sigma: float
+    alpha: float
+    budget: ClassVar[Budget]
+
+    def __post_init__(self) -> None:
+        check.count(self.n, "n", maximum=MOST_TRIALS)
+        check_positive(self.sigma, "sigma")
+        check_level(self.alpha)
+
+    @abstractmethod
+    def stops(self, count: int, trials: int) -> bool:
+        """Whether these votes for the class suffice; to be asked after any batch, or never."""
+
+    def final(self, count: int, trials: int) -> Certificate:
+        """The certificate, whichever way the run ended."""
+        return certificate(
+            count, trials, self.n, sigma=self.sigma, alpha=self.alpha, budget=self.budget
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed(Rule):
+    """Draw all n samples: Clopper-Pearson at alpha, as ``functional.certified_radius``."""
+
+    budget: ClassVar[Budget] = "fixed"
+
+    def stops(self, count: int, trials: int) -> bool:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decide(Rule):
+    """Stop as soon as 'the certified radius is at least ``radius``' is decided.
+
+    Yes: the lower bound of the sequence proves it. No: the upper bound excludes it, which needs no
+    share of alpha, for giving up costs power only. The certificate's radius is valid as any other,
+    but a run that stops with yes proves little more than was asked.
+
+    Args:
+        radius: in pixel units, above 0 and within reach of n samples.
+    """
+
+    radius: float
+    budget: ClassVar[Budget] = "anytime"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        reach = self.final(self.n, self.n).radius
+        if check_positive(self.radius, "radius") > reach:
+            raise ValueError(
+                f"radius must be at most {reach:.3f}, which {self.n} of {self.n} samples prove at "
+                f"sigma {self.sigma:g} and alpha {self.alpha:g}, got {self.radius}; raise n"
+            )
+
+    @cached_property
+    def _tail(self) -> float:
+        """Below P(N(0, sigma^2) > radius): a complement up to this is a yes.
+
+        By enough that the certificate's radius is not below the one asked for when a log has
+        rounded it down.
+        """
+        asked = (self.radius + _LOG_DECIMAL) * (1.0 + _LOG_DECIMAL)
+        return 0.5 * math.erfc(asked / self.sigma * math.sqrt(0.5))
+
+    def stops(self, count: int, trials: int) -> bool:
+        sequence, _ = _split(self.alpha)
+        if trials - count <= trials * self._tail:
+            return anytime_lower(count, trials, sequence).complement <= self._tail
+        return anytime_upper(count, trials, sequence).complement > self._tail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance(Rule):
+    """Stop when the other samples would add less than ``tolerance`` to the radius.
+
+    What they would add is expected from the rate so far: the radius that Clopper-Pearson would
+    prove at n from count/trials * n successes, less the present one. A run that proves no radius
+    yet stops only when the upper bound of the sequence leaves less than ``tolerance`` to be found:
+    the first samples are no reason to abstain. Where all samples are won, both bounds are 0.2 sigma
+    apart at n = 100,000, alpha = 0.001, so a tolerance below that draws all n there.
+
+    Args:
+        tolerance: in pixel units, above 0.
+    """
+
+    tolerance: float
+    budget: ClassVar[Budget] = "anytime"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self.tolerance, "tolerance")
+
+    def stops(self, count: int, trials: int) -> bool:
+        sequence, rest = _split(self.alpha)
+        present = self._radius(anytime_lower(count, trials, sequence))
+        if present <= 0.0:
+            return self._radius(anytime_upper(count, trials, sequence)) < self.tolerance
+        expected = functional.certified_radius(
+            count * self.n // trials, self.n, sigma=self.sigma, alpha=rest
+        )
+        return float(expected) - present < self.tolerance
+
+    def _radius(self, bound: BoundPair) -> float:
+        """Rounded to nearest, which may decide when to stop, but is no certificate."""
+        if not 0.0 < bound.complement < 1.0:
+            return math.copysign(math.inf, 0.5 - bound.complement)
+        return -self.sigma * NormalDist().inv_cdf(bound.complement)

@@ -1,0 +1,183 @@
+"""Which normalising first layer a foreign checkpoint was trained behind.
+
+Published networks are ``nn.Sequential(normalize_layer, network)``, and most keep the constants of
+the layer out of the state dict. Two repositories write the same names and mean different layers:
+smoothing normalises, smoothing-adversarial subtracts the mean only. A wrong guess does not void a
+certificate, which is of the network as it is run, but that network abstains nearly everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from drf_fast import models
+from drf_fast.errors import InputError
+from drf_fast.models.normalize import Normalize, normalize_layer
+
+State = dict[str, torch.Tensor]
+
+_CONSTANT_NAMES = {"mean": "mean", "means": "mean", "std": "std", "stds": "std", "sds": "std"}
+
+
+def split(state: State, path: Path) -> tuple[State, Normalize | None, bool]:
+    """The network's part of ``state``, the layer before it if its constants are there, and whether
+    there is a layer at all.
+
+    Raises:
+        InputError: the first layer is something else.
+    """
+    if {key.split(".")[0] for key in state} not in ({"1"}, {"0", "1"}):
+        return state, None, False
+    network = {key[2:]: value for key, value in state.items() if key.startswith("1.")}
+    first = {key[2:]: value for key, value in state.items() if key.startswith("0.")}
+    if not first:
+        return network, None, True
+    constants = {
+        _CONSTANT_NAMES[key]: value.detach().flatten().tolist()
+        for key, value in first.items()
+        if key in _CONSTANT_NAMES and value.numel() <= 4 and value.is_floating_point()
+    }
+    mean = constants.get("mean", [])
+    std = constants.get("std", [1.0] * len(mean))
+    usable = all(math.isfinite(value) for value in mean + std) and all(s > 0 for s in std)
+    if len(constants) != len(first) or not mean or len(mean) != len(std) or not usable:
+        found = ", ".join(f"{key} {tuple(value.shape)}" for key, value in [*first.items()][:3])
+        raise InputError(
+            f"cannot use the first layer in {path}: expected the finite mean and the std above 0 "
+            f"of each channel, got {found}; save the network without it and pass --normalize"
+        )
+    return network, Normalize(mean, std), True
+
+
+def choose(
+    arch: str,
+    channels: int,
+    asked: str | None,
+    in_file: Normalize | None,
+    has_layer: bool,
+    path: Path,
+) -> tuple[str, Normalize | None, str | None]:
+    """The layer asked for, else the one in the file, else the one such a file usually means.
+
+    Returns:
+        Its name ("file" where the file has it), the layer, and what was assumed, if anything was.
+
+    Raises:
+        InputError: an unknown name, constants of other channels, a name that contradicts the file.
+    """
+    usual = _usual(arch)
+    if in_file is not None:
+        if len(in_file.mean) != channels:
+            raise InputError(
+                f"cannot use the first layer in {path}: expected constants of {channels} channels, "
+                f"got {len(in_file.mean)}; pass another file"
+            )
+        if asked is not None and not _same(normalize_layer(asked, channels), in_file):
+            raise InputError(
+                f"{path} has a first layer of mean {_numbers(in_file.mean)} and std "
+                f"{_numbers(in_file.std)}, got --normalize {asked}; leave the flag out"
+            )
+        return "file", in_file, None
+    if asked is not None:
+        return asked, normalize_layer(asked, channels), None
+    if channels != 3:  # published MNIST networks have an identity there
+        return "none", None, None
+    if has_layer:
+        return (
+            usual,
+            normalize_layer(usual, channels),
+            f"{path.name} has a first layer without its constants: assumed --normalize {usual} "
+            f"(smoothing-adversarial subtracts the mean only: --normalize {usual}-center)",
+        )
+    return (
+        "none",
+        None,
+        f"{path.name} has no first layer: assumed --normalize none (if it was trained behind one: "
+        f"--normalize {usual})",
+    )
+
+
+def attach(network: State, layer: Normalize | None) -> State:
+    """The state dict of ``nn.Sequential(layer, network)``; of the network alone without a layer."""
+    if layer is None:
+        return network
+    constants = {f"0.{key}": value for key, value in layer.state_dict().items()}
+    return {**constants, **{f"1.{key}": value for key, value in network.items()}}
+
+
+def pick(saved: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
+    """``saved`` with the first layer that its weights fit best, where it was only assumed.
+
+    The first batch norm remembers the mean and variance of what it saw in training; behind a wrong
+    first layer it sees others: between "cifar10" and "cifar10-center" the variance is 25 times as
+    large.
+
+    Args:
+        saved: what ``drf_fast.checkpoints.foreign.load`` returned.
+        rows: (B, C, H, W) images of the data set **with** the noise of training; 256 are enough.
+
+    Returns:
+        ``saved`` itself where nothing was assumed or the network has no batch norm.
+    """
+    if saved["assumed"] is None:
+        return saved
+    network, _, _ = split(saved["model"], Path())
+    usual, shape = _usual(saved["arch"]), tuple(saved["image_shape"])
+    misfits = {}
+    for name in (usual, f"{usual}-center", "none"):
+        model = models.build(saved["arch"], saved["num_classes"], shape, name)
+        model.load_state_dict(attach(network, normalize_layer(name, shape[0])))
+        misfits[name] = _misfit(model, rows)
+    best = min(misfits, key=lambda name: misfits[name])
+    if misfits[best] == math.inf:
+        return saved
+    found = ", ".join(f"{name} {misfit:.2f}" for name, misfit in misfits.items())
+    return {
+        **saved,
+        "model": attach(network, normalize_layer(best, shape[0])),
+        "config": {**saved["config"], "normalize": best},
+        "assumed": (
+            f"the first layer is taken to be --normalize {best}: it fits the statistics of the "
+            f"first batch norm best (misfit: {found})"
+        )
+        + ("; none fits well: check the data set and --sigma" if misfits[best] > 1 else ""),
+    }
+
+
+@torch.no_grad()
+def _misfit(model: nn.Module, rows: torch.Tensor) -> float:
+    """How far the inputs of the first batch norm are from those of training; inf without one.
+
+    The median over channels of |log of the ratio of variances|, plus that of the distance of the
+    means in standard deviations.
+    """
+    norm = next((module for module in model.modules() if isinstance(module, nn.BatchNorm2d)), None)
+    if norm is None or norm.running_mean is None or norm.running_var is None:
+        return math.inf
+    seen: list[torch.Tensor] = []
+    hook = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.eval()(rows.float().cpu())
+    hook.remove()
+    var, mean = torch.var_mean(seen[0], (0, 2, 3))
+    then = norm.running_var.clamp(min=1e-30)  # a channel that never varied
+    scale = (var.clamp(min=1e-30) / then).log().abs()
+    shift = (mean - norm.running_mean).abs() / then.sqrt()
+    return float(scale.median() + shift.median())
+
+
+def _usual(arch: str) -> str:
+    return "imagenet" if arch == "resnet50" else "cifar10"
+
+
+def _same(one: Normalize | None, other: Normalize) -> bool:
+    one = one or Normalize([0.0] * len(other.mean), [1.0] * len(other.mean))
+    return torch.allclose(one.mean, other.mean) and torch.allclose(one.std, other.std)
+
+
+def _numbers(values: torch.Tensor) -> str:
+    return ", ".join(f"{value:.4g}" for value in values.tolist())

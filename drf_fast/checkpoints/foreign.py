@@ -1,0 +1,246 @@
+"""Checkpoints that other repositories wrote: smoothing (Cohen, Rosenfeld, Kolter 2019),
+smoothing-adversarial, smoothing-consistency, smoothmix, MACER; and plain state dicts.
+
+Their files hold a state dict, alone or under a key. ``nn.DataParallel`` puts "module." somewhere
+into its names, and ``nn.Sequential(normalize_layer, network)`` a "1." before them
+(``first_layer.py``). They tell neither sigma nor the data set.
+
+The architecture is recognised by the names and shapes of all tensors. Two networks of the same
+tensors and different forward passes cannot be told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drf_fast import models
+from drf_fast.checkpoints import first_layer, tensorfile
+from drf_fast.checkpoints.first_layer import State
+from drf_fast.errors import InputError
+
+_HOLDERS = ("state_dict", "net", "model_state_dict", "model")
+_WRAPPERS = {"module", "_orig_mod"}  # nn.DataParallel and DDP; torch.compile
+_PUBLISHED_NAMES = {f"cifar_{arch}": arch for arch in ("resnet20", "resnet56", "resnet110")}
+_COUNTER = "num_batches_tracked"  # absent before torch 0.4.1, and without effect here
+
+
+def load(
+    path: Path,
+    arch: str | None = None,
+    *,
+    normalize: str | None = None,
+    image_shape: tuple[int, ...] | None = None,
+) -> dict[str, Any]:
+    """Read a published checkpoint to the CPU, in the form of ``drf_fast.checkpoints.ours.load``.
+
+    Args:
+        path: the file.
+        arch: its architecture, by our name or the published one ("cifar_resnet110"); ``None``
+            takes what the file says or, if it says nothing we know, what its weights fit.
+        normalize: its first layer, one of ``drf_fast.models.normalize.NAMES``; ``None`` takes the
+            constants in the file, or assumes the usual ones (see ``first_layer.pick``).
+        image_shape: (C, H, W) where it is not the usual one of the architecture.
+
+    Returns:
+        * arch, num_classes, image_shape, model: for ``models.build_for``;
+        * config: sigma and data are ``None``, for the file does not tell them;
+        * notes: sentences for the user about what was converted;
+        * assumed: the sentence about a first layer that the file does not tell, or ``None``;
+        * sha256: hash of the file.
+
+    Raises:
+        InputError: unreadable, with code inside, no state dict, or one that does not fit: names
+            the first keys that differ.
+    """
+    content, digest = tensorfile.read(path)
+    converted = convert(content, path, arch, normalize=normalize, image_shape=image_shape)
+    return {**converted, "sha256": digest}
+
+
+def convert(
+    content: Any,
+    path: Path,
+    arch: str | None = None,
+    *,
+    normalize: str | None = None,
+    image_shape: tuple[int, ...] | None = None,
+) -> dict[str, Any]:
+    """As ``load``, of what ``tensorfile.read`` returned; without sha256."""
+    state = _unwrapped(_state_dict(content, path), path)
+    network, in_file, has_layer = first_layer.split(state, path)
+    network, notes = _float_weights(network, path)
+    arch_in_file, epoch = content.get("arch"), content.get("epoch")
+    arch_in_file = arch_in_file if isinstance(arch_in_file, str) else None
+    arch = _pick_arch(network, path, arch, arch_in_file)
+    channels, num_classes = _channels(network), _num_classes(network)
+    shape = tuple(image_shape or models.usual_shape(arch, channels))
+    if shape[0] != channels:
+        raise InputError(
+            f"{path} classifies images of {channels} channels, got images of shape {shape}; pass "
+            "the data set that it was trained on"
+        )
+    models.check_shape(arch, shape)
+    name, layer, assumed = first_layer.choose(arch, channels, normalize, in_file, has_layer, path)
+    return {
+        "arch": arch,
+        "num_classes": num_classes,
+        "image_shape": list(shape),
+        "model": first_layer.attach(network, layer),
+        "config": {
+            "sigma": None,
+            "data": None,
+            "method_label": "foreign",
+            "normalize": name,
+            "arch_in_file": arch_in_file,
+            "epoch": epoch if isinstance(epoch, int) else None,
+        },
+        "notes": notes,
+        "assumed": assumed,
+    }
+
+
+def _state_dict(content: Any, path: Path) -> State:
+    """The state dict in ``content``, which may be one itself."""
+    found = type(content).__name__
+    if isinstance(content, Mapping):
+        for holder in (*(content.get(key) for key in _HOLDERS), content):
+            if isinstance(holder, Mapping) and holder and all(map(_is_entry, holder.items())):
+                return dict(holder)
+        found = f"the keys {', '.join(map(str, list(content)[:6])) or '(none)'}"
+    raise InputError(
+        f"{path} is no drf_fast checkpoint and holds no state dict: expected tensors by name, "
+        f"alone or under {', '.join(_HOLDERS)}, got {found}; pass another file"
+    )
+
+
+def _is_entry(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
+
+
+def _unwrapped(state: State, path: Path) -> State:
+    """Without the names that wrappers of the network have left, at any level."""
+    plain = {
+        ".".join(part for part in key.split(".") if part not in _WRAPPERS): value
+        for key, value in state.items()
+    }
+    if len(plain) < len(state):
+        raise InputError(
+            f"{path} holds several tensors of one name: expected one network, got names that "
+            "differ only by 'module.'; save the state dict of one network"
+        )
+    return plain
+
+
+def _pick_arch(network: State, path: Path, asked: str | None, in_file: str | None) -> str:
+    """The architecture asked for, else named in the file, else fitting; it fits in any case."""
+    channels, num_classes = _channels(network), _num_classes(network)
+    if channels < 1 or num_classes < 2:
+        raise InputError(
+            f"{path} holds no classifier of images: expected convolutions and a last linear layer "
+            f"of 2 or more classes, got {_first([*network])}; pass another file"
+        )
+    named = asked or in_file or ""
+    arch = _PUBLISHED_NAMES.get(named, named)
+    if asked is not None or arch in models.NAMES:
+        differences = _differences(arch, network)
+        if not differences:
+            return arch
+        fitting = [name for name in models.NAMES if not _differences(name, network)]
+        raise InputError(
+            f"the weights in {path} do not fit {arch}, named by "
+            f"{'--arch' if asked is not None else 'the file'}: {_told(differences)}; "
+            + (f"pass --arch {fitting[0]}" if fitting else "pass the file of such a network")
+        )
+    all_differences = {}
+    for arch in models.NAMES:
+        all_differences[arch] = _differences(arch, network)
+        if not all_differences[arch]:
+            return arch
+    closest = min(models.NAMES, key=lambda name: sum(map(len, all_differences[name].values())))
+    raise InputError(
+        f"the weights{f' of {named}' if named else ''} in {path} fit none of "
+        f"{', '.join(models.NAMES)}; the closest is {closest}: "
+        f"{_told(all_differences[closest])}; use drf_fast.SmoothedClassifier from Python for such "
+        "a network"
+    )
+
+
+def _differences(arch: str, network: State) -> dict[str, list[str]]:
+    """What the weights lack, have too much, or have in another shape; empty if they fit."""
+    channels, num_classes = _channels(network), _num_classes(network)
+    shape = models.usual_shape(arch, channels)
+    try:
+        with torch.random.fork_rng(devices=[]):  # building draws random weights
+            wanted = models.build(arch, num_classes, shape).state_dict()
+    except InputError:
+        return {"wrong shape": [f"a first convolution of {channels} channels"] * len(network)}
+    wrong = [
+        f"{key} {tuple(value.shape)}, got {tuple(network[key].shape)}"
+        for key, value in wanted.items()
+        if key in network and value.shape != network[key].shape
+    ]
+    differences = {
+        "missing": [k for k in wanted if k not in network and not k.endswith(_COUNTER)],
+        "unexpected": [key for key in network if key not in wanted],
+        "wrong shape": wrong,
+    }
+    return {what: keys for what, keys in differences.items() if keys}
+
+
+def _float_weights(network: State, path: Path) -> tuple[State, list[str]]:
+    """The weights in float32, checked, and a sentence for each other type they came in."""
+    dtypes: set[torch.dtype] = set()
+    result: State = {}
+    for key, value in network.items():
+        if key.endswith(_COUNTER):
+            continue
+        where = f"cannot use {key} in {path}: expected"
+        dense = value.layout == torch.strided and value.device.type == "cpu"
+        if not dense or not value.is_floating_point():
+            raise InputError(
+                f"{where} dense floating-point weights, got {value.dtype} ({value.layout}, "
+                f"{value.device}); save it as float32"
+            )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise InputError(
+                f"{where} {value.numel()} values, got fewer that its strides repeat; save it "
+                "contiguous"
+            )
+        if not value.isfinite().all():
+            raise InputError(
+                f"{where} finite weights, got NaN or infinity; its training diverged or the file "
+                "is damaged"
+            )
+        dtypes.add(value.dtype)
+        result[key] = value.detach().to(torch.float32).contiguous()
+        if key.endswith("running_var"):
+            counter = key.removesuffix("running_var") + _COUNTER
+            result[counter] = torch.zeros((), dtype=torch.int64)
+    return result, [
+        f"{path.name} holds weights of {dtype}: "
+        + ("rounded to float32" if dtype == torch.float64 else "read as float32, which is exact")
+        for dtype in sorted(dtypes - {torch.float32}, key=str)
+    ]
+
+
+def _channels(network: State) -> int:
+    """Input channels of the first convolution."""
+    return next((int(value.shape[1]) for value in network.values() if value.dim() == 4), 0)
+
+
+def _num_classes(network: State) -> int:
+    """Outputs of the last linear layer."""
+    return next((len(value) for value in reversed(network.values()) if value.dim() == 2), 0)
+
+
+def _told(differences: dict[str, list[str]]) -> str:
+    return "; ".join(f"{what} {_first(keys)}" for what, keys in differences.items())
+
+
+def _first(words: list[str], count: int = 3) -> str:
+    more = f" and {len(words) - count} more" if len(words) > count else ""
+    return ", ".join(words[:count]) + more

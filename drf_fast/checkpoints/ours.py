@@ -1,0 +1,162 @@
+"""Checkpoints: tensors and plain values only, written atomically, read without unpickling code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from drf_fast import models
+from drf_fast.checkpoints import foreign, tensorfile
+from drf_fast.config.values import names_code
+from drf_fast.errors import InputError
+from drf_fast.runtime.files import write_atomic
+
+FILE_NAME = "checkpoint.pt"
+_FORMAT = "drf_fast checkpoint 1"
+_KEYS = {"format", "model", "arch", "num_classes", "image_shape", "config"}
+
+
+_PARTS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "arch": lambda c: isinstance(c["arch"], str),
+    "num_classes": lambda c: isinstance(c["num_classes"], int) and c["num_classes"] >= 2,
+    "image_shape": lambda c: (
+        isinstance(c["image_shape"], list)
+        and len(c["image_shape"]) == 3
+        and all(isinstance(size, int) and size > 0 for size in c["image_shape"])
+    ),
+    "model": lambda c: (
+        isinstance(c["model"], dict)
+        and all(isinstance(value, torch.Tensor) for value in c["model"].values())
+    ),
+    "config": lambda c: (
+        isinstance(c["config"], dict)
+        and isinstance(c["config"].get("sigma"), float)
+        and 0 < c["config"]["sigma"] < math.inf
+        and isinstance(c["config"].get("data"), str)
+        and isinstance(c["config"].get("method_label"), str)
+    ),
+}
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint; ``content`` needs the keys model, arch, num_classes, image_shape, config.
+
+    Raises:
+        InputError: the folder is missing or not writable.
+        OSError: the write failed, a full disk for example; an older checkpoint stays whole.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": _FORMAT, **content}, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def locate(path: Path) -> Path:
+    """The checkpoint file of ``path``, which may be a run folder."""
+    return path / FILE_NAME if path.is_dir() else path
+
+
+def sha256(path: Path) -> str:
+    """Hash of the file, by which a certification log names its network."""
+    return hashlib.sha256(tensorfile.read_bytes(path)).hexdigest()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU; the hash of its bytes is added as "sha256".
+
+    Raises:
+        InputError: no such file, truncated, foreign, or with code inside.
+    """
+    return _checked(*tensorfile.read(path), path)
+
+
+def load_any(path: Path, arch: str | None = None, normalize: str | None = None) -> dict[str, Any]:
+    """As ``load``, but checkpoints of other repositories too: see ``drf_fast.checkpoints.foreign.load``.
+
+    Raises:
+        InputError: as both of them; ``arch`` or ``normalize`` for a checkpoint of ours, except
+            that the code of a network of the user's own must be named by ``arch`` again.
+    """
+    content, digest = tensorfile.read(path)
+    code = arch is not None and names_code(arch)
+    if not isinstance(content, dict) or "format" not in content:
+        if code:
+            raise InputError(
+                f"{path} was not written by drf-fast train: expected --arch of "
+                f"{', '.join(models.NAMES)}, got {arch!r}; use drf_fast.SmoothedClassifier from "
+                "Python for a network of your own"
+            )
+        return {**foreign.convert(content, path, arch, normalize=normalize), "sha256": digest}
+    saved = _checked(content, digest, path)
+    if names_code(saved["arch"]) and normalize is None:
+        _refuse_code_of_file(saved, path, arch if code else None)
+        return {**saved, "arch": arch}
+    if arch is not None or normalize is not None:
+        raise InputError(
+            f"{path} is a drf_fast checkpoint, which tells its network itself: expected no --arch "
+            "and no --normalize, got one; leave the flag out"
+        )
+    return saved
+
+
+def _refuse_code_of_file(content: dict[str, Any], path: Path, allowed: str | None) -> None:
+    """A file may not choose the code that is run; only the user may, by naming it."""
+    if names_code(content["arch"]) and allowed is None:
+        raise InputError(
+            f"{path} is of a network of your own, which a checkpoint may not import: expected its "
+            "--arch package.module:factory on the command line, got none; to run that code, repeat "
+            f"--arch {content['arch']}"
+        )
+
+
+def _checked(content: Any, digest: str, path: Path) -> dict[str, Any]:
+    if not isinstance(content, dict) or content.get("format") != _FORMAT or _KEYS - set(content):
+        found = sorted(map(str, content))[:6] if isinstance(content, dict) else type(content)
+        raise InputError(
+            f"{path} is no drf_fast checkpoint: expected the format {_FORMAT!r}, got {found}; "
+            "pass a checkpoint that 'drf-fast train' wrote"
+        )
+    wrong = [name for name, fits in _PARTS.items() if not fits(content)]
+    if wrong:
+        raise InputError(
+            f"{path} is damaged: expected a drf_fast checkpoint, got one whose {', '.join(wrong)} "
+            "cannot be used; train again or pass another file"
+        )
+    return {**content, "sha256": digest}
+
+
+def build_model(content: dict[str, Any], path: Path, arch: str | None = None) -> nn.Module:
+    """The network of a loaded checkpoint, with its weights.
+
+    Args:
+        content: the checkpoint.
+        path: where it came from, for messages.
+        arch: ``package.module:factory`` of a network of the user's own, **from the user**: code
+            that only the checkpoint names is not run.
+
+    Raises:
+        InputError: weights and architecture do not fit, or ``arch`` is missing.
+    """
+    shape, num_classes = tuple(content["image_shape"]), content["num_classes"]
+    if names_code(content["arch"]):
+        _refuse_code_of_file(content, path, arch)
+        assert arch is not None  # refused above
+        # Names of weights tell nothing here: the user's own network may begin with a mean, too.
+        normalize = str(content["config"].get("normalize", "none"))
+        model = models.build(arch, num_classes, shape, normalize)
+    else:
+        model = models.build_for(content["model"], content["arch"], num_classes, shape)
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the weights in {path} do not fit {content['arch']}: {reason[:300]}"
+        ) from error
+    return model

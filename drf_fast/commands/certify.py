@@ -1,0 +1,189 @@
+"""``drf-fast certify``: CERTIFY over the images of a data set, one log line each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from drf_fast.backends import dispatch
+from drf_fast.certification import engine, loading, plan
+from drf_fast.certification.loading import Loaded
+from drf_fast.certification.log import CertificationLog, sidecar
+from drf_fast.certification.log.parts import collect
+from drf_fast.certification.stopping import Decide, Fixed, Rule, Tolerance
+from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.config.certification import check_settings, shard_of
+from drf_fast.config.options import CertifyConfig
+from drf_fast.config.values import updated
+from drf_fast.errors import InputError
+from drf_fast.runtime import machine, processes
+from drf_fast.runtime.files import read_json
+from drf_fast.runtime.progress import say
+
+# Of the training settings, those that did not shape the network.
+_NOT_TRAINING = {
+    "recipe", "config", "data_dir", "out", "resume", "force", "json", "max_steps", "device",
+    "certify_images", "certify_n", "method_label", "memory_format", "threads", "accumulate",
+    "save_every", "dry_run",
+}  # fmt: skip
+
+
+def certify(config: CertifyConfig) -> Path | None:
+    """Certify as ``config`` says and return the path of the log; None after ``--plan``.
+
+    Raises:
+        InputError: a bad checkpoint, data set, setting or output, or a log of another run.
+    """
+    check_settings(config)
+    shard = shard_of(config)
+    if config.out is None:
+        config = dataclasses.replace(config, out=_default_out(config))
+    config = _resumed(config)
+    if config.resume and config.force:
+        raise InputError("--resume continues a log and --force replaces it: pass one of them")
+    loaded = loading.load(config)
+    work = engine.Work(
+        classifier=loaded.classifier,
+        images=loaded.images,
+        indices=loaded.indices,
+        device=loaded.device,
+        n0=config.n0,
+        rule=rule_of(config, loaded.classifier.sigma),
+        batch_size=loaded.batch_size,
+        skip_wrong=config.skip_wrong,
+        shard=shard,
+    )
+    if processes.rank() == 0:
+        planned = plan.make(work)
+        plan.show(planned, work)
+        if config.plan and config.json:
+            print(json.dumps(planned.as_dict(), indent=1))
+    if config.plan:
+        return None
+    out = config.out
+    assert out is not None  # set above
+    with _open_log(config, out, _description(config, loaded)) as log:
+        engine.run(work, log, processes.rank(), processes.count())
+    processes.wait()
+    if processes.rank() == 0:
+        collect(out)
+        say(f"log: {out}")
+    processes.wait()
+    processes.finish()
+    return out
+
+
+def _open_log(config: CertifyConfig, out: Path, description: dict[str, Any]) -> CertificationLog:
+    """The log, or this process's part of it; process 0 looks after the log itself."""
+
+    def of_first() -> CertificationLog:
+        if config.resume:
+            return CertificationLog.resume(out, description)
+        return CertificationLog.create(out, description, force=config.force)
+
+    if processes.count() == 1:
+        return of_first()
+    whole, done = None, None
+    problem = ""
+    if processes.rank() == 0:
+        try:
+            whole = of_first()
+            done = whole.done
+        except InputError as error:
+            problem = str(error)
+    problem, done = processes.agree((problem, done))
+    if problem:
+        raise InputError(problem)
+    return CertificationLog.part(out, processes.rank(), done, guard=whole)
+
+
+def rule_of(config: CertifyConfig, sigma: float) -> Rule:
+    """When an image has enough samples."""
+    common: dict[str, Any] = {"n": config.n, "sigma": sigma, "alpha": config.alpha}
+    asked = [name for name in ("radius", "tolerance") if getattr(config, name) is not None]
+    if config.budget == "fixed":
+        if asked:
+            raise InputError(f"--{asked[0]} stops early: expected --budget anytime with it")
+        return Fixed(**common)
+    if len(asked) != 1:
+        raise InputError(
+            "--budget anytime needs to know when to stop: expected one of --radius R (decide "
+            f"whether the certified radius is at least R) and --tolerance T, got {len(asked)}"
+        )
+    value: float = getattr(config, asked[0])
+    if not 0 < value < 1e6:
+        raise InputError(f"--{asked[0]} must be above 0, in pixel units, got {value}")
+    try:
+        if config.radius is not None:
+            return Decide(**common, radius=value)
+        return Tolerance(**common, tolerance=value)
+    except ValueError as error:  # a radius beyond the reach of n
+        raise InputError(f"--{asked[0]}: {error}") from error
+
+
+def _description(config: CertifyConfig, loaded: Loaded) -> dict[str, Any]:
+    """What a log records of how it was made; all but the environment must agree on a resume."""
+    trained = loaded.saved["config"]
+    optional = {
+        "radius": config.radius,
+        "tolerance": config.tolerance,
+        "shard": config.shard,
+        "skip_wrong": config.skip_wrong or None,
+    }
+    return {
+        "method": trained["method_label"],
+        "training": {key: trained[key] for key in trained if key not in _NOT_TRAINING},
+        "checkpoint_sha256": loaded.saved["sha256"],
+        "arch": loaded.saved["arch"],
+        "data": loaded.images.name,
+        "split": loaded.images.split,
+        "fingerprint": loaded.images.fingerprint,
+        "sigma": loaded.classifier.sigma,
+        "n0": config.n0,
+        "n": config.n,
+        "alpha": config.alpha,
+        "budget": config.budget,
+        **{key: value for key, value in optional.items() if value is not None},
+        "seed": config.seed,
+        "skip": config.skip,
+        "max_images": config.max_images,
+        "indices_total": len(loaded.indices),
+        "precision": config.precision,
+        "batch_size": loaded.batch_size,
+        "memory_format": loaded.memory_format,
+        "compile": config.compile,
+        "device": loaded.device.type,
+        "environment": machine.environment(loaded.device, dispatch.current()),
+    }
+
+
+def _default_out(config: CertifyConfig) -> Path:
+    path = checkpoint.locate(config.checkpoint)
+    sigma = config.sigma
+    if sigma is None:
+        sigma = checkpoint.load_any(path, config.arch, config.normalize)["config"]["sigma"]
+    name = f"certify-s{sigma or 0:g}-n{config.n}"  # without sigma, loading says what is missing
+    if config.radius is not None:
+        name += f"-r{config.radius:g}"
+    if config.tolerance is not None:
+        name += f"-t{config.tolerance:g}"
+    if config.shard is not None:
+        name += f"-shard-{config.shard.replace('/', '-of-')}"
+    return path.parent / f"{name}.tsv"
+
+
+def _resumed(config: CertifyConfig) -> CertifyConfig:
+    """What was measured for the log to be resumed stands in for "auto"."""
+    if not config.resume or config.out is None or not sidecar(config.out).exists():
+        return config
+    recorded: Any = read_json(sidecar(config.out))
+    if not isinstance(recorded, dict):
+        return config
+    measured = {
+        key: recorded[key]
+        for key in ("batch_size", "memory_format")
+        if getattr(config, key) == "auto" and key in recorded
+    }
+    return updated(config, measured, str(sidecar(config.out)))

@@ -1,0 +1,166 @@
+"""The command line: ``drf-fast train | certify | predict | report | sweep | gap | doctor``.
+
+Nothing heavy is imported before a command runs, so ``--help`` answers at once. Results go to
+stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+
+from drf_fast import __version__
+from drf_fast.errors import InputError, RunError
+
+_USAGE = """\
+usage: drf-fast COMMAND [OPTIONS]
+
+Train and certify provably robust image classifiers by randomized smoothing.
+
+  train     train a classifier, certify some test images, draw the curve
+            (no option: DRF on embedded MNIST images, about two minutes on two cores)
+  certify   certify test images with a checkpoint, one log line each
+  predict   classify test images with the smoothed classifier
+  report    ACR and certified accuracy of certification logs, ours and published ones
+  sweep     train and certify a grid of settings; table and figures
+  gap       histogram and density of the confidence gap of networks under noise
+  doctor    what this installation can do, and how to get what is missing; --self-test
+            compares every operation on the devices at hand with the reference
+
+drf-fast COMMAND --help lists the options of a command; --version prints the version.
+"""
+
+
+def _train(words: list[str]) -> int:
+    from drf_fast.config.arguments import parse_train
+
+    config = parse_train(words)
+    from drf_fast.commands import train
+
+    return train.run(config)
+
+
+def _certify(words: list[str]) -> int:
+    from drf_fast.config.arguments import parse
+    from drf_fast.config.options import CertifyConfig
+
+    config = parse(CertifyConfig, "certify", words)
+    from drf_fast.commands import certify, report
+    from drf_fast.runtime import processes
+
+    log = certify.certify(config)
+    if log is None or processes.rank() > 0:
+        return 0
+    return report.run([log], format="json" if config.json else "table", paper=None)
+
+
+def _predict(words: list[str]) -> int:
+    from drf_fast.config.arguments import parse
+    from drf_fast.config.options import PredictConfig
+
+    config = parse(PredictConfig, "predict", words)
+    from drf_fast.commands import predict
+
+    return predict.run(config)
+
+
+def _report(words: list[str]) -> int:
+    from drf_fast.config.arguments import parse
+    from drf_fast.config.options import ReportConfig
+
+    config = parse(ReportConfig, "report", words)
+    from drf_fast.commands import report
+
+    return report.run(
+        config.logs,
+        format=config.format,
+        details=config.details,
+        compare=config.compare,
+        plot=config.plot,
+        plot_p=config.plot_p,
+        paper=None if config.paper else False,
+        table1=config.table1 or None,
+        force=config.force,
+    )
+
+
+def _sweep(words: list[str]) -> int:
+    from drf_fast.config.arguments import parse_sweep
+
+    config, train_words = parse_sweep(words)
+    from drf_fast.commands import sweep
+
+    return sweep.run(config, train_words)
+
+
+def _gap(words: list[str]) -> int:
+    from drf_fast.config.arguments import parse
+    from drf_fast.config.options import GapConfig
+
+    config = parse(GapConfig, "gap", words)
+    from drf_fast.commands import gap
+
+    return gap.run(config)
+
+
+def _doctor(words: list[str]) -> int:
+    from drf_fast.config.arguments import parse
+    from drf_fast.config.options import DoctorConfig
+
+    config = parse(DoctorConfig, "doctor", words)
+    from drf_fast.commands import doctor
+
+    return doctor.run(json=config.json, self_test=config.self_test)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "certify": _certify,
+    "predict": _predict,
+    "report": _report,
+    "sweep": _sweep,
+    "gap": _gap,
+    "doctor": _doctor,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the exit status."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without the plus-minus sign
+    if not words or words[0] in ("-h", "--help"):
+        print(_USAGE, end="", file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"drf-fast {__version__}")
+        return 0
+    command = _COMMANDS.get(words[0])
+    if command is None:
+        return _fail(
+            f"expected a command ({', '.join(_COMMANDS)}), got {words[0]!r}; see 'drf-fast --help'",
+            2,
+        )
+    try:
+        return command(words[1:])
+    except InputError as error:
+        return _fail(str(error), 2)
+    except RunError as error:
+        return _fail(str(error), 1)
+    except BrokenPipeError:  # the reader, "head" for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}; what was written before is kept", 1)
+    except KeyboardInterrupt:
+        resumable = words[0] in ("train", "certify", "sweep")
+        hint = "; the same command with --resume (and no --force) goes on" if resumable else ""
+        return _fail(f"interrupted{hint}", 130)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"drf-fast: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,283 @@
+"""``drf-fast doctor``: what this installation has, what it lacks, and how to mend it.
+
+Nothing here may fail because of what it examines: each part is collected on its own, and one that
+cannot be read shows the error in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import io
+import json as json_module
+import os
+import platform
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import drf_fast
+
+_PACKAGES = ("torch", "torchvision", "triton", "numpy", "scipy", "tyro", "rich", "tensorboard")
+_VARIABLES = re.compile(r"(DRF_FAST|TRITON|OMP|KMP|MKL|CUDA)_|(CUDA_HOME|CXX)$")
+_ISA_FLAGS = (
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_bf16"),
+    *("avx512_vnni", "amx_bf16", "neon", "asimd", "sve", "sve2", "bf16"),
+)
+Report = dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------ collecting
+
+
+def _guarded(read: Callable[[], Any]) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read()
+    except Exception as error:
+        return f"error: {type(error).__name__}: {error}"
+
+
+def _versions() -> dict[str, str]:
+    versions = {"drf_fast": drf_fast.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _cpu() -> dict[str, Any]:
+    model, flags = platform.processor() or platform.machine(), []
+    with contextlib.suppress(OSError):  # Linux only; elsewhere the platform's own word has to do
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        fields = dict(re.findall(r"^([^:\n]*?)\s*:\s*(.*)$", text, re.MULTILINE))
+        model = fields.get("model name", model)
+        flags = fields.get("flags", fields.get("Features", "")).split()
+    return {
+        "model": model,
+        "cores": os.cpu_count(),
+        "isa": [flag for flag in _ISA_FLAGS if flag in flags],
+    }
+
+
+def _threads() -> dict[str, Any]:
+    import torch
+
+    from drf_fast.backends.native import library
+
+    threads: dict[str, Any] = {"torch": torch.get_num_threads()}
+    if not library.available():
+        return threads
+    threads["native OpenMP"] = library.load().build_info().get("openmp", "unknown")
+    with contextlib.suppress(OSError):
+        loaded = set(
+            re.findall(r"/\S*lib(?:g|i)?omp\S*\.so\S*", Path("/proc/self/maps").read_text())
+        )
+        threads["OpenMP runtimes loaded"] = sorted(loaded)
+        if len(loaded) > 1:
+            threads["advice"] = (
+                "two OpenMP runtimes share the cores: results are right, but slower; reinstall "
+                "drf_fast with a compiler that uses the OpenMP runtime of your torch"
+            )
+    return threads
+
+
+def _extensions() -> dict[str, Any]:
+    from drf_fast.backends.native import library
+
+    parts = library.build_record().get("parts", {})
+    found = {}
+    for name, why_not in (("_C", library.why_not), ("_CUDA", library.cuda_why_not)):
+        record = parts.get(f"drf_fast.{name}", {})
+        reason = why_not()
+        found[f"drf_fast.{name}"] = {
+            "usable": reason is None,
+            "built": bool(record.get("built")),
+            "why not": reason,
+            "compiler": record.get("compiler"),
+            "flags": record.get("flags"),
+            "compiler output": record.get("output"),
+        }
+    if library.available():
+        found["drf_fast._C"]["build"] = library.load().build_info()
+    return found
+
+
+def _operations() -> dict[str, dict[str, str]]:
+    from drf_fast.backends.reference import operations as reference
+    from drf_fast.commands.self_test import served_by
+
+    return {
+        operation: {
+            device: _guarded(lambda o=operation, d=device: served_by(o, d))
+            for device in ("cpu", "cuda")
+        }
+        for operation in reference.__all__
+    }
+
+
+def _cuda() -> dict[str, Any]:
+    import torch
+
+    found: dict[str, Any] = {"torch built for": torch.version.cuda or "no CUDA", "devices": []}
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(index)
+            found["devices"].append(
+                f"{device.name}, sm_{device.major}{device.minor}, "
+                f"{device.total_memory / 2**30:.0f} GiB"
+            )
+    return found
+
+
+def _works() -> bool:
+    """The smallest certificate: it needs torch, an operation, and a backend for it."""
+    import torch
+
+    bound = drf_fast.clopper_pearson_lower(torch.tensor([99]), torch.tensor([100]), 0.001)
+    return 0.9 < float(bound[0]) < 0.99
+
+
+def collect() -> Report:
+    """Everything that ``drf-fast doctor`` shows, as plain JSON types.
+
+    Returns:
+        One entry a section. ``usable`` tells whether an operation ran and gave a sane result; a
+        section that could not be read is a string that starts with "error:".
+    """
+    works = _guarded(_works)
+    return {
+        "usable": works is True,
+        "problem": works if isinstance(works, str) else None,
+        "versions": _guarded(_versions),
+        "platform": {
+            "system": platform.platform(),
+            "machine": platform.machine(),
+            "python": sys.executable,
+            "package": str(Path(__file__).parent),
+        },
+        "cpu": _guarded(_cpu),
+        "threads": _guarded(_threads),
+        "extensions": _guarded(_extensions),
+        "operations": _guarded(_operations),
+        "cuda": _guarded(_cuda),
+        "environment": {
+            name: value for name, value in sorted(os.environ.items()) if _VARIABLES.match(name)
+        },
+    }
+
+
+# --------------------------------------------------------------------------------------- showing
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+    return str(value)
+
+
+def _sections(report: Report) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Each section as (title, rows); what is absent is left out."""
+    for title, content in report.items():
+        if title in ("usable", "problem"):
+            continue
+        if not isinstance(content, dict):
+            yield title, [("", _shown(content))]
+        elif title == "extensions":
+            for name, part in content.items():
+                rows = [(key, _shown(value)) for key, value in part.items() if value is not None]
+                yield name, rows
+        else:
+            yield title, [(key, _shown(value)) for key, value in content.items()] or [("", "none")]
+
+
+def _verdict(report: Report) -> str:
+    if not report["usable"]:
+        return f"not usable: {report['problem'] or 'a bound came out wrong'}; reinstall drf_fast"
+    extensions = report["extensions"]
+    core = extensions.get("drf_fast._C", {}) if isinstance(extensions, dict) else {}
+    if core.get("usable"):
+        return "usable, with the C++ core"
+    return f"usable on the reference backend, slower: {core.get('why not') or extensions}"
+
+
+def render(report: Report) -> str:
+    """The report as plain text: a verdict, then the sections."""
+    lines = [f"drf_fast is {_verdict(report)}"]
+    for title, rows in _sections(report):
+        width = max(len(key) for key, _ in rows)
+        lines += ["", title]
+        for key, value in rows:
+            text = value.replace("\n", "\n" + " " * (width + 4))
+            lines.append(f"  {key:<{width}}  {text}")
+    return "\n".join(lines) + "\n"
+
+
+def _render_rich(report: Report) -> str:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=io.StringIO(), force_terminal=True)
+    color = "green" if report["usable"] else "red"
+    console.print(Text(f"drf_fast is {_verdict(report)}", style=f"bold {color}"))
+    for title, rows in _sections(report):
+        table = Table(title=title, title_justify="left", show_header=False, min_width=60)
+        table.add_column(style="cyan", no_wrap=True)
+        table.add_column(overflow="fold")
+        for key, value in rows:
+            table.add_row(Text(key), Text(value))
+        console.print(table)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def _run_self_test(json: bool) -> int:
+    try:
+        from drf_fast.commands import self_test
+
+        checks = self_test.run()
+    except Exception as error:  # no torch, or a backend that does not exist
+        sys.stdout.write(f"drf_fast is not usable: {type(error).__name__}: {error}\n")
+        return 1
+    if json:
+        sys.stdout.write(json_module.dumps(self_test.as_json(checks), indent=2) + "\n")
+    else:
+        sys.stdout.write(self_test.render(checks))
+    return 0 if all(check.passed for check in checks) else 1
+
+
+def run(json: bool = False, self_test: bool = False) -> int:
+    """Print the report: tables on a terminal, plain text elsewhere, JSON when asked.
+
+    Args:
+        json: print as JSON.
+        self_test: run every operation on the devices at hand instead, and print how it compared.
+
+    Returns:
+        0 when drf_fast is usable, on the fallback too, and no check of the self-test failed; else
+        1.
+    """
+    if self_test:
+        return _run_self_test(json)
+    report = collect()
+    if json:
+        text = json_module.dumps(report, indent=2, default=str) + "\n"
+    elif sys.stdout.isatty():
+        text = _render_rich(report)
+    else:
+        text = render(report)
+    sys.stdout.write(text)
+    return 0 if report["usable"] else 1

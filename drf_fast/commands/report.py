@@ -1,0 +1,156 @@
+"""The command: read logs, write the report to standard output, draw the picture."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from drf_fast.certification.log import read_log
+from drf_fast.errors import InputError
+from drf_fast.report import machine
+from drf_fast.report import table1 as layout
+from drf_fast.report.plot import draw, draw_p
+from drf_fast.report.style import check_path
+from drf_fast.report.summary import Summary, summarize
+from drf_fast.report.tables import Table, caption, draw_tables, incompleteness, tables_of
+
+FORMATS = ("table", "markdown", "latex", "csv", "json")
+
+
+def run(
+    logs: Sequence[str | Path],
+    *,
+    format: str = "table",
+    details: bool = False,
+    compare: bool = False,
+    plot: str | Path | None = None,
+    plot_p: str | Path | None = None,
+    paper: bool | None = None,
+    table1: bool | None = False,
+    force: bool = False,
+) -> int:
+    """Report on certification logs.
+
+    Args:
+        logs: paths of logs, ours or of the field; shards of one run are joined.
+        format: one of ``FORMATS``; ``table`` is drawn on a terminal and aligned text elsewhere.
+        details: show bounds of certified accuracy, the cap on the radius and quantiles of p_lower,
+            which JSON and CSV always hold.
+        compare: show each further group's paired difference to the first.
+        plot: draw certified accuracy against radius to this file (PNG, PDF or SVG).
+        plot_p: draw the distribution of p_lower to this file.
+        paper: compare with the paper's Table 1; ``None``: where the logs are like the paper's.
+        table1: lay it out as the paper's Table 1, whatever n, alpha and images; ``None``: in a
+            format for people, where every group is to be compared with a row of it and neither
+            details nor compare is asked for.
+        force: replace a picture that exists.
+
+    Returns:
+        0, the exit status.
+
+    Raises:
+        InputError: logs that are malformed or cannot be compared, or a picture that cannot be
+            written.
+        OSError: the disk is full.
+    """
+    if format not in FORMATS:
+        raise InputError(f"unknown format '{format}': expected one of {', '.join(FORMATS)}")
+    if table1 and (details or compare or paper is False):
+        other = "--details" if details else "--compare" if compare else "--no-paper"
+        raise InputError(
+            f"--table1 is a layout without room for {other}: expected one of them; leave one out"
+        )
+    pictures = [(Path(at), how) for at, how in ((plot, draw), (plot_p, draw_p)) if at is not None]
+    for path, _ in pictures:
+        check_path(path, force)
+    if len({path.resolve() for path, _ in pictures}) < len(pictures):
+        raise InputError(f"{plot} would be both pictures: expected two names; choose another one")
+    summary = summarize(
+        [read_log(path) for path in logs], paper=True if table1 else paper, compare_groups=compare
+    )
+    if table1 is None:
+        readable = format not in ("csv", "json")  # machines get what they always get
+        simple = readable and not (details or compare)
+        table1 = simple and all(entry.paper is not None for entry in summary.groups)
+    if table1:
+        layout.entries(summary)  # refused before a picture is drawn
+    if compare and len(summary.groups) < 2:
+        raise InputError(
+            "nothing to compare: expected logs of two methods or more, got one "
+            f"({', '.join(entry.group.name for entry in summary.groups)}); give the logs of another"
+        )
+    for path, picture in pictures:
+        picture(summary, path)
+    if summary.missing:
+        print(f"warning: incomplete: {incompleteness(summary)}", file=sys.stderr)
+    _print_table1(summary, format) if table1 else _print(summary, format, details)
+    for path, _ in pictures:
+        print(f"wrote {path}", file=sys.stderr)
+    return 0
+
+
+def _print(summary: Summary, format: str, details: bool) -> None:
+    if format == "json":
+        print(machine.as_json(summary))
+    elif format == "csv":
+        print(machine.as_csv(summary))
+    else:
+        _print_tables(tables_of(summary, details), caption(summary, details), format)
+
+
+def _print_table1(summary: Summary, format: str) -> None:
+    if format == "json":
+        print(layout.as_json(summary))
+    elif format == "csv":
+        print(layout.as_csv(summary))
+    else:
+        _print_tables([layout.cells(summary)], layout.note(summary), format)
+
+
+def as_json(logs: Sequence[str | Path], *, plot: str | Path) -> dict[str, Any]:
+    """The report as JSON-ready values, for a command that prints more than it; draws ``plot``.
+
+    Raises:
+        InputError: as ``run``.
+    """
+    summary = summarize([read_log(path) for path in logs])
+    draw(summary, Path(plot))
+    return machine.as_dict(summary)
+
+
+def _print_tables(tables: list[Table], note: str, format: str) -> None:
+    """Drawn on a terminal that is wide enough, else as text."""
+    plain = draw_tables(tables, note, "plain" if format == "table" else format)
+    if format != "table" or not sys.stdout.isatty():
+        print(plain)
+        return
+    from rich.console import Console
+
+    console = Console()
+    drawn = [_rich_table(table) for table in tables]
+    # On a narrow terminal long lines wrap; a table squeezed to fit would lose digits.
+    wide = console.options.update(width=10_000)
+    if max(console.measure(table, options=wide).maximum for table in drawn) > console.width:
+        print(plain)
+        return
+    for table in drawn:
+        console.print(table)
+    console.print(note, style="dim", highlight=False, markup=False)
+
+
+def _rich_table(table: Table) -> Any:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    header, body = table
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    drawn.add_column(header[0], no_wrap=True)
+    for title in header[1:]:
+        drawn.add_column(title, justify="right", no_wrap=True)
+    for row in body:
+        style = "dim" if row[0].startswith("  ") else ""
+        drawn.add_row(*map(Text, row), style=style)  # a name may hold what rich takes for markup
+    return drawn

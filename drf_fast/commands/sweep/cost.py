@@ -1,0 +1,150 @@
+"""What the runs of a sweep will cost, measured on a few steps; and what was measured, once for all.
+
+Runs that differ only in numbers (lambda0, sigma, learning rates, seed ...) cost the same, so one
+of them is tried. The layouts and the batch size that the trial found fastest are then used by all
+of them, and kept in the folder of the sweep, so that a run does not depend on when it was
+interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from drf_fast import data
+from drf_fast.certification import engine, loading, plan
+from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.commands import certify
+from drf_fast.commands.sweep.plan import Sweep
+from drf_fast.config.options import TrainConfig
+from drf_fast.config.training import steps_of_an_epoch
+from drf_fast.config.values import to_dict
+from drf_fast.errors import InputError, RunError
+from drf_fast.runtime.progress import say
+from drf_fast.training import loop
+
+# Settings that change no step's cost. What is not here counts, a new setting for example.
+_FREE = {
+    "recipe", "config", "lambda0", "lambda_lr", "kappa", "sigma", "epsilon", "warmup_epochs",
+    "consistency_lam", "consistency_eta", "stability_lam", "macer_lam", "macer_gamma", "macer_beta",
+    "macer_after_drop", "mix_alpha", "mix_eta", "mix_warmup", "epochs", "lr", "lr_drops",
+    "late_drop", "momentum", "nesterov", "weight_decay", "seed", "certify_images", "certify_n",
+    "out", "resume", "force", "max_steps", "save_every", "dry_run", "json", "data_dir",
+}  # fmt: skip
+_ENOUGH_SECONDS, _MORE_STEPS = 0.5, 10
+_KEYS = {"memory_format", "certify_memory_format", "batch_size", "step_seconds", "epoch_steps",
+         "epoch_seconds", "certify_seconds"}  # fmt: skip
+
+
+def measure(sweep: Sweep) -> None:
+    """Try one run of each cost that was not tried before, and record what it found.
+
+    Raises:
+        InputError: its data or settings cannot be used.
+    """
+    for run in sweep.runs:
+        key = cost_key(run.config)
+        if sweep.measured.get(key, {}).keys() == _KEYS:
+            continue
+        say(f"trying a few steps: {run.label}")
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                sweep.measured[key] = _try(sweep, run.config)
+        except InputError:
+            raise
+        except (RunError, RuntimeError) as error:
+            say(f"warning: the trial failed, so its time is unknown ({error})")
+            sweep.measured.pop(key, None)
+
+
+def cost_key(config: TrainConfig) -> str:
+    """Names the settings that decide what a step costs."""
+    values = {key: value for key, value in to_dict(config).items() if key not in _FREE}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def seconds(sweep: Sweep, config: TrainConfig) -> float | None:
+    """Predicted time of a run; ``None`` if it could not be tried."""
+    found = sweep.measured.get(cost_key(config))
+    if found is None:
+        return None
+    steps = config.epochs * found["epoch_steps"]
+    if config.max_steps is not None:
+        steps = min(steps, config.max_steps)
+    epochs = steps / found["epoch_steps"]
+    return (
+        steps * found["step_seconds"] + epochs * found["epoch_seconds"] + found["certify_seconds"]
+    )
+
+
+def with_measured(sweep: Sweep, config: TrainConfig) -> TrainConfig:
+    """``config`` with the measured layout in place of "auto"."""
+    found = sweep.measured.get(cost_key(config))
+    if found is None or config.memory_format != "auto":
+        return config
+    return dataclasses.replace(config, memory_format=found["memory_format"])
+
+
+def _try(sweep: Sweep, config: TrainConfig) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        # A rate so low that no setting diverges within these steps.
+        config = dataclasses.replace(config, lr=1e-6, max_steps=1, certify_images=0)
+        first = Path(folder, "first")  # warms up
+        loop.train(dataclasses.replace(config, out=first))
+        saved = checkpoint.load(first / checkpoint.FILE_NAME)
+        config = dataclasses.replace(config, memory_format=saved["config"]["memory_format"])
+        step_seconds = _step_seconds(config, Path(folder))
+        images = len(data.load(config.data, "train", data_dir=config.data_dir))
+        images = min(images, config.train_images or images)
+        test_images = len(data.load(config.data, "test", data_dir=config.data_dir))
+        planned, loaded = _certification(sweep, first, config, test_images)
+    return {
+        "memory_format": config.memory_format,
+        "certify_memory_format": loaded.memory_format,
+        "batch_size": loaded.batch_size,
+        "step_seconds": step_seconds,
+        "epoch_steps": steps_of_an_epoch(config, images),
+        "epoch_seconds": test_images / planned.rows_per_second,
+        "certify_seconds": planned.seconds,
+    }
+
+
+def _step_seconds(config: TrainConfig, folder: Path) -> float:
+    """The time that further steps add to a run: what comes before them is not theirs."""
+    one = _timed(config, folder / "one", 1)
+    two = _timed(config, folder / "two", 2)
+    if two[0] - one[0] < _ENOUGH_SECONDS:
+        two = _timed(config, folder / "more", 1 + _MORE_STEPS)
+    more = two[1] - one[1]
+    return max(two[0] - one[0], 1e-4) / more if more > 0 else one[0]
+
+
+def _timed(config: TrainConfig, folder: Path, steps: int) -> tuple[float, int]:
+    start = time.perf_counter()
+    loop.train(dataclasses.replace(config, out=folder, max_steps=steps))
+    taken = time.perf_counter() - start
+    return taken, checkpoint.load(folder / checkpoint.FILE_NAME)["step"]
+
+
+def _certification(
+    sweep: Sweep, folder: Path, config: TrainConfig, test_images: int
+) -> tuple[plan.Plan, loading.Loaded]:
+    terms = sweep.certify_config(folder, config, test_images)
+    loaded = loading.load(terms)
+    work = engine.Work(
+        classifier=loaded.classifier,
+        images=loaded.images,
+        indices=loaded.indices,
+        device=loaded.device,
+        n0=terms.n0,
+        rule=certify.rule_of(terms, loaded.classifier.sigma),
+        batch_size=loaded.batch_size,
+    )
+    return plan.make(work), loaded

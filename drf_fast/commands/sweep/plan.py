@@ -1,0 +1,294 @@
+"""What a sweep is made of, from the command line or from the folder of an earlier one.
+
+``sweep.json`` in the folder of a sweep holds it: the grid, the seeds, the settings that all runs
+share, how they are certified, what was measured (so that a run that is resumed computes with the
+same layout and batches) and which runs failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from drf_fast.certification.log import read_log, sidecar
+from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.commands.sweep import grid
+from drf_fast.commands.sweep.grid import Grid, SweepRun
+from drf_fast.config import arguments, training
+from drf_fast.config.certification import check_settings
+from drf_fast.config.options import CertifyConfig, SweepConfig, TrainConfig
+from drf_fast.config.values import to_dict, updated
+from drf_fast.errors import InputError
+from drf_fast.report.shards import missing
+from drf_fast.runtime import processes
+from drf_fast.runtime.files import locked, new_folder, read_json, write_json
+
+FILE_NAME = "sweep.json"
+_WRITTEN = ("summary.tsv", "summary.json", "runs.tsv", "certified_accuracy.png", "acr-*.png")
+_FORMAT = "drf_fast sweep 1"
+_CERTIFICATION = {"n": 10_000, "n0": 100, "alpha": 0.001, "certify_images": None, "skip": None}
+_IMAGES = 100  # where neither certify_images nor skip is given
+
+
+@dataclass
+class Sweep:
+    """A sweep and its folder.
+
+    Attributes:
+        folder: where it lives.
+        grid: values by field.
+        seeds: training seeds of each setting.
+        bases: settings that the runs share, by recipe and sigma.
+        certification: n, n0, alpha and which images.
+        runs: all runs, in order.
+        measured: what was measured for runs of one cost, by cost; see ``cost.py``.
+        failed: messages by run.
+    """
+
+    folder: Path
+    grid: Grid
+    seeds: tuple[int, ...]
+    bases: dict[str, TrainConfig]
+    certification: dict[str, Any]
+    runs: list[SweepRun]
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def save(self) -> None:
+        """Write ``sweep.json``."""
+        content = {
+            "format": _FORMAT,
+            "vary": self.grid,
+            "seeds": self.seeds,
+            "bases": {recipe: to_dict(base) for recipe, base in self.bases.items()},
+            "certification": self.certification,
+            "runs": [run.name for run in self.runs],
+            "measured": self.measured,
+            "failed": self.failed,
+        }
+        write_json(self.folder / FILE_NAME, content)
+
+    def log_of(self, run: SweepRun) -> Path:
+        """Where the certificates of a run are."""
+        return self.folder / run.name / "certificates.tsv"
+
+    def certify_config(self, checkpoint: Path, config: TrainConfig, images: int) -> CertifyConfig:
+        """How the network of a run is certified.
+
+        Args:
+            checkpoint: its checkpoint.
+            config: how it was trained.
+            images: size of the test set.
+        """
+        terms = self.certification
+        count, skip = terms["certify_images"], terms["skip"]
+        if skip is None:
+            skip = max(1, images // (count or _IMAGES))
+        return CertifyConfig(
+            checkpoint=checkpoint,
+            data_dir=config.data_dir,
+            n=terms["n"],
+            n0=terms["n0"],
+            alpha=terms["alpha"],
+            skip=skip,
+            max_images=count if terms["skip"] else count or _IMAGES,
+            precision=config.precision,
+            device=config.device,
+            compile=config.compile,
+        )
+
+
+def make(config: SweepConfig, words: list[str]) -> Sweep:
+    """The sweep that the command line asks for, continued from its folder with ``--resume``.
+
+    Raises:
+        InputError: anything that is wrong with it, before anything is computed or written.
+    """
+    if processes.count() > 1:
+        raise InputError(
+            f"a sweep runs in one process, got {processes.count()}: start it without torchrun; "
+            "sweeps of other values or seeds can run side by side in folders of their own"
+        )
+    if config.resume and config.force:
+        raise InputError("--resume continues a sweep and --force replaces it: pass one of them")
+    if config.certify_images is not None and config.skip is not None:
+        raise InputError(
+            "--certify-images and --skip both choose the test images: pass one of them"
+        )
+    saved = _saved(config)
+    values = grid.parse_vary(config.vary) if config.vary else _saved_grid(saved)
+    flags = arguments.given(words)
+    if config.seeds is not None and "seed" in flags:
+        raise InputError("--seed and --seeds both name training seeds: pass one of them")
+    if not values and config.seeds is None and saved is None:
+        raise InputError(
+            "nothing to sweep: expected --vary NAME=VALUE,VALUE or --seeds 0,1,2, got neither; for "
+            "one run use 'drf-fast train'"
+        )
+    bases = _bases(config, words, values, saved)
+    if config.seeds is not None:
+        seeds = grid.parse_seeds(config.seeds)
+    else:
+        seeds = tuple(saved["seeds"]) if saved else (next(iter(bases.values())).seed,)
+    runs = grid.expand(bases, values, seeds, flags)
+    sweep = Sweep(
+        folder=config.out or _default_folder(runs[0], values),
+        grid=values,
+        seeds=seeds,
+        bases=bases,
+        certification=_certification(config, saved),
+        runs=runs,
+        measured=saved["measured"] if saved else {},
+        failed=saved["failed"] if saved else {},
+    )
+    check_settings(sweep.certify_config(Path(), runs[0].config, _IMAGES))
+    return sweep
+
+
+def _default_folder(run: SweepRun, values: Grid) -> Path:
+    names = [grid.flag(field) for field in values] or ["seeds"]
+    label = training.method_label(run.config)
+    return Path("runs", "-".join(["sweep", run.config.data, label, *names]))
+
+
+def _saved(config: SweepConfig) -> dict[str, Any] | None:
+    """The sweep in the folder, if it is to be continued."""
+    if not config.resume:
+        return None
+    if config.out is None:
+        raise InputError("--resume needs to know which sweep: expected --out FOLDER with it")
+    if not config.out.is_dir():
+        return None
+    path = config.out / FILE_NAME
+    if not path.exists() and not any(config.out.iterdir()):
+        return None
+    return _checked(read_json(path), path)
+
+
+def _checked(saved: Any, path: Path) -> dict[str, Any]:
+    kinds: dict[str, type] = {
+        "vary": dict, "seeds": list, "bases": dict, "certification": dict, "runs": list,
+        "measured": dict, "failed": dict,
+    }  # fmt: skip
+    usable = (
+        isinstance(saved, dict)
+        and saved.get("format") == _FORMAT
+        and all(isinstance(saved.get(key), kind) for key, kind in kinds.items())
+        and all(isinstance(values, list) for values in saved["vary"].values())
+        and all(isinstance(base, dict) for base in saved["bases"].values())
+        and all(isinstance(entry, dict) for entry in saved["measured"].values())
+        and saved["certification"].keys() == _CERTIFICATION.keys()
+        and saved["seeds"]
+        and all(type(seed) is int for seed in saved["seeds"])
+        and all(isinstance(name, str) for name in saved["runs"])
+    )
+    if not usable:
+        raise InputError(
+            f"{path} does not describe a sweep: expected what 'drf-fast sweep' wrote there, got "
+            "something else; restore the file or choose another --out"
+        )
+    return saved
+
+
+def _saved_grid(saved: dict[str, Any] | None) -> Grid:
+    if saved is None:
+        return {}
+    return {name: grid.check_values(name, values) for name, values in saved["vary"].items()}
+
+
+def _bases(
+    config: SweepConfig, words: list[str], values: Grid, saved: dict[str, Any] | None
+) -> dict[str, TrainConfig]:
+    """From the words; resuming, from the folder and the words, which must say the same."""
+    if saved is None or config.out is None:
+        return grid.bases_of(words, values)
+    source = str(config.out / FILE_NAME)
+    then = {recipe: updated(TrainConfig(), base, source) for recipe, base in saved["bases"].items()}
+    bases = grid.bases_of(words, values, then)
+    for recipe, base in bases.items():
+        if recipe in then:
+            training.refuse_other_settings(base, saved["bases"][recipe], "", config.out)
+    return bases
+
+
+def _certification(config: SweepConfig, saved: dict[str, Any] | None) -> dict[str, Any]:
+    asked = {name: getattr(config, name) for name in _CERTIFICATION}
+    for name in ("certify_images", "skip"):
+        if asked[name] is not None and asked[name] < 1:
+            raise InputError(f"--{grid.flag(name)} must be 1 or more, got {asked[name]}")
+    if saved is None:
+        return {
+            k: default if asked[k] is None else asked[k] for k, default in _CERTIFICATION.items()
+        }
+    then = saved["certification"]
+    for name, value in asked.items():
+        if value is not None and value != then[name]:
+            raise InputError(
+                f"cannot resume {config.out}: expected --{grid.flag(name)} {then[name]}, with "
+                f"which it was started, got {value}; leave the flag out, or choose another --out"
+            )
+    return then
+
+
+@contextlib.contextmanager
+def opened(sweep: Sweep, config: SweepConfig) -> Iterator[None]:
+    """The folder, made, and locked against a second sweep.
+
+    Raises:
+        InputError: in use, not writable, or with ``--force`` not a sweep's.
+    """
+    new_folder(sweep.folder, force=config.force, resume=config.resume)
+    with locked(sweep.folder):
+        if config.force:
+            _old_runs(sweep.folder)
+        yield
+
+
+def clear(folder: Path) -> None:
+    """Remove what the sweep in the folder wrote, and nothing else."""
+    for run in _old_runs(folder):
+        shutil.rmtree(run)
+    for pattern in _WRITTEN:
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
+def _old_runs(folder: Path) -> list[Path]:
+    path = folder / FILE_NAME
+    if not path.exists() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder} holds no sweep: expected one to replace, got other files; choose another "
+            "--out"
+        )
+    names = _checked(read_json(path), path)["runs"] if path.exists() else []
+    runs = [folder / name for name in names if Path(name).name == name]
+    return [run for run in runs if not run.is_symlink() and (run / "config.json").exists()]
+
+
+def finished(sweep: Sweep, run: SweepRun) -> bool:
+    """Whether the run's network is trained and all its images are certified."""
+    path, network = sweep.log_of(run), sweep.folder / run.name / checkpoint.FILE_NAME
+    if not (path.exists() and sidecar(path).exists() and network.exists()):
+        return False
+    try:
+        log = read_log(path)
+        described = log.config or {}
+        if missing(log) is not None or described.get("indices_total") is None:
+            return False
+        if described.get("checkpoint_sha256") != checkpoint.sha256(network):
+            return False
+    except InputError:
+        return False  # running it again says what is wrong
+    now = json.loads(json.dumps(to_dict(run.config)))
+    then = described.get("training")
+    terms = {key: sweep.certification[key] for key in ("n", "n0", "alpha")}
+    return (
+        isinstance(then, dict)
+        and all(now[key] in (value, "auto") for key, value in then.items() if key in now)
+        and all(described.get(key) == value for key, value in terms.items())
+    )

@@ -1,0 +1,77 @@
+"""``drf-fast train``: train, certify some test images, print and draw what came out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from drf_fast import data
+from drf_fast.certification.log import sidecar
+from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.commands import certify, report
+from drf_fast.config.options import CertifyConfig, TrainConfig
+from drf_fast.config.training import run_folder
+from drf_fast.config.values import names_code
+from drf_fast.runtime import machine, processes
+from drf_fast.runtime.files import read_json
+from drf_fast.training import dry_run, loop
+from drf_fast.training.metrics import last_metrics
+from drf_fast.training.prepare import prepare
+from drf_fast.training.run import announce
+
+
+def run(config: TrainConfig) -> int:
+    """The command: train, certify some test images, print and draw what came out.
+
+    Raises:
+        InputError, RunError: see ``train``.
+    """
+    if config.dry_run:
+        with machine.same_threads():
+            dry = prepare(config, run_folder(config))
+            dry_run.show(dry, loop.batches(dry), loop.accuracy_under_noise)
+        processes.finish()
+        return 0
+    folder = loop.train(config)
+    metrics = last_metrics(folder)
+    if metrics and not config.json and processes.rank() == 0:
+        accuracy = 100 * metrics["test_accuracy_under_noise"]
+        print(f"accuracy under noise (one draw each, all test images): {accuracy:.2f} %")
+    log = _certify(config, folder) if config.certify_images else None
+    processes.finish()
+    if processes.rank() > 0:
+        return 0
+    if log is not None:
+        announce(f"curve: {folder / 'curve.png'}")
+    if config.json:
+        shown = None if log is None else report.as_json([log], plot=folder / "curve.png")
+        print(json.dumps({"folder": str(folder), "metrics": metrics, "report": shown}, indent=2))
+        return 0
+    return 0 if log is None else report.run([log], plot=folder / "curve.png", force=True)
+
+
+def _certify(config: TrainConfig, folder: Path) -> Path:
+    """Certify some test images into the run folder; a log of an earlier network is replaced."""
+    out = folder / "certificates.tsv"
+    network = checkpoint.sha256(folder / checkpoint.FILE_NAME)
+    same = config.resume and sidecar(out).exists()
+    same = same and read_json(sidecar(out)).get("checkpoint_sha256") == network
+    same = processes.agree(same)
+    test_images = len(data.load(config.data, "test", data_dir=config.data_dir))
+    log = certify.certify(
+        CertifyConfig(
+            checkpoint=folder / checkpoint.FILE_NAME,
+            arch=config.arch if names_code(config.arch) else None,
+            n=config.certify_n,
+            skip=max(1, test_images // config.certify_images),
+            max_images=config.certify_images,
+            precision=config.precision,
+            device=config.device,
+            compile=config.compile,
+            out=out,
+            resume=same,
+            force=not same,
+        )
+    )
+    assert log is not None  # no --plan here
+    return log

@@ -1,0 +1,176 @@
+"""From the words on the command line to a configuration: flags > TOML file > recipe > default."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from drf_fast.config import methods, recipes
+from drf_fast.config.options import SweepConfig, TrainConfig
+from drf_fast.config.training import run_folder, uses_adversary
+from drf_fast.config.values import names_code, updated
+from drf_fast.errors import InputError
+from drf_fast.runtime.files import read_json
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_T = TypeVar("_T")
+
+_DRF_FLAGS = {"lambda0", "lambda_lr", "kappa", "form", "lambda_every"}
+_ADVERSARY_FLAGS = {"drf", "steps", "epsilon", "warmup_epochs", "grad_norm"}
+
+
+def parse(config_type: type[_T], command: str, words: list[str]) -> _T:
+    """The configuration of ``command``; prints the help or a usage error and exits if asked to."""
+    return tyro.cli(config_type, prog=f"drf-fast {command}", args=words)
+
+
+def parse_train(words: list[str]) -> TrainConfig:
+    """The configuration of ``drf-fast train``, its TOML file, recipe or earlier run merged in.
+
+    Raises:
+        InputError: a bad file, an unknown recipe, or a flag that the method would ignore.
+    """
+
+    config = merged(words)
+    refuse_ignored_flags(config, given(words))
+    return config
+
+
+def parse_sweep(words: list[str]) -> tuple[SweepConfig, list[str]]:
+    """The configuration of ``drf-fast sweep``, and the words that are meant for ``train``."""
+    return tyro.cli(SweepConfig, prog="drf-fast sweep", args=words, return_unknown_args=True)
+
+
+def merged(
+    words: list[str], command: str = "train", start: TrainConfig | None = None
+) -> TrainConfig:
+    """Flags > TOML file > recipe > default, or > earlier run, in the words of ``train``.
+
+    With ``start`` the flags go over it, and it stands for all the rest.
+
+    Raises:
+        InputError: a bad file or an unknown recipe.
+    """
+
+    def flags_over(base: TrainConfig) -> TrainConfig:
+        return tyro.cli(TrainConfig, prog=f"drf-fast {command}", args=words, default=base)
+
+    if start is not None:
+        return flags_over(start)
+    config = flags_over(TrainConfig())
+    path = config.config
+    file = {} if path is None else read_toml(path)
+    recipe = config.recipe or file.get("recipe")
+
+    def with_recipe(base: TrainConfig) -> TrainConfig:
+        """Recipe, file and flags on top of ``base``; its sigma chooses the recipe's values."""
+        config = flags_over(updated(base, file, str(path)))
+        if recipe is not None:
+            name, sigma = str(recipe), config.sigma
+            base = updated(base, recipes.get(name, sigma), f"recipe {name}")
+            config = flags_over(updated(base, file, str(path)))
+        return config
+
+    config = with_recipe(TrainConfig())
+    if config.resume:
+        config = with_recipe(_settings_of_the_run(config))
+    if recipe is not None and recipes.depends_on_sigma(str(recipe)):
+        _tell_nearest(str(recipe), config.sigma)
+    return config
+
+
+def given(words: list[str]) -> set[str]:
+    """The fields that the flags among ``words`` set; --no-drf gives ``no_drf`` and ``drf``."""
+    names = {word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+    return {field.replace("-", "_") for name in names for field in (name, name.removeprefix("no-"))}
+
+
+def _tell_nearest(recipe: str, sigma: float) -> None:
+    if sigma not in recipes.SIGMAS and 0 < sigma < float("inf"):
+        print(
+            f"recipe {recipe}: nothing is published for sigma {sigma:g}; its values are those for "
+            f"sigma {recipes.nearest(sigma):g}",
+            file=sys.stderr,
+        )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file.
+
+    Raises:
+        InputError: unreadable, or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: expected a TOML file, got "
+            f"{(error.strerror or 'an error').lower()}; check --config"
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not TOML: expected lines such as 'sigma = 0.5', got an error: {error}"
+        ) from error
+
+
+def _settings_of_the_run(config: TrainConfig) -> TrainConfig:
+    """What the run in the folder was started with, so that --out and --resume are enough."""
+    path = run_folder(config) / "config.json"
+    if not path.exists():
+        return config
+    saved = read_json(path)
+    if not isinstance(saved, dict):
+        raise InputError(f"{path}: expected the settings of a run, got {type(saved).__name__}")
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    names -= {"force", "max_steps", "json", "dry_run"}
+    known = {key: value for key, value in saved.items() if key in names}
+    arch = str(known.get("arch"))
+    if names_code(arch):  # code runs only where the command line names it
+        if config.arch != arch:
+            raise InputError(
+                f"{path} is of a network of your own: expected its --arch on the command line, got "
+                f"{config.arch!r}; to run that code again, repeat --arch {arch}"
+            )
+        del known["arch"]
+    return updated(TrainConfig(), known, str(path))
+
+
+def refuse_ignored_flags(config: TrainConfig, given: set[str]) -> None:
+    """A flag without effect is a misunderstanding; say so instead of training something else.
+
+    Raises:
+        InputError: names the fields of ``given`` that the method would ignore.
+    """
+    reasons: dict[str, str] = {}
+    if not uses_adversary(config):
+        flags = _ADVERSARY_FLAGS | _DRF_FLAGS
+        if methods.uses_adversary(config.method):
+            flags = flags - {"steps"}  # which turned the adversary off
+        reasons |= dict.fromkeys(flags, f"{config.method} trains without an adversary here")
+    elif not config.drf:
+        reason = "they belong to the soft ball, which --no-drf (or the recipe) turns off"
+        reasons |= dict.fromkeys(_DRF_FLAGS, reason)
+        if config.method == "smoothmix":
+            reason = "without the soft ball its adversary has no ball"
+            reasons |= dict.fromkeys(("epsilon", "warmup_epochs"), reason)
+    for method, flags in methods.FLAGS.items():
+        if method != config.method:
+            reasons |= dict.fromkeys(flags, f"they belong to --method {method}")
+    if "no_drf" in given:
+        reasons.pop("drf", None)
+    ignored = sorted(given & set(reasons))
+    if ignored:
+        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
+        why = "; ".join(dict.fromkeys(reasons[name] for name in ignored))
+        raise InputError(
+            f"{flags} would have no effect with --method {config.method}: {why}; leave it out "
+            "or choose another method"
+        )

@@ -1,0 +1,40 @@
+"""What the settings of certify and predict mean; nothing here imports torch."""
+
+from __future__ import annotations
+
+import re
+
+from drf_fast.config.options import CertifyConfig, PredictConfig
+from drf_fast.config.training import check_sigma
+from drf_fast.errors import InputError
+
+
+def check_settings(config: CertifyConfig | PredictConfig) -> None:
+    """Refuse numbers out of range before anything is read.
+
+    Raises:
+        InputError: one sentence that names the flag.
+    """
+    for name in ("n0", "n", "skip", "max_images", "batch_size"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and not 1 <= value < 2**32:
+            raise InputError(
+                f"--{name.replace('_', '-')} must lie between 1 and 2^32 - 1, got {value}"
+            )
+    if config.sigma is not None:
+        check_sigma(config.sigma)
+    if not -(2**63) <= config.seed < 2**63:
+        raise InputError(f"--seed must fit 64 bits, got {config.seed}")
+    if not 0 < config.alpha < 1:
+        raise InputError(f"--alpha must be a probability between 0 and 1, got {config.alpha}")
+
+
+def shard_of(config: CertifyConfig) -> tuple[int, int]:
+    if config.shard is None:
+        return 1, 1
+    match = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", config.shard)
+    if match is None or int(match[1]) > int(match[2]):
+        raise InputError(
+            f"--shard must be i/k with 1 <= i <= k, 2/8 for example, got {config.shard!r}"
+        )
+    return int(match[1]), int(match[2])

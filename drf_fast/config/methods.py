@@ -1,0 +1,33 @@
+"""The training methods by name, and what belongs to which; nothing here imports torch."""
+
+from __future__ import annotations
+
+from drf_fast.errors import InputError
+
+# Name of the file, and whether the method trains on adversarial images.
+_USES_ADVERSARY = {
+    "gaussian": False,
+    "stability": False,
+    "macer": False,
+    "smoothmix": True,
+    "smoothadv": True,
+    "consistency": True,
+}
+NAMES = tuple(_USES_ADVERSARY)
+FLAGS = {
+    "stability": {"stability_lam"},
+    "macer": {"macer_lam", "macer_gamma", "macer_beta", "macer_after_drop"},
+    "smoothmix": {"mix_alpha", "mix_eta", "mix_step", "mix_warmup"},
+    "consistency": {"consistency_lam", "consistency_eta"},
+}
+
+
+def uses_adversary(name: str) -> bool:
+    """Whether the method trains on adversarial images.
+
+    Raises:
+        InputError: unknown name.
+    """
+    if name not in _USES_ADVERSARY:
+        raise InputError(f"--method must be one of {', '.join(NAMES)}, got {name!r}")
+    return _USES_ADVERSARY[name]

@@ -1,0 +1,179 @@
+"""What the settings of a training run mean together; nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from drf_fast.config import methods
+from drf_fast.config.options import TrainConfig
+from drf_fast.config.values import to_dict
+from drf_fast.errors import InputError
+
+# Settings that may differ when a run is resumed: they do not change what is trained.
+_FREE_ON_RESUME = {
+    "resume", "force", "json", "out", "config", "recipe", "data_dir", "max_steps", "save_every",
+    "dry_run", "certify_images", "certify_n", "cuda_graph",
+}  # fmt: skip
+
+# Of these a resumed run takes what was recorded, for "auto".
+MEASURED = ("memory_format", "threads")
+
+_MOST = 2**32  # sample indices are 32-bit words of the noise counter
+
+
+def uses_adversary(config: TrainConfig) -> bool:
+    """Whether this run trains on adversarial images."""
+    return methods.uses_adversary(config.method) and config.steps > 0
+
+
+def uses_drf(config: TrainConfig) -> bool:
+    """Whether this run's adversary has DRF's soft ball."""
+    return config.drf and uses_adversary(config)
+
+
+def method_label(config: TrainConfig) -> str:
+    """The name of a row in the paper's tables: smoothadv, smoothadv+drf ..."""
+    return config.method + ("+drf" if uses_drf(config) else "")
+
+
+def images_of_a_step(config: TrainConfig) -> int:
+    """How many images an optimiser step sees."""
+    return config.batch_size // (config.num_samples if config.split_batches else 1)
+
+
+def steps_of_an_epoch(config: TrainConfig, images: int) -> int:
+    """How many optimiser steps show all the images once."""
+    return math.ceil(images / images_of_a_step(config))
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """Where the run lives: ``--out``, or a name of data, method, sigma and seed in ``runs/``."""
+    name = f"{config.data}-{method_label(config)}-s{config.sigma:g}-seed{config.seed}"
+    return config.out or Path("runs", name)
+
+
+def check_sigma(sigma: float) -> None:
+    """Refuse a noise level that float32 pixels cannot carry.
+
+    Raises:
+        InputError: says what was expected and what came.
+    """
+    if not 1e-6 <= sigma <= 1e6:
+        raise InputError(
+            "--sigma must be a finite number above 0, between 1e-6 and 1e6 (pixel units, images in "
+            f"[0, 1]), got {sigma}"
+        )
+
+
+def check(config: TrainConfig, processes: int = 1) -> None:
+    """Refuse settings out of range, one sentence each.
+
+    Args:
+        config: the settings.
+        processes: how many of them divide the work.
+
+    Raises:
+        InputError: names the flag, what was expected and what came.
+    """
+    for name in ("num_samples", "epochs", "batch_size", "kappa", "train_images", "max_steps",
+                 "certify_n", "accumulate", "save_every", "threads"):  # fmt: skip
+        value = getattr(config, name)
+        if isinstance(value, int) and not 1 <= value < _MOST:
+            raise InputError(
+                f"--{name.replace('_', '-')} must lie between 1 and {_MOST - 1}, got {value}"
+            )
+    for name in ("steps", "warmup_epochs", "certify_images", "lambda0", "weight_decay",
+                 "momentum", "consistency_lam", "consistency_eta", "stability_lam", "macer_lam",
+                 "mix_eta", "mix_warmup"):  # fmt: skip
+        value = getattr(config, name)
+        if not 0 <= value < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
+    for name in ("epsilon", "lr", "lambda_lr", "macer_gamma", "macer_beta", "mix_alpha"):
+        value = getattr(config, name)
+        if not 0 < value < math.inf:
+            raise InputError(
+                f"--{name.replace('_', '-')} must be a finite number above 0, got {value}"
+            )
+    check_sigma(config.sigma)
+    if config.momentum >= 1:
+        raise InputError(f"--momentum must be below 1, got {config.momentum}")
+    if isinstance(config.lambda_every, int) and config.lambda_every < 1:
+        raise InputError(f"--lambda-every must be at least 1 or 'epoch', got {config.lambda_every}")
+    if any(not 0 < drop < 1 for drop in config.lr_drops):
+        raise InputError(
+            f"--lr-drops must be fractions between 0 and 1, got {list(config.lr_drops)}"
+        )
+    if config.nesterov and config.momentum == 0:
+        raise InputError("--nesterov needs --momentum above 0; pass --no-nesterov")
+    if not -(2**63) <= config.seed < 2**63:
+        raise InputError(f"--seed must fit 64 bits, got {config.seed}")
+    if config.resume and config.force:
+        raise InputError("--resume continues a run and --force replaces it: pass one of them")
+    _check_method(config)
+    _check_batch(config, processes)
+
+
+def _check_method(config: TrainConfig) -> None:
+    methods.uses_adversary(config.method)
+    if config.method == "smoothadv" and config.steps == 0:
+        raise InputError("--method smoothadv needs --steps of 1 or more; 0 is --method gaussian")
+    if config.method == "smoothmix" and config.steps <= config.mix_step:
+        raise InputError(
+            f"--method smoothmix needs --steps above --mix-step {config.mix_step}, got "
+            f"{config.steps}"
+        )
+    if config.macer_after_drop and not config.lr_drops:
+        raise InputError(
+            "--macer-after-drop waits for the first of --lr-drops, got none; name one, or pass "
+            "--no-macer-after-drop"
+        )
+
+
+def _check_batch(config: TrainConfig, processes: int) -> None:
+    if config.split_batches and config.batch_size % config.num_samples:
+        raise InputError(
+            f"--split-batches cuts --batch-size {config.batch_size} into --num-samples "
+            f"{config.num_samples} equal parts: expected a multiple of it"
+        )
+    if config.accumulate > images_of_a_step(config):
+        raise InputError(
+            f"--accumulate must be at most the {images_of_a_step(config)} images of a step, got "
+            f"{config.accumulate}"
+        )
+    divided = config.accumulate > 1 or processes > 1
+    if divided and config.grad_norm == "batch" and uses_adversary(config):
+        raise InputError(
+            "--grad-norm batch needs the whole batch at once, got a batch in parts; leave out "
+            "--accumulate and use one process, or choose --grad-norm image"
+        )
+
+
+def refuse_other_settings(
+    config: TrainConfig, saved: dict[str, Any], fingerprint: str, folder: Path
+) -> None:
+    """Compare with the settings and the images that the checkpoint in ``folder`` was trained with.
+
+    Raises:
+        InputError: names what differs.
+    """
+    mine = json.loads(json.dumps(to_dict(config)))  # tuples are lists in a file
+    # A setting that did not exist then was not in use: it had what is now its default.
+    then = json.loads(json.dumps({**to_dict(TrainConfig()), **saved}))
+    other = [
+        f"{key} (then {then[key]!r}, now {mine[key]!r})"
+        for key in mine
+        if key not in _FREE_ON_RESUME
+        and then[key] != mine[key]
+        # Then it was not recorded, or now the recorded one is taken.
+        and not (key in (*MEASURED, "normalize") and "auto" in (then[key], mine[key]))
+    ]
+    if saved.get("fingerprint") not in (None, fingerprint):
+        other.append("training images (the files hold others than then)")
+    if other:
+        raise InputError(
+            f"cannot resume {folder}: expected the settings it was started with, got other "
+            f"{', '.join(other)}; leave these flags out, or choose another --out"
+        )

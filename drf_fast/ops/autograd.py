@@ -1,0 +1,174 @@
+"""The backward of each differentiable operation.
+
+Every loss computes its gradient in the forward pass, from the one read of the logits, so backward
+is one multiplication by the incoming gradient, or nothing where that is 1.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from drf_fast.ops import checks as check
+from drf_fast.ops import schemas
+
+
+def _once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse to be differentiated twice.
+
+    torch's ``once_differentiable`` refuses only where the incoming gradient has a graph, and a
+    loss's has none: there the gradient would silently count as a constant.
+    """
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, grad: torch.Tensor) -> Any:
+        # Compiled code refuses by itself.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "drf_fast operations can be differentiated once, got create_graph=True, which asks "
+                "for a second derivative; leave it out, or write the loss in torch operations"
+            )
+        return backward(ctx, grad)
+
+    return checked
+
+
+def _not_exported(ctx: Any) -> None:
+    """torch.export keeps a forward pass alone: refuse to lose a gradient without a word."""
+    if ctx.needs_input_grad[0] and check.exporting():
+        raise RuntimeError(
+            "torch.export would drop the gradient of this drf_fast operation, got an input that "
+            "requires one; export under torch.no_grad(), or train with torch.compile"
+        )
+
+
+def visible(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor``; in compiled code a view of it, so that Dynamo sees that it needs a gradient.
+
+    Of a tensor that torch.func.grad has just wrapped it believes the contrary (torch 2.14) and
+    would leave out our backward: the gradient would be 0.
+    """
+    return tensor.view_as(tensor) if torch.compiler.is_dynamo_compiling() else tensor
+
+
+class NoisyRepeat(torch.autograd.Function):
+    """Noisy copies depend on the image by the identity, so its gradient is their sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x, sigma, key, image_ids, sample_offset, num_samples, stream):
+        _not_exported(ctx)
+        ctx.num_samples = num_samples
+        return schemas.noisy_repeat(x, sigma, key, image_ids, sample_offset, num_samples, stream)
+
+    @staticmethod
+    @_once
+    def backward(ctx: Any, grad):
+        grad_x = schemas.noisy_repeat_backward(grad, ctx.num_samples)
+        return grad_x, None, None, None, None, None, None
+
+
+def images_first(logits: torch.Tensor, num_samples: int, sample_dim: int) -> torch.Tensor:
+    """The caller's logits, 2-D or 3-D, in either order, as a (B, m, K) view."""
+    if logits.dim() == 2:
+        other = logits.shape[0] // num_samples
+        sizes = (other, num_samples) if sample_dim == 1 else (num_samples, other)
+        logits = logits.reshape(*sizes, logits.shape[1])
+    return logits if sample_dim == 1 else logits.transpose(0, 1)
+
+
+def _loss(
+    ctx: Any,
+    operation: Callable[..., Any],
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    layout: tuple[int, int],
+    *options: Any,
+) -> torch.Tensor:
+    """The loss; its gradient waits for backward, to be given away without a copy.
+
+    A tensor that is given away may be changed by whoever gets it, so it is given once. A retained
+    graph is rare: its second backward runs the operation again, for which the arguments are saved.
+    """
+    _not_exported(ctx)
+    images = images_first(logits, *layout)
+    loss, grad = operation(images, target, *options, ctx.needs_input_grad[0])
+    ctx.compiled = torch.compiler.is_compiling()
+    ctx.shape, ctx.layout = logits.shape, layout
+    if ctx.compiled:  # there the compiler plans the memory
+        ctx.save_for_backward(grad)
+    else:
+        ctx.save_for_backward(logits, target)
+        ctx.again = operation, options
+        ctx.grad = grad
+    return loss
+
+
+def _grad_logits(ctx: Any, grad_loss: torch.Tensor) -> torch.Tensor:
+    """d(loss)/d(logits) times the incoming gradient, in the shape of the caller's logits."""
+    grad = _scaled_grad(ctx, grad_loss)
+    if ctx.layout[1] == 0:
+        grad = grad.transpose(0, 1)
+    return grad.reshape(ctx.shape)
+
+
+def _scaled_grad(ctx: Any, grad_loss: torch.Tensor) -> torch.Tensor:
+    scale = grad_loss.reshape(-1, 1, 1) if grad_loss.dim() == 1 else grad_loss
+    if ctx.compiled:
+        (grad,) = ctx.saved_tensors
+        return (grad.to(scale.dtype) * scale).to(grad.dtype)
+    grad, ctx.grad = ctx.grad, None
+    if grad is None:
+        operation, options = ctx.again
+        logits, target = ctx.saved_tensors
+        grad = operation(images_first(logits, *ctx.layout), target, *options, True)[1]
+    # loss.backward() multiplies by 1, and on the CPU it costs nothing to look.
+    if scale.is_cpu and not any(scale.stride()[:1]) and scale.view(-1)[0].item() == 1.0:
+        return grad
+    if grad.dtype == scale.dtype:
+        return grad.mul_(scale)
+    # In the loss's float32: a gradient scaler's 2^16 is infinite in float16.
+    return (grad.to(scale.dtype) * scale).to(grad.dtype)
+
+
+class SmoothCE(torch.autograd.Function):
+    """d/dz_i^k = -w_i (1[k = y] - F_i^k), w = softmax_i(log F_i^y)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits, target, num_samples, sample_dim, reduction):
+        return _loss(ctx, schemas.smooth_ce, logits, target, (num_samples, sample_dim), reduction)
+
+    @staticmethod
+    @_once
+    def backward(ctx: Any, grad_loss):
+        return (_grad_logits(ctx, grad_loss), *[None] * 4)
+
+
+class Consistency(torch.autograd.Function):
+    """See ``backends/reference.py`` for the derivation."""
+
+    @staticmethod
+    def forward(ctx: Any, logits, target, num_samples, sample_dim, lam, eta, reduction):
+        layout = (num_samples, sample_dim)
+        return _loss(ctx, schemas.consistency_loss, logits, target, layout, lam, eta, reduction)
+
+    @staticmethod
+    @_once
+    def backward(ctx: Any, grad_loss):
+        return (_grad_logits(ctx, grad_loss), *[None] * 6)
+
+
+class Macer(torch.autograd.Function):
+    """See ``backends/reference.py`` for the derivation."""
+
+    @staticmethod
+    def forward(ctx: Any, logits, target, num_samples, sample_dim, sigma, lam, gamma, beta):
+        layout = (num_samples, sample_dim)
+        return _loss(ctx, schemas.macer_loss, logits, target, layout, sigma, lam, gamma, beta)
+
+    @staticmethod
+    @_once
+    def backward(ctx: Any, grad_loss):
+        return (_grad_logits(ctx, grad_loss), *[None] * 7)

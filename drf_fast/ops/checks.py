@@ -1,0 +1,337 @@
+"""Argument checks shared by the public operations: what was expected, what came, how to fix it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+Scalar = float | int | torch.Tensor
+
+
+def brief(value: Any) -> str:
+    """A value on one line and not at length, without reading a tensor's elements."""
+    if isinstance(value, torch.Tensor):
+        return f"of {value.dtype}"
+    if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print the longest
+        return f"of {value.bit_length()} bits"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def shown(value: Any) -> str:
+    return f"{type(value).__name__} {brief(value)}"
+
+
+def is_tensor(value: Any, name: str) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}; use {name}.to_dense()")
+    return value
+
+
+def has_value(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """Refuse a parameter without a value: the result would be memory that nothing has written."""
+    if is_tensor(tensor, name).device.type == "meta":
+        raise ValueError(
+            f"{name} must have a value, got a tensor on the meta device; pass a number"
+        )
+    return tensor
+
+
+def floating(tensor: Any, name: str) -> torch.Tensor:
+    if is_tensor(tensor, name).dtype not in FLOATS:
+        raise TypeError(
+            f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}; "
+            f"convert it, for example with {name}.float()"
+        )
+    return tensor
+
+
+def images(x: Any, name: str = "x") -> torch.Tensor:
+    """A non-empty floating (B, ...) tensor with at least one pixel."""
+    floating(x, name)
+    if x.dim() < 2 or x.shape[0] == 0 or math.prod(x.shape[1:]) == 0:
+        raise ValueError(
+            f"{name} must be a batch (B, ...) of at least one image with at least one pixel, "
+            f"got shape {tuple(x.shape)}"
+        )
+    return x
+
+
+def untransformed(operation: str) -> None:
+    """Refuse torch.func transforms and forward-mode derivatives, for which there are no rules."""
+    if torch.compiler.is_compiling():  # Dynamo captures the transforms by itself
+        return
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"{operation} runs on plain tensors, got a torch.func transform around it (vmap, grad, "
+            "jvp ...); pass the whole batch instead of vmap, and take gradients with "
+            "torch.autograd.grad, or compile the transformed function with torch.compile"
+        )
+    if forward_ad._current_level >= 0:
+        raise RuntimeError(
+            f"{operation} has derivatives in reverse mode only, got a forward_ad.dual_level around "
+            "it; use torch.autograd.grad or backward()"
+        )
+
+
+def exporting() -> bool:
+    """Whether torch.export is at work (which torch tells since 2.7)."""
+    return torch.compiler.is_compiling() and getattr(torch.compiler, "is_exporting", bool)()
+
+
+def same_device(device: torch.device, **tensors: torch.Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.device != device:
+            raise ValueError(
+                f"all tensors must be on one device, got {name} on {tensor.device} and the rest "
+                f"on {device}; move it with {name}.to({str(device)!r})"
+            )
+
+
+def on_cpu(value: float | int, dtype: torch.dtype) -> torch.Tensor:
+    """A 0-dim tensor, whatever torch's default device is; half the cost of ``torch.tensor``."""
+    return torch.scalar_tensor(value, dtype=dtype, device="cpu")
+
+
+def choice(value: Any, name: str, options: Sequence[str]) -> str:
+    expected = f"{name} must be one of {', '.join(map(repr, options))}"
+    if not isinstance(value, str):
+        raise TypeError(f"{expected}, got {shown(value)}")
+    if value not in options:
+        raise ValueError(f"{expected}, got {value!r:.60}")
+    return value
+
+
+def count(value: Any, name: str, minimum: int = 1, maximum: int = 2**32 - 1) -> int:
+    """An integer in [minimum, maximum], also NumPy's; bool and float are refused."""
+    value = integer(value, f"{name} must be an int")
+    if not minimum <= value <= maximum:
+        got = shown(value) if abs(value) >= 2**64 else value
+        raise ValueError(f"{name} must lie in {minimum}..{maximum}, got {got}")
+    return value
+
+
+def integer(value: Any, expected: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, numbers.Integral)):
+        raise TypeError(f"{expected}, got {shown(value)}")
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)  # type: ignore[return-value]
+
+
+def scalar(
+    value: Any,
+    name: str,
+    *,
+    positive: bool = False,
+    nonnegative: bool = False,
+) -> torch.Tensor:
+    """A real number or 0-dim tensor as a 0-dim float64 tensor (a tensor stays on its device).
+
+    Values of CPU tensors are checked, those of other devices are not: that would synchronise.
+    """
+    if isinstance(value, torch.Tensor):
+        if has_value(value, name).dim() != 0:
+            raise ValueError(
+                f"{name} must be a number or a 0-dim tensor, got shape {tuple(value.shape)}"
+            )
+        if value.dtype == torch.bool or value.is_complex():
+            raise TypeError(f"{name} must be a real number, got a tensor of {value.dtype}")
+        if value.requires_grad:
+            raise ValueError(f"{name} must not require a gradient; pass {name}.detach()")
+        readable = value.device.type == "cpu" and not torch.compiler.is_compiling()
+        number = float(value) if readable else None
+        tensor = value if value.dtype == torch.float64 else value.to(torch.float64)
+    elif isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool):
+        if torch.compiler.is_compiling():
+            # A number that changes from call to call is symbolic there: no value to read. The
+            # product makes it an input of the graph; where it made a tensor by itself, every new
+            # value would compile the graph anew.
+            product: Any = on_cpu(1.0, torch.float64) * value
+            number, tensor = None, product
+        else:
+            try:
+                number = float(value)
+            except OverflowError:
+                raise ValueError(f"{name} must fit a float, got {shown(value)}") from None
+            tensor = on_cpu(number, torch.float64)
+    else:
+        raise TypeError(f"{name} must be a number or a 0-dim tensor, got {shown(value)}")
+    if number is not None:
+        if not math.isfinite(number):
+            raise ValueError(f"{name} must be finite, got {number}")
+        if positive and number <= 0:
+            raise ValueError(f"{name} must be above 0, got {number}")
+        if nonnegative and number < 0:
+            raise ValueError(f"{name} must be 0 or more, got {number}")
+    return tensor
+
+
+def noise_source(
+    seed: Any, image_ids: Any, batch: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The key (int64 0-dim) and the image ids (int64 (B,)) that name a batch's noise."""
+    if seed is None:
+        # torch's default generator, so that torch.manual_seed governs it and ranks differ.
+        key = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu")
+        if image_ids is None:
+            return key, torch.arange(batch, device=device)
+    elif isinstance(seed, torch.Tensor):
+        if has_value(seed, "seed").dim() != 0 or seed.dtype != torch.int64:
+            raise ValueError(
+                f"seed must be an int or a 0-dim int64 tensor, got {seed.dtype} of shape "
+                f"{tuple(seed.shape)}"
+            )
+        key = seed
+    else:
+        key = on_cpu(signed_key(seed), torch.int64)
+    if image_ids is None:
+        raise ValueError(
+            "an explicit seed needs image_ids, a (B,) int64 tensor that names each image (its "
+            "index in the data set): without them every batch would be images 0..B-1 and share "
+            "one noise; pass image_ids, or leave seed=None"
+        )
+    is_tensor(image_ids, "image_ids")
+    if image_ids.dtype != torch.int64 or image_ids.shape != (batch,):
+        raise ValueError(
+            f"image_ids must be int64 of shape ({batch},), got {image_ids.dtype} of shape "
+            f"{tuple(image_ids.shape)}"
+        )
+    same_device(device, image_ids=image_ids)
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (int(v) for v in torch.aminmax(image_ids))
+        if low < 0 or high >= 2**32:
+            raise ValueError(f"image_ids must lie in 0..2^32-1, got values from {low} to {high}")
+    return key, image_ids
+
+
+def signed_key(seed: Any) -> int:
+    """The bits of a 64-bit seed as a signed integer, which is what an int64 tensor holds."""
+    seed = integer(seed, "seed must be an int or a 0-dim int64 tensor")
+    if not -(2**63) <= seed < 2**64:
+        got = seed if abs(seed) < 2**80 else shown(seed)
+        raise ValueError(f"seed must fit 64 bits, -2^63 <= seed < 2^64, got {got}")
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def logits_and_target(logits: Any, target: Any, num_samples: Any, sample_dim: Any) -> int:
+    """Check the logits, in either order, and their (B,) labels; the number of samples m."""
+    floating(logits, "logits")
+    if isinstance(sample_dim, bool) or not isinstance(sample_dim, int) or sample_dim not in (0, 1):
+        raise ValueError(
+            "sample_dim must be 1 (the m rows of an image are consecutive) or 0 (sample-major, "
+            f"torch.cat over noises), got {brief(sample_dim)}"
+        )
+    if num_samples is not None:
+        num_samples = count(num_samples, "num_samples")
+    if logits.dim() == 2:
+        if num_samples is None:
+            raise ValueError(
+                f"2-D logits of shape {tuple(logits.shape)} need num_samples, the number of noisy "
+                "rows of each image"
+            )
+        rows, classes = logits.shape
+        if rows % num_samples:
+            raise ValueError(
+                f"the {rows} rows of logits must be a multiple of num_samples={num_samples}"
+            )
+        batch, samples = rows // num_samples, num_samples
+    elif logits.dim() != 3:
+        raise ValueError(
+            "logits must be (B*m, K) with num_samples, or 3-D (B, m, K), with sample_dim=0 "
+            f"(m, B, K), got shape {tuple(logits.shape)}"
+        )
+    elif num_samples is not None and num_samples != logits.shape[sample_dim]:
+        raise ValueError(
+            f"num_samples={num_samples} contradicts logits of shape {tuple(logits.shape)} with "
+            f"sample_dim={sample_dim}"
+        )
+    else:
+        classes, samples = logits.shape[2], logits.shape[sample_dim]
+        batch = logits.shape[1 - sample_dim]
+    if batch == 0 or samples == 0:
+        raise ValueError(f"the batch must not be empty, got {batch} images of {samples} samples")
+    if classes < 2:
+        raise ValueError(f"a classifier needs at least 2 classes, got logits with K={classes}")
+    if is_tensor(target, "target").dtype != torch.int64:
+        raise TypeError(f"target must be int64 labels, got {target.dtype}; use target.long()")
+    if target.shape != (batch,):
+        raise ValueError(
+            f"target must hold one label for each of the {batch} images, got shape "
+            f"{tuple(target.shape)}; labels are not repeated for the noisy copies"
+        )
+    same_device(logits.device, target=target)
+    return samples
+
+
+def box(clamp: Any) -> list[float] | None:
+    """A box of valid pixel values, as the raw operations take it."""
+    if clamp is None:
+        return None
+    low = high = math.nan
+    if (
+        isinstance(clamp, (tuple, list))
+        and len(clamp) == 2
+        and all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in clamp)
+    ):
+        with contextlib.suppress(OverflowError):
+            low, high = float(clamp[0]), float(clamp[1])
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(
+            f"clamp must be (low, high) with low < high, finite, or None, got {brief(clamp)}"
+        )
+    return [low, high]
+
+
+def sample_offset(value: Any, num_samples: int) -> torch.Tensor:
+    """The index of the first sample as a 0-dim int64 tensor."""
+    tensor = value
+    if not isinstance(value, torch.Tensor):
+        tensor = on_cpu(count(value, "sample_offset", 0), torch.int64)
+    if has_value(tensor, "sample_offset").dim() != 0 or tensor.dtype != torch.int64:
+        raise ValueError(
+            f"sample_offset must be an int or a 0-dim int64 tensor, got {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}"
+        )
+    if tensor.device.type == "cpu" and not torch.compiler.is_compiling():
+        count(int(tensor), "sample_offset", 0, 2**32 - num_samples)
+    return tensor
+
+
+def counts(successes: Any, trials: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Successes and trials as contiguous int64 tensors of one shape."""
+    tensors = []
+    for name, value in (("successes", successes), ("trials", trials)):
+        if isinstance(value, (int, numbers.Integral)) and not isinstance(value, bool):
+            value = on_cpu(count(value, name, -(2**63), 2**63 - 1), torch.int64)
+        tensor = is_tensor(value, name)
+        if tensor.dtype != torch.int64:
+            raise TypeError(f"{name} must be an int or an int64 tensor, got {tensor.dtype}")
+        tensors.append(tensor)
+    device = next((tensor.device for tensor in tensors if tensor.dim()), tensors[0].device)
+    tensors = [t.to(device) if t.dim() == 0 and not t.is_meta else t for t in tensors]
+    same_device(device, successes=tensors[0], trials=tensors[1])
+    try:
+        first, second = torch.broadcast_tensors(*tensors)
+    except RuntimeError as error:
+        raise ValueError(
+            f"successes and trials must have shapes that broadcast, got {tuple(tensors[0].shape)} "
+            f"and {tuple(tensors[1].shape)}"
+        ) from error
+    return first.contiguous(), second.contiguous()
+
+
+def probability(alpha: Any) -> torch.Tensor:
+    """An error probability as a 0-dim float64 tensor."""
+    tensor = scalar(alpha, "alpha", positive=True)
+    if tensor.device.type == "cpu" and not torch.compiler.is_compiling() and float(tensor) >= 1:
+        raise ValueError(f"alpha must be a probability, 0 < alpha < 1, got {float(tensor)}")
+    return tensor

@@ -1,0 +1,143 @@
+"""The raw operations: their schemas, their shapes for tracing, and the way to a backend.
+
+``torch.ops.drf_fast.*`` take tensors that ``functional.py`` has checked. All that may change from
+step to step (key, sigma, lambda, epsilon, step size, sample offset) is a 0-dim tensor here, never
+a number: a number would be baked into a compiled graph or a CUDA graph, and a graph that replays
+one noise key voids every certificate that rests on it.
+
+Logits are (B, m, K) in any strides, so both orders of the m noisy rows of an image are views of
+the caller's tensor. A loss returns its value and its whole gradient, both from one read of the
+logits; ``need_grad=False`` returns an empty gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.library import Library, register_fake
+
+from drf_fast.backends.dispatch import implementation
+
+REDUCTIONS = ("none", "mean", "sum")
+STREAMS = ("train", "selection", "estimation", "prediction")
+GRAD_NORMS = ("image", "batch", "none")
+
+_SCHEMAS = {
+    "noisy_repeat": "(Tensor x, Tensor sigma, Tensor key, Tensor image_ids, Tensor sample_offset,"
+    " SymInt num_samples, str stream) -> Tensor",
+    "noisy_repeat_backward": "(Tensor grad, SymInt num_samples) -> Tensor",
+    "smooth_ce": "(Tensor logits, Tensor target, str reduction, bool need_grad)"
+    " -> (Tensor, Tensor)",
+    "consistency_loss": "(Tensor logits, Tensor target, Tensor lam, Tensor eta, str reduction,"
+    " bool need_grad) -> (Tensor, Tensor)",
+    "macer_loss": "(Tensor logits, Tensor target, Tensor sigma, Tensor lam, Tensor gamma,"
+    " Tensor beta, bool need_grad) -> (Tensor, Tensor)",
+    "adversary_step": "(Tensor grad, Tensor x, Tensor x_adv, Tensor step_size, Tensor epsilon,"
+    " Tensor lam, Tensor sigma, Tensor key, Tensor image_ids, str ball, str grad_norm,"
+    " float[]? clamp) -> (Tensor, Tensor, Tensor)",
+    "vote": "(Tensor logits, Tensor(a!) counts) -> ()",
+    "clopper_pearson_lower": "(Tensor successes, Tensor trials, Tensor alpha) -> Tensor",
+    "certified_radius": "(Tensor successes, Tensor trials, Tensor sigma, Tensor alpha) -> Tensor",
+}
+
+_library = Library("drf_fast", "DEF")
+
+
+def _dispatcher(name: str) -> Callable[..., Any]:
+    def dispatch(first: torch.Tensor, *arguments: Any) -> Any:
+        return implementation(name, first.device.type)(first, *arguments)
+
+    dispatch.__name__ = name
+    return dispatch
+
+
+for _name, _schema in _SCHEMAS.items():
+    _library.define(_name + _schema)
+    _library.impl(_name, _dispatcher(_name), "CompositeExplicitAutograd")
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which values of ``dtype`` are computed: float64 stays, all else is float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def repeated_like(x: torch.Tensor, num_samples: Any) -> torch.Tensor:
+    """An empty (B*m, ...) tensor in the dtype, device and memory format of x (B, ...)."""
+    shape = (x.shape[0] * num_samples, *x.shape[1:])
+    out = torch.empty(shape, dtype=x.dtype, device=x.device)
+    if x.dim() == 4 and not x.is_contiguous() and _is_channels_last(x):
+        out = out.contiguous(memory_format=torch.channels_last)
+    return out
+
+
+def _is_channels_last(x: torch.Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+@register_fake("drf_fast::noisy_repeat", lib=_library)
+def _(x, sigma, key, image_ids, sample_offset, num_samples, stream):
+    return repeated_like(x, num_samples)
+
+
+@register_fake("drf_fast::noisy_repeat_backward", lib=_library)
+def _(grad, num_samples):
+    out = grad.new_empty((grad.shape[0] // num_samples, *grad.shape[1:]))
+    if grad.dim() == 4 and not grad.is_contiguous() and _is_channels_last(grad):
+        out = out.contiguous(memory_format=torch.channels_last)
+    return out
+
+
+def _fake_loss(logits, reduction, need_grad):
+    shape = (logits.shape[0],) if reduction == "none" else ()
+    loss = logits.new_empty(shape, dtype=arithmetic_dtype(logits.dtype))
+    return loss, torch.empty_like(logits) if need_grad else logits.new_empty((0,))
+
+
+@register_fake("drf_fast::smooth_ce", lib=_library)
+def _(logits, target, reduction, need_grad):
+    return _fake_loss(logits, reduction, need_grad)
+
+
+@register_fake("drf_fast::consistency_loss", lib=_library)
+def _(logits, target, lam, eta, reduction, need_grad):
+    return _fake_loss(logits, reduction, need_grad)
+
+
+@register_fake("drf_fast::macer_loss", lib=_library)
+def _(logits, target, sigma, lam, gamma, beta, need_grad):
+    return _fake_loss(logits, "mean", need_grad)
+
+
+@register_fake("drf_fast::adversary_step", lib=_library)
+def _(grad, x, x_adv, step_size, epsilon, lam, sigma, key, image_ids, ball, grad_norm, clamp):
+    distance = x.new_empty((x.shape[0],), dtype=arithmetic_dtype(x.dtype))
+    result = torch.empty_like(x)  # of a slice of channels_last images this is channels_last
+    return result, repeated_like(result, grad.shape[0] // x.shape[0]), distance
+
+
+@register_fake("drf_fast::vote", lib=_library)
+def _(logits, counts):
+    return None
+
+
+@register_fake("drf_fast::clopper_pearson_lower", lib=_library)
+def _(successes, trials, alpha):
+    return torch.empty_like(successes, dtype=torch.float64)
+
+
+@register_fake("drf_fast::certified_radius", lib=_library)
+def _(successes, trials, sigma, alpha):
+    return torch.empty_like(successes, dtype=torch.float64)
+
+
+noisy_repeat = torch.ops.drf_fast.noisy_repeat.default
+noisy_repeat_backward = torch.ops.drf_fast.noisy_repeat_backward.default
+smooth_ce = torch.ops.drf_fast.smooth_ce.default
+consistency_loss = torch.ops.drf_fast.consistency_loss.default
+macer_loss = torch.ops.drf_fast.macer_loss.default
+adversary_step = torch.ops.drf_fast.adversary_step.default
+vote = torch.ops.drf_fast.vote.default
+clopper_pearson_lower = torch.ops.drf_fast.clopper_pearson_lower.default
+certified_radius = torch.ops.drf_fast.certified_radius.default

@@ -1,0 +1,116 @@
+"""The machine a run works on: device, memory format, versions; what is measured is recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from drf_fast.errors import InputError
+from drf_fast.runtime import processes
+from drf_fast.version import __version__
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for "auto", "cpu" or "cuda".
+
+    Raises:
+        InputError: "cuda" was asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "--device cuda needs an NVIDIA GPU and a CUDA build of torch, got neither working; "
+            "use --device cpu, and see 'drf-fast doctor'"
+        )
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 autocast for "bf16", nothing for "fp32"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def place(
+    model: nn.Module,
+    device: torch.device,
+    memory_format: str,
+    precision: str,
+    image_shape: tuple[int, ...],
+    rows: int = 256,
+) -> tuple[nn.Module, str]:
+    """Move ``model`` to the device in the memory format named, or in the faster one for "auto".
+
+    Returns:
+        The model and the name of its memory format, to be recorded with the run.
+    """
+    model = model.to(device)
+    if memory_format == "auto":
+        memory_format = min(
+            MEMORY_FORMATS,
+            key=lambda name: _seconds(
+                model.to(memory_format=MEMORY_FORMATS[name]), device, precision, image_shape, rows
+            ),
+        )
+    return model.to(memory_format=MEMORY_FORMATS[memory_format]), memory_format
+
+
+def _seconds(model, device, precision, image_shape, rows) -> float:
+    """Best time of a forward and backward pass to the images, as an adversary needs."""
+    # Noise as in training: pooling takes twice as long on it as on zeros.
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn((rows, *image_shape), generator=generator, device="cpu")
+    x = noise.to(device).requires_grad_()
+    training = model.training
+    model.eval()
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        with autocast(device, precision):
+            total = model(x).sum()
+        torch.autograd.grad(total, x)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    model.train(training)
+    return best
+
+
+@contextlib.contextmanager
+def same_threads() -> Iterator[None]:
+    """Leave the number of CPU threads as it was, whatever is set inside."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        set_threads(before)
+
+
+def set_threads(number: int) -> None:
+    """Compute with so many CPU threads."""
+    if number != torch.get_num_threads():
+        torch.set_num_threads(number)
+
+
+def environment(device: torch.device, backend: str) -> dict[str, Any]:
+    """Versions, threads and device, to be kept with every result."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "drf_fast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": sys.platform,
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "processes": processes.count(),
+        "backend": backend,
+    }

@@ -1,7 +1,0 @@
-"""``drf-fast sweep``: train and certify a grid of settings; one table, and the paper's Fig. 3."""
-
-from __future__ import annotations
-
-from drf_fast.sweep.run import run
-
-__all__ = ["run"]

@@ -1,0 +1,207 @@
+"""``drf-fast train``: the training loop, readable in one sitting."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drf_fast import data
+from drf_fast.backends import dispatch
+from drf_fast.balls import SoftBall
+from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.config.options import TrainConfig
+from drf_fast.config.training import (
+    images_of_a_step,
+    run_folder,
+    steps_of_an_epoch,
+    uses_adversary,
+)
+from drf_fast.errors import RunError
+from drf_fast.functional import noise_key, noisy_repeat
+from drf_fast.runtime import machine, processes
+from drf_fast.runtime.files import locked, new_folder, write_json
+from drf_fast.runtime.progress import Tracker
+from drf_fast.training import schedule, state
+from drf_fast.training.methods.common import Batch
+from drf_fast.training.metrics import Metrics
+from drf_fast.training.prepare import prepare
+from drf_fast.training.run import Run, announce
+from drf_fast.training.step import one_step
+
+_FILES = (
+    checkpoint.FILE_NAME,
+    "config.json",
+    "metrics.jsonl",
+    "certificates.tsv",
+    "certificates.json",
+    "curve.png",
+)
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove what an earlier run wrote, and nothing else."""
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process was about to write; see ``files.atomic_file``."""
+    for name in _FILES:
+        for path in folder.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
+
+
+def train(config: TrainConfig) -> Path:
+    """Train as ``config`` says and return the run folder.
+
+    Raises:
+        InputError: bad settings, data or output folder, a run of other settings to resume, or one
+            that another process is writing.
+        RunError: training diverged, or another process of the job ended.
+    """
+    folder = run_folder(config)
+    first = processes.rank() == 0
+    with contextlib.ExitStack() as held:
+        held.enter_context(machine.same_threads())
+        existed = folder.is_dir()
+        if first and existed:  # before its checkpoint is read
+            held.enter_context(locked(folder))
+        run, log = prepare(config, folder), None
+        if first:
+            new_folder(folder, force=config.force, resume=config.resume)
+            if not existed:
+                held.enter_context(locked(folder))
+            if config.force:  # an old network beside new settings would be taken for the new one
+                _remove_run(folder)
+            _remove_unfinished(folder)
+            environment = machine.environment(run.device, dispatch.current())
+            recorded = {**state.description(run), "environment": environment}
+            write_json(folder / "config.json", recorded)
+            log = held.enter_context(contextlib.closing(Metrics(folder, run.epoch)))
+        while run.epoch < config.epochs and not _finished(run):
+            _train_epoch(run)
+            if run.batch:  # --max-steps ended within the epoch
+                state.save(run)
+                break
+            metrics = _epoch_metrics(run)
+            if log is not None:
+                log.write(metrics)
+            run.epoch += 1
+            run.totals = run.no_totals()
+            state.save(run)
+        processes.wait()
+    announce(f"run folder: {folder}")
+    return folder
+
+
+def _train_epoch(run: Run) -> None:
+    """The batches of one epoch, or what is left of it; sums stay on the device."""
+    config = run.config
+    options = schedule.options(config, run.epoch)
+    for group in run.optimizer.param_groups:
+        group["lr"] = schedule.learning_rate(config, run.epoch)
+    if run.ball is not None:
+        run.ball.epsilon = schedule.epsilon(config, run.epoch)
+    run.model.train()
+    steps = steps_of_an_epoch(config, len(run.train_set))
+    label, left = f"epoch {run.epoch + 1}/{config.epochs}", steps - run.batch
+    with Tracker(label, left, quiet=processes.rank() > 0) as tracker:
+        began = time.perf_counter()
+        for batch in batches(run):
+            one_step(run, batch, options)
+            ended = time.perf_counter()
+            run.totals.seconds += ended - began
+            began = ended
+            tracker.advance()
+            if run.batch == steps:
+                break
+            if _finished(run):
+                return
+            if config.save_every and run.step % config.save_every == 0:
+                state.save(run)
+        if run.device.type == "cuda":  # the launches are ahead of the work
+            torch.cuda.synchronize(run.device)
+            run.totals.seconds += time.perf_counter() - began
+    run.batch = 0
+    if isinstance(run.ball, SoftBall):
+        run.ball.end_epoch()
+
+
+def batches(run: Run) -> Iterator[Batch]:
+    """The batches of this epoch that are left, on the device, each with its key of the noise."""
+    config = run.config
+    for x, target, ids in data.batches(
+        run.train_set,
+        images_of_a_step(config),
+        shuffle_seed=config.seed,
+        epoch=run.epoch,
+        start=run.batch,
+        augment=config.augment,
+    ):
+        yield Batch(
+            x.to(run.device),
+            target.to(run.device),
+            noise_key(config.seed, run.step),
+            ids.to(run.device),
+        )
+
+
+def _finished(run: Run) -> bool:
+    return run.config.max_steps is not None and run.step >= run.config.max_steps
+
+
+def _epoch_metrics(run: Run) -> dict[str, Any]:
+    images, seconds = run.totals.images, run.totals.seconds
+    loss, hits, distance = (value / images for value in run.totals.sums.tolist())
+    if not math.isfinite(loss):
+        raise RunError(
+            f"the loss of epoch {run.epoch + 1} is {loss}: training diverged; lower --lr or "
+            "--epsilon"
+        )
+    metrics = {
+        "epoch": run.epoch + 1,
+        "step": run.step,
+        "loss": loss,
+        "train_accuracy_under_noise": hits,
+        "test_accuracy_under_noise": accuracy_under_noise(run),
+        "lr": run.optimizer.param_groups[0]["lr"],
+        "seconds": seconds,
+        "images_per_second": images / seconds,
+    }
+    if uses_adversary(run.config):
+        metrics["distance"] = distance
+    if run.ball is not None:
+        metrics["epsilon"] = float(run.ball.epsilon)
+    if isinstance(run.ball, SoftBall):
+        metrics["lambda"] = float(run.ball.lam)
+    return metrics
+
+
+def accuracy_under_noise(run: Run) -> float:
+    """Share of test images classified right under one draw of the noise each."""
+    hits = torch.zeros((), dtype=torch.int64, device=run.device)
+    run.model.eval()
+    parts = data.batches(run.test_set, 256, shuffle_seed=None, epoch=0)
+    for number, (x, target, ids) in enumerate(parts):
+        if number % processes.count() != processes.rank():
+            continue
+        noisy = noisy_repeat(
+            x.to(run.device),
+            run.config.sigma,
+            1,
+            seed=run.config.seed,
+            image_ids=ids.to(run.device),
+            stream="prediction",
+        )
+        with torch.no_grad(), machine.autocast(run.device, run.config.precision):
+            hits += (run.network(noisy).argmax(1) == target.to(run.device)).sum()
+    processes.total(hits)
+    return int(hits) / len(run.test_set)

@@ -1,0 +1,64 @@
+"""What a training run reports: metrics.jsonl, TensorBoard events and a line for the user."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from drf_fast.runtime.files import write_atomic
+from drf_fast.runtime.progress import say
+
+_FILE_NAME = "metrics.jsonl"
+
+
+def last_metrics(folder: Path) -> dict[str, Any]:
+    """The metrics of the last whole epoch of a run; empty where there is none."""
+    return next(reversed(_rows(folder)), {})
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl up to the first that is damaged; none where it is missing."""
+    rows: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in (folder / _FILE_NAME).read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+                break
+            rows.append(row)
+    return rows
+
+
+class Metrics:
+    """One JSON line per epoch in metrics.jsonl, and the same as TensorBoard events."""
+
+    def __init__(self, folder: Path, epochs_done: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = folder / _FILE_NAME
+        # An epoch that was logged but not saved is trained again.
+        kept = [row for row in _rows(folder) if row["epoch"] <= epochs_done]
+        write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # the checkpoint that follows claims this line
+        for name, value in metrics.items():
+            if name != "epoch":
+                self._events.add_scalar(name, value, metrics["epoch"])
+        self._events.flush()
+        text = f"  loss {metrics['loss']:.4f}, test accuracy under noise "
+        text += f"{100 * metrics['test_accuracy_under_noise']:.1f} %"
+        if "distance" in metrics:
+            text += f", distance {metrics['distance']:.3f}"
+        if "lambda" in metrics:
+            text += f", lambda {metrics['lambda']:.3f}"
+        say(text + f", {metrics['images_per_second']:,.0f} images/s")
+
+    def close(self) -> None:
+        self._events.close()

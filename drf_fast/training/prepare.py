@@ -1,0 +1,111 @@
+"""Data, network, optimizer and ball of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from drf_fast import data, models
+from drf_fast.balls import HardBall, SoftBall
+from drf_fast.config.options import TrainConfig
+from drf_fast.config.training import (
+    MEASURED,
+    check,
+    images_of_a_step,
+    method_label,
+    refuse_other_settings,
+    uses_adversary,
+    uses_drf,
+)
+from drf_fast.errors import InputError
+from drf_fast.functional import noise_key
+from drf_fast.models import normalize
+from drf_fast.runtime import machine, processes
+from drf_fast.training import state
+from drf_fast.training.graphs import GraphedSteps
+from drf_fast.training.run import Run, Totals, announce
+from drf_fast.training.step import descend
+
+
+def prepare(config: TrainConfig, folder: Path) -> Run:
+    """Data, network, optimizer and ball; from the checkpoint in the folder when resuming."""
+    check(config, processes.count())
+    if config.normalize == "auto":
+        config = dataclasses.replace(config, normalize=normalize.for_data(config.data))
+    train_set = data.load(
+        config.data,
+        "train",
+        data_dir=config.data_dir,
+        limit=config.train_images,
+        download=not config.dry_run,
+    )
+    test_set = data.load(config.data, "test", data_dir=config.data_dir, download=not config.dry_run)
+    device = machine.pick_device(config.device)
+    processes.start(device)
+    saved = processes.agree(state.read(folder) if config.resume else None)
+    if saved:
+        refuse_other_settings(config, saved["config"], train_set.fingerprint, folder)
+        known = {name: saved["config"].get(name, "auto") for name in MEASURED}
+        config = dataclasses.replace(config, **known)
+    if config.threads != "auto":
+        machine.set_threads(config.threads)
+    shape = train_set.image_shape
+    if test_set.image_shape != shape:
+        raise InputError(
+            f"{config.data_dir} has training images of shape {shape} and test images of shape "
+            f"{test_set.image_shape}: expected one shape; resize them"
+        )
+    torch.manual_seed(noise_key(config.seed, 2**63) % 2**63)  # a step that training never takes
+    model = models.build(config.arch, train_set.num_classes, shape, config.normalize)
+    rows = min(images_of_a_step(config), len(train_set)) * config.num_samples
+    placed = (config.precision, shape, rows)
+    model, memory_format = machine.place(model, device, config.memory_format, *placed)
+    agreed = processes.agree(memory_format)
+    if agreed != memory_format:
+        model, memory_format = machine.place(model, device, agreed, *placed)
+    config = dataclasses.replace(
+        config, memory_format=memory_format, threads=torch.get_num_threads()
+    )
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+    ball = _make_ball(config)
+    graphed = config.cuda_graph and device.type == "cuda" and processes.count() == 1
+    graphs = GraphedSteps(descend) if graphed and not config.compile else None
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    run = Run(
+        config, folder, train_set, test_set, device, model,
+        torch.compile(model) if config.compile else model, optimizer, ball, Totals(sums), graphs,
+    )  # fmt: skip
+    if saved:
+        state.restore(run, saved)
+    several = f", {processes.count()} processes" if processes.count() > 1 else ""
+    announce(
+        f"training {config.arch} with {method_label(config)} at sigma {config.sigma:g} on "
+        f"{len(train_set):,} images of {config.data}, m {config.num_samples}"
+        f"{f', T {config.steps}' if uses_adversary(config) else ''}"
+        f"{f', {ball}' if ball is not None else ''}; {config.epochs} epochs "
+        f"on {device} in {config.precision}, {memory_format}{several}"
+    )
+    return run
+
+
+def _make_ball(config: TrainConfig) -> HardBall | SoftBall | None:
+    if uses_drf(config):
+        return SoftBall(
+            config.epsilon,
+            lambda0=config.lambda0,
+            lambda_lr=config.lambda_lr,
+            kappa=config.kappa,
+            form=config.form,
+            lambda_every=config.lambda_every,
+        )
+    if not uses_adversary(config) or config.method == "smoothmix":  # which ascends unbounded
+        return None
+    return HardBall(config.epsilon)

@@ -1,0 +1,419 @@
+"""The certification log: what is written, resumed, read and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from decimal import Decimal
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drf_fast.certification.log import COLUMNS, CertificationLog, Row, format_row, read_log, sidecar
+from drf_fast.errors import InputError
+
+# Without sigma, which only test_certlog_audit.py needs: radii here are chosen by hand.
+CONFIG = {"method": "gaussian", "n0": 100, "n": 1000, "alpha": 0.001, "seed": 0}
+FIELD = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
+OURS = "\t".join(COLUMNS) + "\n"
+
+
+def row(idx: int, **changes) -> Row:
+    values = {
+        "idx": idx,
+        "label": 3,
+        "predict": 3,
+        "radius": 0.5 + idx,
+        "seconds": 1.5,
+        "count": 990,
+        "n": 1000,
+        "p_lower": 0.98,
+    }
+    return Row(**(values | changes))
+
+
+def write_log(path: Path, rows: list[Row], config: dict | None = None) -> Path:
+    with CertificationLog.create(path, CONFIG if config is None else config) as log:
+        for entry in rows:
+            log.append(entry)
+    return path
+
+
+# ---------------------------------------------------------------- one line
+
+
+def test_a_line_has_the_columns_of_the_field_first():
+    line = format_row(row(7, radius=0.1, seconds=3723.25))
+    assert line.split("\t") == [
+        "7",
+        "3",
+        "3",
+        "0.100000000000",
+        "1",
+        "1:02:03.250000",
+        "990",
+        "1000",
+        "0.979999999999",  # the double nearest to 0.98 lies below it
+    ]
+    assert OURS.startswith(FIELD.rstrip("\n"))
+
+
+@given(st.floats(min_value=0, max_value=1e9), st.floats(min_value=0, max_value=1))
+def test_radius_and_bound_are_never_rounded_up(radius, p_lower):
+    fields = format_row(row(0, radius=radius, p_lower=p_lower)).split("\t")
+    for text, value in ((fields[3], radius), (fields[8], p_lower)):
+        exact, printed = Decimal(value), Decimal(text)
+        assert printed <= exact
+        assert exact - printed < Decimal("1e-12")
+        assert len(text.split(".")[1]) == 12 and "E" not in text
+
+
+def test_the_double_next_below_a_decimal_is_not_printed_as_it():
+    below = float(np.nextafter(2.0, 0.0))
+    assert format_row(row(0, radius=below)).split("\t")[3] == "1.999999999999"
+    assert format_row(row(0, radius=2.0)).split("\t")[3] == "2.000000000000"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0:00:00.000000"),
+        (0.9999999, "0:00:01.000000"),
+        (59.9999996, "0:01:00.000000"),
+        (90061.5, "25:01:01.500000"),
+    ],
+)
+def test_times_are_printed_like_those_of_the_field(seconds, text):
+    assert format_row(row(0, seconds=seconds)).split("\t")[5] == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"radius": float("nan")}, "radius of 0 or more, got nan"),
+        ({"radius": float("inf")}, "finite radius"),
+        ({"radius": -0.1}, "radius of 0 or more"),
+        ({"radius": 1e10}, "radius of 0 or more, got 10000000000"),
+        ({"predict": -1}, "radius 0 for an abstention"),
+        ({"predict": -2}, "predict of -1 or more"),
+        ({"label": -1}, "label of 0 or more"),
+        ({"count": 1001}, "count <= n"),
+        ({"n": 0, "count": 0}, "n >= 1"),
+        ({"n": 0, "count": 0, "radius": 0.0, "p_lower": 0.0}, "n >= 1 but for a wrong class"),
+        ({"p_lower": 1.5}, "p_lower between 0 and 1"),
+        ({"seconds": -1.0}, "time of 0 s or more"),
+    ],
+)
+def test_an_impossible_row_is_not_written(tmp_path, changes, message):
+    with CertificationLog.create(tmp_path / "a.tsv", CONFIG) as log:
+        with pytest.raises(ValueError, match=message):
+            log.append(row(5, **changes))
+        assert log.done == set()
+    assert (tmp_path / "a.tsv").read_text() == OURS
+
+
+# ---------------------------------------------------------------- writing
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    abstained = row(4, predict=-1, radius=0.0, p_lower=0.3, count=400)
+    path = write_log(tmp_path / "certify.tsv", [row(9), row(2, predict=8), abstained])
+    log = read_log(path)
+    assert log.config == CONFIG and log.path == path and len(log) == 3
+    assert log.idx.tolist() == [9, 2, 4] and log.idx.dtype == np.int64
+    assert log.correct.tolist() == [True, False, False]
+    assert log.radius.tolist() == [9.5, 2.5, 0.0]
+    assert log.seconds.tolist() == [1.5, 1.5, 1.5]
+    assert log.count is not None and log.count.tolist() == [990, 990, 400]
+    assert log.n is not None and log.n.tolist() == [1000] * 3
+    assert log.p_lower is not None and np.all(log.p_lower <= [0.98, 0.98, 0.3])
+    assert json.loads((tmp_path / "certify.json").read_text()) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("certify.tsv", "certify.json"),
+        ("gaussian_sigma0.50_1801.tsv", "gaussian_sigma0.50_1801.json"),
+        ("noise_0.50", "noise_0.50.json"),  # or noise_0.25 and noise_0.50 would share one
+        ("log", "log.json"),
+    ],
+)
+def test_each_log_has_its_own_sidecar(name, expected):
+    assert sidecar(Path("runs") / name) == Path("runs") / expected
+
+
+def test_each_row_is_in_the_file_before_append_returns(tmp_path):
+    log = CertificationLog.create(tmp_path / "a.tsv", CONFIG)
+    log.append(row(1))
+    assert (tmp_path / "a.tsv").read_text() == OURS + format_row(row(1)) + "\n"
+    with pytest.raises(ValueError, match="image 1 is in"):
+        log.append(row(1))
+    log.close()
+    log.close()  # closing twice does nothing
+
+
+def test_nothing_is_overwritten_without_force(tmp_path):
+    path = write_log(tmp_path / "a.tsv", [row(1)])
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"a\.tsv exists.*--resume.*--force"):
+        CertificationLog.create(path, CONFIG)
+    assert path.read_bytes() == before
+    CertificationLog.create(path, CONFIG | {"seed": 1}, force=True).close()
+    assert path.read_text() == OURS and read_json(tmp_path / "a.json")["seed"] == 1
+
+    (tmp_path / "b.json").write_text("{}")  # somebody's file, not a sidecar
+    with pytest.raises(InputError, match=r"b\.json exists"):
+        CertificationLog.create(tmp_path / "b.tsv", CONFIG)
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_a_log_cannot_be_its_own_sidecar(tmp_path):
+    with pytest.raises(InputError, match="its own configuration"):
+        CertificationLog.create(tmp_path / "a.json", CONFIG)
+
+
+@pytest.mark.parametrize("place", ["absent/a.tsv", "file/a.tsv"])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write .*writable"):
+        CertificationLog.create(tmp_path / place, CONFIG)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
+def test_a_folder_without_permission_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match=r"cannot write .*permission denied"):
+        CertificationLog.create(tmp_path / "a.tsv", CONFIG)
+
+
+def test_a_configuration_with_nan_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        CertificationLog.create(tmp_path / "a.tsv", {"sigma": float("nan")})
+    assert not (tmp_path / "a.tsv").exists()
+
+
+# ---------------------------------------------------------------- full disk
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_raises_and_the_row_does_not_count():
+    log = CertificationLog(Path("/dev/full"), FileIO("/dev/full", "ab"), set())
+    with pytest.raises(OSError, match="No space left"):
+        log.append(row(1))
+    assert log.done == set()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a file size limit")
+def test_a_disk_that_fills_within_a_line_leaves_whole_lines(tmp_path):
+    # A file size limit lets the kernel accept a part of a line, as a nearly full disk does.
+    code = f"""
+import resource, sys
+from drf_fast.certlog import CertificationLog, Row
+log = CertificationLog.create({str(tmp_path / "a.tsv")!r}, {CONFIG!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (150, 150))
+for idx in range(9):
+    try:
+        log.append(Row(idx, 3, 3, 0.5, 1.0, 990, 1000, 0.98))
+    except OSError:
+        print(idx, sorted(log.done))
+        break
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "1 [0]\n"
+    assert (tmp_path / "a.tsv").read_text().endswith("\n")
+    assert read_log(tmp_path / "a.tsv").idx.tolist() == [0]
+    with CertificationLog.resume(tmp_path / "a.tsv", CONFIG) as log:
+        log.append(row(1))
+    assert read_log(tmp_path / "a.tsv").idx.tolist() == [0, 1]
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def test_a_log_cut_anywhere_resumes_to_the_same_bytes(tmp_path):
+    rows = [row(i) for i in range(3)]
+    whole = write_log(tmp_path / "whole.tsv", rows).read_bytes()
+    path = write_log(tmp_path / "a.tsv", [])
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        with CertificationLog.resume(path, CONFIG) as log:
+            complete = max(0, whole[:length].count(b"\n") - 1)
+            assert log.done == set(range(complete))
+            for entry in rows:
+                if entry.idx not in log.done:
+                    log.append(entry)
+        assert path.read_bytes() == whole
+
+
+def test_resuming_nothing_begins_a_log(tmp_path):
+    with CertificationLog.resume(tmp_path / "a.tsv", CONFIG) as log:
+        assert log.done == set()
+    assert (tmp_path / "a.tsv").read_text() == OURS and (tmp_path / "a.json").exists()
+    (tmp_path / "a.tsv").unlink()  # interrupted between sidecar and log
+    with CertificationLog.resume(tmp_path / "a.tsv", CONFIG) as log:
+        assert log.done == set()
+    assert (tmp_path / "a.tsv").read_text() == OURS
+
+
+def test_another_configuration_is_refused_and_named(tmp_path):
+    path = write_log(tmp_path / "a.tsv", [row(1)], CONFIG | {"ids": (1, 2), "old": 1})
+    before = path.read_bytes()
+    with pytest.raises(InputError) as caught:
+        CertificationLog.resume(path, CONFIG | {"ids": (1, 2), "n": 2000, "new": None})
+    message = str(caught.value)
+    assert "n (1000 there, 2000 now)" in message
+    assert "old (1 there, absent now)" in message and "new (absent there, null now)" in message
+    assert "ids" not in message and "sigma" not in message
+    assert path.read_bytes() == before
+
+
+def test_the_environment_may_change_between_resumes(tmp_path):
+    path = write_log(tmp_path / "a.tsv", [row(1)], CONFIG | {"environment": {"threads": 2}})
+    with CertificationLog.resume(path, CONFIG | {"environment": {"threads": 64}}) as log:
+        assert log.done == {1}
+
+
+def test_the_environments_of_resumed_runs_are_recorded_in_order(tmp_path):
+    path = write_log(tmp_path / "a.tsv", [row(1)], CONFIG | {"environment": {"threads": 2}})
+    for threads in (2, 64, 64, 2):
+        CertificationLog.resume(path, CONFIG | {"environment": {"threads": threads}}).close()
+    config = json.loads(sidecar(path).read_text())
+    assert config["environment"] == {"threads": 2}
+    assert config["environments_resumed"] == [{"threads": 64}, {"threads": 2}]
+    assert read_log(path).config == config
+
+
+def test_a_refused_resume_leaves_the_sidecar_as_it_was(tmp_path):
+    path = write_log(tmp_path / "a.tsv", [], CONFIG | {"environment": {"threads": 2}})
+    path.write_text(OURS + "garbage\n")
+    before = sidecar(path).read_bytes()
+    with pytest.raises(InputError, match="line 2 is malformed"):
+        CertificationLog.resume(path, CONFIG | {"environment": {"threads": 64}})
+    assert sidecar(path).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (FIELD + "1\t3\t3\t0.5\t1\t0:00:01.5\n", "expected the columns idx label .* p_lower"),
+        (OURS + "garbage\n", "line 2 is malformed"),
+        (b"\xff\xfe\x00\n", "got binary data"),
+    ],
+)
+def test_a_foreign_or_malformed_log_is_not_resumed(tmp_path, content, message):
+    path = write_log(tmp_path / "a.tsv", [])
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message):
+        CertificationLog.resume(path, CONFIG)
+
+
+def test_a_log_without_its_sidecar_is_not_resumed(tmp_path):
+    path = write_log(tmp_path / "a.tsv", [row(1)])
+    sidecar(path).unlink()
+    with pytest.raises(InputError, match=r"expected its configuration in .*a\.json"):
+        CertificationLog.resume(path, CONFIG)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_a_log_of_the_field_is_read(tmp_path):
+    path = tmp_path / "noise_0.50"
+    path.write_text(
+        FIELD
+        + "0\t7\t7\t1.87\t1\t0:00:01.397021\n"
+        + "20\t2\t-1\t0.0\t0\t1 day, 1:00:00\n"
+        + "40\t1\t1\t7.1e-05\t1\t0:00:00.5\textra\n"
+    )
+    log = read_log(path)
+    assert log.config is None and log.count is None and log.n is None and log.p_lower is None
+    assert log.idx.tolist() == [0, 20, 40] and log.radius.tolist() == [1.87, 0.0, 7.1e-05]
+    assert log.seconds.tolist() == [1.397021, 90000.0, 0.5]
+
+
+def test_columns_after_the_known_ones_and_windows_line_ends_are_accepted(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(
+        b"idx\tlabel\tpredict\tradius\tcorrect\ttime\tnote\r\n0\t7\t7\t1.5\t1\t0:00:01\thello\r\n\r\n"
+    )
+    assert read_log(path).radius.tolist() == [1.5]
+
+
+GOOD = "0\t7\t7\t1.87\t1\t0:00:01.397021\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty: expected a certification log"),
+        ("\n\n", "is empty"),
+        (FIELD, "holds no certificates"),
+        (GOOD, "expected the tab-separated header"),
+        ("0.00000\t0.99450\n", "expected the tab-separated header"),
+        (FIELD.replace("\t", ",") + GOOD, "expected the tab-separated header"),
+        (FIELD + GOOD + "1\t7\t7\n", "line 3 is malformed: expected 6 fields, got 3"),
+        (FIELD + GOOD + "\n" + GOOD, "line 3 is malformed: expected 6 fields, got 1"),
+        (FIELD + GOOD + GOOD, r"line 3 .*got idx 0 again \(first in line 2\)"),
+        (FIELD + GOOD.replace("1.87", "nan"), "line 2 .*radius of 0 or more, got nan"),
+        (FIELD + GOOD.replace("1.87", "inf"), "line 2 .*finite radius"),
+        (FIELD + GOOD.replace("1.87", "-0.5"), "line 2 .*radius of 0 or more, got -0.5"),
+        (FIELD + GOOD.replace("1.87", "wide"), "line 2 .*expected a number, got 'wide'"),
+        (FIELD + GOOD.replace("1.87", "1_8"), "line 2 .*expected a number, got '1_8'"),
+        (FIELD + GOOD.replace("1.87", "1e300"), r"line 2 .*radius of 0 or more, got 1e\+300"),
+        (FIELD + GOOD.replace("0\t7", "1_0\t7"), "line 2 .*an integer of at most 18 digits"),
+        (FIELD + GOOD.replace("0\t7", f"{10**18}\t7"), "line 2 .*an integer of at most 18"),
+        (FIELD + GOOD.replace("7\t7", f"{'7' * 5000}\t7"), "line 2 .*got '7{40}'"),
+        (FIELD + GOOD.replace("0\t7", "\u0663\t7"), "line 2 .*an integer of at most 18 digits"),
+        (FIELD + GOOD.replace("0:00:01", f"{10**9} days, 0:00:01"), "line 2 .*expected a time"),
+        (FIELD + GOOD.replace("0:00:01", f"{10**400}:00:01"), "line 2 .*expected a time"),
+        (FIELD + GOOD.replace("7\t7\t", "7\t8\t"), "line 2 .*correct 1, label 7, predict 8"),
+        (FIELD + GOOD.replace("\t1\t", "\t0\t"), "line 2 .*correct 0, label 7, predict 7"),
+        (FIELD + GOOD.replace("7\t7\t", "-1\t-1\t"), "line 2 .*label of 0 or more"),
+        (FIELD + "0\t7\t-1\t1.5\t0\t0:00:01\n", "line 2 .*radius 0 for an abstention"),
+        (FIELD + GOOD.replace("0:00:01", "0:99:01"), "line 2 .*expected a time as h:mm:ss"),
+        (OURS + "0\t7\t7\t1.5\t1\t0:00:01\t9\t8\t0.9\n", "line 2 .*got count 9, n 8"),
+        (OURS + "0\t7\t7\t1.5\t1\t0:00:01\t8\t9\t1.9\n", "line 2 .*p_lower between 0 and 1"),
+        (OURS + "0\t7\t7\t1.5\t1\t0:00:01\t8\t9\t0.9\textra\n", "expected 9 fields, got 10"),
+        (OURS + "0\t7\t7\t1.5\t1\t0:00:01\t8\t9\t0.9", "line 2 is torn.*--resume"),
+        (b"\x80\x02binary", "got binary data"),
+    ],
+)
+def test_malformed_logs_are_named_with_their_line(tmp_path, content, message):
+    path = tmp_path / "bad.tsv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message) as caught:
+        read_log(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(path))
+
+
+@pytest.mark.parametrize("place", ["absent.tsv", "."])
+def test_a_path_that_is_no_file_is_named(tmp_path, place):
+    with pytest.raises(InputError, match="cannot read .*expected a readable file"):
+        read_log(tmp_path / place)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "expected JSON"),
+        ("[1, 2]", "expected a JSON object, got a list"),
+        ('{"n": 1000, "alpha": NaN}', "expected JSON, got a number that it does not have"),
+        (json.dumps(CONFIG | {"n": 500}), "line 2 .*expected n = 500 samples, got 1000"),
+    ],
+)
+def test_a_sidecar_that_does_not_fit_is_named(tmp_path, text, message):
+    path = write_log(tmp_path / "a.tsv", [row(1)])
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_log(path)

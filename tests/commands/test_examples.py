@@ -1,0 +1,53 @@
+"""The scripts in examples/ run, stay short, and do what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "examples"
+SHORT = ("smooth_ce_loop", "drf_own_network", "certify_torchvision")
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_example_is_tested_and_named_in_the_readme():
+    names = {path.stem for path in FOLDER.glob("*.py")}
+    assert names == {*SHORT, "cuda_graph"}  # which test_integration_cuda_graph.py runs
+    readme = (FOLDER.parent / "README.md").read_text()
+    assert all(f"examples/{name}.py" in readme for name in names)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_an_example_is_short(name):
+    assert len((FOLDER / f"{name}.py").read_text().splitlines()) < 60
+
+
+def test_the_loop_learns(capsys):
+    assert example("smooth_ce_loop").main(images=1500) > 0.3  # chance is 0.1
+    assert "epoch 2: loss" in capsys.readouterr().out
+
+
+def test_drf_prices_the_distance(capsys):
+    distance, price = example("drf_own_network").main(images=640, epochs=1)
+    assert 0 < distance < 2 and 0 < price < 2 and price != 0.5
+    assert "epoch 1: distance" in capsys.readouterr().out
+
+
+def test_a_torchvision_network_is_certified(capsys):
+    results = example("certify_torchvision").main(images=128, certified=2, n=100)
+    assert len(results) == 2
+    for label, found, radius in results:
+        assert 0 <= label <= 9 and -1 <= found <= 9
+        assert (radius == 0) == (found == -1)
+        assert radius < 0.76  # sigma * Phi^-1(0.001 ** (1 / 100)) is the largest at n = 100
+    assert capsys.readouterr().out.count("certified as") == 2

@@ -1,0 +1,280 @@
+"""``drf-fast sweep``: the grid, resuming after anything, failures, the table and the figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drf_fast.certification.log import read_log
+from drf_fast.commands.cli import main
+from drf_fast.commands.sweep import cost, grid, plan
+from drf_fast.commands.sweep.run import Clock
+from drf_fast.errors import InputError
+from drf_fast.report.summary import average_certified_radius
+
+SMALL = [
+    "--epochs", "1", "--train-images", "64", "--batch-size", "16", "--steps", "1", "--device",
+    "cpu", "--memory-format", "contiguous", "--n", "60", "--n0", "20", "--alpha", "0.1",
+    "--certify-images", "3",
+]  # fmt: skip
+GRID = ["--vary", "lambda0=0.5,2", "--seeds", "0,1"]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def certificates(folder: Path) -> dict[str, list[tuple]]:
+    """All but the time of each certificate, by run."""
+    found = {}
+    for path in sorted(folder.glob("*/certificates.tsv")):
+        log = read_log(path)
+        columns = (log.idx, log.predict, log.radius, log.count, log.n)
+        assert all(column is not None for column in columns)
+        found[path.parent.name] = list(zip(*(np.asarray(c).tolist() for c in columns), strict=True))
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep") / "whole"
+    assert main(["sweep", *GRID, *SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_threads_hold_for_certification_too(tmp_path):
+    flags = ["--vary", "lambda0=2", "--threads", "1", "--out", str(tmp_path / "one")]
+    assert main(["sweep", *flags, *SMALL]) == 0
+    (log,) = (tmp_path / "one").glob("*/certificates.json")
+    assert json.loads(log.read_text())["environment"]["threads"] == 1
+
+
+def test_a_sweep_leaves_runs_tables_and_figures(whole):
+    assert {path.name for path in whole.iterdir()} == {
+        "sweep.json", "summary.tsv", "summary.json", "runs.tsv", "certified_accuracy.png",
+        "acr-lambda0.png", "lambda0=0.5_seed=0", "lambda0=0.5_seed=1", "lambda0=2_seed=0",
+        "lambda0=2_seed=1",
+    }  # fmt: skip
+    for picture in ("certified_accuracy.png", "acr-lambda0.png"):
+        assert (whole / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_is_the_mean_over_seeds_of_the_logs(whole):
+    runs, points = rows_of(whole / "runs.tsv"), rows_of(whole / "summary.tsv")
+    assert [(run["lambda0"], run["seed"]) for run in runs] == [
+        ("0.5", "0"), ("0.5", "1"), ("2", "0"), ("2", "1"),
+    ]  # fmt: skip
+    assert [point["seeds"] for point in points] == ["2", "2"]
+    for point in points:
+        logs = [read_log(path) for path in whole.glob(f"lambda0={point['lambda0']}_*/*.tsv")]
+        acr = [average_certified_radius(log) for log in logs]
+        assert float(point["acr"]) == pytest.approx(np.mean(acr), abs=1e-6)
+        assert float(point["acr_std"]) == pytest.approx(np.std(acr, ddof=1), abs=1e-6)
+        right = np.mean([np.mean(log.correct) for log in logs])
+        assert float(point["r0.00"]) == pytest.approx(100 * right, abs=1e-4)
+    for run in runs:
+        metrics = json.loads((whole / run["folder"] / "metrics.jsonl").read_text().splitlines()[-1])
+        assert float(run["lambda"]) == pytest.approx(metrics["lambda"], abs=1e-6)
+        assert float(run["distance"]) == pytest.approx(metrics["distance"], abs=1e-6)
+
+
+def test_runs_differ_in_what_is_varied_alone(whole):
+    configs = [json.loads((path / "config.json").read_text()) for path in whole.glob("lambda0=*")]
+    differ = {k for k in configs[0] if any(c[k] != configs[0][k] for c in configs)}
+    assert differ == {"lambda0", "seed", "out"}
+
+
+def test_a_killed_sweep_resumes_to_the_certificates_of_an_uninterrupted_one(whole, tmp_path):
+    """SIGKILL from within, at the second certificate of the second run and again later."""
+    code = (
+        "import os, signal, sys\n"
+        "from drf_fast.certlog import CertificationLog as log\n"
+        "from drf_fast.commands.cli import main\n"
+        "left, real = [int(sys.argv[1])], log.append\n"
+        "def append(self, row):\n"
+        "    left[0] -= 1\n"
+        "    if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    real(self, row)\n"
+        "log.append = append\n"
+        "sys.exit(main(sys.argv[2:]))\n"
+    )
+    out = ["--out", str(tmp_path / "s")]
+    for count, words in ((4, [*GRID, *SMALL]), (3, ["--resume"])):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(count), "sweep", *words, *out], capture_output=True
+        )
+        assert done.returncode == -9, done.stderr.decode()
+    assert main(["sweep", "--resume", *out]) == 0
+    assert certificates(tmp_path / "s") == certificates(whole)
+
+
+def test_finished_runs_are_not_run_again_and_a_grid_can_grow(whole, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole.glob("*/checkpoint.pt")}
+    assert main(["sweep", *GRID, *SMALL, "--resume", "--out", str(whole)]) == 0
+    assert "4 of 4 runs are finished already" in capsys.readouterr().err
+    words = ["--vary", "lambda0=0.5,2,3", "--resume", "--out", str(whole)]
+    assert main(["sweep", *words, "--plan", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["runs"]
+    assert [row["finished"] for row in rows] == [True] * 4 + [False] * 2
+    assert all(row["seconds"] > 0 for row in rows[4:])
+    assert before == {path: path.stat().st_mtime_ns for path in whole.glob("*/checkpoint.pt")}
+
+
+def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path, capsys):
+    words = ["sweep", "--vary", "lr=1e30,0.01", *SMALL, "--out", str(tmp_path / "s")]
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert "1 of 2 runs failed: lr=1e+30_seed=0" in captured.err.splitlines()[-1]
+    assert [row["lr"] for row in rows_of(tmp_path / "s" / "summary.tsv")] == ["0.01"]
+    assert list(json.loads((tmp_path / "s" / "sweep.json").read_text())["failed"]) == [
+        "lr=1e+30_seed=0"
+    ]
+
+
+def test_force_replaces_the_runs_of_a_sweep_and_no_other_files(tmp_path, capsys):
+    words = ["sweep", "--seeds", "0", *SMALL, "--out", str(tmp_path)]
+    (tmp_path / "mine.txt").write_text("x")
+    assert main([*words, "--force"]) == 2
+    assert "holds no sweep" in capsys.readouterr().err
+    (tmp_path / "mine.txt").unlink()
+    assert main(words) == 0
+    (tmp_path / "mine.txt").write_text("x")
+    assert main(["sweep", "--seeds", "3", *SMALL, "--out", str(tmp_path), "--force"]) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "seed=3" in names and "seed=0" not in names and "mine.txt" in names
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs flock")
+def test_a_folder_has_one_sweep_at_a_time(whole, capsys):
+    from drf_fast.runtime.files import locked
+
+    with locked(whole):
+        assert main(["sweep", "--resume", "--out", str(whole)]) == 2
+    assert "being written by another process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "nothing to sweep"),
+        (["--vary", "lambda0"], "a flag of train and its values"),
+        (["--vary", "lamda0=1"], "did you mean 'lambda0'"),
+        (["--vary", "lambda0="], "needs one value or more, got none"),
+        (["--vary", "lambda0=a"], "expected float, got 'a'"),
+        (["--vary", "lambda0=1,,2"], "separated by single commas"),
+        (["--vary", "lambda0=1,1.0"], "got 1 twice"),
+        (["--vary", "lambda0=-1"], "--lambda0 must be 0 or more"),
+        (["--vary", "lambda0=1", "--vary", "lambda0=2"], "is given twice"),
+        (["--vary", "kappa=0.5"], "expected int, got 0.5"),
+        (["--vary", "seed=1"], "--seeds 0,1,2"),
+        (["--vary", "data=mnist"], "cannot be varied within a sweep"),
+        (["--vary", "lambda0=1", "--lambda0", "2"], "fixed and varied at once"),
+        (["--vary", "lambda0=1,2", "--method", "gaussian"], "would have no effect"),
+        (["--vary", "method=gaussian,smoothadv", "--consistency-lam", "2"], "no effect"),
+        (["--vary", "recipe=foo"], "--recipe must be one of"),
+        (["--seeds", ""], "--seeds must be integers"),
+        (["--seeds", "0,0"], "got 0 twice"),
+        (["--seeds", "0", "--seed", "1"], "pass one of them"),
+        (["--seeds", "0", "--certify-images", "3", "--skip", "2"], "pass one of them"),
+        (["--seeds", "0", "--n", "0"], "--n must lie between 1"),
+        (["--seeds", "0", "--alpha", "2"], "--alpha must be a probability"),
+        (["--seeds", "0", "--certify-n", "5"], "expected --n"),
+        (["--seeds", "0", "--resume"], "expected --out FOLDER"),
+        (["--seeds", "0", "--resume", "--force"], "pass one of them"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_sentence(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", *flags]) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "already holds files"),
+        (["--resume", "--n", "70"], "expected --n 60"),
+        (["--resume", "--epochs", "2"], "epochs (then 1, now 2)"),
+        (["--resume", "--vary", "lambda0=x"], "expected float"),
+    ],
+    ids=str,
+)
+def test_a_sweep_in_the_folder_is_kept(whole, flags, message, capsys):
+    before = (whole / "sweep.json").read_bytes()
+    words = flags or [*GRID, *SMALL]
+    assert main(["sweep", *words, "--out", str(whole)]) == 2
+    assert message in capsys.readouterr().err
+    assert (whole / "sweep.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "{", '{"format": "drf_fast sweep 1", "vary": 3}', "[" * 100_000]
+)
+def test_a_damaged_description_is_refused(tmp_path, content, capsys):
+    (tmp_path / plan.FILE_NAME).write_text(content)
+    assert main(["sweep", "--seeds", "0", "--resume", "--out", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_values_of_every_kind():
+    texts = ["drf=true,false", "lambda-every=1,epoch", "lr_drops=[0.5],[0.5,0.75]", "form=prox"]
+    assert grid.parse_vary(texts) == {
+        "drf": (True, False),
+        "lambda_every": (1, "epoch"),
+        "lr_drops": ((0.5,), (0.5, 0.75)),
+        "form": ("prox",),
+    }
+
+
+def test_recipes_can_be_compared_under_common_flags():
+    values = grid.parse_vary(["recipe=mnist-gaussian,mnist-smoothadv-drf"])
+    bases = grid.bases_of(["--epochs", "3", "--steps", "2"], values)
+    runs = grid.expand(bases, values, (0,), {"epochs", "steps"})
+    assert [(run.config.method, run.config.epochs) for run in runs] == [
+        ("gaussian", 3), ("smoothadv", 3),
+    ]  # fmt: skip
+
+
+def test_the_values_of_a_recipe_follow_a_varied_sigma():
+    values = grid.parse_vary(["recipe=mnist-macer", "sigma=0.5,1"])
+    runs = grid.expand(grid.bases_of([], values), values, (0,), set())
+    assert [(run.config.sigma, run.config.macer_lam) for run in runs] == [(0.5, 16.0), (1.0, 6.0)]
+    fixed = grid.parse_vary(["sigma=0.5,1"])
+    earlier = grid.bases_of(["--recipe", "mnist-macer"], fixed)
+    assert [base.macer_lam for base in earlier.values()] == [16.0, 6.0]
+    with pytest.raises(InputError, match="expected --recipe"):
+        grid.bases_of([], grid.parse_vary(["sigma=0.5,2"]), earlier)
+    plain = grid.bases_of(["--steps", "3"], grid.parse_vary(["sigma=0.5"]))
+    more = grid.bases_of([], fixed, plain)
+    assert [(base.sigma, base.steps) for base in more.values()] == [(0.5, 3), (1.0, 3)]
+
+
+def test_runs_of_one_cost_are_measured_once():
+    values = grid.parse_vary(["lambda0=1,2", "sigma=0.5,1", "steps=1,2"])
+    runs = grid.expand(grid.bases_of([], values), values, (0, 1), set())
+    keys = {run.config.steps: set() for run in runs}
+    for run in runs:
+        keys[run.config.steps].add(cost.cost_key(run.config))
+    assert len(runs) == 16 and [len(found) for found in keys.values()] == [1, 1]
+    assert keys[1] != keys[2]
+
+
+def test_time_left_follows_what_runs_really_take(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    clock = Clock([10.0, 20.0, None])
+    assert clock.left() == "about 45 s"  # the unknown one taken for an average one
+    now[0] = 20.0  # twice as slow as predicted
+    clock.advance()
+    assert clock.left() == "about 70 s"

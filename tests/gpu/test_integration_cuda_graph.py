@@ -1,0 +1,330 @@
+"""CUDA graphs: what is captured neither waits for the device nor bakes in a number that changes.
+
+Without a GPU this is proved on the meta device, where tensors have no memory: an operation that
+reads a value fails there, and each is watched for tensors on the CPU, which no capture could
+contain. The code above the backends only asks whether a tensor is on the CPU or not.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import drf_fast
+from drf_fast.ops import checks as _checks
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "cuda_graph.py"
+B, M, CLASSES = 2, 3, 4
+
+
+def load_example() -> Any:
+    spec = importlib.util.spec_from_file_location("cuda_graph_example", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+example = load_example()
+
+
+class OnOneDevice(TorchDispatchMode):
+    """Fails at the first operation that reads or makes a tensor elsewhere than on the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = str(func)
+        self.names.append(name)
+        for leaf in tree_leaves((args, kwargs, result)):
+            if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta":
+                raise AssertionError(f"{name} has a tensor on {leaf.device}")
+        return result
+
+
+@pytest.fixture(autouse=True)
+def no_debugging(monkeypatch) -> None:
+    monkeypatch.delenv("DRF_FAST_DEBUG", raising=False)  # which reads values
+    # Elsewhere a number on the meta device is a mistake, here it stands for one on a GPU.
+    monkeypatch.setattr(_checks, "has_value", lambda tensor, name: tensor)
+
+
+def device_number(value: float) -> torch.Tensor:
+    return torch.full((), value, dtype=torch.float64, device="meta")
+
+
+def key() -> torch.Tensor:
+    return torch.full((), 5, dtype=torch.int64, device="meta")
+
+
+def images() -> torch.Tensor:
+    return torch.rand(B, 3, 8, 8, device="meta")
+
+
+def noise() -> dict[str, Any]:
+    ids = torch.arange(B, device="meta")
+    return {"sigma": device_number(0.5), "seed": key(), "image_ids": ids}
+
+
+def logits_and_target() -> tuple[torch.Tensor, torch.Tensor]:
+    logits = torch.rand(B * M, CLASSES, device="meta", requires_grad=True)
+    return logits, torch.zeros(B, dtype=torch.int64, device="meta")
+
+
+def prepared_noisy_repeat() -> Callable[[], Any]:
+    x, names = images().requires_grad_(), noise()
+    return lambda: drf_fast.noisy_repeat(x, num_samples=M, **names).sum().backward()
+
+
+def prepared_losses() -> Callable[[], Any]:
+    logits, target = logits_and_target()
+    lam, sigma, eta, gamma, beta = (device_number(v) for v in (2.0, 0.5, 0.5, 8.0, 16.0))
+
+    def run() -> None:
+        loss = drf_fast.smooth_ce(logits, target, M)
+        loss = loss + drf_fast.consistency_loss(logits, target, M, lam=lam, eta=eta)
+        loss = loss + drf_fast.macer_loss(
+            logits, target, M, sigma=sigma, lam=lam, gamma=gamma, beta=beta
+        )
+        loss.backward()
+
+    return run
+
+
+def prepared_adversary_step() -> Callable[[], Any]:
+    x, names = images(), noise()
+    grad = x.repeat_interleave(M, 0)
+    step_size, ball = device_number(0.5), drf_fast.HardBall(device_number(1.0))
+    return lambda: drf_fast.adversary_step(grad, x, x, step_size=step_size, ball=ball, **names)
+
+
+def prepared_counting() -> Callable[[], Any]:
+    logits, _ = logits_and_target()
+    counts = torch.zeros(B, CLASSES, dtype=torch.int64, device="meta")
+    trials = torch.full((B,), 100, device="meta")
+    alpha, sigma = device_number(0.001), device_number(0.5)
+
+    def run() -> None:
+        top = drf_fast.vote(logits, counts).amax(1)
+        drf_fast.clopper_pearson_lower(top, trials, alpha)
+        drf_fast.certified_radius(top, trials, sigma=sigma, alpha=alpha)
+
+    return run
+
+
+PREPARED = {
+    "noisy_repeat": prepared_noisy_repeat,
+    "losses": prepared_losses,
+    "adversary_step": prepared_adversary_step,
+    "counting": prepared_counting,
+}
+
+
+@pytest.mark.parametrize("name", PREPARED)
+def test_no_operation_reads_the_device_or_takes_a_number_from_the_cpu(name):
+    run = PREPARED[name]()
+    with OnOneDevice() as watch:
+        run()
+    assert any(name.startswith("drf_fast.") for name in watch.names)
+
+
+def test_the_watch_sees_what_it_looks_for():
+    x = images()
+    for read in (float, torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.nonzero):
+        with OnOneDevice(), pytest.raises((RuntimeError, NotImplementedError)):
+            read(x.sum())
+    with OnOneDevice(), pytest.raises(AssertionError, match="has a tensor on cpu"):
+        drf_fast.noisy_repeat(x, torch.ones((), dtype=torch.float64), M)
+
+
+def small_network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES)
+    )
+
+
+def fake_step(ball: drf_fast.SoftBall) -> Any:
+    ball.epsilon = device_number(1.0)
+    # Where the steps that warm up leave them.
+    ball.lam = device_number(0.5)
+    ball._window = torch.zeros(ball.kappa, dtype=torch.float64, device="meta")
+    with torch.device("meta"):
+        model = small_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return example.DRFStep(model, optimizer, ball, images())
+
+
+@pytest.mark.parametrize("form", ["prox", "excess", "shrink"])
+def test_the_step_of_the_example_stays_on_the_device(form):
+    ball = drf_fast.SoftBall(1.0, kappa=5, form=form)
+    step = fake_step(ball)
+    lam, window = ball.lam, ball._window
+    step()  # warms up
+    with OnOneDevice() as watch:
+        loss = step()
+    assert loss.device.type == "meta" and loss.shape == ()
+    ours = [name for name in watch.names if name.startswith("drf_fast.")]
+    assert len(ours) == 1 + 2 * step.attack_steps + 1
+    assert ball.lam is lam and ball._window is window  # changed in place
+
+
+def test_the_step_of_the_example_trains():
+    """On the CPU, where it is an ordinary step: its loss falls, lambda moves, noise changes."""
+    torch.manual_seed(0)
+    model = small_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.rand(8, 3, 8, 8)
+    y = (x.flatten(1).mean(1) > x.mean()).long()
+    step = example.DRFStep(model, optimizer, drf_fast.SoftBall(0.2, kappa=8, lambda_every=1), x)
+    losses, lambdas = [], []
+    for number in range(30):
+        step.load(x, y, torch.arange(8), drf_fast.noise_key(0, number))
+        losses.append(float(step()))
+        lambdas.append(float(step.ball.lam))
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert len(set(lambdas)) == 30
+    assert int(step.key) == drf_fast.noise_key(0, 29)
+
+
+# --------------------------------------------------------------------------- down to the launch
+
+
+def kernel_arguments(device: str, factor: float) -> dict[str, tuple[Any, ...]]:
+    """Arguments of each raw operation that has a kernel; ``factor`` changes every number."""
+
+    def number(value: float) -> torch.Tensor:
+        return torch.full((), value * factor, dtype=torch.float64, device=device)
+
+    x = torch.full((B, 3, 8, 8), 0.5, device=device)
+    grad = torch.full((B * M, 3, 8, 8), 0.5, device=device)
+    logits = torch.zeros(B, M, CLASSES, device=device)
+    target = torch.zeros(B, dtype=torch.int64, device=device)
+    name = torch.full((), int(1e9 * factor), device=device)
+    ids = torch.arange(B, device=device)
+    offset = torch.full((), int(8 * factor), device=device)
+    three = number(0.5), number(0.25), number(0.125)
+    return {
+        "noisy_repeat": (x, number(0.5), name, ids, offset, M, "train"),
+        "noisy_repeat_backward": (grad, M),
+        "smooth_ce": (logits, target, "mean", True),
+        "consistency_loss": (logits, target, number(2.0), number(0.5), "mean", True),
+        "macer_loss": (logits, target, *three, number(16.0), True),
+        "adversary_step": (
+            *(grad, x, x, *three, number(0.3), name, ids),
+            *("prox", "image", [0.0, 1.0]),
+        ),
+    }
+
+
+OPERATIONS = tuple(kernel_arguments("meta", 1.0))
+
+
+def launches(operation: str, device: str, factor: float) -> list[Any]:
+    pytest.importorskip("triton", reason="the kernels need triton")
+    from drf_fast.backends import triton
+    from drf_fast.kernels.launch import recording  # pyright: ignore[reportMissingImports]
+
+    arguments = kernel_arguments(device, factor)[operation]
+    with recording() as recorded:
+        triton.load(operation)(*arguments)
+    assert recorded
+    return recorded
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_kernel_is_launched_without_reading_a_value(operation):
+    with OnOneDevice():
+        launches(operation, "meta", 1.0)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_no_launch_argument_follows_a_number(operation):
+    def beside_memory(factor: float) -> list[Any]:
+        return [
+            (
+                launch.kernel,
+                launch.programs,
+                launch.num_warps,
+                launch.constants,
+                [value for value in launch.arguments if not isinstance(value, torch.Tensor)],
+            )
+            for launch in launches(operation, "cpu", factor)
+        ]
+
+    assert beside_memory(1.0) == beside_memory(0.75)
+    assert not any(isinstance(v, float) for *_, rest in beside_memory(1.0) for v in rest)
+
+
+# ------------------------------------------------------------------------------- on a real GPU
+
+
+def gpu_step(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    model = small_network().cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    ball = drf_fast.SoftBall(example.scalar(0.5, torch.device("cuda")), kappa=8, lambda_every=1)
+    return example.DRFStep(model, optimizer, ball, torch.empty(8, 3, 8, 8, device="cuda"))
+
+
+@pytest.mark.gpu
+def test_replays_follow_their_numbers_as_eager_steps_do():
+    generator = torch.Generator().manual_seed(3)
+    eager, graphed = gpu_step(), gpu_step()
+    x = torch.rand(8, 3, 8, 8, generator=generator)
+    y = torch.randint(CLASSES, (8,), generator=generator)
+    for step in (eager, graphed):
+        step.load(x, y, torch.arange(8), 1)
+    for _ in range(2):
+        eager()
+    graph, loss = example.capture(graphed, warm_up=2)
+    seen = []
+    for number in range(20):
+        x = torch.rand(8, 3, 8, 8, generator=generator)
+        ids = torch.randperm(100, generator=generator)[:8]
+        for step in (eager, graphed):
+            step.load(x, y, ids, drf_fast.noise_key(7, number))
+            step.sigma.fill_(0.1 + 0.02 * number)
+            step.ball.epsilon.fill_(0.3 + 0.02 * number)
+        expected = eager()
+        graph.replay()
+        assert torch.allclose(loss, expected, rtol=1e-4)
+        assert torch.allclose(graphed.ball.lam, eager.ball.lam, rtol=1e-4)
+        seen.append((float(loss), float(graphed.ball.lam)))
+    assert len(set(seen)) == 20
+    for a, b in zip(graphed.model.parameters(), eager.model.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_a_number_from_the_cpu_cannot_be_captured():
+    x, graph = torch.rand(B, 3, 8, 8, device="cuda"), torch.cuda.CUDAGraph()
+    drf_fast.noisy_repeat(x, 0.5, M)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph), pytest.raises(RuntimeError, match="graph is being captured"):
+        drf_fast.noisy_repeat(x, 0.5, M)
+
+
+@pytest.mark.gpu
+def test_a_training_step_never_waits_for_the_gpu():
+    step = gpu_step()
+    x, y = torch.rand(8, 3, 8, 8, device="cuda"), torch.zeros(8, dtype=torch.int64, device="cuda")
+    step.x.copy_(x)
+    step.y.copy_(y)
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,23 @@
+"""Runs what the interpreter runs once more, compiled, on a GPU: tests/instruments/on_gpu.py says how."""
+
+from __future__ import annotations
+
+import os
+
+import kernel_sessions
+import on_gpu
+import pytest
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(on_gpu.CHOSEN, reason="the whole session runs on the GPU"),
+]
+# These are about the interpreter's own instruments.
+INTERPRETED = ("test_harness.py", "test_memory.py")
+
+
+@pytest.mark.timeout(1800)
+def test_compiled_on_the_gpu():
+    files = [file for file in kernel_sessions.FILES if file.name not in INTERPRETED]
+    processes = max(2, (os.cpu_count() or 2) - 2)  # the first session compiles every kernel
+    kernel_sessions.passes(files, processes, DRF_FAST_TEST_KERNELS="cuda")

@@ -1,0 +1,142 @@
+"""Which implementation runs: the environment variable, the context manager, the fallback."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import drf_fast
+from drf_fast.backends import dispatch
+from drf_fast.backends.native import cpu
+from drf_fast.backends.reference import operations as reference
+from drf_fast.ops import schemas
+
+CALLS = {
+    "vote": lambda: drf_fast.vote(torch.zeros(4, 3), torch.zeros(2, 3, dtype=torch.int64)),
+    "smooth_ce": lambda: drf_fast.smooth_ce(torch.zeros(4, 3), torch.zeros(2).long(), 2),
+    "noisy_repeat": lambda: drf_fast.noisy_repeat(torch.zeros(2, 3), 0.5, 2),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_choice_from_outside(monkeypatch):
+    monkeypatch.delenv("DRF_FAST_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_table", {})
+
+
+@pytest.fixture
+def without_compiled_parts(monkeypatch):
+    monkeypatch.setattr(cpu, "OPERATIONS", {})
+
+
+@pytest.fixture
+def marked(monkeypatch):
+    """A compiled ``vote`` that only records that it ran, and nothing else compiled."""
+    calls: list[str] = []
+    monkeypatch.setattr(cpu, "OPERATIONS", {"vote": "native"})
+    monkeypatch.setattr(cpu, "vote", lambda logits, counts: calls.append("vote"))
+    return calls
+
+
+def test_the_default_is_auto():
+    assert dispatch.current() == "auto"
+
+
+def test_the_reference_has_every_operation():
+    assert set(reference.__all__) == set(schemas._SCHEMAS)
+    with drf_fast.use_backend("reference"):
+        for name in schemas._SCHEMAS:
+            for device in ("cpu", "cuda", "mps"):
+                assert dispatch.implementation(name, device) is getattr(reference, name) or (
+                    device == "cuda"
+                )
+
+
+def test_every_compiled_operation_is_there_under_its_name():
+    for name, kind in cpu.OPERATIONS.items():
+        assert name in schemas._SCHEMAS and kind in ("native", "triton")
+        assert callable(getattr(cpu, name))
+        with drf_fast.use_backend(kind):
+            assert dispatch.implementation(name, "cpu") is getattr(cpu, name)
+
+
+def test_auto_takes_what_is_compiled_and_the_reference_for_the_rest(marked):
+    CALLS["vote"]()
+    assert marked == ["vote"]
+    assert dispatch.implementation("smooth_ce", "cpu") is reference.smooth_ce
+    assert dispatch.implementation("vote", "mps") is reference.vote
+
+
+def test_auto_never_fails_because_a_compiled_part_is_missing(without_compiled_parts):
+    for name, call in CALLS.items():
+        call()
+        assert dispatch.implementation(name, "cpu") is getattr(reference, name)
+
+
+def test_the_environment_variable_chooses(marked, monkeypatch):
+    monkeypatch.setenv("DRF_FAST_BACKEND", "reference")
+    assert dispatch.current() == "reference"
+    CALLS["vote"]()
+    assert marked == []
+
+
+def test_an_unknown_name_in_the_environment_is_an_error(monkeypatch):
+    monkeypatch.setenv("DRF_FAST_BACKEND", "cuda")
+    with pytest.raises(ValueError, match=r"DRF_FAST_BACKEND.*one of auto, .*triton, got 'cuda'"):
+        CALLS["smooth_ce"]()
+
+
+def test_an_unknown_name_in_the_context_manager_is_an_error_and_changes_nothing():
+    with (
+        pytest.raises(ValueError, match=r"use\(\).*expected one of auto, .*got 'fast'"),
+        drf_fast.use_backend("fast"),
+    ):
+        raise AssertionError("entered")
+    assert dispatch.current() == "auto"
+
+
+def test_the_context_manager_beats_the_environment_and_restores_what_was(marked, monkeypatch):
+    monkeypatch.setenv("DRF_FAST_BACKEND", "reference")
+    with drf_fast.use_backend("native"):
+        assert dispatch.current() == "native"
+        CALLS["vote"]()
+        with drf_fast.use_backend("reference"):
+            CALLS["vote"]()
+        assert dispatch.current() == "native"
+        CALLS["vote"]()
+    assert dispatch.current() == "reference"
+    CALLS["vote"]()
+    assert marked == ["vote"] * 2
+
+
+def test_the_context_manager_restores_after_an_exception():
+    with pytest.raises(KeyError), drf_fast.use_backend("reference"):
+        raise KeyError
+    assert dispatch.current() == "auto"
+
+
+@pytest.mark.parametrize("operation", list(CALLS))
+def test_a_chosen_backend_without_the_operation_is_an_error(without_compiled_parts, operation):
+    with (
+        drf_fast.use_backend("native"),
+        pytest.raises(RuntimeError, match=f"'native'.*{operation}.*cpu tensors.*'auto' or"),
+    ):
+        CALLS[operation]()
+
+
+@pytest.mark.parametrize("operation", ["smooth_ce", "noisy_repeat"])
+def test_a_backend_of_another_kind_is_not_taken_silently(monkeypatch, operation):
+    monkeypatch.setattr(cpu, operation, lambda *arguments: pytest.fail("the native one ran"))
+    with (
+        drf_fast.use_backend("triton"),
+        pytest.raises(RuntimeError, match=f"'triton' cannot run {operation}: "),
+    ):
+        CALLS[operation]()
+    assert dispatch.current() == "auto"
+
+
+def test_what_has_no_triton_form_runs_as_under_auto_where_triton_is_chosen(marked):
+    with drf_fast.use_backend("triton"):
+        CALLS["vote"]()
+        assert dispatch.implementation("certified_radius", "cpu") is reference.certified_radius
+    assert marked == ["vote"]

@@ -1,0 +1,199 @@
+"""The pooling of LeNet: values and gradients of torch, bit for bit, and the image's by its own way.
+
+float64 and other layouts take torch's own way, which is what the rest is compared with.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import drf_fast
+from drf_fast.backends.native import library
+from drf_fast.backends.native import pooling as native
+from drf_fast.models import LeNet
+from drf_fast.ops.pooling import conv_pool_relu, max_pool_relu
+
+needs_native = pytest.mark.skipif(not library.available(), reason="needs the C++ core")
+LAST = torch.channels_last
+ISAS = ["avx512", "avx2", "baseline"]
+DTYPES = [torch.float32, torch.bfloat16]
+SHAPES = [(2, 20, 24, 24), (3, 1, 2, 2), (1, 3, 6, 10), (5, 50, 8, 8), (2, 17, 4, 2)]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    library.load().use_isa(request.param)
+    yield request.param
+    library.load().use_isa("")
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def awkward(shape, dtype, seed=0):
+    """Ties, zeros of both signs, windows below 0, infinities and NaN."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator)
+    x = torch.where(torch.rand(shape, generator=generator) < 0.5, x.round(), x)
+    for value in (-0.0, float("inf"), -float("inf"), float("nan")):
+        x[torch.rand(shape, generator=generator) < 0.03] = value
+    return x.to(dtype).contiguous(memory_format=LAST)
+
+
+def same(a, b):
+    return a.dtype == b.dtype and torch.equal(a.nan_to_num(123.0), b.nan_to_num(123.0))
+
+
+def plain(x):
+    return F.relu(F.max_pool2d(x, 2))
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_and_gradients_are_torchs(shape, dtype, isa, threads):
+    for seed in range(3):
+        x = awkward(shape, dtype, seed)
+        ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y, expected = max_pool_relu(ours), plain(theirs)
+        assert "_MaxPoolReLU" in type(y.grad_fn).__name__
+        assert y.is_contiguous(memory_format=LAST) and same(y, expected)
+        weights = torch.randn_like(expected, memory_format=torch.contiguous_format)
+        (got,) = torch.autograd.grad(y, ours, weights)
+        assert same(got, torch.autograd.grad(expected, theirs, weights)[0])
+        with torch.no_grad():
+            assert same(max_pool_relu(ours), expected)
+
+
+def places(y):
+    index = native.max_pool_relu(y.contiguous(memory_format=LAST), indexed=True)[1]
+    assert index is not None
+    return index
+
+
+def convolution(channels, k, dtype):
+    torch.manual_seed(1)
+    return nn.Conv2d(1, channels, k).to(dtype)
+
+
+@needs_native
+@pytest.mark.parametrize("layout", [LAST, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels, k, size", [(20, 5, (28, 28)), (3, 3, (6, 8)), (1, 7, (8, 14))])
+def test_the_gradient_for_images(channels, k, size, dtype, layout, isa, threads):
+    conv = convolution(channels, k, dtype).to(memory_format=layout)
+    x = torch.rand(5, 1, *size).to(dtype).requires_grad_()
+    y = conv_pool_relu(conv, x)
+    assert "_ConvPoolReLU" in type(y.grad_fn).__name__
+    weights = torch.randn_like(y)
+    (got,) = torch.autograd.grad(y, x, weights)
+    # The same winners, then float64: sums of C k^2 / 4 terms and one rounding.
+    index = places(conv(x))
+    unpooled = native.max_pool_relu_backward(weights, index).double()
+    exact = F.conv_transpose2d(unpooled, conv.weight.double())
+    scale = F.conv_transpose2d(unpooled.abs(), conv.weight.double().abs())
+    assert got.dtype == dtype and got.shape == x.shape
+    assert bool(((got.double() - exact).abs() <= (torch.finfo(dtype).eps + 4e-7) * scale).all())
+
+
+@needs_native
+def test_its_bits_depend_on_neither_threads_nor_instructions():
+    conv = convolution(20, 5, torch.float32)
+    x = torch.rand(64, 1, 28, 28)
+    index = places(conv(x))
+    grad = torch.randn(64, 20, 12, 12)
+    found = []
+    for isa in ISAS:
+        library.load().use_isa(isa)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(native.pooled_image_gradient(grad, index, conv.weight.detach()))
+    library.load().use_isa("")
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+class PlainLeNet(LeNet):
+    def forward(self, x):
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+def outcomes(model, x, weights, half=False):
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        logits = model(x)
+    leaves = [x, *(p for p in model.parameters() if p.requires_grad)]
+    return [logits, *torch.autograd.grad(logits, leaves, weights.to(logits.dtype))]
+
+
+@pytest.mark.parametrize("layout", [LAST, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("half", [False, True])
+def test_lenet_is_the_plain_lenet(layout, frozen, half):
+    torch.manual_seed(2)
+    ours, theirs = LeNet().to(memory_format=layout), PlainLeNet().to(memory_format=layout)
+    theirs.load_state_dict(ours.state_dict())
+    for model in (ours, theirs):
+        model.requires_grad_(not frozen)
+    x, weights = torch.rand(9, 1, 28, 28), torch.randn(9, 10)
+    for got, expected in zip(
+        outcomes(ours, x, weights, half), outcomes(theirs, x, weights, half), strict=True
+    ):
+        assert got.dtype == expected.dtype
+        limit = 0.02 if half else 1e-5
+        assert float((got - expected).detach().norm()) <= limit * float(expected.detach().norm())
+
+
+def test_what_is_not_ours_is_torchs():
+    x = torch.rand(2, 1, 28, 28, requires_grad=True)
+    model = LeNet()
+    with drf_fast.use_backend("reference"):
+        assert "Function" not in type(max_pool_relu(x).grad_fn).__name__
+        expected = model(x)
+    assert torch.allclose(model(x), expected, rtol=1e-5, atol=1e-6)
+    assert max_pool_relu(torch.rand(1, 2, 5, 7)).shape == (1, 2, 2, 3)  # odd sizes
+    assert max_pool_relu(x.double()).dtype == torch.float64
+    total = torch.func.grad(lambda images: model(images).square().sum())(x.detach())
+    (own,) = torch.autograd.grad(model(x).square().sum(), x)
+    assert torch.allclose(total, own, rtol=1e-4, atol=1e-6)
+
+
+@needs_native
+def test_a_second_derivative_is_refused():
+    x = torch.rand(2, 1, 28, 28, requires_grad=True)
+    (grad,) = torch.autograd.grad(LeNet()(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: native.max_pool_relu(torch.rand(1, 2, 3, 4), True),
+        lambda: native.max_pool_relu(torch.rand(1, 2, 4, 4), True),  # another order
+        lambda: native.max_pool_relu(torch.rand(1, 1, 4, 4).double(), True),
+        lambda: native.max_pool_relu_backward(torch.rand(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)),
+        lambda: native.max_pool_relu_backward(
+            torch.rand(1, 1, 2, 3), torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
+        ),
+        lambda: native.pooled_image_gradient(
+            torch.rand(1, 1, 2, 2), torch.zeros(1, 1, 2, 2).byte(), torch.rand(1, 1, 4, 4)
+        ),
+        lambda: native.pooled_image_gradient(
+            torch.rand(1, 1, 2, 2), torch.zeros(1, 1, 2, 2).byte(), torch.rand(2, 1, 3, 3)
+        ),
+    ],
+)
+def test_the_native_calls_refuse_what_would_be_unsafe(call):
+    with pytest.raises(ValueError, match="expected .* got .*"):
+        call()

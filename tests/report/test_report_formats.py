@@ -1,0 +1,183 @@
+"""The report as text, for machines, and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drf_fast.certification.log import CertificationLog, Row, read_log, reader
+from drf_fast.commands.report import run
+from drf_fast.errors import InputError
+from drf_fast.report import summarize
+from drf_fast.report.groups import largest_radius
+from drf_fast.report.plot import curve
+
+CAPTION = (
+    "ACR and certified accuracy in % at L2 radius r (pixel units): 5 images of mnist-mini; "
+    "n = 1,000, alpha = 0.001; ± is the standard deviation over seeds; shares hold to within 61.6 "
+    "points (95 % Clopper-Pearson over images, not over seeds); largest possible radius "
+    "sigma*Phi^-1(alpha^(1/n)): 1.232 at sigma = 0.5, reached by no image."
+)
+TABLE = """\
+method    sigma  seeds            ACR  0.00  0.25  0.50  0.75  1.00  abstain
+gaussian    0.5      2  0.264 ± 0.122  60.0  40.0  30.0  20.0  10.0     30.0
+a_b & c     0.5      1          0.350  60.0  60.0  40.0  20.0  20.0     20.0
+"""
+MARKDOWN = """\
+| method | sigma | seeds | ACR | 0.00 | 0.25 | 0.50 | 0.75 | 1.00 | abstain |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| gaussian | 0.5 | 2 | 0.264 ± 0.122 | 60.0 | 40.0 | 30.0 | 20.0 | 10.0 | 30.0 |
+| a_b & c | 0.5 | 1 | 0.350 | 60.0 | 60.0 | 40.0 | 20.0 | 20.0 | 20.0 |
+"""
+LATEX_ROWS = r"""
+gaussian & 0.5 & 2 & 0.264 $\pm$ 0.122 & 60.0 & 40.0 & 30.0 & 20.0 & 10.0 & 30.0 \\
+a\_b \& c & 0.5 & 1 & 0.350 & 60.0 & 60.0 & 40.0 & 20.0 & 20.0 & 20.0 \\
+"""
+
+
+@pytest.fixture(autouse=True)
+def radii_by_hand(monkeypatch) -> None:
+    """Let the logs below pass though no count gives their radii: the figures can be checked."""
+    monkeypatch.setattr(reader, "refuse_other_certificates", lambda *log: None)
+
+
+@pytest.fixture
+def three(tmp_path) -> list[Path]:
+    """Two seeds of one method and a log of another; (label, predict, radius) a row."""
+    first = [(3, 3, 1.0), (1, 1, 0.5), (2, 5, 0.75), (4, -1, 0.0), (0, 0, 0.25)]
+    second = [(3, 3, 0.7625), (1, -1, 0.0), (2, 2, 0.125), (4, -1, 0.0), (0, 0, 0.0)]
+    config = {"sigma": 0.5, "n": 1000, "alpha": 0.001, "budget": "fixed", "data": "mnist-mini"}
+    paths = []
+    for name, method, rows in [
+        ("a.tsv", "gaussian", first),
+        ("b.tsv", "gaussian", second),
+        ("c.tsv", "a_b & c", first),
+    ]:
+        paths.append(tmp_path / name)
+        with CertificationLog.create(paths[-1], config | {"method": method}) as log:
+            for idx, (label, predict, radius) in enumerate(rows):
+                log.append(Row(idx, label, predict, radius, 1.0, 900, 1000, 0.5))
+    return paths
+
+
+def test_the_table_is_aligned_text_where_there_is_no_terminal(three, capsys):
+    assert run(three) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{TABLE}\n{CAPTION}\n" and captured.err == ""
+
+
+def test_markdown(three, capsys):
+    assert run(three, format="markdown") == 0
+    assert capsys.readouterr().out == f"{MARKDOWN}\n{CAPTION}\n"
+
+
+def test_latex_escapes_what_it_must(three, capsys):
+    assert run(three, format="latex") == 0
+    out = capsys.readouterr().out
+    assert LATEX_ROWS in out and r"accuracy in \% at" in out
+    assert r"Phi\textasciicircum -1" in out
+    assert out.count("{tabular}") == 2 and out.count(r"\begin") == out.count(r"\end") == 2
+
+
+def test_csv_has_full_precision_and_the_settings(three, capsys):
+    assert run(three, format="csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["row"] for row in rows] == ["measured", "lower", "upper"] * 2
+    rows = rows[::3]
+    assert [row["method"] for row in rows] == ["gaussian", "a_b & c"]
+    assert rows[0]["acr"] == "0.263750"
+    assert (rows[0]["images"], rows[0]["n"], rows[0]["alpha"]) == ("5", "1000", "0.001")
+    assert rows[0]["r0.25"] == "40.000000" and rows[1]["acr_std"] == ""
+
+
+def test_json_is_for_machines(three, capsys):
+    assert run(three, format="json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["caption"] == CAPTION and report["images"] == 5
+    assert (report["n"], report["alpha"], report["radii"]) == (1000, 0.001, [0, 0.25, 0.5, 0.75, 1])
+    gaussian = report["groups"][0]
+    assert gaussian["seeds"] == 2 and gaussian["acr"] == pytest.approx(0.26375)
+    assert gaussian["acr_of"] == {
+        str(three[0]): pytest.approx(0.35),
+        str(three[1]): pytest.approx(0.1775),
+    }
+    assert gaussian["cap"] == pytest.approx(largest_radius(0.5, 1000, 0.001))
+    assert gaussian["paper"] is None
+
+
+@pytest.mark.parametrize(("width", "drawn"), [(200, True), (40, False)])
+def test_on_a_terminal_no_digit_is_lost_to_its_width(three, monkeypatch, capsys, width, drawn):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert run(three) == 0
+    out = capsys.readouterr().out
+    assert ("─" in out) == drawn
+    for number in ("0.264 ± 0.122", "40.0", "30.0"):
+        assert number in out
+    assert "…" not in out
+
+
+def test_help_and_a_wrong_flag_do_not_wait_for_torch(three):
+    code = (
+        "import sys; from drf_fast.commands.cli import main; import atexit; "
+        "atexit.register(lambda: print('torch' in sys.modules)); main(sys.argv[1:])"
+    )
+    for words in (["report", "--help"], ["report", str(three[0]), "--format", "html"]):
+        command = [sys.executable, "-c", code, *words]
+        found = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert found.stdout.splitlines()[-1] == "False", found.stderr
+
+
+# ---------------------------------------------------------------- picture
+
+
+def test_the_curve_is_the_exact_step_function(three):
+    summary = summarize([read_log(path) for path in three[:2]])
+    r, mean, lowest, highest = curve(summary.groups[0].group)
+    assert r == pytest.approx([0, 0.125, 0.25, 0.5, 0.7625, 1.0], abs=1e-12)
+    assert highest.tolist() == [60, 60, 60, 40, 20, 20]
+    assert lowest.tolist() == [60, 40, 20, 20, 20, 0]
+    assert mean.tolist() == [60, 50, 40, 30, 20, 10]
+
+
+@pytest.mark.parametrize("name", ["curve.png", "curve.pdf", "curve.svg"])
+def test_the_picture_is_written(three, tmp_path, capsys, name):
+    assert run(three, format="json", plot=tmp_path / name) == 0
+    content = (tmp_path / name).read_bytes()
+    assert content.startswith({"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[name[-3:]])
+    captured = capsys.readouterr()
+    json.loads(captured.out)  # results only
+    assert f"wrote {tmp_path / name}" in captured.err
+
+
+def test_the_picture_names_each_group_and_its_units(three, tmp_path):
+    run(three, plot=tmp_path / "curve.svg")
+    text = (tmp_path / "curve.svg").read_text()
+    for words in ("L2 radius r (pixel units)", "certified accuracy (%)", "σ = 0.5 (ACR 0.264)"):
+        assert words in text
+
+
+def test_a_picture_is_not_overwritten_without_force(three, tmp_path, capsys):
+    picture = tmp_path / "curve.png"
+    picture.write_text("mine")
+    with pytest.raises(InputError, match=r"curve\.png exists.*--force"):
+        run(three, plot=picture)
+    assert picture.read_text() == "mine" and capsys.readouterr().out == ""
+    assert run(three, plot=picture, force=True) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("curve.txt", r"ends in \.png, \.pdf, \.svg, got '\.txt'"), ("absent/a.png", "cannot write")],
+)
+def test_a_picture_that_cannot_be_written_is_refused(three, tmp_path, capsys, name, message):
+    with pytest.raises(InputError, match=message):
+        run(three, plot=tmp_path / name)
+    assert capsys.readouterr().out == ""

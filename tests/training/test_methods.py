@@ -1,0 +1,266 @@
+"""Each training loss against its formula, written plainly in float64, and what they share."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import drf_fast
+from drf_fast.commands.cli import main
+from drf_fast.training import methods
+from drf_fast.training.methods.common import Batch, MethodOptions
+
+B, M, K, SIGMA = 6, 3, 5, 0.3
+OPTIONS: dict[str, Any] = {"sigma": SIGMA, "num_samples": M, "steps": 3, "mix_alpha": 0.4}
+
+
+class Net(nn.Module):
+    """Smooth, in float64, and sharp enough for MACER's margin to be open and for some mistakes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.a = nn.Parameter(torch.randn(9, 8, generator=generator, dtype=torch.float64))
+        self.b = nn.Parameter(torch.randn(8, K, generator=generator, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x.flatten(1) @ self.a * 0.4) @ self.b * 0.7
+
+
+@pytest.fixture
+def batch() -> Batch:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.rand(B, 1, 3, 3, generator=generator, dtype=torch.float64)
+    target = Net()(x).argmax(1)
+    target[:2] = (target[:2] + 1) % K  # so that some are classified wrong
+    return Batch(x, target, drf_fast.noise_key(5, 7), torch.arange(20, 20 + B))
+
+
+def noisy(x: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(B, m, ...) copies of x under the noise of the batch."""
+    return drf_fast.noisy_repeat(x, SIGMA, M, **batch.noise).unflatten(0, (B, M))
+
+
+def cross_entropy(logits: torch.Tensor, label: int) -> torch.Tensor:
+    return torch.logsumexp(logits, 0) - logits[label]
+
+
+def plain_gaussian(net: Net, batch: Batch, o: MethodOptions) -> torch.Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for copies, y in zip(noisy(batch.x, batch), batch.target.tolist(), strict=True):
+        for row in net(copies):
+            total = total + cross_entropy(row, y) / (B * M)
+    return total
+
+
+def plain_stability(net: Net, batch: Batch, o: MethodOptions) -> torch.Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for b, y in enumerate(batch.target.tolist()):
+        clean = net(batch.x[b : b + 1])[0]
+        total = total + cross_entropy(clean, y) / B
+        p = clean.exp() / clean.exp().sum()
+        for row in net(noisy(batch.x, batch)[b]):
+            log_q = row - torch.logsumexp(row, 0)
+            total = total - o.stability_lam * (p * log_q).sum() / (B * M)
+    return total
+
+
+def plain_macer(net: Net, batch: Batch, o: MethodOptions) -> torch.Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for copies, y in zip(noisy(batch.x, batch), batch.target.tolist(), strict=True):
+        logits = net(copies)
+        total = total - torch.log(logits.softmax(1).mean(0)[y] + 1e-10)
+        p, classes = (o.macer_beta * logits).softmax(1).mean(0).topk(2)
+        if int(classes[0]) != y:
+            continue
+        xi = torch.special.ndtri(p[0]) - torch.special.ndtri(p[1])
+        if math.isfinite(xi.item()) and abs(xi.item()) <= o.macer_gamma:
+            total = total + o.macer_lam * o.sigma / 2 * (o.macer_gamma - xi)
+    return total / B
+
+
+def ascend(net: Net, x: torch.Tensor, batch: Batch, o: MethodOptions, steps: int) -> torch.Tensor:
+    """Unbounded: x + alpha g/||g||, clamped, g the gradient of -log of the mean probability."""
+    for _ in range(steps):
+        x = x.detach().requires_grad_()
+        probability = net(noisy(x, batch).flatten(0, 1)).softmax(1).unflatten(0, (B, M)).mean(1)
+        loss = -probability[range(B), batch.target].log().sum()
+        (g,) = torch.autograd.grad(loss, x)
+        x = (x + o.mix_alpha * g / g.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).clamp(0, 1)
+    return x.detach()
+
+
+def plain_smoothmix(net: Net, batch: Batch, o: MethodOptions) -> torch.Tensor:
+    from drf_fast.training.methods.smoothmix import _mixing_weight
+
+    far = ascend(net, batch.x, batch, o, o.steps)
+    near = batch.x
+    if o.mix_step:
+        near = ascend(net, batch.x, batch, o, 1)
+        for b in range(B):
+            shift = near[b] - batch.x[b]
+            near[b] = batch.x[b] + shift * min(1.0, o.mix_radius / float(shift.norm()))
+        near = near.clamp(0, 1)
+    u = _mixing_weight(batch, M).double()
+    total = torch.zeros((), dtype=torch.float64)
+    for b, y in enumerate(batch.target.tolist()):
+        logits = net(noisy(near, batch)[b])
+        mean = logits.softmax(1).mean(0)
+        mix = (1 - u[b]) * near + u[b] * far  # of all images; b's is used
+        goal = (1 - u[b]) * mean + u[b] / K
+        for row, mixed in zip(logits, net(noisy(mix, batch)[b]), strict=True):
+            total = total + cross_entropy(row, y) / (B * M)
+            if int(mean.argmax()) == y:
+                log_q = mixed - torch.logsumexp(mixed, 0)
+                total = total + o.mix_eta * (goal * (goal.log() - log_q)).sum() / (B * M)
+    return total
+
+
+def plain_consistency(net: Net, batch: Batch, o: MethodOptions) -> torch.Tensor:
+    total = plain_gaussian(net, batch, o)
+    for copies in noisy(batch.x, batch):
+        p = net(copies).softmax(1)
+        mean = p.mean(0)
+        divergence = (mean * (mean.log() - p.log())).sum(1).mean()
+        entropy = -(mean * mean.log()).sum()
+        total = total + (o.consistency_lam * divergence + o.consistency_eta * entropy) / B
+    return total
+
+
+CASES = [
+    ("gaussian", plain_gaussian, {}),
+    ("stability", plain_stability, {"stability_lam": 1.7}),
+    ("macer", plain_macer, {"macer_lam": 3.0, "macer_gamma": 6.0, "macer_beta": 2.0}),
+    ("macer", plain_macer, {"macer_lam": 0.0}),
+    ("smoothmix", plain_smoothmix, {"mix_eta": 5.0}),
+    ("smoothmix", plain_smoothmix, {"mix_eta": 2.0, "mix_step": 1, "mix_radius": 0.15}),
+    ("consistency", plain_consistency, {"consistency_lam": 4.0, "consistency_eta": 0.7}),
+]
+
+
+@pytest.mark.parametrize(("name", "plain", "values"), CASES, ids=lambda v: str(v)[:40])
+def test_value_and_gradient_are_those_of_the_formula(batch, monkeypatch, name, plain, values):
+    options = MethodOptions(**OPTIONS, **values)
+    # Losses that lift half precision by .float() would lower float64.
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
+    net, twin = Net(), Net()
+    got = methods.get(name).step(net, batch, options, None)
+    expected = plain(twin, batch, options)
+    got.loss.backward()
+    expected.backward()
+    assert got.logits.shape == (B * M, K) and not got.logits.requires_grad
+    assert got.loss.item() == pytest.approx(expected.item(), rel=1e-6)  # u and noise are float32
+    for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None
+        assert float((a.grad - b.grad).abs().max()) < 1e-6 * float(b.grad.abs().max())
+
+
+def test_the_batch_of_these_cases_reaches_every_term(batch):
+    net = Net()
+    right = net(noisy(batch.x, batch).flatten(0, 1)).softmax(1).unflatten(0, (B, M)).mean(1)
+    assert 0 < int((right.argmax(1) == batch.target).sum()) < B
+    whole = MethodOptions(**OPTIONS, macer_lam=3.0, macer_gamma=6.0, macer_beta=2.0)
+    none = MethodOptions(**OPTIONS, macer_lam=0.0)
+    assert (plain_macer(net, batch, whole) - plain_macer(net, batch, none)).item() > 0.05
+    one = ascend(net, batch.x, batch, whole, 1)
+    assert float((one - batch.x).flatten(1).norm(dim=1).max()) > 0.15  # mix_radius cuts
+
+
+def test_mixing_weights_are_uniform_to_one_half_and_belong_to_step_and_image():
+    from drf_fast.training.methods.smoothmix import _mixing_weight
+
+    def weights(key: int, ids: torch.Tensor, m: int = M) -> torch.Tensor:
+        nothing = torch.zeros(len(ids), 1)
+        return _mixing_weight(Batch(nothing, torch.zeros(len(ids)), key, ids), m)
+
+    ids = torch.arange(20_000)
+    u = weights(3, ids)
+    assert float(u.min()) > 0 and float(u.max()) < 0.5
+    expected = (torch.arange(20_000) + 0.5) / 40_000
+    assert float((u.sort().values - expected).abs().max()) < 0.5 * 1.95 / math.sqrt(20_000)
+    assert torch.equal(weights(3, ids[100:110]), u[100:110])
+    assert not torch.equal(weights(4, ids), u)
+    # The normal behind it is none of the m that the copies have.
+    z = torch.special.ndtri(2 * u[:50].double())
+    noise = drf_fast.noisy_repeat(torch.zeros(50, 1), 1.0, M, seed=3, image_ids=ids[:50])
+    assert float((noise.unflatten(0, (50, M)).squeeze(2) - z[:, None]).abs().min()) > 1e-5
+
+
+def test_drf_on_smoothmix_prices_the_distance(batch):
+    for mix_step in (0, 1):
+        options = MethodOptions(**OPTIONS, mix_step=mix_step)
+        free = methods.get("smoothmix").step(Net(), batch, options, None).distance
+        for lam, share in ((0.0, 1.0), (0.5, 0.51), (1.0, 0.0)):
+            ball = drf_fast.SoftBall(0.5, lambda0=lam, form="prox")
+            distance = methods.get("smoothmix").step(Net(), batch, options, ball).distance
+            assert bool((distance <= share * 3 * 0.4 + 1e-6).all())
+            if lam == 0:
+                assert torch.allclose(distance, free, atol=1e-6)
+
+
+def test_consistency_without_its_weights_is_smoothadv(batch):
+    options = MethodOptions(**OPTIONS, consistency_lam=0.0, consistency_eta=0.0)
+    for ball in (drf_fast.HardBall(0.4), drf_fast.SoftBall(0.4)):
+        a = methods.get("consistency").step(Net(), batch, options, ball).loss
+        b = methods.get("smoothadv").step(Net(), batch, options, ball).loss
+        assert a.item() == pytest.approx(b.item(), rel=1e-6)
+
+
+def attacked(batch: Batch, ball: Any) -> drf_fast.adversary.AttackResult:
+    return drf_fast.attack(
+        Net(), batch.x, batch.target, sigma=SIGMA, num_samples=M, steps=4, step_size=0.2,
+        ball=ball, **batch.noise,
+    )  # fmt: skip
+
+
+def test_excess_with_lambda_1_is_the_hard_ball(batch):
+    soft = attacked(batch, drf_fast.SoftBall(0.4, lambda0=1.0, form="excess"))
+    hard = attacked(batch, drf_fast.HardBall(0.4))
+    assert torch.equal(soft.x, hard.x) and torch.equal(soft.noisy, hard.noisy)
+    assert float(hard.distance.max()) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("form", ["prox", "shrink", "excess"])
+def test_a_price_of_0_is_unconstrained(batch, form):
+    soft = attacked(batch, drf_fast.SoftBall(0.4, lambda0=0.0, form=form))
+    free = attacked(batch, None)
+    assert torch.equal(soft.x, free.x)
+    assert float(free.distance.min()) > 0.4
+
+
+@pytest.mark.parametrize("lam", [1.0, 1.5])
+@pytest.mark.parametrize("form", ["prox", "shrink"])
+def test_a_price_of_1_or_more_is_gaussian_training(batch, form, lam):
+    options = MethodOptions(**OPTIONS)
+    ball = drf_fast.SoftBall(0.4, lambda0=lam, form=form)
+    a = methods.get("smoothadv").step(Net(), batch, options, ball)
+    b = methods.get("gaussian").step(Net(), batch, options, None)
+    # alpha * lambda / ||d|| may round to just below 1
+    assert float(a.distance.max()) < 1e-6  # type: ignore[union-attr]
+    assert a.loss.item() == pytest.approx(b.loss.item(), rel=1e-6)
+
+
+TRAINED = [
+    ["--method", "stability", "--num-samples", "1", "--stability-lam", "0.5"],
+    ["--method", "macer", "--num-samples", "4", "--macer-lam", "4"],
+    ["--method", "smoothmix", "--no-drf", "--steps", "2", "--mix-alpha", "0.5"],
+    ["--method", "smoothmix", "--steps", "2", "--mix-step", "1", "--mix-warmup", "2"],
+    ["--method", "smoothadv", "--steps", "2", "--epsilon", "0.5"],
+    ["--method", "consistency", "--steps", "0"],
+]
+
+
+@pytest.mark.parametrize("flags", TRAINED, ids=lambda flags: " ".join(flags[1:4]))
+def test_a_short_training_beats_chance_under_noise(tmp_path, flags):
+    words = ["train", "--out", str(tmp_path / "r"), "--train-images", "1536", "--epochs", "2",
+             "--sigma", "0.25", "--device", "cpu", "--memory-format", "channels_last",
+             "--certify-images", "0", *flags]  # fmt: skip
+    assert main(words) == 0
+    metrics = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").open()]
+    assert metrics[-1]["test_accuracy_under_noise"] > 0.4  # chance is 0.1
+    assert ("distance" in metrics[0]) == ("--steps" in flags and flags[-1] != "0")

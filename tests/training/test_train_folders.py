@@ -1,0 +1,98 @@
+"""Training on folders of images: the normalising layer, crops and flips, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.commands.cli import main
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of coloured 16 x 16 images, told apart by their colour."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 24), ("test", 6)):
+        for name, base in (("blue", (30, 40, 200)), ("red", (200, 40, 30))):
+            (folder / split / name).mkdir(parents=True)
+            for at in range(count):
+                colour = tuple(value + 2 * at for value in base)
+                Image.new("RGB", (16, 16), colour).save(folder / split / name / f"{at}.png")
+    return folder
+
+
+def run_on(pictures: Path, out: Path, *flags: str) -> dict[str, Any]:
+    words = ["train", "--data", "imagefolder", "--data-dir", str(pictures), "--arch", "resnet20",
+             "--out", str(out), "--method", "gaussian", "--batch-size", "16", "--epochs", "2",
+             "--sigma", "0.1", "--device", "cpu", "--memory-format", "contiguous"]  # fmt: skip
+    assert main([*words, "--certify-images", "0", *flags]) == 0
+    return checkpoint.load(out / "checkpoint.pt")
+
+
+def test_the_first_layer_is_trained_with_recorded_and_certified(pictures, tmp_path, capsys):
+    plain = run_on(pictures, tmp_path / "a")
+    assert plain["config"]["normalize"] == "none" and "conv1.weight" in plain["model"]
+    saved = run_on(pictures, tmp_path / "b", "--normalize", "cifar10")
+    assert saved["config"]["normalize"] == "cifar10"
+    assert torch.equal(saved["model"]["0.std"], torch.tensor([0.2023, 0.1994, 0.2010]))
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["normalize"] == "cifar10"
+    words = ["certify", str(tmp_path / "b"), "--n", "100", "--n0", "10", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "log.tsv")]) == 0
+    log = json.loads((tmp_path / "log.json").read_text())
+    assert (log["data"], log["training"]["normalize"]) == ("imagefolder", "cifar10")
+    assert len((tmp_path / "log.tsv").read_text().splitlines()) == 13
+    assert main(["predict", str(tmp_path / "b"), "--n", "20", "--device", "cpu"]) == 0
+
+
+def test_cropped_images_are_the_same_after_a_break(pictures, tmp_path):
+    flags = ["--augment", "crop-flip"]
+    whole = run_on(pictures, tmp_path / "d", *flags)
+    run_on(pictures, tmp_path / "e", *flags, "--max-steps", "4")
+    resumed = run_on(pictures, tmp_path / "e", "--resume")
+    plain = run_on(pictures, tmp_path / "f")
+    weights = [saved["model"]["conv1.weight"] for saved in (whole, resumed, plain)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--normalize", "mnist"], "--normalize must be one of none, cifar10"),
+        (["--arch", "lenet"], "lenet takes 28x28 images, got images of shape (3, 16, 16)"),
+        (["--arch", "resnet50"], "at least 32x32, got images of shape (3, 16, 16)"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(pictures, tmp_path, capsys, flags, message):
+    words = ["train", "--data", "imagefolder", "--data-dir", str(pictures), "--arch", "resnet20"]
+    assert main([*words, "--out", str(tmp_path / "r"), *flags]) == 2
+    captured = capsys.readouterr().err
+    assert message in captured and not (tmp_path / "r").exists()
+
+
+def test_splits_of_other_sizes_are_refused(pictures, tmp_path, capsys):
+    shutil.copytree(pictures, tmp_path / "p")
+    for path in (tmp_path / "p" / "test").rglob("*.png"):
+        Image.open(path).resize((20, 16)).save(path)
+    words = ["train", "--data", "imagefolder", "--data-dir", str(tmp_path / "p")]
+    assert main([*words, "--arch", "resnet20", "--out", str(tmp_path / "r")]) == 2
+    assert "test images of shape (3, 16, 20): expected one shape" in capsys.readouterr().err
+
+
+def test_a_damaged_image_stops_a_run_with_one_sentence(pictures, tmp_path, capsys):
+    shutil.copytree(pictures, tmp_path / "p")
+    (tmp_path / "p" / "train" / "red" / "3.png").write_bytes(b"\x89PNG")
+    for data in ("imagefolder", "imagenet"):
+        words = ["train", "--data", data, "--data-dir", str(tmp_path / "p"), "--batch-size", "4"]
+        words += ["--method", "gaussian", "--arch", "resnet20", "--normalize", "none"]
+        words += ["--num-samples", "1", "--epochs", "1", "--device", "cpu"]
+        assert main([*words, "--out", str(tmp_path / data), "--memory-format", "contiguous"]) == 2
+        message = capsys.readouterr().err
+        assert str(tmp_path / "p" / "train" / "red" / "3.png") in message
+        assert "Traceback" not in message
