@@ -3,8 +3,8 @@
     python benchmarks/kernel_costs.py > docs/kernels.md
 
 It needs triton, nvcc and g++, but no GPU, and some minutes: bytes are counted in Triton's
-interpreter (tests/instruments/phantom.py), in a process of its own; instructions and registers are read in
-the machine code for sm_90 (tests/instruments/sass.py); benchmarks/kernel_model.py predicts the time;
+interpreter (tests/instruments/phantom.py), in a process of its own; instructions and registers are
+read in the machine code for sm_90 (tests/instruments/sass.py); kernel_model.py predicts the time;
 benchmarks/cuda_costs.py does the same for CUDA C++. The eager formulation of
 benchmarks/published.py is counted operation by operation on tensors without memory.
 """

@@ -1,0 +1,1 @@
+"""CERTIFY and PREDICT: votes under noise, when they suffice, what they prove, and the log."""

@@ -1,0 +1,1 @@
+"""Checkpoints, ours and those of other repositories, read without running their code."""

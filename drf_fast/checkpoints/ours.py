@@ -77,7 +77,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_any(path: Path, arch: str | None = None, normalize: str | None = None) -> dict[str, Any]:
-    """As ``load``, but checkpoints of other repositories too: see ``drf_fast.checkpoints.foreign.load``.
+    """As ``load``, but checkpoints of other repositories too: see ``foreign.load``.
 
     Raises:
         InputError: as both of them; ``arch`` or ``normalize`` for a checkpoint of ours, except

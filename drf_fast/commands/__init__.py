@@ -1,0 +1,1 @@
+"""``drf-fast``: the command line, one file a command."""

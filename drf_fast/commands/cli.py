@@ -11,8 +11,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from drf_fast import __version__
 from drf_fast.errors import InputError, RunError
+from drf_fast.version import __version__
 
 _USAGE = """\
 usage: drf-fast COMMAND [OPTIONS]

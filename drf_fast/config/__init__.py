@@ -1,0 +1,1 @@
+"""Every setting once, what it means, and how flags, files and recipes become one configuration."""

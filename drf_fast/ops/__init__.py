@@ -1,0 +1,1 @@
+"""The operations as torch knows them: schemas, argument checks, backward passes."""

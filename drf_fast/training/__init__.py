@@ -1,1 +1,1 @@
-"""What ``train.py`` is made of: the run in memory, its schedules, one step, the checkpoint."""
+"""The training loop and what it is made of: the run in memory, schedules, one step, methods."""

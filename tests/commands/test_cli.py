@@ -27,7 +27,11 @@ def run(*words: str, **options) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_lists_every_command_and_imports_no_torch():
-    code = "import sys, drf_fast.commands.cli as c; c.main(['--help']); assert 'torch' not in sys.modules"
+    code = (
+        "import sys, drf_fast.commands.cli as c\n"
+        "c.main(['--help'])\n"
+        "assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(f"  {command} " in done.stdout for command in COMMANDS)

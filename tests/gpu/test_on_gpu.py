@@ -1,4 +1,4 @@
-"""Runs what the interpreter runs once more, compiled, on a GPU: tests/instruments/on_gpu.py says how."""
+"""Runs what the interpreter runs once more, compiled, on a GPU: see tests/instruments/on_gpu.py."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The compiled cores: the only place with addresses, streams and thread counts."""
