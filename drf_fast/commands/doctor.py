@@ -161,7 +161,7 @@ def collect() -> Report:
             "system": platform.platform(),
             "machine": platform.machine(),
             "python": sys.executable,
-            "package": str(Path(__file__).parent),
+            "package": str(Path(__file__).parents[1]),
         },
         "cpu": _guarded(_cpu),
         "threads": _guarded(_threads),
