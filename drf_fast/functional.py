@@ -23,6 +23,7 @@ from drf_fast.balls import HardBall, SoftBall, ball_arguments
 from drf_fast.ops import autograd, schemas
 from drf_fast.ops import checks as check
 from drf_fast.ops.checks import Scalar
+from drf_fast.runtime.randomness import STREAMS
 
 
 def noise_key(seed: int, step: int) -> int:
@@ -91,7 +92,7 @@ def noisy_repeat(
     check.images(x)
     sigma = check.scalar(sigma, "sigma", positive=True)
     num_samples = check.count(num_samples, "num_samples")
-    check.choice(stream, "stream", schemas.STREAMS)
+    check.choice(stream, "stream", STREAMS)
     key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
     if type(sample_offset) is int and sample_offset == 0:
         # Made on the device: a number from the CPU would keep CUDA graphs from capturing this.

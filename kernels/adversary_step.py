@@ -18,7 +18,7 @@ import triton.language as tl
 
 from drf_fast.kernels.ball import ascended, ascent_scale, shortened, shrinkage, square
 from drf_fast.kernels.dtypes import narrow, widen
-from drf_fast.kernels.images import channels_last, check, check_ids, layout_of
+from drf_fast.kernels.images import check, check_ids, layout_of
 from drf_fast.kernels.launch import launch
 from drf_fast.kernels.noisy_repeat import (
     groups_of_thread,
@@ -27,12 +27,13 @@ from drf_fast.kernels.noisy_repeat import (
     write_noisy_rows,
 )
 from drf_fast.kernels.scalars import on_device
+from drf_fast.runtime.tensors import arithmetic_dtype, is_channels_last
 
 # Largest image of a program that holds it in registers, and bytes of it that a thread then holds.
 _IN_REGISTERS = 4096
 _BYTES_OF_THREAD = 64
 # Pixels at a time, four a thread, and warps of a program that goes over a larger image: its loads
-# on their way are enough that some sixty programs draw on the whole bandwidth of an H100.
+# on their displacement are enough that some sixty programs draw on the whole bandwidth of an H100.
 _TILE, _TILE_WARPS, _TILE_REGISTERS = 4096, 32, 64
 # Warps of a program that only sums, and registers of its threads: see ``launch.Launch``.
 _SUM_WARPS, _SUM_REGISTERS = 8, 128
@@ -110,19 +111,19 @@ def step_in_registers_kernel(
     else:
         scale = step
     begin = image * pixels
-    present = widen(tl.load(x_adv + begin + at, mask=inside, other=0.0))
-    origin = widen(tl.load(x + begin + at, mask=inside, other=0.0))
-    moved = ascended(total, present, scale, BALL, CLAMP, LOW, HIGH)
+    x_adv_value = widen(tl.load(x_adv + begin + at, mask=inside, other=0.0))
+    x_value = widen(tl.load(x + begin + at, mask=inside, other=0.0))
+    moved = ascended(total, x_adv_value, scale, BALL, CLAMP, LOW, HIGH)
     factor = step
     if BALL != "none":
-        way = tl.where(inside, moved - origin, 0.0)
-        length = tl.sqrt(tl.sum(square(way)))
+        displacement = tl.where(inside, moved - x_value, 0.0)
+        length = tl.sqrt(tl.sum(square(displacement)))
         factor = shrinkage(length, step, tl.load(epsilon), tl.load(lam), BALL)
-    moved = shortened(moved, origin, factor, BALL, CLAMP, LOW, HIGH)
+    moved = shortened(moved, x_value, factor, BALL, CLAMP, LOW, HIGH)
     result = narrow(moved, out.dtype.element_ty)
     tl.store(out + begin + at, result, mask=inside)
-    way = tl.where(inside, widen(result) - origin, 0.0)
-    length = tl.sqrt(tl.sum(square(way)))
+    displacement = tl.where(inside, widen(result) - x_value, 0.0)
+    length = tl.sqrt(tl.sum(square(displacement)))
     tl.store(distance + image, length.to(distance.dtype.element_ty))
     # What follows reads the image as it was stored, in other threads than those that stored it.
     tl.debug_barrier()
@@ -189,10 +190,10 @@ def step_in_passes_kernel(
     for first in range(0, pixels, TILE):
         inside, at = lane < pixels - first, first + lane.to(tl.int64)
         total = tl.load(work + begin + at, mask=inside, other=0.0)
-        present = widen(tl.load(x_adv + begin + at, mask=inside, other=0.0))
-        origin = widen(tl.load(x + begin + at, mask=inside, other=0.0))
-        moved = ascended(total, present, scale, BALL, CLAMP, LOW, HIGH)
-        squares += tl.where(inside, square(moved - origin), 0.0)
+        x_adv_value = widen(tl.load(x_adv + begin + at, mask=inside, other=0.0))
+        x_value = widen(tl.load(x + begin + at, mask=inside, other=0.0))
+        moved = ascended(total, x_adv_value, scale, BALL, CLAMP, LOW, HIGH)
+        squares += tl.where(inside, square(moved - x_value), 0.0)
     length = tl.sqrt(tl.sum(squares))
     factor = step
     if BALL != "none":
@@ -202,13 +203,13 @@ def step_in_passes_kernel(
         inside, at = lane < pixels - first, first + lane.to(tl.int64)
         # Once more from the sums: to keep what the ascent gave would cost a store.
         total = tl.load(work + begin + at, mask=inside, other=0.0)
-        present = widen(tl.load(x_adv + begin + at, mask=inside, other=0.0))
-        origin = widen(tl.load(x + begin + at, mask=inside, other=0.0))
-        moved = ascended(total, present, scale, BALL, CLAMP, LOW, HIGH)
-        moved = shortened(moved, origin, factor, BALL, CLAMP, LOW, HIGH)
+        x_adv_value = widen(tl.load(x_adv + begin + at, mask=inside, other=0.0))
+        x_value = widen(tl.load(x + begin + at, mask=inside, other=0.0))
+        moved = ascended(total, x_adv_value, scale, BALL, CLAMP, LOW, HIGH)
+        moved = shortened(moved, x_value, factor, BALL, CLAMP, LOW, HIGH)
         result = narrow(moved, out.dtype.element_ty)
         tl.store(out + begin + at, result, mask=inside)
-        squares += tl.where(inside, square(widen(result) - origin), 0.0)
+        squares += tl.where(inside, square(widen(result) - x_value), 0.0)
     length = tl.sqrt(tl.sum(squares))
     tl.store(distance + image, length.to(distance.dtype.element_ty))
 
@@ -243,7 +244,7 @@ def adversary_step(
     check("adversary_step", batch, x, x_adv, grad)
     check_ids("adversary_step", image_ids, x)
     out = torch.empty_like(x)
-    last = channels_last(out)
+    last = is_channels_last(out)
     numbers = on_device(x.device, step_size, epsilon, lam, sigma, key)
     if not last and not out.is_contiguous():  # dense in an order of its own, which out must keep
         moved, noisy, distance = adversary_step(
@@ -254,7 +255,7 @@ def adversary_step(
     grad, x, x_adv = (t.contiguous(memory_format=form) for t in (grad, x, x_adv))
     image_ids = image_ids.contiguous()
     layout = layout_of(x)
-    arithmetic = torch.float64 if x.dtype == torch.float64 else torch.float32
+    arithmetic = arithmetic_dtype(x.dtype)
     distance = torch.empty(batch, dtype=arithmetic, device=x.device)
     low, high = (0.0, 0.0) if clamp is None else map(float, clamp)
     constants = {

@@ -50,7 +50,7 @@ def ascended(
 
 @triton.jit
 def shrinkage(length, step_size, epsilon, lam, BALL: tl.constexpr):
-    """The factor in [0, 1] by which the ball shortens a way of this length."""
+    """The factor in [0, 1] by which the ball shortens a displacement of this length."""
     weight = tl.where(lam > 1.0, 1.0, lam)
     # The comparisons let a NaN through, which then shortens nothing.
     positive = tl.where(length < 2.2250738585072014e-308, 2.2250738585072014e-308, length)

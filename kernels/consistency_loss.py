@@ -20,6 +20,8 @@ from drf_fast.kernels.rows import (
     columns_at,
     exp_,
     finite_or_0,
+    images_of_program,
+    load_labels,
     load_rows,
     log_label_probability,
     over_classes,
@@ -42,7 +44,15 @@ def consistency_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and gradient of logits (B, m, K) with labels (B,)."""
     return run_loss(
-        consistency_loss_kernel, 1, True, logits, target, reduction, need_grad, lam, eta
+        consistency_loss_kernel,
+        logits,
+        target,
+        lam,
+        eta,
+        reduction=reduction,
+        need_grad=need_grad,
+        values_per_logit=1,
+        sums_over_samples=True,
     )
 
 
@@ -70,13 +80,10 @@ def consistency_loss_kernel(
     MEAN: tl.constexpr,
     NEED_GRAD: tl.constexpr,
 ):
-    image = tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)
-    sample = tl.arange(0, SAMPLES)
+    image, sample, real = images_of_program(batch, samples, IMAGES, SAMPLES)
     columns = columns_at(CHUNKS, LANES)
     classes = classes * ALIGN
-    real = (image < batch)[:, None] & (sample < samples)[None, :]
-    target_label = tl.load(target + image, mask=image < batch, other=0)
-    label = target_label.to(tl.int32)[None, :, None, None]
+    target_label, label = load_labels(target, image, batch)
     rows = rows_at(logits, image, sample, image_stride, sample_stride, ALIGN, CHUNKS)
     if RESIDENT:
         z = load_rows(rows, 0, classes, real, CHUNKS, LANES)

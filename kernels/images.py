@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from drf_fast.runtime.tensors import FLOATS, is_channels_last
+
 # Kernels count the pixels of an image in 32 bits, and up to a block beyond the last one.
 MAX_PIXELS = 2**31 - 2**16
 
@@ -25,25 +26,16 @@ class Layout(NamedTuple):
     channels: int
 
 
-def channels_last(x: torch.Tensor) -> bool:
-    """Whether x is dense in channels_last order and in no other."""
-    return (
-        x.dim() == 4
-        and not x.is_contiguous()
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
-
-
 def layout_of(x: torch.Tensor) -> Layout:
     """The layout of images that ``dense`` returned."""
     pixels = math.prod(x.shape[1:])
-    channels = x.shape[1] if channels_last(x) else 1
+    channels = x.shape[1] if is_channels_last(x) else 1
     return Layout(pixels, (pixels + 31) // 32, pixels // channels, channels)
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:
     """x, or a contiguous copy of it unless it is dense in one of the two memory formats."""
-    return x if channels_last(x) else x.contiguous()
+    return x if is_channels_last(x) else x.contiguous()
 
 
 def check(name: str, batch: int, *images: torch.Tensor) -> None:
@@ -53,9 +45,9 @@ def check(name: str, batch: int, *images: torch.Tensor) -> None:
         TypeError, ValueError: dtypes, devices, or numbers of rows or pixels that do not fit.
     """
     first = images[0]
-    if first.dtype not in DTYPES or any(x.dtype != first.dtype for x in images):
+    if first.dtype not in FLOATS or any(x.dtype != first.dtype for x in images):
         raise TypeError(
-            f"{name}: expected images of one of {', '.join(map(str, DTYPES))}, got "
+            f"{name}: expected images of one of {', '.join(map(str, FLOATS))}, got "
             f"{', '.join(str(x.dtype) for x in images)}; convert them"
         )
     if any(x.device != first.device for x in images):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,18 +69,18 @@ class Launch:
     registers: int | None = None
 
 
-_recorded: list[Launch] | None = None
+_recorded: ContextVar[list[Launch] | None] = ContextVar("recorded launches", default=None)
 
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[Launch]]:
     """Collect the launches inside the ``with`` block, in order, and run none of them."""
-    global _recorded
-    before, _recorded = _recorded, []
+    launches: list[Launch] = []
+    token = _recorded.set(launches)
     try:
-        yield _recorded
+        yield launches
     finally:
-        _recorded = before
+        _recorded.reset(token)
 
 
 def launch(
@@ -103,8 +104,9 @@ def launch(
             f"{name}: a launch has at most {MAX_PROGRAMS} programs, got {programs}; "
             "use a smaller batch"
         )
-    if _recorded is not None:
-        _recorded.append(Launch(kernel, programs, arguments, constants, num_warps, registers))
+    recorded = _recorded.get()
+    if recorded is not None:
+        recorded.append(Launch(kernel, programs, arguments, constants, num_warps, registers))
         return
     device = next(value.device for value in arguments if isinstance(value, torch.Tensor))
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
@@ -137,8 +139,8 @@ def _explained(name: str, error: Exception) -> Exception | None:
     classes = " ".join(kind.__name__ for kind in type(error).__mro__)
     for pattern, advice in _ADVICE:
         if "InterpreterError" not in classes and re.search(pattern, f"{classes}: {text}"):
-            told = f"{type(error).__name__}: {text}"
+            reason = f"{type(error).__name__}: {text}"
             return KernelUnavailableError(
-                f"{name}: this Triton kernel cannot run here ({told}); {advice}"
+                f"{name}: this Triton kernel cannot run here ({reason}); {advice}"
             )
     return None

@@ -12,8 +12,8 @@ import triton
 from drf_fast.kernels.launch import launch
 from drf_fast.kernels.rows import reduce_losses
 from drf_fast.kernels.scalars import on_device
+from drf_fast.runtime.tensors import FLOATS, arithmetic_dtype
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Sizes of tiles, in bytes of registers but for the first. What a warp loads at once: 16 bytes a
 # thread.
 _ROW_OF_A_WARP = 512
@@ -34,13 +34,13 @@ _SUMMED = 1024
 
 def run_loss(
     kernel: Any,
-    words: int,
-    columns: bool,
     logits: torch.Tensor,
     target: torch.Tensor,
+    *scalars: torch.Tensor,
     reduction: str,
     need_grad: bool,
-    *scalars: torch.Tensor,
+    values_per_logit: int,
+    sums_over_samples: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss and its gradient in the strides of ``torch.empty_like(logits)``.
 
@@ -50,18 +50,18 @@ def run_loss(
 
     Args:
         kernel: what computes losses and gradients.
-        words: of the arithmetic dtype that the kernel keeps for each logit.
-        columns: whether the kernel also sums over the samples at each class. If it does not, rows
-            are split into chunks, so that warps take rows before they take parts of them.
         scalars: 0-dim float64 tensors that the kernel takes after the gradient.
+        values_per_logit: how many values of the arithmetic dtype the kernel keeps for each logit.
+        sums_over_samples: whether the kernel also sums over the samples at each class. If it does
+            not, rows are split into chunks, so that warps take rows before they take parts of them.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape or device; too many samples; with DRF_FAST_DEBUG=1
-            also labels out of range and logits that are no distribution.
+            also labels out of range and rows of logits that are not a valid distribution.
     """
     _check(kernel.fn.__name__.removesuffix("_kernel"), logits, target)
     batch, samples, classes = logits.shape
-    dtype = arithmetic(logits.dtype)
+    dtype = arithmetic_dtype(logits.dtype)
     losses = torch.empty(batch, dtype=dtype, device=logits.device)
     source = logits if logits.stride(2) == 1 else logits.contiguous()
     grad = torch.empty_like(logits) if need_grad else logits.new_empty(0)
@@ -71,7 +71,7 @@ def run_loss(
     strides = _row_strides(source) + (_row_strides(out) if need_grad else (0, 0))
     # Sizes are passed divided by what divides them all, so that the compiler knows it does.
     align = math.gcd(16, classes, *strides)
-    tile = _tile(logits, words, columns)
+    tile = _tile(logits, values_per_logit, sums_over_samples)
     launch(
         kernel,
         triton.cdiv(batch, tile["IMAGES"]),
@@ -93,10 +93,6 @@ def run_loss(
     return _reduced(losses, reduction), grad
 
 
-def arithmetic(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _row_strides(tensor: torch.Tensor) -> tuple[int, int]:
     """Of images and samples; 0 where there is one, whose stride means nothing."""
     image, sample = (
@@ -106,13 +102,15 @@ def _row_strides(tensor: torch.Tensor) -> tuple[int, int]:
     return image, sample
 
 
-def _tile(logits: torch.Tensor, words: int, columns: bool) -> dict[str, int | None]:
+def _tile(
+    logits: torch.Tensor, values_per_logit: int, sums_over_samples: bool
+) -> dict[str, int | None]:
     """How many images, samples and classes a program works on at a time: powers of two."""
     batch, samples, classes = logits.shape
-    size = arithmetic(logits.dtype).itemsize * words
+    size = arithmetic_dtype(logits.dtype).itemsize * values_per_logit
     rows, width = triton.next_power_of_2(samples), triton.next_power_of_2(classes)
-    share = _LONG_ROWS if width >= 128 else _SHORT_ROWS * words
-    passing = rows * width * size > share * (_COLUMNS_WARPS if columns else _ROWS_WARPS)
+    share = _LONG_ROWS if width >= 128 else _SHORT_ROWS * values_per_logit
+    passing = rows * width * size > share * (_COLUMNS_WARPS if sums_over_samples else _ROWS_WARPS)
     if passing:
         share = _PASSING_ROWS
         most = share * _COLUMNS_WARPS // size
@@ -122,17 +120,19 @@ def _tile(logits: torch.Tensor, words: int, columns: bool) -> dict[str, int | No
                 f"{logits.dtype}, got {samples}; use fewer, or the backend 'reference'"
             )
         width = most // rows
-        if words == 1 and (columns or width < 128):  # again, parts of many rows in each thread
+        if values_per_logit == 1 and (sums_over_samples or width < 128):
+            # Again, parts of many rows in each thread.
             width = max(width // 2, 1)
     images = 1
     while 2 * images * rows * width * size <= _PACKED and 2 * images * _PROGRAMS <= batch:
         images *= 2
-    whole = columns or passing
+    whole = sums_over_samples or passing
     lanes = width if whole else min(width, _ROW_OF_A_WARP // logits.element_size())
     warps = _COLUMNS_WARPS if passing else images * rows * width * size // share
+    spare = passing and sums_over_samples and values_per_logit == 1
     return {
         "num_warps": max(warps, 1),
-        "registers": _PASSING_REGISTERS if passing and columns and words == 1 else None,
+        "registers": _PASSING_REGISTERS if spare else None,
         "CHUNKS": width // lanes,
         "IMAGES": images,
         "SAMPLES": rows,
@@ -161,7 +161,7 @@ def _check(name: str, logits: torch.Tensor, target: torch.Tensor) -> None:
             f"{name}: expected one label for each of {logits.shape[0]} images, got labels of "
             f"shape {tuple(target.shape)}"
         )
-    if logits.dtype not in _DTYPES or target.dtype != torch.int64:
+    if logits.dtype not in FLOATS or target.dtype != torch.int64:
         raise TypeError(
             f"{name}: expected floating logits and int64 labels, got {logits.dtype} and "
             f"{target.dtype}; convert them"

@@ -21,6 +21,8 @@ from drf_fast.kernels.rows import (
     columns_at,
     exp_,
     finite_or_0,
+    images_of_program,
+    load_labels,
     load_rows,
     no_sums,
     over_classes,
@@ -42,8 +44,19 @@ def macer_loss(
     need_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and gradient of logits (B, m, K) with labels (B,)."""
-    weights = sigma, lam, gamma, beta
-    return run_loss(macer_loss_kernel, 2, True, logits, target, "mean", need_grad, *weights)
+    return run_loss(
+        macer_loss_kernel,
+        logits,
+        target,
+        sigma,
+        lam,
+        gamma,
+        beta,
+        reduction="mean",
+        need_grad=need_grad,
+        values_per_logit=2,
+        sums_over_samples=True,
+    )
 
 
 @triton.jit
@@ -73,13 +86,10 @@ def macer_loss_kernel(
     NEED_GRAD: tl.constexpr,
 ):
     tl.static_assert(CHUNKS == 1)
-    image = tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)
-    sample = tl.arange(0, SAMPLES)
+    image, sample, real = images_of_program(batch, samples, IMAGES, SAMPLES)
     columns = columns_at(CHUNKS, LANES)
     classes = classes * ALIGN
-    real = (image < batch)[:, None] & (sample < samples)[None, :]
-    target_label = tl.load(target + image, mask=image < batch, other=0)
-    label = target_label.to(tl.int32)[None, :, None, None]
+    target_label, label = load_labels(target, image, batch)
     rows = rows_at(logits, image, sample, image_stride, sample_stride, ALIGN, CHUNKS)
     beta_value = tl.load(beta)
     if RESIDENT:

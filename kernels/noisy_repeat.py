@@ -7,10 +7,12 @@ import triton
 import triton.language as tl
 
 from drf_fast.kernels.dtypes import narrow, widen
-from drf_fast.kernels.images import channels_last, check, check_ids, dense, layout_of
+from drf_fast.kernels.images import check, check_ids, dense, layout_of
 from drf_fast.kernels.launch import launch
-from drf_fast.kernels.normals import STREAM_WORDS, normals
+from drf_fast.kernels.normals import normals
 from drf_fast.kernels.scalars import on_device
+from drf_fast.runtime.randomness import STREAM_WORDS
+from drf_fast.runtime.tensors import is_channels_last, memory_format_of
 
 # Counter groups of a program. The images in use, 3*2^k on a side or 28x28, leave few lanes idle.
 GROUPS = 256
@@ -22,12 +24,12 @@ SUM_BLOCK = 1024
 
 
 @triton.jit
-def _place(pixel, area, channels, CHANNELS_LAST: tl.constexpr):
+def _memory_offset(pixel, area, channels, CHANNELS_LAST: tl.constexpr):
     """Where pixel p of an image in NCHW order lies in its memory."""
-    place = pixel
+    offset = pixel
     if CHANNELS_LAST:
-        place = pixel % area * channels + pixel // area
-    return place
+        offset = pixel % area * channels + pixel // area
+    return offset
 
 
 @triton.jit
@@ -80,10 +82,10 @@ def write_noisy_rows(
     in1 = (group < groups) & (group + groups < pixels)
     in2 = (group < groups) & (group + 2 * groups < pixels)
     in3 = (group < groups) & (group + 3 * groups < pixels)
-    at0 = _place(group, area, channels, CHANNELS_LAST)
-    at1 = _place(group + groups, area, channels, CHANNELS_LAST)
-    at2 = _place(group + 2 * groups, area, channels, CHANNELS_LAST)
-    at3 = _place(group + 3 * groups, area, channels, CHANNELS_LAST)
+    at0 = _memory_offset(group, area, channels, CHANNELS_LAST)
+    at1 = _memory_offset(group + groups, area, channels, CHANNELS_LAST)
+    at2 = _memory_offset(group + 2 * groups, area, channels, CHANNELS_LAST)
+    at3 = _memory_offset(group + 3 * groups, area, channels, CHANNELS_LAST)
     x0 = widen(tl.load(image + at0, mask=in0))
     x1 = widen(tl.load(image + at1, mask=in1))
     x2 = widen(tl.load(image + at2, mask=in2))
@@ -212,12 +214,12 @@ def noisy_repeat(
     check("noisy_repeat", batch, x)
     check_ids("noisy_repeat", image_ids, x)
     x = dense(x)
-    last = channels_last(x)
+    last = is_channels_last(x)
     out = torch.empty(
         (batch * num_samples, *x.shape[1:]),
         dtype=x.dtype,
         device=x.device,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
+        memory_format=memory_format_of(x),
     )
     layout = layout_of(x)
     # The copies of few images are shared out, which reads x again, from the cache.
@@ -255,7 +257,7 @@ def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
         (batch, *grad.shape[1:]),
         dtype=grad.dtype,
         device=grad.device,
-        memory_format=torch.channels_last if channels_last(grad) else torch.contiguous_format,
+        memory_format=memory_format_of(grad),
     )
     pixels = layout_of(grad).pixels
     launch(

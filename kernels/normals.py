@@ -11,9 +11,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# The last word of the counter, by stream.
-STREAM_WORDS = {"train": 0, "selection": 1, "estimation": 2, "prediction": 3}
-
 
 @triton.jit
 def philox(c0, c1, c2, c3, key):

@@ -64,6 +64,21 @@ def log1p_(x):
 
 
 @triton.jit
+def images_of_program(batch, samples, IMAGES: tl.constexpr, SAMPLES: tl.constexpr):
+    """The images and samples of this program, and (images, samples) bool: which rows exist."""
+    image = tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)
+    sample = tl.arange(0, SAMPLES)
+    return image, sample, (image < batch)[:, None] & (sample < samples)[None, :]
+
+
+@triton.jit
+def load_labels(target, image, batch):
+    """The labels: (images,) int64, and int32 in the shape that compares with ``columns_at``."""
+    label = tl.load(target + image, mask=image < batch, other=0)
+    return label, label.to(tl.int32)[None, :, None, None]
+
+
+@triton.jit
 def rows_at(
     pointer, image, sample, image_stride, sample_stride, ALIGN: tl.constexpr, CHUNKS: tl.constexpr
 ):

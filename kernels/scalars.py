@@ -1,8 +1,8 @@
 """Numbers that change from step to step reach a kernel as memory, never as launch arguments.
 
 A captured CUDA graph replays launch arguments as they were: noise from one key for ever. So each
-such number is a 0-dim tensor on the device that the kernel reads; ``on_device`` finds those that
-still are on the CPU a place there. Most come back at every step, so their places are kept.
+such number is a 0-dim tensor on the device that the kernel reads; ``on_device`` copies those that
+are still on the CPU. Most come back at every step, so their copies are kept.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 import torch
 
-_constant = False
+_capturing_constants: ContextVar[bool] = ContextVar("capturing constants", default=False)
 
 
 @contextlib.contextmanager
@@ -22,12 +23,11 @@ def constants() -> Iterator[None]:
 
     A noise key is no constant: it has to be on the device all the same, by the caller's care.
     """
-    global _constant
-    before, _constant = _constant, True
+    token = _capturing_constants.set(True)
     try:
         yield
     finally:
-        _constant = before
+        _capturing_constants.reset(token)
 
 
 def on_device(device: torch.device, *scalars: torch.Tensor) -> list[torch.Tensor]:
@@ -38,12 +38,12 @@ def on_device(device: torch.device, *scalars: torch.Tensor) -> list[torch.Tensor
     """
     if all(scalar.device == device for scalar in scalars):
         return list(scalars)
-    place, stream = _filled, 0
+    make, stream = _filled, 0
     if device.type == "cuda":
         if not torch.cuda.is_current_stream_capturing():
             # Another stream would not wait for the fill.
-            place, stream = _kept, torch.cuda.current_stream(device).cuda_stream
-        elif not _constant:
+            make, stream = _kept, torch.cuda.current_stream(device).cuda_stream
+        elif not _capturing_constants.get():
             raise RuntimeError(
                 "a CUDA graph is being captured and would replay this step's numbers (noise key, "
                 "sigma, lambda, ...) for ever: pass seed, sigma and the others as 0-dim tensors on "
@@ -52,7 +52,7 @@ def on_device(device: torch.device, *scalars: torch.Tensor) -> list[torch.Tensor
     return [
         scalar
         if scalar.device == device
-        else place(device, stream, scalar.dtype, scalar.view(torch.int64).item())
+        else make(device, stream, scalar.dtype, scalar.view(torch.int64).item())
         for scalar in scalars
     ]
 

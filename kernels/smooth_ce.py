@@ -16,6 +16,8 @@ from drf_fast.kernels.rows import (
     columns_at,
     exp_,
     finite_or_0,
+    images_of_program,
+    load_labels,
     load_rows,
     log1p_,
     over_classes,
@@ -30,7 +32,15 @@ def smooth_ce(
     logits: torch.Tensor, target: torch.Tensor, reduction: str, need_grad: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and gradient of logits (B, m, K) with labels (B,)."""
-    return run_loss(smooth_ce_kernel, 1, False, logits, target, reduction, need_grad)
+    return run_loss(
+        smooth_ce_kernel,
+        logits,
+        target,
+        reduction=reduction,
+        need_grad=need_grad,
+        values_per_logit=1,
+        sums_over_samples=False,
+    )
 
 
 @triton.jit
@@ -55,13 +65,10 @@ def smooth_ce_kernel(
     MEAN: tl.constexpr,
     NEED_GRAD: tl.constexpr,
 ):
-    image = tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)
-    sample = tl.arange(0, SAMPLES)
+    image, sample, real = images_of_program(batch, samples, IMAGES, SAMPLES)
     columns = columns_at(CHUNKS, LANES)
     classes = classes * ALIGN
-    real = (image < batch)[:, None] & (sample < samples)[None, :]
-    target_label = tl.load(target + image, mask=image < batch, other=0)
-    label = target_label.to(tl.int32)[None, :, None, None]
+    target_label, label = load_labels(target, image, batch)
     rows = rows_at(logits, image, sample, image_stride, sample_stride, ALIGN, CHUNKS)
     if RESIDENT:
         z = load_rows(rows, 0, classes, real, CHUNKS, LANES)

@@ -22,7 +22,8 @@ import drf_fast
 from drf_fast.backends import dispatch
 from drf_fast.balls import FORMS
 from drf_fast.ops import schemas
-from drf_fast.ops.checks import FLOATS
+from drf_fast.runtime.randomness import STREAMS
+from drf_fast.runtime.tensors import FLOATS
 
 # SHA-256 of the float32 normals (little-endian) that ``_published_noise`` draws.
 NOISE_DIGEST = "7ab8fe36fdd5f5e6a5e2f7fb6eea503e428fe220d76d8ccf81ad90da3e4af0f4"
@@ -78,7 +79,7 @@ def _noise(x: Tensor, stream: str) -> Tensor:
 
 def _noisy_repeat(device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
     for index, (shape, stream) in enumerate(
-        zip([(3, 1, 28, 28), (2, 3, 5, 7), (1, 33), (3, 2, 16, 16)], schemas.STREAMS, strict=True)
+        zip([(3, 1, 28, 28), (2, 3, 5, 7), (1, 33), (3, 2, 16, 16)], STREAMS, strict=True)
     ):
         for kind in FLOATS:
             x = _random(index, *shape).to(device, kind)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from drf_fast.runtime.tensors import FLOATS
+
 Scalar = float | int | torch.Tensor
 
 

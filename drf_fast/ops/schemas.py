@@ -19,9 +19,9 @@ import torch
 from torch.library import Library, register_fake
 
 from drf_fast.backends.dispatch import implementation
+from drf_fast.runtime.tensors import arithmetic_dtype, memory_format_of
 
 REDUCTIONS = ("none", "mean", "sum")
-STREAMS = ("train", "selection", "estimation", "prediction")
 GRAD_NORMS = ("image", "batch", "none")
 
 _SCHEMAS = {
@@ -58,22 +58,11 @@ for _name, _schema in _SCHEMAS.items():
     _library.impl(_name, _dispatcher(_name), "CompositeExplicitAutograd")
 
 
-def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which values of ``dtype`` are computed: float64 stays, all else is float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def repeated_like(x: torch.Tensor, num_samples: Any) -> torch.Tensor:
     """An empty (B*m, ...) tensor in the dtype, device and memory format of x (B, ...)."""
     shape = (x.shape[0] * num_samples, *x.shape[1:])
     out = torch.empty(shape, dtype=x.dtype, device=x.device)
-    if x.dim() == 4 and not x.is_contiguous() and _is_channels_last(x):
-        out = out.contiguous(memory_format=torch.channels_last)
-    return out
-
-
-def _is_channels_last(x: torch.Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last)
+    return out.contiguous(memory_format=memory_format_of(x))
 
 
 @register_fake("drf_fast::noisy_repeat", lib=_library)
@@ -84,9 +73,7 @@ def _(x, sigma, key, image_ids, sample_offset, num_samples, stream):
 @register_fake("drf_fast::noisy_repeat_backward", lib=_library)
 def _(grad, num_samples):
     out = grad.new_empty((grad.shape[0] // num_samples, *grad.shape[1:]))
-    if grad.dim() == 4 and not grad.is_contiguous() and _is_channels_last(grad):
-        out = out.contiguous(memory_format=torch.channels_last)
-    return out
+    return out.contiguous(memory_format=memory_format_of(grad))
 
 
 def _fake_loss(logits, reduction, need_grad):

@@ -23,6 +23,7 @@ from drf_fast.errors import InputError
 from drf_fast.functional import noise_key
 from drf_fast.models import normalize
 from drf_fast.runtime import machine, processes
+from drf_fast.runtime.randomness import INITIAL_WEIGHTS
 from drf_fast.training import state
 from drf_fast.training.graphs import GraphedSteps
 from drf_fast.training.run import Run, Totals, announce
@@ -57,7 +58,7 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
             f"{config.data_dir} has training images of shape {shape} and test images of shape "
             f"{test_set.image_shape}: expected one shape; resize them"
         )
-    torch.manual_seed(noise_key(config.seed, 2**63) % 2**63)  # a step that training never takes
+    torch.manual_seed(noise_key(config.seed, INITIAL_WEIGHTS) % 2**63)
     model = models.build(config.arch, train_set.num_classes, shape, config.normalize)
     rows = min(images_of_a_step(config), len(train_set)) * config.num_samples
     placed = (config.precision, shape, rows)

@@ -20,11 +20,10 @@ from drf_fast.config.training import uses_adversary
 from drf_fast.errors import RunError
 from drf_fast.functional import noise_key
 from drf_fast.runtime import machine, processes
+from drf_fast.runtime.randomness import FIRST_NETWORK_STEP
 from drf_fast.training import methods
 from drf_fast.training.methods.common import Batch, MethodOptions, StepLoss
 from drf_fast.training.run import Run
-
-_OTHER_RANDOMNESS = 2**63 + 1  # steps of the seed that training's noise never takes
 
 
 def one_step(run: Run, batch: Batch, options: MethodOptions) -> None:
@@ -35,8 +34,8 @@ def one_step(run: Run, batch: Batch, options: MethodOptions) -> None:
     """
     config, size = run.config, len(batch.target)
     # Dropout and the like: random numbers that depend on step and process, so a resumed run agrees.
-    name = _OTHER_RANDOMNESS + run.step * processes.count() + processes.rank()
-    torch.manual_seed(noise_key(config.seed, name))
+    step = FIRST_NETWORK_STEP + run.step * processes.count() + processes.rank()
+    torch.manual_seed(noise_key(config.seed, step))
     seen = (run.graphs or descend)(run, batch, options)
     processes.total(seen)
     run.totals.sums += torch.stack([seen[0], seen[1], seen[2:].sum()])

@@ -17,9 +17,10 @@ from drf_fast.backends.reference import noise
 from drf_fast.backends.reference import operations as reference
 from drf_fast.kernels import noisy_repeat as kernels
 from drf_fast.kernels.launch import launch, recording
-from drf_fast.kernels.normals import STREAM_WORDS, cos_sin, philox, radius
+from drf_fast.kernels.normals import cos_sin, philox, radius
+from drf_fast.runtime.randomness import STREAM_WORDS
+from drf_fast.runtime.tensors import FLOATS as DTYPES
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 KEYS = (0, -1, 2**62, -(2**63))
 IDS = torch.tensor([0, 2**32 - 1, 77])

@@ -13,6 +13,7 @@ import torch
 
 from drf_fast.balls import FORMS
 from drf_fast.ops import schemas
+from drf_fast.runtime.randomness import STREAMS
 
 TESTS = (
     "test_schema",
@@ -79,7 +80,7 @@ def test_adversary_step_of_mixed_layouts():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_noisy_repeat_and_its_backward(layout):
-    for stream, samples in zip(schemas.STREAMS, (1, 2, 3, 2), strict=True):
+    for stream, samples in zip(STREAMS, (1, 2, 3, 2), strict=True):
         x = random(2, 3, 4, 4).contiguous(memory_format=LAYOUTS[layout])
         offset = torch.tensor(2**32 - samples)
         check("noisy_repeat", x, number(0.5), KEY, torch.arange(2), offset, samples, stream)

@@ -16,6 +16,7 @@ import torch
 
 from drf_fast.backends.native import cpu, library, losses
 from drf_fast.backends.reference import operations as reference
+from drf_fast.runtime.tensors import DTYPE_NAMES
 
 pytestmark = pytest.mark.skipif(
     not library.available(), reason=library.why_not() or "the C++ core is available"
@@ -208,7 +209,7 @@ def test_nothing_beyond_the_gradient_is_written_and_nothing_beyond_the_logits_re
         loss = torch.empty((), dtype=torch.float64)
         getattr(library.load(), name)(
             source.data_ptr() + pointer,
-            library.DTYPES[dtype],
+            DTYPE_NAMES[dtype],
             *logits.shape,
             *strides,
             target.data_ptr(),

@@ -171,7 +171,7 @@ def test_no_rows_are_no_votes():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(
-    not torch.cuda.is_available() or not library.cuda_available(),
+    not torch.cuda.is_available() or library.cuda_why_not() is not None,
     reason="needs a CUDA device and drf_fast._CUDA",
 )
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from drf_fast.backends.native.library import DTYPES, load, threads_for
-from drf_fast.backends.native.noise import NORMALS_PER_THREAD, channels_last
+from drf_fast.backends.native.library import load, threads_for
+from drf_fast.backends.native.noise import NORMALS_PER_THREAD
+from drf_fast.runtime.tensors import DTYPE_NAMES, arithmetic_dtype, is_channels_last
 
 
 def _check(
@@ -26,9 +27,9 @@ def _check(
             "adversary_step: expected x and x_adv (B, ...) and grad (B*m, ...), got "
             f"{tuple(x.shape)}, {tuple(x_adv.shape)} and {tuple(grad.shape)}; reshape them"
         )
-    if not x.dtype == x_adv.dtype == grad.dtype or x.dtype not in DTYPES:
+    if not x.dtype == x_adv.dtype == grad.dtype or x.dtype not in DTYPE_NAMES:
         raise TypeError(
-            f"adversary_step: expected images of one of {', '.join(DTYPES.values())}, got "
+            f"adversary_step: expected images of one of {', '.join(DTYPE_NAMES.values())}, got "
             f"{grad.dtype}, {x.dtype} and {x_adv.dtype}; convert them"
         )
     if image_ids.shape != (batch,) or image_ids.dtype != torch.int64:
@@ -60,7 +61,7 @@ def adversary_step(
     """(B, ...) images one step on, their (B*m, ...) noisy copies, (B,) distances to x."""
     _check(grad, x, x_adv, image_ids)
     out = torch.empty_like(x)
-    last = channels_last(out)
+    last = is_channels_last(out)
     if not last and not out.is_contiguous():  # dense in an order of its own, which out must keep
         moved, noisy, distance = adversary_step(
             grad,
@@ -84,8 +85,7 @@ def adversary_step(
     image_ids = image_ids.contiguous()
     noisy = torch.empty(grad.shape, dtype=x.dtype, memory_format=layout, device="cpu")
     batch = x.shape[0]
-    distance_dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-    distance = torch.empty(batch, dtype=distance_dtype, device="cpu")
+    distance = torch.empty(batch, dtype=arithmetic_dtype(x.dtype), device="cpu")
     low, high = (0.0, 0.0) if clamp is None else clamp
     load().adversary_step(
         grad.data_ptr(),
@@ -94,7 +94,7 @@ def adversary_step(
         out.data_ptr(),
         noisy.data_ptr(),
         distance.data_ptr(),
-        DTYPES[x.dtype],
+        DTYPE_NAMES[x.dtype],
         batch,
         grad.shape[0] // batch,
         x.shape[1] if last else 1,

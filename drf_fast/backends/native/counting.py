@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from drf_fast.backends.native.library import DTYPES, load, threads_for
+from drf_fast.backends.native.library import load, threads_for
+from drf_fast.runtime.tensors import DTYPE_NAMES
 
 # Work below which waking another thread costs more than it saves (some 20 microseconds).
 _LOGITS_PER_THREAD = 32768
@@ -19,9 +20,9 @@ def check_vote(logits: torch.Tensor, counts: torch.Tensor, device: str) -> None:
             f"vote: expected logits and counts on one {device} device, got {logits.device} and "
             f"{counts.device}; move them"
         )
-    if logits.dtype not in DTYPES or counts.dtype != torch.int64:
+    if logits.dtype not in DTYPE_NAMES or counts.dtype != torch.int64:
         raise TypeError(
-            f"vote: expected logits of {', '.join(DTYPES.values())} and counts of int64, got "
+            f"vote: expected logits of {', '.join(DTYPE_NAMES.values())} and counts of int64, got "
             f"{logits.dtype} and {counts.dtype}; convert them"
         )
     if (
@@ -47,7 +48,7 @@ def vote_arguments(
     rows, classes = logits.shape
     return (
         logits.data_ptr(),
-        DTYPES[logits.dtype],
+        DTYPE_NAMES[logits.dtype],
         rows,
         classes,
         counts.data_ptr(),

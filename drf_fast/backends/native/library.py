@@ -41,13 +41,6 @@ _FUNCTIONS = {
     ),
     "_CUDA": ("vote", "clopper_pearson_lower", "certified_radius", "architectures", "why_not"),
 }
-DTYPES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
-
 _FOLDER = Path(__file__).parents[2]
 _forked = False
 
@@ -175,11 +168,6 @@ def _why_no_device(architectures: list[int]) -> str | None:
                 "that knows it, or hide the device with CUDA_VISIBLE_DEVICES"
             )
     return None
-
-
-def cuda_available() -> bool:
-    """Whether the CUDA core can be used: built, loadable, and accepted by the driver."""
-    return cuda_why_not() is None
 
 
 def load_cuda() -> ModuleType:

@@ -6,7 +6,8 @@ from typing import NoReturn
 
 import torch
 
-from drf_fast.backends.native.library import DTYPES, load, threads_for
+from drf_fast.backends.native.library import load, threads_for
+from drf_fast.runtime.tensors import DTYPE_NAMES
 
 # Logits below which waking another thread costs more than it saves.
 _LOGITS_PER_THREAD = 8192
@@ -24,9 +25,9 @@ def _refuse(name: str, logits: torch.Tensor, target: torch.Tensor) -> NoReturn:
             f"{name}: expected one label for each of {logits.shape[0]} images, got labels of "
             f"shape {tuple(target.shape)}"
         )
-    if logits.dtype not in DTYPES or target.dtype != torch.int64:
+    if logits.dtype not in DTYPE_NAMES or target.dtype != torch.int64:
         raise TypeError(
-            f"{name}: expected logits of {', '.join(DTYPES.values())} and int64 labels, got "
+            f"{name}: expected logits of {', '.join(DTYPE_NAMES.values())} and int64 labels, got "
             f"{logits.dtype} and {target.dtype}; convert them"
         )
     raise ValueError(
@@ -44,7 +45,7 @@ def _loss(
     *weights: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss, and its gradient in the layout of the logits (empty without need_grad)."""
-    dtype = DTYPES.get(logits.dtype)
+    dtype = DTYPE_NAMES.get(logits.dtype)
     if dtype is None or logits.dim() != 3 or target.dtype is not torch.int64:
         _refuse(name, logits, target)
     batch, samples, classes = logits.shape

@@ -6,20 +6,12 @@ import math
 
 import torch
 
-from drf_fast.backends.native.library import DTYPES, load, threads_for
+from drf_fast.backends.native.library import load, threads_for
+from drf_fast.runtime.randomness import STREAM_WORDS
+from drf_fast.runtime.tensors import DTYPE_NAMES, is_channels_last
 
 # Normals below which waking another thread costs more than it saves.
 NORMALS_PER_THREAD = 16384
-_STREAM_WORDS = {"train": 0, "selection": 1, "estimation": 2, "prediction": 3}
-
-
-def channels_last(x: torch.Tensor) -> bool:
-    """Whether x is dense in channels_last order and in no other."""
-    return (
-        x.dim() == 4
-        and not x.is_contiguous()
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
 
 
 def noisy_repeat(
@@ -32,7 +24,7 @@ def noisy_repeat(
     stream: str,
 ) -> torch.Tensor:
     """(B, ...) -> (B*m, ...) noisy copies, in the dtype and memory format of x."""
-    last = channels_last(x)
+    last = is_channels_last(x)
     if not last:
         x = x.contiguous()
     image_ids = image_ids.contiguous()
@@ -55,7 +47,7 @@ def noisy_repeat(
     load().noisy_repeat(
         x.data_ptr(),
         out.data_ptr(),
-        DTYPES[x.dtype],
+        DTYPE_NAMES[x.dtype],
         batch,
         num_samples,
         channels,
@@ -63,7 +55,7 @@ def noisy_repeat(
         last,
         image_ids.data_ptr(),
         sample_offset.item(),
-        _STREAM_WORDS[stream],
+        STREAM_WORDS[stream],
         key.item(),
         sigma.item(),
         threads_for(out.numel(), NORMALS_PER_THREAD),
@@ -73,7 +65,7 @@ def noisy_repeat(
 
 def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
     """Sum over the m copies: (B*m, ...) -> (B, ...), in the dtype and memory format of grad."""
-    last = channels_last(grad)
+    last = is_channels_last(grad)
     if not last:
         grad = grad.contiguous()
     batch = grad.shape[0] // num_samples
@@ -91,7 +83,7 @@ def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
     load().noisy_repeat_backward(
         grad.data_ptr(),
         out.data_ptr(),
-        DTYPES[grad.dtype],
+        DTYPE_NAMES[grad.dtype],
         batch,
         num_samples,
         math.prod(grad.shape[1:]),

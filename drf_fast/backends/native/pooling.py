@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from drf_fast.backends.native.library import DTYPES, load, threads_for
+from drf_fast.backends.native.library import load, threads_for
+from drf_fast.runtime.tensors import DTYPE_NAMES
 
 # Elements below which waking another thread costs more than it saves.
 _PER_THREAD = 16384
@@ -40,7 +41,7 @@ def max_pool_relu(x: torch.Tensor, indexed: bool) -> tuple[torch.Tensor, torch.T
         x.data_ptr(),
         out.data_ptr(),
         0 if index is None else index.data_ptr(),
-        DTYPES[x.dtype],
+        DTYPE_NAMES[x.dtype],
         batch,
         height // 2,
         width // 2,
@@ -60,7 +61,7 @@ def max_pool_relu_backward(grad: torch.Tensor, index: torch.Tensor) -> torch.Ten
         grad.data_ptr(),
         index.data_ptr(),
         out.data_ptr(),
-        DTYPES[grad.dtype],
+        DTYPE_NAMES[grad.dtype],
         batch,
         rows,
         columns,
@@ -102,7 +103,7 @@ def pooled_image_gradient(
         index.data_ptr(),
         kernels.data_ptr(),
         out.data_ptr(),
-        DTYPES[grad.dtype],
+        DTYPE_NAMES[grad.dtype],
         batch,
         rows,
         columns,

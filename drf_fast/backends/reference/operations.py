@@ -1,7 +1,7 @@
 """Every operation in plain torch: the truth that the compiled backends are tested against.
 
-Written for reading. Losses are computed in the arithmetic dtype (float32, or float64 for float64
-input), norms and MACER's quantiles in float64. The signatures are those of ``ops.py``.
+Written to be read. Losses are computed in the arithmetic dtype (float32, or float64 for float64
+input), norms and MACER's quantiles in float64. The signatures are those of ``ops/schemas.py``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 
 from drf_fast.backends.reference.bounds import certified_radius, clopper_pearson_lower
 from drf_fast.backends.reference.noise import normals, rows_per_chunk
+from drf_fast.runtime.randomness import STREAM_WORDS
+from drf_fast.runtime.tensors import arithmetic_dtype, memory_format_of
 
 __all__ = [
     "adversary_step",
@@ -26,11 +28,9 @@ __all__ = [
     "vote",
 ]
 
-_STREAM_WORDS = {"train": 0, "selection": 1, "estimation": 2, "prediction": 3}
-
 
 def _arithmetic(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+    return tensor.to(arithmetic_dtype(tensor.dtype))
 
 
 def _per_image(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -53,30 +53,18 @@ def noisy_repeat(x, sigma, key, image_ids, sample_offset, num_samples, stream):
     for start in range(0, batch * num_samples, step):
         chunk = rows[start : start + step]
         image, sample = chunk // num_samples, chunk % num_samples + offset
-        noise = normals(key, image_ids[image], sample, _STREAM_WORDS[stream], pixels)
+        noise = normals(key, image_ids[image], sample, STREAM_WORDS[stream], pixels)
         # .to: a 0-dim float64 scale alone would leave the product in float32.
         out[start : start + step] = source[image] + scale * noise.to(source.dtype)
     out = out.reshape(batch * num_samples, *x.shape[1:])
-    if _only_channels_last(x):
-        out = out.contiguous(memory_format=torch.channels_last)
-    return out
+    return out.contiguous(memory_format=memory_format_of(x))
 
 
 def noisy_repeat_backward(grad, num_samples):
     """Sum over the m noisy copies of an image: (B*m, ...) -> (B, ...)."""
     rows = grad.shape[0] // num_samples
     total = _arithmetic(grad.reshape(rows, num_samples, *grad.shape[1:])).sum(1).to(grad.dtype)
-    if _only_channels_last(grad):
-        return total.contiguous(memory_format=torch.channels_last)
-    return total.contiguous()
-
-
-def _only_channels_last(x: torch.Tensor) -> bool:
-    return (
-        x.dim() == 4
-        and not x.is_contiguous()
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
+    return total.contiguous(memory_format=memory_format_of(grad))
 
 
 # ----------------------------------------------------------------------------------------- losses
@@ -88,7 +76,7 @@ def _must_read_values(tensor: torch.Tensor) -> bool:
 
 
 def _invalid_images(log_probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
-    """(B,) bool: images with a label out of range or logits that are no distribution; or None."""
+    """(B,) bool: a label out of range or rows that are not a valid distribution; or None."""
     classes = log_probabilities.shape[2]
     bad_label = (target < 0) | (target >= classes)
     bad_logits = log_probabilities.isnan().flatten(1).any(1)
