@@ -19,6 +19,13 @@ KERNELS = INTERPRETED or on_gpu.CHOSEN
 collect_ignore = [] if KERNELS else ["kernels"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread in each of xdist's processes and in what they start; these are enough."""
+    if hasattr(config, "workerinput"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+
+
 def backends_of(operations: tuple[str, ...]) -> list[str]:
     """The reference, and what else this installation has on the CPU for all the operations.
 

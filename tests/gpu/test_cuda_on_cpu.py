@@ -23,8 +23,10 @@ import torch
 
 from drf_fast.backends.native import counting, library
 
+pytestmark = pytest.mark.proofs
+
 TESTS = Path(__file__).parents[1]
-GOLDEN = TESTS / "data" / "clopper_pearson.csv"
+GOLDEN = TESTS / "golden" / "clopper_pearson.csv"
 COMPILERS = ("g++", "c++", "clang++")
 PROBE = "#include <barrier>\n#include <thread>\nint main() { std::barrier<> b(1); }\n"
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

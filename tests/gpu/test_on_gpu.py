@@ -9,6 +9,7 @@ import on_gpu
 import pytest
 
 pytestmark = [
+    pytest.mark.proofs,
     pytest.mark.gpu,
     pytest.mark.skipif(on_gpu.CHOSEN, reason="the whole session runs on the GPU"),
 ]

@@ -36,6 +36,7 @@ def passes(files: list[Path], processes: int, **environment: str) -> None:
     """All files in ``processes`` processes, each of one thread: its tensors are small."""
     divided = ["-n", str(processes)] if importlib.util.find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *divided]
+    command += ["-m", "not exhaustive"]  # the default leaves the slow ones out
     result = subprocess.run(
         [*command, "--durations=10", *map(str, files)],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
