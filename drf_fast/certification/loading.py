@@ -12,7 +12,7 @@ from drf_fast import data, models
 from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.checkpoints import first_layer
 from drf_fast.checkpoints import ours as checkpoint
-from drf_fast.config.options import CertifyConfig, PredictConfig
+from drf_fast.config.options import SmoothedConfig
 from drf_fast.data.dataset import Dataset
 from drf_fast.errors import InputError
 from drf_fast.functional import noisy_repeat
@@ -47,14 +47,19 @@ class Loaded:
     memory_format: str
 
 
-def load(config: CertifyConfig | PredictConfig) -> Loaded:
+def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
     """Read, place and measure; several processes use what process 0 measured.
+
+    Args:
+        config: the settings.
+        saved: the checkpoint, if it was read already.
 
     Raises:
         InputError: a bad checkpoint, data set or setting.
     """
     path = checkpoint.locate(config.checkpoint)
-    saved = checkpoint.load_any(path, config.arch, config.normalize)
+    if saved is None:
+        saved = checkpoint.load_any(path, config.arch, config.normalize)
     trained = saved["config"]
     sigma = trained["sigma"] if config.sigma is None else config.sigma
     name = config.data or trained["data"]

@@ -14,20 +14,19 @@ from drf_fast.certification.log import CertificationLog, sidecar
 from drf_fast.certification.log.parts import collect
 from drf_fast.certification.stopping import Decide, Fixed, Rule, Tolerance
 from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.config import tags
 from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.options import CertifyConfig
+from drf_fast.config.tags import Tag
+from drf_fast.config.training import trained
 from drf_fast.config.values import updated
 from drf_fast.errors import InputError
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.files import read_json
 from drf_fast.runtime.progress import say
 
-# Of the training settings, those that did not shape the network.
-_NOT_TRAINING = {
-    "recipe", "config", "data_dir", "out", "resume", "force", "json", "max_steps", "device",
-    "certify_images", "certify_n", "method_label", "memory_format", "threads", "accumulate",
-    "save_every", "dry_run",
-}  # fmt: skip
+# What a log to be resumed has measured.
+_MEASURED = tags.having(CertifyConfig, Tag.MEASURED)
 
 
 def certify(config: CertifyConfig) -> Path | None:
@@ -38,12 +37,14 @@ def certify(config: CertifyConfig) -> Path | None:
     """
     check_settings(config)
     shard = shard_of(config)
-    if config.out is None:
-        config = dataclasses.replace(config, out=_default_out(config))
-    config = _resumed(config)
     if config.resume and config.force:
         raise InputError("--resume continues a log and --force replaces it: pass one of them")
-    loaded = loading.load(config)
+    path = checkpoint.locate(config.checkpoint)
+    saved = checkpoint.load_any(path, config.arch, config.normalize)
+    if config.out is None:
+        config = dataclasses.replace(config, out=_default_out(config, path, saved))
+    config = _resumed(config)
+    loaded = loading.load(config, saved)
     work = engine.Work(
         classifier=loaded.classifier,
         images=loaded.images,
@@ -125,7 +126,7 @@ def rule_of(config: CertifyConfig, sigma: float) -> Rule:
 
 def _description(config: CertifyConfig, loaded: Loaded) -> dict[str, Any]:
     """What a log records of how it was made; all but the environment must agree on a resume."""
-    trained = loaded.saved["config"]
+    recorded = loaded.saved["config"]
     optional = {
         "radius": config.radius,
         "tolerance": config.tolerance,
@@ -133,8 +134,8 @@ def _description(config: CertifyConfig, loaded: Loaded) -> dict[str, Any]:
         "skip_wrong": config.skip_wrong or None,
     }
     return {
-        "method": trained["method_label"],
-        "training": {key: trained[key] for key in trained if key not in _NOT_TRAINING},
+        "method": recorded["method_label"],
+        "training": trained(recorded),
         "checkpoint_sha256": loaded.saved["sha256"],
         "arch": loaded.saved["arch"],
         "data": loaded.images.name,
@@ -159,11 +160,8 @@ def _description(config: CertifyConfig, loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _default_out(config: CertifyConfig) -> Path:
-    path = checkpoint.locate(config.checkpoint)
-    sigma = config.sigma
-    if sigma is None:
-        sigma = checkpoint.load_any(path, config.arch, config.normalize)["config"]["sigma"]
+def _default_out(config: CertifyConfig, path: Path, saved: dict[str, Any]) -> Path:
+    sigma = saved["config"]["sigma"] if config.sigma is None else config.sigma
     name = f"certify-s{sigma or 0:g}-n{config.n}"  # without sigma, loading says what is missing
     if config.radius is not None:
         name += f"-r{config.radius:g}"
@@ -183,7 +181,7 @@ def _resumed(config: CertifyConfig) -> CertifyConfig:
         return config
     measured = {
         key: recorded[key]
-        for key in ("batch_size", "memory_format")
+        for key in _MEASURED
         if getattr(config, key) == "auto" and key in recorded
     }
     return updated(config, measured, str(sidecar(config.out)))

@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from drf_fast.certification import loading
+from drf_fast.config import tags
 from drf_fast.config.certification import check_settings
-from drf_fast.config.options import GapConfig, PredictConfig
+from drf_fast.config.options import GapConfig, NetworkConfig, PredictConfig
 from drf_fast.errors import InputError, RunError
 from drf_fast.functional import noisy_repeat
 from drf_fast.report import style
@@ -158,20 +159,9 @@ def measure(config: GapConfig) -> list[Gaps]:
 
 
 def _as_predict(config: GapConfig, checkpoint: Path) -> PredictConfig:
+    shared: dict[str, Any] = {name: getattr(config, name) for name in tags.of(NetworkConfig)}
     predict = PredictConfig(
-        checkpoint=checkpoint,
-        data=config.data,
-        data_dir=config.data_dir,
-        split=config.split,
-        sigma=config.sigma,
-        arch=config.arch,
-        normalize=config.normalize,
-        skip=config.skip,
-        max_images=config.max_images,
-        batch_size=_ROWS,
-        device=config.device,
-        memory_format="contiguous",
-        seed=config.seed,
+        checkpoint=checkpoint, batch_size=_ROWS, memory_format="contiguous", **shared
     )
     check_settings(predict)
     return predict

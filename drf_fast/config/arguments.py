@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
-from drf_fast.config import methods, recipes
+from drf_fast.config import methods, recipes, tags
 from drf_fast.config.options import SweepConfig, TrainConfig
+from drf_fast.config.tags import Role, Tag
 from drf_fast.config.training import run_folder, uses_adversary
 from drf_fast.config.values import names_code, updated
 from drf_fast.errors import InputError
@@ -23,8 +23,9 @@ else:
 
 _T = TypeVar("_T")
 
-_DRF_FLAGS = {"lambda0", "lambda_lr", "kappa", "form", "lambda_every"}
-_ADVERSARY_FLAGS = {"drf", "steps", "epsilon", "warmup_epochs", "grad_norm"}
+_DRF_FLAGS = frozenset(tags.having(TrainConfig, Tag.SOFT_BALL))
+_ADVERSARY_FLAGS = frozenset(tags.having(TrainConfig, Tag.ADVERSARY))
+_NOT_INHERITED = frozenset(tags.having(TrainConfig, Role.CALL, Tag.RENEWED))
 
 
 def parse(config_type: type[_T], command: str, words: list[str]) -> _T:
@@ -129,8 +130,7 @@ def _settings_of_the_run(config: TrainConfig) -> TrainConfig:
     saved = read_json(path)
     if not isinstance(saved, dict):
         raise InputError(f"{path}: expected the settings of a run, got {type(saved).__name__}")
-    names = {field.name for field in dataclasses.fields(TrainConfig)}
-    names -= {"force", "max_steps", "json", "dry_run"}
+    names = tags.of(TrainConfig).keys() - _NOT_INHERITED
     known = {key: value for key, value in saved.items() if key in names}
     arch = str(known.get("arch"))
     if names_code(arch):  # code runs only where the command line names it

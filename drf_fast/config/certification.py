@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 
-from drf_fast.config.options import CertifyConfig, PredictConfig
+from drf_fast.config import tags
+from drf_fast.config.options import CertifyConfig, SmoothedConfig
+from drf_fast.config.tags import Range
 from drf_fast.config.training import check_sigma
 from drf_fast.errors import InputError
 
 
-def check_settings(config: CertifyConfig | PredictConfig) -> None:
+def check_settings(config: SmoothedConfig) -> None:
     """Refuse numbers out of range before anything is read.
 
     Raises:
         InputError: one sentence that names the flag.
     """
-    for name in ("n0", "n", "skip", "max_images", "batch_size"):
-        value = getattr(config, name, None)
+    for name in tags.having(type(config), Range.COUNT):
+        value = getattr(config, name)
         if isinstance(value, int) and not 1 <= value < 2**32:
             raise InputError(
                 f"--{name.replace('_', '-')} must lie between 1 and 2^32 - 1, got {value}"

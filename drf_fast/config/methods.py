@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from drf_fast.config import tags
+from drf_fast.config.options import TrainConfig
 from drf_fast.errors import InputError
 
 # Name of the file, and whether the method trains on adversarial images.
@@ -14,12 +16,7 @@ _USES_ADVERSARY = {
     "consistency": True,
 }
 NAMES = tuple(_USES_ADVERSARY)
-FLAGS = {
-    "stability": {"stability_lam"},
-    "macer": {"macer_lam", "macer_gamma", "macer_beta", "macer_after_drop"},
-    "smoothmix": {"mix_alpha", "mix_eta", "mix_step", "mix_warmup"},
-    "consistency": {"consistency_lam", "consistency_eta"},
-}
+FLAGS = tags.of_methods(TrainConfig)
 
 
 def uses_adversary(name: str) -> bool:

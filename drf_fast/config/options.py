@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from drf_fast.config.tags import Of, Range, Role, Tag
+
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
@@ -25,255 +27,254 @@ class TrainConfig:
     defaults.
     """
 
-    recipe: str | None = None
+    recipe: Annotated[str | None, Role.SOURCE] = None
     """Named hyperparameters of a published run: mnist- or cifar10- and gaussian, stability, macer,
     smoothmix[-drf], smoothadv[-drf], consistency[-drf]; cifar10-consistency-adv. Values depend on
     --sigma: the nearest of 0.25, 0.5 and 1 counts. Recipes follow the DRF paper; the published code
     it builds on is --split-batches --late-drop --no-nesterov."""
-    config: Path | None = None
+    config: Annotated[Path | None, Role.SOURCE, Tag.ONE_PER_SWEEP] = None
     """TOML file with any of these settings; the names are those of the flags."""
 
-    data: str = "mnist-mini"
+    data: Annotated[str, Role.RESULT, Tag.ONE_PER_SWEEP] = "mnist-mini"
     """Data set: mnist-mini (embedded), mnist, fashion-mnist, cifar10; imagefolder (train/ and test/
     or val/ with a folder a class) or imagenet (the same, brought to 224 x 224), with --data-dir."""
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, Role.PLACE, Tag.ONE_PER_SWEEP] = None
     """Folder of the data set; without it, a cache folder into which it is downloaded."""
-    train_images: int | None = None
+    train_images: Annotated[int | None, Role.RESULT, Range.COUNT] = None
     """Use only the first so many training images; of class folders, as many evenly spaced ones."""
-    augment: Literal["none", "crop-flip"] = "none"
+    augment: Annotated[Literal["none", "crop-flip"], Role.RESULT] = "none"
     """Random crops (4 pixels of padding; of imagenet, a random part of the image) and flips."""
-    arch: str = "lenet"
+    arch: Annotated[str, Role.RESULT] = "lenet"
     """Network: lenet (28 x 28), resnet20, resnet56, resnet110, resnet50 (32 x 32 and larger), or
     one of your own: package.module:factory, called with num_classes=K, on the command line only."""
-    normalize: str = "auto"
+    normalize: Annotated[str, Role.RESULT] = "auto"
     """Normalising first layer, after the noise: none, cifar10, cifar10-center, imagenet or
     imagenet-center; auto takes that of the data set, none for mnist-like sets and imagefolder."""
 
-    method: str = "smoothadv"
+    method: Annotated[str, Role.RESULT] = "smoothadv"
     """Training loss: gaussian, stability, macer, smoothmix, smoothadv or consistency."""
-    drf: bool = True
+    drf: Annotated[bool, Role.RESULT, Tag.ADVERSARY] = True
     """Soft ball (DRF) instead of the hard one, for methods that have an adversary (of smoothmix,
     which has no ball, our own extension)."""
-    sigma: float = 0.5
+    sigma: Annotated[float, Role.RESULT, Tag.SAME_COST] = 0.5
     """Standard deviation of the noise, in pixel units (images in [0, 1])."""
-    num_samples: int = 2
+    num_samples: Annotated[int, Role.RESULT, Range.COUNT] = 2
     """Noisy copies m of each image."""
-    steps: int = 4
+    steps: Annotated[int, Role.RESULT, Tag.ADVERSARY, Range.FROM_ZERO] = 4
     """Steps T of the adversary; 0 trains consistency without one (its Gaussian variant)."""
-    epsilon: float = 1.0
+    epsilon: Annotated[float, Role.RESULT, Tag.ADVERSARY, Tag.SAME_COST, Range.ABOVE_ZERO] = 1.0
     """L2 strength of the adversary in pixel units (the literature's 255 is 1.0 here)."""
-    warmup_epochs: int = 0
+    warmup_epochs: Annotated[int, Role.RESULT, Tag.ADVERSARY, Tag.SAME_COST, Range.FROM_ZERO] = 0
     """Epochs over which epsilon, and the adversary's step with it, grows linearly to its value."""
-    grad_norm: Literal["image", "batch", "none"] = "image"
+    grad_norm: Annotated[Literal["image", "batch", "none"], Role.RESULT, Tag.ADVERSARY] = "image"
     """Normalise the ascent by each image's gradient norm, the batch's mean norm, or not."""
-    lambda0: float = 0.5
+    lambda0: Annotated[float, Role.RESULT, Tag.SOFT_BALL, Tag.SAME_COST, Range.FROM_ZERO] = 0.5
     """DRF: the price lambda of distance at the start."""
-    lambda_lr: float = 0.02
+    lambda_lr: Annotated[float, Role.RESULT, Tag.SOFT_BALL, Tag.SAME_COST, Range.ABOVE_ZERO] = 0.02
     """DRF: learning rate zeta of lambda."""
-    kappa: int = 100
+    kappa: Annotated[int, Role.RESULT, Tag.SOFT_BALL, Tag.SAME_COST, Range.COUNT] = 100
     """DRF: number of adversarial examples whose mean distance steers lambda."""
-    form: Literal["excess", "prox", "shrink"] = "excess"
+    form: Annotated[Literal["excess", "prox", "shrink"], Role.RESULT, Tag.SOFT_BALL] = "excess"
     """DRF: how distance is priced (see drf_fast.SoftBall)."""
-    lambda_every: int | Literal["epoch"] = "epoch"
+    lambda_every: Annotated[int | Literal["epoch"], Role.RESULT, Tag.SOFT_BALL] = "epoch"
     """DRF: change lambda once an 'epoch', or every so many training steps."""
-    consistency_lam: float = 1.0
+    consistency_lam: Annotated[
+        float, Role.RESULT, Of("consistency"), Tag.SAME_COST, Range.FROM_ZERO
+    ] = 1.0
     """Consistency: weight of the KL term."""
-    consistency_eta: float = 0.5
+    consistency_eta: Annotated[
+        float, Role.RESULT, Of("consistency"), Tag.SAME_COST, Range.FROM_ZERO
+    ] = 0.5
     """Consistency: weight of the entropy."""
-    stability_lam: float = 2.0
+    stability_lam: Annotated[
+        float, Role.RESULT, Of("stability"), Tag.SAME_COST, Range.FROM_ZERO
+    ] = 2.0
     """Stability: weight of the stability term."""
-    macer_lam: float = 12.0
+    macer_lam: Annotated[float, Role.RESULT, Of("macer"), Tag.SAME_COST, Range.FROM_ZERO] = 12.0
     """MACER: weight lambda of the margin term."""
-    macer_gamma: float = 8.0
+    macer_gamma: Annotated[float, Role.RESULT, Of("macer"), Tag.SAME_COST, Range.ABOVE_ZERO] = 8.0
     """MACER: margins above this are left alone."""
-    macer_beta: float = 16.0
+    macer_beta: Annotated[float, Role.RESULT, Of("macer"), Tag.SAME_COST, Range.ABOVE_ZERO] = 16.0
     """MACER: inverse temperature of the probabilities in the margin."""
-    macer_after_drop: bool = False
+    macer_after_drop: Annotated[bool, Role.RESULT, Of("macer"), Tag.SAME_COST] = False
     """MACER: switch the margin term on when the learning rate first drops (the MNIST recipe does,
     as published)."""
-    mix_alpha: float = 1.0
+    mix_alpha: Annotated[float, Role.RESULT, Of("smoothmix"), Tag.SAME_COST, Range.ABOVE_ZERO] = 1.0
     """SmoothMix: step size of the adversary in pixel units (L2); --steps counts the steps."""
-    mix_eta: float = 5.0
+    mix_eta: Annotated[float, Role.RESULT, Of("smoothmix"), Tag.SAME_COST, Range.FROM_ZERO] = 5.0
     """SmoothMix: weight of the mixed images (published for MNIST: 5 with --steps 2, 4, 8 at sigma
     0.25, 0.5, 1, the recipe's choice; or 1 with --steps 3, 4, 8)."""
-    mix_step: Literal[0, 1] = 0
+    mix_step: Annotated[Literal[0, 1], Role.RESULT, Of("smoothmix")] = 0
     """SmoothMix: the near end of the line is the image (0) or the adversary after one step (1)."""
-    mix_warmup: int = 0
+    mix_warmup: Annotated[int, Role.RESULT, Of("smoothmix"), Tag.SAME_COST, Range.FROM_ZERO] = 0
     """SmoothMix: epochs over which --mix-eta, and the reach of that one step, grow linearly."""
 
-    epochs: int = 6
+    epochs: Annotated[int, Role.RESULT, Tag.SAME_COST, Range.COUNT] = 6
     """Passes over the training images."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Role.RESULT, Range.COUNT] = 64
     """Clean images of a step; the network sees num_samples times as many rows."""
-    split_batches: bool = False
+    split_batches: Annotated[bool, Role.RESULT] = False
     """Cut each batch into num_samples smaller ones with an optimiser step each, as published code
     does; recipes take the paper at its word and don't."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Role.SPEED, Range.COUNT] = 1
     """Compute a step's gradient in so many parts, to save memory: the same step up to rounding
     (batch normalisation alone sees the parts)."""
-    lr: float = 0.05
+    lr: Annotated[float, Role.RESULT, Tag.SAME_COST, Range.ABOVE_ZERO] = 0.05
     """Learning rate of SGD at the start."""
-    lr_drops: tuple[float, ...] = (0.6, 0.8)
+    lr_drops: Annotated[tuple[float, ...], Role.RESULT, Tag.SAME_COST] = (0.6, 0.8)
     """Fractions of the epochs after which the learning rate is divided by 10."""
-    late_drop: bool = False
+    late_drop: Annotated[bool, Role.RESULT, Tag.SAME_COST] = False
     """Drop the learning rate one epoch later, as published code does; recipes don't."""
-    momentum: float = 0.9
+    momentum: Annotated[float, Role.RESULT, Tag.SAME_COST, Range.FROM_ZERO] = 0.9
     """Momentum of SGD."""
-    nesterov: bool = True
+    nesterov: Annotated[bool, Role.RESULT, Tag.SAME_COST] = True
     """Nesterov's form of momentum; the DRF paper names it, published code does without."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, Role.RESULT, Tag.SAME_COST, Range.FROM_ZERO] = 1e-4
     """L2 penalty on the weights."""
 
-    seed: int = 0
+    seed: Annotated[int, Role.RESULT, Tag.SAME_COST, Tag.ONE_PER_SWEEP] = 0
     """Seed of initialisation, order and noise."""
-    precision: Precision = "fp32"
+    precision: Annotated[Precision, Role.RESULT] = "fp32"
     """Arithmetic of the network: fp32, or bf16 (autocast)."""
-    device: Device = "auto"
+    device: Annotated[Device, Role.SPEED, Tag.ONE_PER_SWEEP] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
-    memory_format: MemoryFormat = "auto"
+    memory_format: Annotated[MemoryFormat, Role.SPEED, Tag.MEASURED] = "auto"
     """Layout of the network's weights; auto measures which is faster."""
-    threads: int | Literal["auto"] = "auto"
+    threads: Annotated[int | Literal["auto"], Role.SPEED, Tag.MEASURED, Range.COUNT] = "auto"
     """CPU threads; they are recorded, and a resumed run takes what was recorded."""
-    compile: bool = False
+    compile: Annotated[bool, Role.RESULT] = False
     """Run the network through torch.compile."""
-    cuda_graph: bool = True
+    cuda_graph: Annotated[bool, Role.SPEED, Tag.RESUMES] = True
     """On a GPU, in one process and without --compile, run training steps as CUDA graphs."""
 
-    certify_images: int = 100
+    certify_images: Annotated[int, Role.CERTIFICATES, Tag.ONE_PER_SWEEP, Range.FROM_ZERO] = 100
     """Test images to certify after training, every k-th for the largest k; 0 skips it."""
-    certify_n: int = 10_000
+    certify_n: Annotated[int, Role.CERTIFICATES, Tag.ONE_PER_SWEEP, Range.COUNT] = 10_000
     """Noise samples of each certificate."""
 
-    out: Path | None = None
+    out: Annotated[Path | None, Role.PLACE, Tag.ONE_PER_SWEEP] = None
     """Run folder; the default is runs/ and a name made of data, method, sigma and seed."""
-    resume: bool = False
+    resume: Annotated[bool, Role.CALL, Tag.ONE_PER_SWEEP] = False
     """Continue the run in the run folder, if there is one: the same bits as without a break."""
-    force: bool = False
+    force: Annotated[bool, Role.CALL, Tag.ONE_PER_SWEEP] = False
     """Replace the run in the run folder."""
-    save_every: int | None = None
+    save_every: Annotated[int | None, Role.LIMIT, Range.COUNT] = None
     """Save every so many steps too, not only after each epoch."""
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, Role.LIMIT, Tag.RENEWED, Tag.ONE_PER_SWEEP, Range.COUNT] = None
     """Stop after so many training steps (for trials)."""
-    dry_run: bool = False
+    dry_run: Annotated[bool, Role.CALL, Tag.ONE_PER_SWEEP] = False
     """Print the resolved settings (as TOML) and the time they would take; write nothing."""
-    json: bool = False
+    json: Annotated[bool, Role.CALL, Tag.ONE_PER_SWEEP] = False
     """Print the result as JSON."""
 
 
-@dataclasses.dataclass(frozen=True)
-class CertifyConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """What all commands share that look at a trained network on images of a data set."""
+
+    data: Annotated[str | None, Role.RESULT] = None
+    """Data set; the default is that of the training run."""
+    data_dir: Annotated[Path | None, Role.PLACE] = None
+    """Folder of the data set; the default is that of the training run."""
+    split: Annotated[Literal["test", "train"], Role.RESULT] = "test"
+    """Which images."""
+    sigma: Annotated[float | None, Role.RESULT] = None
+    """Noise level in pixel units; the default is that of the training run."""
+    arch: Annotated[str | None, Role.RESULT] = None
+    """Architecture of a checkpoint of another repository, where it does not say it itself, or the
+    package.module:factory of a network of your own."""
+    normalize: Annotated[str | None, Role.RESULT] = None
+    """Its normalising first layer: none, cifar10, cifar10-center, imagenet or imagenet-center."""
+    skip: Annotated[int, Role.RESULT, Range.COUNT] = 1
+    """Take every so many-th image."""
+    max_images: Annotated[int | None, Role.RESULT, Range.COUNT] = None
+    """Take at most so many images."""
+    device: Annotated[Device, Role.SPEED] = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+    seed: Annotated[int, Role.RESULT] = 0
+    """Names the noise."""
+    force: Annotated[bool, Role.CALL] = False
+    """Replace the output file."""
+    json: Annotated[bool, Role.CALL] = False
+    """Print the result as JSON."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmoothedConfig(NetworkConfig):
+    """What certify and predict share: one network, smoothed."""
+
+    checkpoint: Annotated[tyro.conf.Positional[Path], Role.SOURCE]
+    """Checkpoint of a training run, or its run folder."""
+    n: Annotated[int, Role.RESULT, Range.COUNT]
+    """Samples of each image."""
+    alpha: Annotated[float, Role.RESULT] = 0.001
+    """Probability that an answer is wrong."""
+    batch_size: Annotated[int | Literal["auto"], Role.SPEED, Tag.MEASURED, Range.COUNT] = "auto"
+    """Rows of a forward pass; auto measures the fastest."""
+    precision: Annotated[Precision, Role.RESULT] = "fp32"
+    """Arithmetic of the network."""
+    memory_format: Annotated[MemoryFormat, Role.SPEED, Tag.MEASURED] = "auto"
+    """Layout of the network's weights; auto measures which is faster."""
+    compile: Annotated[bool, Role.RESULT] = False
+    """Run the network through torch.compile."""
+    out: Annotated[Path | None, Role.PLACE] = None
+    """Output file."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CertifyConfig(SmoothedConfig):
     """Certify test images with CERTIFY (Cohen, Rosenfeld, Kolter 2019) and write a log.
 
     The log grows by one line per image; an interrupted run goes on with --resume.
     """
 
-    checkpoint: tyro.conf.Positional[Path]
-    """Checkpoint of a training run, or its run folder."""
-    data: str | None = None
-    """Data set; the default is that of the training run."""
-    data_dir: Path | None = None
-    """Folder of the data set; the default is that of the training run."""
-    split: Literal["test", "train"] = "test"
-    """Which images."""
-    sigma: float | None = None
-    """Noise level in pixel units; the default is that of the training run."""
-    arch: str | None = None
-    """Architecture of a checkpoint of another repository, where it does not say it itself, or the
-    package.module:factory of a network of your own."""
-    normalize: str | None = None
-    """Its normalising first layer: none, cifar10, cifar10-center, imagenet or imagenet-center."""
-    n0: int = 100
+    n0: Annotated[int, Role.RESULT, Range.COUNT] = 100
     """Samples that choose the class."""
-    n: int = 100_000
+    n: Annotated[int, Role.RESULT, Range.COUNT] = 100_000
     """Fresh samples that bound its probability."""
-    alpha: float = 0.001
+    alpha: Annotated[float, Role.RESULT] = 0.001
     """Probability that a certificate is wrong."""
-    budget: Budget = "fixed"
+    budget: Annotated[Budget, Role.RESULT] = "fixed"
     """How samples are spent: fixed takes n for each image, anytime stops when --radius or
     --tolerance is met, with the same guarantee."""
-    radius: float | None = None
+    radius: Annotated[float | None, Role.RESULT] = None
     """With --budget anytime: stop when it is decided whether the radius is at least this."""
-    tolerance: float | None = None
+    tolerance: Annotated[float | None, Role.RESULT] = None
     """With --budget anytime: stop when n samples would add less than this to the radius."""
-    skip_wrong: bool = False
+    skip_wrong: Annotated[bool, Role.RESULT] = False
     """Spend no samples where the chosen class is wrong; certified accuracy stays as it is."""
-    shard: str | None = None
+    shard: Annotated[str | None, Role.RESULT] = None
     """Certify part i of k, written i/k, into a log of its own; report joins them."""
-    plan: bool = False
+    plan: Annotated[bool, Role.CALL] = False
     """Print what the run would cost and could show, and stop."""
-    skip: int = 1
-    """Certify every so many-th image."""
-    max_images: int | None = None
-    """Certify at most so many images."""
-    batch_size: int | Literal["auto"] = "auto"
+    batch_size: Annotated[int | Literal["auto"], Role.SPEED, Tag.MEASURED, Range.COUNT] = "auto"
     """Rows of a forward pass; auto measures the fastest (with --shard: 256, on a GPU 2,048)."""
-    precision: Precision = "fp32"
+    precision: Annotated[Precision, Role.RESULT] = "fp32"
     """Arithmetic of the network; the certificate is of that very network."""
-    device: Device = "auto"
-    """Where to compute; auto takes a GPU if there is one."""
-    memory_format: MemoryFormat = "auto"
-    """Layout of the network's weights; auto measures which is faster."""
-    compile: bool = False
-    """Run the network through torch.compile."""
-    seed: int = 0
-    """Names the noise of all certificates."""
-    out: Path | None = None
+    out: Annotated[Path | None, Role.PLACE] = None
     """Log file; the default lies beside the checkpoint and names sigma and n."""
-    resume: bool = False
+    resume: Annotated[bool, Role.CALL] = False
     """Continue the log, if there is one."""
-    force: bool = False
+    force: Annotated[bool, Role.CALL] = False
     """Replace the log."""
-    json: bool = False
-    """Print the result as JSON."""
 
 
-@dataclasses.dataclass(frozen=True)
-class PredictConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictConfig(SmoothedConfig):
     """Classify test images with PREDICT (Cohen, Rosenfeld, Kolter 2019), one line each on stdout.
 
     The class of the smoothed classifier, wrong with probability alpha at most, or -1: abstains.
     """
 
-    checkpoint: tyro.conf.Positional[Path]
-    """Checkpoint of a training run, or its run folder."""
-    data: str | None = None
-    """Data set; the default is that of the training run."""
-    data_dir: Path | None = None
-    """Folder of the data set; the default is that of the training run."""
-    split: Literal["test", "train"] = "test"
-    """Which images."""
-    sigma: float | None = None
-    """Noise level in pixel units; the default is that of the training run."""
-    arch: str | None = None
-    """Architecture of a checkpoint of another repository, where it does not say it itself, or the
-    package.module:factory of a network of your own."""
-    normalize: str | None = None
-    """Its normalising first layer: none, cifar10, cifar10-center, imagenet or imagenet-center."""
-    n: int = 1000
+    n: Annotated[int, Role.RESULT, Range.COUNT] = 1000
     """Samples of each image."""
-    alpha: float = 0.001
+    alpha: Annotated[float, Role.RESULT] = 0.001
     """Probability that a class is wrong."""
-    skip: int = 1
-    """Classify every so many-th image."""
-    max_images: int | None = None
-    """Classify at most so many images."""
-    batch_size: int | Literal["auto"] = "auto"
-    """Rows of a forward pass; auto measures the fastest."""
-    precision: Precision = "fp32"
-    """Arithmetic of the network."""
-    device: Device = "auto"
-    """Where to compute; auto takes a GPU if there is one."""
-    memory_format: MemoryFormat = "auto"
-    """Layout of the network's weights; auto measures which is faster."""
-    compile: bool = False
-    """Run the network through torch.compile."""
-    seed: int = 0
-    """Names the noise."""
-    out: Path | None = None
+    out: Annotated[Path | None, Role.PLACE] = None
     """Write the lines into this file instead."""
-    force: bool = False
+    force: Annotated[bool, Role.CALL] = False
     """Replace the file."""
-    json: bool = False
+    json: Annotated[bool, Role.CALL] = False
     """Print the totals as JSON; the lines then need --out."""
 
 
@@ -285,27 +286,27 @@ class ReportConfig:
     first. For example: drf-fast report gaussian_*.tsv smoothadv_*.tsv --compare --plot curve.png
     """
 
-    logs: tyro.conf.Positional[tuple[Path, ...]]
+    logs: Annotated[tyro.conf.Positional[tuple[Path, ...]], Role.SOURCE]
     """Log files; ours keep their settings in the .json beside them, and shards are joined."""
-    format: Format = "table"
+    format: Annotated[Format, Role.CALL] = "table"
     """Output on stdout; json and csv hold everything that --details shows."""
-    details: bool = False
+    details: Annotated[bool, Role.CALL] = False
     """Also show 95 % bounds of certified accuracy over images, the largest possible radius and who
     reaches it, and quantiles of p_lower."""
-    compare: bool = False
+    compare: Annotated[bool, Role.CALL] = False
     """Also show the difference of each method to the first, paired by images, with a 95 % bootstrap
     interval over images and seeds."""
-    plot: Path | None = None
+    plot: Annotated[Path | None, Role.PLACE] = None
     """Draw certified accuracy against radius into this PNG, PDF or SVG file."""
-    plot_p: Path | None = None
+    plot_p: Annotated[Path | None, Role.PLACE] = None
     """Draw the distribution of p_lower (ECDF) into this file: the ACR rewards easy images, this
     shows the hard ones too."""
-    paper: bool = True
+    paper: Annotated[bool, Role.CALL] = True
     """Show the row of Table 1 of the DRF paper beside ours where it has one."""
-    table1: bool = False
+    table1: Annotated[bool, Role.CALL] = False
     """Lay the report out as Table 1 of the DRF paper, ours beside the paper's and the difference;
     tables do so by themselves where all logs have a row there and were made as the paper's."""
-    force: bool = False
+    force: Annotated[bool, Role.CALL] = False
     """Replace the plot files."""
 
 
@@ -318,73 +319,53 @@ class SweepConfig:
     Each run has a sub-folder of its own; an interrupted sweep goes on with --resume.
     """
 
-    vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    vary: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], Role.RESULT] = ()
     """A flag of train and its values: lambda0=0.5,1,2. Given again, all combinations are run."""
-    seeds: str | None = None
+    seeds: Annotated[str | None, Role.RESULT] = None
     """Training seeds of each setting, averaged: 0,1,2; the default is train's --seed alone."""
-    n: int | None = None
+    n: Annotated[int | None, Role.RESULT, Range.COUNT] = None
     """Samples that bound the probability of the class; the default is 10,000."""
-    n0: int | None = None
+    n0: Annotated[int | None, Role.RESULT, Range.COUNT] = None
     """Samples that choose the class; the default is 100."""
-    alpha: float | None = None
+    alpha: Annotated[float | None, Role.RESULT] = None
     """Probability that a certificate is wrong; the default is 0.001."""
-    certify_images: int | None = None
+    certify_images: Annotated[int | None, Role.CERTIFICATES] = None
     """Test images to certify of each run, every k-th for the largest k; the default is 100."""
-    skip: int | None = None
+    skip: Annotated[int | None, Role.RESULT, Range.COUNT] = None
     """Certify every so many-th test image instead; 1 takes all."""
-    out: Path | None = None
+    out: Annotated[Path | None, Role.PLACE] = None
     """Folder of the sweep; the default is runs/ and a name made of the data, method and grid."""
-    plan: Annotated[bool, tyro.conf.arg(aliases=("--dry-run",))] = False
+    plan: Annotated[bool, tyro.conf.arg(aliases=("--dry-run",)), Role.CALL] = False
     """List the runs and the time they would take, and stop."""
-    resume: bool = False
+    resume: Annotated[bool, Role.CALL] = False
     """Continue the sweep in the folder; without other flags with the settings it has. More values
     or seeds extend it."""
-    force: bool = False
+    force: Annotated[bool, Role.CALL] = False
     """Replace the sweep in the folder."""
-    json: bool = False
+    json: Annotated[bool, Role.CALL] = False
     """Print the summary as JSON."""
 
 
-@dataclasses.dataclass(frozen=True)
-class GapConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GapConfig(NetworkConfig):
     """The confidence gap of networks under noise: histogram, density and quantiles.
 
     log F^y(x + delta) - max_{c != y} log F^c(x + delta), over test images classified right (Fig. 2
     of the DRF paper). For example: drf-fast gap runs/smoothadv runs/smoothadv-drf --plot gap.png
     """
 
-    checkpoints: tyro.conf.Positional[tuple[Path, ...]]
+    checkpoints: Annotated[tyro.conf.Positional[tuple[Path, ...]], Role.SOURCE]
     """Checkpoints or run folders, one curve each; those of one method and sigma are seeds."""
-    data: str | None = None
-    """Data set; the default is that of the training run."""
-    data_dir: Path | None = None
-    """Folder of the data set; the default is that of the training run."""
-    split: Literal["test", "train"] = "test"
-    """Which images."""
-    sigma: float | None = None
-    """Noise level in pixel units; the default is that of each training run."""
-    arch: str | None = None
-    """Architecture of checkpoints of another repository, where they do not say it themselves."""
-    normalize: str | None = None
-    """Their normalising first layer: none, cifar10, cifar10-center, imagenet or imagenet-center."""
-    num_samples: int = 1
+    num_samples: Annotated[int, Role.RESULT, Range.COUNT] = 1
     """Noisy copies of each image."""
-    over: Literal["copy", "vote", "all"] = "copy"
+    over: Annotated[Literal["copy", "vote", "all"], Role.RESULT] = "copy"
     """Gaps of which copies: those classified right themselves, all copies of images that the
     majority of copies gets right, or all."""
-    skip: int = 1
-    """Take every so many-th image."""
-    max_images: int | None = None
-    """Take at most so many images."""
-    device: Device = "auto"
-    """Where to compute; auto takes a GPU if there is one."""
-    seed: int = 0
-    """Names the noise."""
-    plot: Path | None = None
+    plot: Annotated[Path | None, Role.PLACE] = None
     """Draw histogram and density into this PNG, PDF or SVG file."""
-    force: bool = False
+    force: Annotated[bool, Role.CALL] = False
     """Replace the plot file."""
-    json: bool = False
+    json: Annotated[bool, Role.CALL] = False
     """Print the numbers as JSON."""
 
 
@@ -392,8 +373,8 @@ class GapConfig:
 class DoctorConfig:
     """What this installation can do, what is missing, and how to get it."""
 
-    json: bool = False
+    json: Annotated[bool, Role.CALL] = False
     """Print as JSON."""
 
-    self_test: bool = False
+    self_test: Annotated[bool, Role.CALL] = False
     """Run every operation on the devices at hand and compare it with the reference."""

@@ -7,21 +7,29 @@ import math
 from pathlib import Path
 from typing import Any
 
-from drf_fast.config import methods
+from drf_fast.config import methods, tags
 from drf_fast.config.options import TrainConfig
+from drf_fast.config.tags import Range, Role, Tag
 from drf_fast.config.values import to_dict
 from drf_fast.errors import InputError
 
-# Settings that may differ when a run is resumed: they do not change what is trained.
-_FREE_ON_RESUME = {
-    "resume", "force", "json", "out", "config", "recipe", "data_dir", "max_steps", "save_every",
-    "dry_run", "certify_images", "certify_n", "cuda_graph",
-}  # fmt: skip
-
 # Of these a resumed run takes what was recorded, for "auto".
-MEASURED = ("memory_format", "threads")
+MEASURED = tags.having(TrainConfig, Tag.MEASURED)
+_KEPT_ON_RESUME = frozenset(tags.having(TrainConfig, Role.RESULT, Role.SPEED)) - frozenset(
+    tags.having(TrainConfig, Tag.RESUMES)
+)
+FREE_ON_RESUME = frozenset(tags.of(TrainConfig)) - _KEPT_ON_RESUME
+# What a checkpoint or a log may have recorded that did not shape the network.
+NOT_TRAINED = frozenset(tags.of(TrainConfig)) - frozenset(tags.having(TrainConfig, Role.RESULT)) | {
+    "method_label"
+}
 
 _MOST = 2**32  # sample indices are 32-bit words of the noise counter
+
+
+def trained(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Of recorded settings those that shaped the network; equal ones are one training."""
+    return {key: value for key, value in recorded.items() if key not in NOT_TRAINED}
 
 
 def uses_adversary(config: TrainConfig) -> bool:
@@ -78,20 +86,17 @@ def check(config: TrainConfig, processes: int = 1) -> None:
     Raises:
         InputError: names the flag, what was expected and what came.
     """
-    for name in ("num_samples", "epochs", "batch_size", "kappa", "train_images", "max_steps",
-                 "certify_n", "accumulate", "save_every", "threads"):  # fmt: skip
+    for name in tags.having(TrainConfig, Range.COUNT):
         value = getattr(config, name)
         if isinstance(value, int) and not 1 <= value < _MOST:
             raise InputError(
                 f"--{name.replace('_', '-')} must lie between 1 and {_MOST - 1}, got {value}"
             )
-    for name in ("steps", "warmup_epochs", "certify_images", "lambda0", "weight_decay",
-                 "momentum", "consistency_lam", "consistency_eta", "stability_lam", "macer_lam",
-                 "mix_eta", "mix_warmup"):  # fmt: skip
+    for name in tags.having(TrainConfig, Range.FROM_ZERO):
         value = getattr(config, name)
         if not 0 <= value < math.inf:
             raise InputError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
-    for name in ("epsilon", "lr", "lambda_lr", "macer_gamma", "macer_beta", "mix_alpha"):
+    for name in tags.having(TrainConfig, Range.ABOVE_ZERO):
         value = getattr(config, name)
         if not 0 < value < math.inf:
             raise InputError(
@@ -165,7 +170,7 @@ def refuse_other_settings(
     other = [
         f"{key} (then {then[key]!r}, now {mine[key]!r})"
         for key in mine
-        if key not in _FREE_ON_RESUME
+        if key not in FREE_ON_RESUME
         and then[key] != mine[key]
         # Then it was not recorded, or now the recorded one is taken.
         and not (key in (*MEASURED, "normalize") and "auto" in (then[key], mine[key]))

@@ -21,6 +21,7 @@ import numpy as np
 
 from drf_fast.certification.log import Log, bare_name, sidecar
 from drf_fast.certification.log.audit import certificates, is_usable
+from drf_fast.config.training import trained
 from drf_fast.errors import InputError
 from drf_fast.report.shards import Missing, join_shards, missing
 
@@ -196,7 +197,8 @@ def _by_training(method: str, sigma: float | None, logs: Sequence[Log]) -> list[
 
 def _training(log: Log) -> dict[str, Any]:
     training = (log.config or {}).get("training")
-    return {k: v for k, v in training.items() if k != "seed"} if isinstance(training, dict) else {}
+    known = trained(training) if isinstance(training, dict) else {}
+    return {key: value for key, value in known.items() if key != "seed"}
 
 
 def _refuse_mixed(key: str, logs: Sequence[Log]) -> None:

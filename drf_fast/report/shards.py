@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from drf_fast.certification.log import Log, sidecar
+from drf_fast.certification.log.sidecar import only_trained
 from drf_fast.errors import InputError
 
 _SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
@@ -146,7 +147,7 @@ def _run_of(log: Log) -> str:
 
 
 def _identity(log: Log) -> dict[str, Any]:
-    return {k: v for k, v in (log.config or {}).items() if k not in _MAY_DIFFER}
+    return {k: v for k, v in only_trained(log.config or {}).items() if k not in _MAY_DIFFER}
 
 
 def _refuse_other_runs(firsts: Sequence[Log]) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from drf_fast.config import tags
+from drf_fast.config.options import TrainConfig
+from drf_fast.config.tags import Role
 from drf_fast.config.training import steps_of_an_epoch
 from drf_fast.config.values import to_dict
 from drf_fast.runtime import processes
@@ -18,7 +21,7 @@ from drf_fast.training.run import Run
 from drf_fast.training.step import one_step
 
 _SECONDS, _MOST = 3.0, 20  # of measured steps
-_NOT_SETTINGS = ("recipe", "config", "resume", "force", "json", "dry_run")
+_NOT_SETTINGS = frozenset(tags.having(TrainConfig, Role.SOURCE, Role.CALL))
 
 
 def show(run: Run, batches: Iterator[Batch], evaluate: Callable[[Run], float]) -> None:

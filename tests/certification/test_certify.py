@@ -14,6 +14,7 @@ from drf_fast import data
 from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.log import CertificationLog, read_log
 from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.checkpoints import tensorfile
 from drf_fast.commands.cli import main
 from drf_fast.functional import certified_radius
 
@@ -222,3 +223,14 @@ def test_a_checkpoint_may_be_named_by_its_run_folder_or_its_file(trained, tmp_pa
     file = tmp_path / "run" / "checkpoint.pt"
     assert certify(file, tmp_path / "b.tsv", "--max-images", "1") == 0
     assert lines_without_time(tmp_path / "a.tsv") == lines_without_time(tmp_path / "b.tsv")
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["default out", "out"])
+def test_the_checkpoint_is_read_and_hashed_once(named, trained, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    reads: list[Path] = []
+    read = tensorfile.read_bytes
+    monkeypatch.setattr(tensorfile, "read_bytes", lambda path: (reads.append(path), read(path))[1])
+    out = ["--out", str(tmp_path / "log.tsv")] if named else []
+    assert main(["certify", str(folder), *FLAGS, *out]) == 0
+    assert reads == [folder / "checkpoint.pt"]

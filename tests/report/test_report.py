@@ -363,3 +363,17 @@ def test_a_malformed_log_is_refused(tmp_path):
     path.write_text(path.read_text() + "torn")
     with pytest.raises(InputError, match="line 7 is malformed"):
         run([path])
+
+
+def test_seeds_that_differ_only_in_how_they_were_computed_are_one_method(tmp_path):
+    """Logs of before recorded cuda_graph, which is no part of what is trained."""
+    logs = []
+    for seed, more in enumerate([{"cuda_graph": True}, {"cuda_graph": False}, {}]):
+        path = tmp_path / f"{seed}.tsv"
+        path.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t0:00:01\n")
+        recorded = {"method": "gaussian", "sigma": 0.5, "n": 100, "alpha": 0.001, "n0": 10}
+        training = {"lr": 0.1, "seed": seed, **more}
+        path.with_suffix(".json").write_text(json.dumps({**recorded, "training": training}))
+        logs.append(path)
+    groups = group_logs([read_log(path) for path in logs])
+    assert [len(group.logs) for group in groups] == [3]

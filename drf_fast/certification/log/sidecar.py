@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from drf_fast.config.training import trained
 from drf_fast.errors import InputError
 from drf_fast.runtime.files import read_json
 
@@ -44,7 +45,14 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def only_trained(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` without training settings that did not shape the network, as old logs have."""
+    training = config.get("training")
+    return {**config, "training": trained(training)} if isinstance(training, dict) else config
+
+
 def refuse_other_config(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    old, new = only_trained(old), only_trained(new)
     missing = object()
     keys = sorted((old.keys() | new.keys()) - _NOT_COMPARED)
     different = [key for key in keys if old.get(key, missing) != new.get(key, missing)]

@@ -23,7 +23,9 @@ from drf_fast.certification import engine, loading, plan
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands import certify
 from drf_fast.commands.sweep.plan import Sweep
+from drf_fast.config import tags
 from drf_fast.config.options import TrainConfig
+from drf_fast.config.tags import Role, Tag
 from drf_fast.config.training import steps_of_an_epoch
 from drf_fast.config.values import to_dict
 from drf_fast.errors import InputError, RunError
@@ -31,13 +33,12 @@ from drf_fast.runtime.progress import say
 from drf_fast.training import loop
 
 # Settings that change no step's cost. What is not here counts, a new setting for example.
-_FREE = {
-    "recipe", "config", "lambda0", "lambda_lr", "kappa", "sigma", "epsilon", "warmup_epochs",
-    "consistency_lam", "consistency_eta", "stability_lam", "macer_lam", "macer_gamma", "macer_beta",
-    "macer_after_drop", "mix_alpha", "mix_eta", "mix_warmup", "epochs", "lr", "lr_drops",
-    "late_drop", "momentum", "nesterov", "weight_decay", "seed", "certify_images", "certify_n",
-    "out", "resume", "force", "max_steps", "save_every", "dry_run", "json", "data_dir",
-}  # fmt: skip
+_FREE = frozenset(
+    tags.having(
+        TrainConfig,
+        Tag.SAME_COST, Role.SOURCE, Role.PLACE, Role.CALL, Role.LIMIT, Role.CERTIFICATES,
+    )
+)  # fmt: skip
 _ENOUGH_SECONDS, _MORE_STEPS = 0.5, 10
 _KEYS = {"memory_format", "certify_memory_format", "batch_size", "step_seconds", "epoch_steps",
          "epoch_seconds", "certify_seconds"}  # fmt: skip

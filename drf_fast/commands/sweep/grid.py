@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from drf_fast.config import arguments, training
+from drf_fast.config import arguments, tags, training
 from drf_fast.config.options import TrainConfig
+from drf_fast.config.tags import Tag
 from drf_fast.config.values import to_dict, updated
 from drf_fast.errors import InputError
 
@@ -20,13 +21,8 @@ MOST_RUNS = 10_000
 _LONGEST_NAME = 120  # of a sub-folder; file systems allow 255
 # What names a run or its files, says where and how fast it runs, or would change the images, so
 # that the runs could not be compared.
-_FIXED = {
-    "config", "data", "data_dir", "out", "resume", "force", "json", "device", "max_steps",
-    "certify_images", "certify_n",
-}  # fmt: skip
-_SWEEPABLE = [
-    field.name for field in dataclasses.fields(TrainConfig) if field.name not in {*_FIXED, "seed"}
-]
+_FIXED = frozenset(tags.having(TrainConfig, Tag.ONE_PER_SWEEP))
+_SWEEPABLE = [name for name in tags.of(TrainConfig) if name not in _FIXED]
 
 Grid = dict[str, tuple[Any, ...]]  # values by field of TrainConfig, as they are to be compared
 

@@ -289,6 +289,10 @@ def finished(sweep: Sweep, run: SweepRun) -> bool:
     terms = {key: sweep.certification[key] for key in ("n", "n0", "alpha")}
     return (
         isinstance(then, dict)
-        and all(now[key] in (value, "auto") for key, value in then.items() if key in now)
+        and all(
+            now[key] in (value, "auto")
+            for key, value in training.trained(then).items()
+            if key in now
+        )
         and all(described.get(key) == value for key, value in terms.items())
     )
