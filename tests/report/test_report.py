@@ -14,7 +14,7 @@ from drf_fast.certification.log import CertificationLog, Row, read_log, reader
 from drf_fast.commands.report import run
 from drf_fast.errors import InputError
 from drf_fast.report import paper, summarize
-from drf_fast.report.groups import largest_radius
+from drf_fast.report.groups import group_logs, largest_radius
 from drf_fast.report.plot import curve
 from drf_fast.report.tables import caption
 
