@@ -92,6 +92,7 @@ def test_runs_differ_in_what_is_varied_alone(whole):
     assert differ == {"lambda0", "seed", "out"}
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_to_the_certificates_of_an_uninterrupted_one(whole, tmp_path):
     """SIGKILL from within, at the second certificate of the second run and again later."""
     code = (
@@ -116,6 +117,7 @@ def test_a_killed_sweep_resumes_to_the_certificates_of_an_uninterrupted_one(whol
     assert certificates(tmp_path / "s") == certificates(whole)
 
 
+@pytest.mark.slow
 def test_finished_runs_are_not_run_again_and_a_grid_can_grow(whole, capsys):
     before = {path: path.stat().st_mtime_ns for path in whole.glob("*/checkpoint.pt")}
     assert main(["sweep", *GRID, *SMALL, "--resume", "--out", str(whole)]) == 0
@@ -139,6 +141,7 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_force_replaces_the_runs_of_a_sweep_and_no_other_files(tmp_path, capsys):
     words = ["sweep", "--seeds", "0", *SMALL, "--out", str(tmp_path)]
     (tmp_path / "mine.txt").write_text("x")

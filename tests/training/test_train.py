@@ -51,6 +51,7 @@ def test_a_run_leaves_everything_that_describes_it(run_folder):
     assert config["environment"]["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_training_learns(tmp_path):
     flags = ["--method", "gaussian", "--train-images", "2000", "--lr", "0.05", *UNCERTIFIED]
     words = ["train", "--out", str(tmp_path / "r"), "--epochs", "2", "--device", "cpu", *flags]
@@ -74,6 +75,7 @@ def test_every_adversary_and_loss_trains(tmp_path, flags):
     assert load(tmp_path / "r")["step"] == 2
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(tmp_path):
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
         train(tmp_path / name, "--seed", seed, *UNCERTIFIED)
@@ -82,6 +84,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(tmp_path
     assert not torch.equal(a["conv1.weight"], c["conv1.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, 3, 4], ids=["inside an epoch", "at its end", "in the next"])
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, stop):
     train(tmp_path / "whole", *UNCERTIFIED)  # 3 steps an epoch
