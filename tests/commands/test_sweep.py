@@ -50,6 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_threads_hold_for_certification_too(tmp_path):
     flags = ["--vary", "lambda0=2", "--threads", "1", "--out", str(tmp_path / "one")]
     assert main(["sweep", *flags, *SMALL]) == 0
@@ -130,6 +131,7 @@ def test_finished_runs_are_not_run_again_and_a_grid_can_grow(whole, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in whole.glob("*/checkpoint.pt")}
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path, capsys):
     words = ["sweep", "--vary", "lr=1e30,0.01", *SMALL, "--out", str(tmp_path / "s")]
     assert main(words) == 1

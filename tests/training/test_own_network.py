@@ -196,6 +196,7 @@ def test_a_run_is_trained_certified_and_predicted_with_it(module, capsys):
     assert capsys.readouterr().out.count("\n") > 2
 
 
+@pytest.mark.slow
 def test_no_command_imports_what_a_checkpoint_names(module, capsys):
     arch = f"{module}:Small"
     assert train(arch, "--certify-images", "0") == 0

@@ -132,6 +132,7 @@ def test_resume_does_not_ignore_a_file_of_other_settings(tmp_path, capsys):
     assert "sigma (then 0.5, now 0.25)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [None, "", "garbage\n", "[1]\n"], ids=str)
 def test_resume_survives_lost_metrics(tmp_path, content):
     train(tmp_path / "r", "--max-steps", "3", *UNCERTIFIED)
@@ -148,6 +149,7 @@ def test_resume_refuses_a_broken_configuration(tmp_path, capsys):
     assert "expected the settings of a run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_stopped_and_certified_is_certified_anew_when_it_goes_on(tmp_path):
     certified = ["--certify-images", "2", "--certify-n", "100"]
     train(tmp_path / "r", "--max-steps", "1", *certified)
@@ -157,6 +159,7 @@ def test_a_run_stopped_and_certified_is_certified_anew_when_it_goes_on(tmp_path)
     assert sidecar["checkpoint_sha256"] == checkpoint.sha256(tmp_path / "r" / "checkpoint.pt")
 
 
+@pytest.mark.slow
 def test_json_holds_the_metrics_and_the_report(tmp_path, capsys):
     assert train(tmp_path / "r", "--json", "--certify-images", "2", "--certify-n", "100") == 0
     result = json.loads(capsys.readouterr().out)
@@ -164,6 +167,7 @@ def test_json_holds_the_metrics_and_the_report(tmp_path, capsys):
     assert result["report"]["groups"][0]["method"] == "smoothadv+drf"
 
 
+@pytest.mark.slow
 def test_force_removes_the_old_network_before_it_trains(tmp_path):
     train(tmp_path / "r", "--certify-images", "2", "--certify-n", "100")
     assert train(tmp_path / "r", "--force", "--lr", "1e12", *UNCERTIFIED) == 1  # diverges
@@ -172,6 +176,7 @@ def test_force_removes_the_old_network_before_it_trains(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_force_replaces_a_run(tmp_path):
     train(tmp_path / "r", "--seed", "3", *UNCERTIFIED)
     assert train(tmp_path / "r", "--force", *UNCERTIFIED) == 0

@@ -87,6 +87,7 @@ def test_splits_of_other_sizes_are_refused(pictures, tmp_path, capsys):
     assert "test images of shape (3, 16, 20): expected one shape" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_image_stops_a_run_with_one_sentence(pictures, tmp_path, capsys):
     shutil.copytree(pictures, tmp_path / "p")
     (tmp_path / "p" / "train" / "red" / "3.png").write_bytes(b"\x89PNG")
