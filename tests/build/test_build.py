@@ -51,6 +51,7 @@ def record(folder: Path) -> dict[str, dict[str, object]]:
 # ------------------------------------------------------------------------------- the three modes
 
 
+@pytest.mark.slow
 def test_auto_falls_back_with_one_warning_and_records_why(tmp_path):
     done = build_ext(tmp_path, CXX=BROKEN, DRF_FAST_BUILD_EXT="auto")
     assert done.returncode == 0, done.stderr
@@ -62,6 +63,7 @@ def test_auto_falls_back_with_one_warning_and_records_why(tmp_path):
     assert not list((tmp_path / "drf_fast").glob("_C*"))
 
 
+@pytest.mark.slow
 def test_strict_fails_with_a_sentence_and_what_the_compiler_said(tmp_path):
     done = build_ext(tmp_path, CXX=BROKEN, DRF_FAST_BUILD_EXT="1")
     assert done.returncode != 0
@@ -70,6 +72,7 @@ def test_strict_fails_with_a_sentence_and_what_the_compiler_said(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_zero_builds_nothing_and_removes_what_an_earlier_build_left(tmp_path):
     stale = tmp_path / "drf_fast" / f"_C{SUFFIX}"
     stale.parent.mkdir()
@@ -86,6 +89,7 @@ def test_an_unknown_mode_is_an_error_that_names_the_known_ones(tmp_path):
     assert "DRF_FAST_BUILD_EXT: expected one of auto, 0, 1, got 'yes'" in done.stderr
 
 
+@pytest.mark.slow
 def test_setup_works_where_torch_cannot_be_imported(tmp_path):
     code = "import sys; sys.modules['torch'] = None; import runpy; runpy.run_path('setup.py')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -154,6 +158,7 @@ def test_cuda_code_has_each_architecture_and_ptx_of_the_newest_only(build):
     assert "--fmad=false" in flags and "--cudart=static" in flags
 
 
+@pytest.mark.slow
 def test_paths_with_spaces_and_dollars_survive_ninja(build, tmp_path):
     folder = tmp_path / "a b$c"
     folder.mkdir()
@@ -164,6 +169,7 @@ def test_paths_with_spaces_and_dollars_survive_ninja(build, tmp_path):
     assert (folder / "out put").read_text() == "content"
 
 
+@pytest.mark.slow
 def test_a_compile_error_is_quoted_in_the_sentence(build, tmp_path):
     source = tmp_path / "x.cpp"
     source.write_text("x.cpp:1: error: that is no C++")

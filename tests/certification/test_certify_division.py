@@ -134,6 +134,7 @@ class Pixels(torch.nn.Module):
         return x.flatten(1)[:, 380:390]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [30, 500])  # an image's samples share their batch, or fill several
 def test_the_batch_size_does_not_show_where_rows_are_independent(n, tmp_path):
     images = data.load("mnist-mini", "test")

@@ -80,6 +80,7 @@ def test_every_public_name_exists_and_unknown_ones_do_not():
         drf_fast.smooth_cee  # noqa: B018
 
 
+@pytest.mark.slow
 def test_a_full_disk_exits_with_1_and_keeps_the_old_file(tmp_path):
     """RLIMIT_FSIZE makes the kernel refuse the write, as a full disk would."""
     resource = pytest.importorskip("resource")
@@ -99,6 +100,7 @@ def test_a_full_disk_exits_with_1_and_keeps_the_old_file(tmp_path):
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.slow
 def test_an_interrupt_exits_with_130_and_says_how_to_go_on(tmp_path):
     words = ["train", "--out", str(tmp_path / "r"), "--epochs", "500", "--device", "cpu"]
     process = subprocess.Popen(

@@ -133,6 +133,7 @@ def self_test(capsys, **options: bool) -> tuple[int, str]:
     return status, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_self_test_passes_and_checks_every_operation_on_every_backend(capsys):
     status, text = self_test(capsys, json=True)
     found = json.loads(text)
@@ -226,6 +227,7 @@ def test_noise_of_another_generator_is_found_though_all_backends_agree(monkeypat
     assert status == 1 and re.search(r"normals +1.0e\+00 +0.0e\+00  FAIL", text)
 
 
+@pytest.mark.slow
 def test_the_command_takes_the_flag():
     done = subprocess.run(
         [sys.executable, "-m", "drf_fast", "doctor", "--self-test"],

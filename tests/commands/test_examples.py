@@ -32,17 +32,20 @@ def test_an_example_is_short(name):
     assert len((FOLDER / f"{name}.py").read_text().splitlines()) < 60
 
 
+@pytest.mark.slow
 def test_the_loop_learns(capsys):
     assert example("smooth_ce_loop").main(images=1500) > 0.3  # chance is 0.1
     assert "epoch 2: loss" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_drf_prices_the_distance(capsys):
     distance, price = example("drf_own_network").main(images=640, epochs=1)
     assert 0 < distance < 2 and 0 < price < 2 and price != 0.5
     assert "epoch 1: distance" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_torchvision_network_is_certified(capsys):
     results = example("certify_torchvision").main(images=128, certified=2, n=100)
     assert len(results) == 2

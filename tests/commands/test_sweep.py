@@ -50,6 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_threads_hold_for_certification_too(tmp_path):
     flags = ["--vary", "lambda0=2", "--threads", "1", "--out", str(tmp_path / "one")]
     assert main(["sweep", *flags, *SMALL]) == 0
@@ -92,6 +93,7 @@ def test_runs_differ_in_what_is_varied_alone(whole):
     assert differ == {"lambda0", "seed", "out"}
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_to_the_certificates_of_an_uninterrupted_one(whole, tmp_path):
     """SIGKILL from within, at the second certificate of the second run and again later."""
     code = (
@@ -116,6 +118,7 @@ def test_a_killed_sweep_resumes_to_the_certificates_of_an_uninterrupted_one(whol
     assert certificates(tmp_path / "s") == certificates(whole)
 
 
+@pytest.mark.slow
 def test_finished_runs_are_not_run_again_and_a_grid_can_grow(whole, capsys):
     before = {path: path.stat().st_mtime_ns for path in whole.glob("*/checkpoint.pt")}
     assert main(["sweep", *GRID, *SMALL, "--resume", "--out", str(whole)]) == 0
@@ -128,6 +131,7 @@ def test_finished_runs_are_not_run_again_and_a_grid_can_grow(whole, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in whole.glob("*/checkpoint.pt")}
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path, capsys):
     words = ["sweep", "--vary", "lr=1e30,0.01", *SMALL, "--out", str(tmp_path / "s")]
     assert main(words) == 1
@@ -139,6 +143,7 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_force_replaces_the_runs_of_a_sweep_and_no_other_files(tmp_path, capsys):
     words = ["sweep", "--seeds", "0", *SMALL, "--out", str(tmp_path)]
     (tmp_path / "mine.txt").write_text("x")

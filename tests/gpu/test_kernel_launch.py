@@ -323,6 +323,7 @@ def test_cpu_tensors_without_the_interpreter():
         drf_fast.smooth_ce(LOGITS, TARGET)
 
 
+@pytest.mark.slow
 def test_neither_import_nor_cpu_operations_import_triton():
     code = (
         "import sys, torch, drf_fast\n"

@@ -114,6 +114,7 @@ def true_radius_of_100_000(k: int, near: float) -> Real:
     return true_radius(k, 100_000, 0.001, near)
 
 
+@pytest.mark.slow
 def test_ten_thousand_random_counts_of_100_000(backend: str) -> None:
     sigma = 0.5  # a power of two, so the product with the quantile is exact
     with mp.workdps(DIGITS):

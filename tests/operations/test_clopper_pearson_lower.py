@@ -107,6 +107,7 @@ def test_small_and_random_counts_are_safe_and_tight(backend: str, alpha: float) 
         assert_safe_and_tight(k, n, alpha, p)
 
 
+@pytest.mark.slow
 def test_a_billion_trials_are_safe_and_tight(backend: str) -> None:
     n = 10**9
     for alpha in (0.001, 0.7):

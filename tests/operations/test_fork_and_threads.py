@@ -153,6 +153,7 @@ def test_a_forked_child_and_its_own_child_run_every_operation(expected) -> None:
     compare(expected)  # and so does the parent afterwards
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_child_forked_while_other_threads_are_inside_operations(expected) -> None:
     stop = threading.Event()
@@ -173,6 +174,7 @@ def test_a_child_forked_while_other_threads_are_inside_operations(expected) -> N
             worker.join()
 
 
+@pytest.mark.slow
 @needs_fork
 def test_the_workers_of_a_forking_pool(expected) -> None:
     with multiprocessing.get_context("fork").Pool(2) as pool:
@@ -191,6 +193,7 @@ class NoisyImages(Dataset):
         return drf_fast.noisy_repeat(IMAGES[index : index + 1], 0.5, 8, seed=1, image_ids=ids)
 
 
+@pytest.mark.slow
 @needs_fork
 def test_the_workers_of_a_data_loader(expected) -> None:
     loader = DataLoader(
@@ -203,6 +206,7 @@ def test_the_workers_of_a_data_loader(expected) -> None:
 # ---------------------------------------------------------------------------------------- threads
 
 
+@pytest.mark.slow
 def test_threads_that_call_everything_at_once_get_what_one_alone_gets(expected) -> None:
     together = threading.Barrier(4)
 

@@ -53,6 +53,7 @@ def instruction_sets() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------ noise
 
 
+@pytest.mark.slow
 @fuzz(250)
 @hypothesis.given(data=st.data())
 def test_noisy_repeat(data: Any) -> None:
@@ -121,6 +122,7 @@ def loss_options(draw: Any, name: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["smooth_ce", "consistency_loss", "macer_loss"])
 @fuzz(200)
 @hypothesis.given(data=st.data())
@@ -205,6 +207,7 @@ def assert_as_accurate(
 # -------------------------------------------------------------------------------------- adversary
 
 
+@pytest.mark.slow
 @fuzz(250)
 @hypothesis.given(data=st.data())
 def test_adversary_step(data: Any) -> None:

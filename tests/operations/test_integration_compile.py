@@ -12,6 +12,8 @@ from torch import nn
 
 import drf_fast
 
+pytestmark = pytest.mark.slow
+
 B, M, T, CLASSES, STEPS = 4, 3, 2, 5, 20
 IDS = torch.tensor([3, 1, 40, 2**32 - 1])
 

@@ -133,6 +133,7 @@ def test_threads_and_instruction_sets_change_no_bit(monkeypatch, batch, shape, d
             assert_same(result, results[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("batch", [1, 9])
 def test_large_images(dtype, batch):

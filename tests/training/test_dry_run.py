@@ -24,6 +24,7 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_it_prints_settings_that_can_be_used_again_and_a_time(here, capsys):
     assert main(["train", *FLAGS]) == 0
     out = capsys.readouterr().out

@@ -17,6 +17,8 @@ from torch import nn
 
 import drf_fast
 
+pytestmark = pytest.mark.slow
+
 WORLD, B, M, CLASSES, STEPS, SIGMA = 2, 3, 2, 5, 3, 0.25
 SEEDS = [drf_fast.noise_key(9, step) for step in range(STEPS)]
 

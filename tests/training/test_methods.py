@@ -260,6 +260,7 @@ TRAINED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", TRAINED, ids=lambda flags: " ".join(flags[1:4]))
 def test_a_short_training_beats_chance_under_noise(tmp_path, flags):
     words = ["train", "--out", str(tmp_path / "r"), "--train-images", "1536", "--epochs", "2",

@@ -184,6 +184,7 @@ def certify(*flags: str) -> int:
     return main([*words, "--device", "cpu", "--batch-size", "64", *flags])
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_certified_and_predicted_with_it(module, capsys):
     arch = f"{module}:shifted"  # its first buffer is called 0.mean, as ours of a normalised network
     assert train(arch, "--certify-images", "2", "--certify-n", "100") == 0
@@ -195,6 +196,7 @@ def test_a_run_is_trained_certified_and_predicted_with_it(module, capsys):
     assert capsys.readouterr().out.count("\n") > 2
 
 
+@pytest.mark.slow
 def test_no_command_imports_what_a_checkpoint_names(module, capsys):
     arch = f"{module}:Small"
     assert train(arch, "--certify-images", "0") == 0
@@ -254,6 +256,7 @@ def test_weights_that_do_not_fit_are_refused(module, capsys):
     assert f"do not fit {module}:shifted" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_installed_command_sees_the_current_folder(module):
     words = ["train", "--out", "run", *SMALL, "--arch", f"{module}:Small", "--max-steps", "1"]
     words += ["--certify-images", "0"]

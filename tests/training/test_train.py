@@ -51,6 +51,7 @@ def test_a_run_leaves_everything_that_describes_it(run_folder):
     assert config["environment"]["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_training_learns(tmp_path):
     flags = ["--method", "gaussian", "--train-images", "2000", "--lr", "0.05", *UNCERTIFIED]
     words = ["train", "--out", str(tmp_path / "r"), "--epochs", "2", "--device", "cpu", *flags]
@@ -74,6 +75,7 @@ def test_every_adversary_and_loss_trains(tmp_path, flags):
     assert load(tmp_path / "r")["step"] == 2
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(tmp_path):
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
         train(tmp_path / name, "--seed", seed, *UNCERTIFIED)
@@ -82,6 +84,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(tmp_path
     assert not torch.equal(a["conv1.weight"], c["conv1.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, 3, 4], ids=["inside an epoch", "at its end", "in the next"])
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, stop):
     train(tmp_path / "whole", *UNCERTIFIED)  # 3 steps an epoch
@@ -129,6 +132,7 @@ def test_resume_does_not_ignore_a_file_of_other_settings(tmp_path, capsys):
     assert "sigma (then 0.5, now 0.25)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [None, "", "garbage\n", "[1]\n"], ids=str)
 def test_resume_survives_lost_metrics(tmp_path, content):
     train(tmp_path / "r", "--max-steps", "3", *UNCERTIFIED)
@@ -145,6 +149,7 @@ def test_resume_refuses_a_broken_configuration(tmp_path, capsys):
     assert "expected the settings of a run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_stopped_and_certified_is_certified_anew_when_it_goes_on(tmp_path):
     certified = ["--certify-images", "2", "--certify-n", "100"]
     train(tmp_path / "r", "--max-steps", "1", *certified)
@@ -154,6 +159,7 @@ def test_a_run_stopped_and_certified_is_certified_anew_when_it_goes_on(tmp_path)
     assert sidecar["checkpoint_sha256"] == checkpoint.sha256(tmp_path / "r" / "checkpoint.pt")
 
 
+@pytest.mark.slow
 def test_json_holds_the_metrics_and_the_report(tmp_path, capsys):
     assert train(tmp_path / "r", "--json", "--certify-images", "2", "--certify-n", "100") == 0
     result = json.loads(capsys.readouterr().out)
@@ -161,6 +167,7 @@ def test_json_holds_the_metrics_and_the_report(tmp_path, capsys):
     assert result["report"]["groups"][0]["method"] == "smoothadv+drf"
 
 
+@pytest.mark.slow
 def test_force_removes_the_old_network_before_it_trains(tmp_path):
     train(tmp_path / "r", "--certify-images", "2", "--certify-n", "100")
     assert train(tmp_path / "r", "--force", "--lr", "1e12", *UNCERTIFIED) == 1  # diverges
@@ -169,6 +176,7 @@ def test_force_removes_the_old_network_before_it_trains(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_force_replaces_a_run(tmp_path):
     train(tmp_path / "r", "--seed", "3", *UNCERTIFIED)
     assert train(tmp_path / "r", "--force", *UNCERTIFIED) == 0

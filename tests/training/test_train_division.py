@@ -68,6 +68,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", ["2", "3", "16"])
 def test_an_accumulated_step_is_the_whole_step(whole, tmp_path, parts):
     assert train(tmp_path / "r", "--accumulate", parts) == 0
@@ -81,6 +82,7 @@ def test_an_accumulated_step_is_the_whole_step(whole, tmp_path, parts):
             assert a[name] == pytest.approx(b[name], abs=1e-4), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [["stability"], ["macer", "--macer-lam", "1"], ["smoothmix"], ["consistency"]]
 )
@@ -96,6 +98,7 @@ def test_every_method_can_be_accumulated(tmp_path, method):
     close(state(tmp_path / "b"), state(tmp_path / "a"))
 
 
+@pytest.mark.slow
 def test_split_batches_are_smaller_batches(tmp_path):
     assert train(tmp_path / "a", "--split-batches", "--max-steps", "5") == 0
     assert train(tmp_path / "b", "--batch-size", "8", "--max-steps", "5") == 0

@@ -36,6 +36,7 @@ def run_on(pictures: Path, out: Path, *flags: str) -> dict[str, Any]:
     return checkpoint.load(out / "checkpoint.pt")
 
 
+@pytest.mark.slow
 def test_the_first_layer_is_trained_with_recorded_and_certified(pictures, tmp_path, capsys):
     plain = run_on(pictures, tmp_path / "a")
     assert plain["config"]["normalize"] == "none" and "conv1.weight" in plain["model"]
@@ -51,6 +52,7 @@ def test_the_first_layer_is_trained_with_recorded_and_certified(pictures, tmp_pa
     assert main(["predict", str(tmp_path / "b"), "--n", "20", "--device", "cpu"]) == 0
 
 
+@pytest.mark.slow
 def test_cropped_images_are_the_same_after_a_break(pictures, tmp_path):
     flags = ["--augment", "crop-flip"]
     whole = run_on(pictures, tmp_path / "d", *flags)
@@ -85,6 +87,7 @@ def test_splits_of_other_sizes_are_refused(pictures, tmp_path, capsys):
     assert "test images of shape (3, 16, 20): expected one shape" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_image_stops_a_run_with_one_sentence(pictures, tmp_path, capsys):
     shutil.copytree(pictures, tmp_path / "p")
     (tmp_path / "p" / "train" / "red" / "3.png").write_bytes(b"\x89PNG")

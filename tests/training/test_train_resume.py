@@ -167,6 +167,7 @@ def test_the_kills_came_when_they_were_meant_to(base):
     assert "checkpoint.pt" in found["as soon as there is a checkpoint"]
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_train_into_one_folder(tmp_path, capsys):
     words = ["train", "--out", str(tmp_path / "r"), *SMALL, "--max-steps", "1"]
     assert main(words) == 0
@@ -180,6 +181,7 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path, capsys):
     assert main([*words[:-2], "--resume"]) == 0
 
 
+@pytest.mark.slow
 def test_resume_keeps_the_recorded_threads_and_refuses_others(tmp_path, capsys):
     threads = torch.get_num_threads()
     words = ["train", "--out", str(tmp_path / "r"), *SMALL]
