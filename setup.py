@@ -148,7 +148,7 @@ def build_tool(name: str) -> Any:
 def host_flags(host: Host, env: Mapping[str, str] = os.environ) -> tuple[list[str], list[str]]:
     """Flags to compile and to link a C++ source of ours.
 
-    Results must not depend on the compiler's mood: no contraction into FMA, no -ffast-math, no
+    Results must not depend on how a compiler optimises: no contraction into FMA, no -ffast-math, no
     -march=native (instruction sets are chosen at run time).
     """
     python = sysconfig.get_paths()["include"]

@@ -1,4 +1,4 @@
-// drf_fast._C: addresses and sizes come in as integers, checked by _native.py.
+// drf_fast._C: addresses and sizes come in as integers, checked by drf_fast/backends/native.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -150,9 +150,11 @@ void pooled_image_gradient(std::uintptr_t grad, std::uintptr_t index, std::uintp
 }
 
 // A loss as a function of Python: the tensors that all losses have, then its own weights.
-template <typename... Weights>
+template <typename... Weights, typename... Names>
 void define_loss(py::module_& module, const char* name,
-                 void (*function)(const drf_fast::cpu::LossCall&, Weights...), const char* doc) {
+                 void (*function)(const drf_fast::cpu::LossCall&, Weights...), const char* doc,
+                 Names... names) {
+  static_assert(sizeof...(Weights) == sizeof...(Names), "each weight has one name");
   const auto call = [function](std::uintptr_t logits, const std::string& dtype, std::int64_t batch,
                                std::int64_t samples, std::int64_t classes,
                                std::int64_t logits_image_stride, std::int64_t logits_sample_stride,
@@ -170,7 +172,11 @@ void define_loss(py::module_& module, const char* name,
          reinterpret_cast<void*>(grad), grad_image_stride, grad_sample_stride, threads},
         weights...);
   };
-  module.def(name, call, py::call_guard<py::gil_scoped_release>(), doc);
+  module.def(name, call, py::call_guard<py::gil_scoped_release>(), py::arg("logits"),
+             py::arg("dtype"), py::arg("batch"), py::arg("samples"), py::arg("classes"),
+             py::arg("logits_image_stride"), py::arg("logits_sample_stride"), py::arg("target"),
+             py::arg("reduction"), py::arg("loss"), py::arg("grad"), py::arg("grad_image_stride"),
+             py::arg("grad_sample_stride"), py::arg("threads"), py::arg(names)..., doc);
 }
 
 void use_isa(const std::string& name) {
@@ -209,7 +215,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "C++ core of drf_fast; called through drf_fast._native only.";
+  module.doc() = "C++ core of drf_fast; called through drf_fast.backends.native only.";
   const py::call_guard<py::gil_scoped_release> unlocked;
   module.def("vote", &vote, unlocked, py::arg("logits"), py::arg("dtype"), py::arg("rows"),
              py::arg("classes"), py::arg("counts"), py::arg("images"), py::arg("threads"),
@@ -251,9 +257,11 @@ PYBIND11_MODULE(_C, module) {
   define_loss(module, "smooth_ce", &drf_fast::cpu::smooth_ce,
               "Cross-entropy of the mean probabilities, and its gradient.");
   define_loss(module, "consistency_loss", &drf_fast::cpu::consistency_loss,
-              "Cross-entropy, divergence (lam) and entropy (eta), and their gradient.");
+              "Cross-entropy, divergence (lam) and entropy (eta), and their gradient.", "lam",
+              "eta");
   define_loss(module, "macer_loss", &drf_fast::cpu::macer_loss,
-              "Loss with margin (sigma, lam, gamma, beta), and its gradient.");
+              "Loss with margin (sigma, lam, gamma, beta), and its gradient.", "sigma", "lam",
+              "gamma", "beta");
   module.def("use_isa", &use_isa, py::arg("name"),
              "Use no more than this instruction set; all that the processor has for \"\".");
   module.def("build_info", &build_info, "Compiler, flags and features of this build.");

@@ -210,6 +210,6 @@ def ball_arguments(
     """Form, epsilon and lambda of a ball as ``ops.adversary_step`` takes them."""
     check_ball(ball)
     if ball is None:
-        return "none", step_size, step_size  # of no meaning
+        return "none", step_size, step_size  # epsilon and lambda are unused
     epsilon = check.scalar(ball.epsilon, "epsilon", nonnegative=True)
     return ball.form, epsilon, epsilon if ball.lam is None else ball.lam  # the hard ball has none

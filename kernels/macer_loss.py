@@ -2,7 +2,7 @@
 
 xi = Phi^-1(p1) - Phi^-1(p2), p1 and p2 the two largest entries of the mean over samples of q_i =
 softmax(beta * logits_i). q and all that follows from it is float64: xi is a difference of normal
-quantiles far in their tails. backends/reference.py has the derivation.
+quantiles far in their tails. backends/reference/operations.py has the derivation.
 
 Logits that do not stay in registers are read three times: for the sums of each row; for the two
 largest entries, which need all rows at a class; for the gradient, which needs the latter.

@@ -14,7 +14,7 @@
 
 #include "portable.h"
 
-namespace drf {
+namespace drf_fast {
 
 // r = sqrt(-2 log u), u = word 2^-32 + 2^-33 in (0, 1].
 DRF_HD DRF_INLINE float normal_radius(uint32_t word) {
@@ -74,4 +74,4 @@ DRF_HD DRF_INLINE void normal_pair(uint32_t radius_word, uint32_t angle_word, fl
   z1 = radius * sine;
 }
 
-}  // namespace drf
+}  // namespace drf_fast

@@ -5,7 +5,7 @@
 
 #include "portable.h"
 
-namespace drf {
+namespace drf_fast {
 
 constexpr uint32_t kPhilox0 = 0xD2511F53u, kPhilox1 = 0xCD9E8D57u;  // multipliers
 constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;      // what a round adds to the key
@@ -30,4 +30,4 @@ DRF_HD DRF_INLINE Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c
   return {c0, c1, c2, c3};
 }
 
-}  // namespace drf
+}  // namespace drf_fast

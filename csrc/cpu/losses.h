@@ -18,7 +18,7 @@ namespace drf_fast::cpu {
 
 struct ImageLoss {
   double value;
-  bool valid;  // false where a row of logits is no distribution
+  bool valid;  // false where a row of logits is not a valid distribution
 };
 
 struct Tile {

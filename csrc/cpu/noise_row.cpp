@@ -14,9 +14,9 @@ namespace {
 DRF_INLINE void fill_normals_body(float* __restrict z, const std::uint32_t* __restrict words,
                                   std::int64_t groups) {
   for (std::int64_t i = 0; i < groups; ++i) {
-    drf::normal_pair(words[i], words[kBlock + i], z[i], z[kBlock + i]);
-    drf::normal_pair(words[2 * kBlock + i], words[3 * kBlock + i], z[2 * kBlock + i],
-                     z[3 * kBlock + i]);
+    drf_fast::normal_pair(words[i], words[kBlock + i], z[i], z[kBlock + i]);
+    drf_fast::normal_pair(words[2 * kBlock + i], words[3 * kBlock + i], z[2 * kBlock + i],
+                          z[3 * kBlock + i]);
   }
 }
 

@@ -44,8 +44,9 @@ struct LossCall {
   int threads;
 };
 
-// The losses of drf_fast/backends/reference/operations.py, with d(loss)/d(logits). Throw where a label is out
-// of range or a row of logits is no distribution; grad may then be half written.
+// The losses of drf_fast/backends/reference/operations.py, with d(loss)/d(logits). Throw where a
+// label is out of range or a row of logits is not a valid distribution; grad may then be half
+// written.
 void smooth_ce(const LossCall& call);
 void consistency_loss(const LossCall& call, double lam, double eta);
 void macer_loss(const LossCall& call, double sigma, double lam, double gamma, double beta);

@@ -1,4 +1,5 @@
-// drf_fast._CUDA: addresses, sizes and a stream come in as integers, checked by _native.py.
+// drf_fast._CUDA: addresses, sizes and a stream come in as integers, checked by
+// drf_fast/backends/native.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -59,7 +60,7 @@ void certified_radius(std::uintptr_t successes, std::uintptr_t trials, std::uint
 }  // namespace
 
 PYBIND11_MODULE(_CUDA, module) {
-  module.doc() = "CUDA kernels of drf_fast; called through drf_fast._native only.";
+  module.doc() = "CUDA kernels of drf_fast; called through drf_fast.backends.native only.";
   const py::call_guard<py::gil_scoped_release> unlocked;
   module.def("why_not", &drf_fast::cuda::why_not,
              "Empty when the driver can run this build, else one sentence why it cannot.");

@@ -4,8 +4,8 @@
 falls back to the reference, so that it never fails because a compiled part is missing. The
 environment variable ``DRF_FAST_BACKEND``, read at the first operation, or ``use`` choose another
 one. These are strict: an operation that the chosen backend does not have is an error. One exception
-lets whole programs run on ``triton``: counting votes and the two bounds have no Triton form and run
-as under ``auto``.
+lets whole programs run on ``triton``: counting votes, the two bounds and pooling have no Triton
+form and run as under ``auto``.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
+
+import torch
 
 from drf_fast.errors import InputError, RunError
 
 NAMES = ("auto", "reference", "native", "triton")
 
-_chosen: str | None = None
-_table: dict[tuple[str, str], Callable[..., Any]] = {}
+_chosen: ContextVar[str | None] = ContextVar("chosen backend", default=None)
+# (operation, device type, choice) -> what runs it; the choice None is the environment's.
+_table: dict[tuple[str, str, str | None], Callable[..., Any]] = {}
+_TLS_KEY = "drf_fast.backend"
 
 
-def _checked(name: str, source: str) -> str:
+def _known(name: str, source: str) -> str:
     if name not in NAMES:
         raise InputError(
             f"{source} names an unknown backend: expected one of {', '.join(NAMES)}, got {name!r}"
@@ -37,30 +42,42 @@ def current() -> str:
     Raises:
         ValueError: ``DRF_FAST_BACKEND`` holds another word.
     """
-    if _chosen is None:
-        return _checked(os.environ.get("DRF_FAST_BACKEND", "auto"), "DRF_FAST_BACKEND")
-    return _chosen
+    chosen = _choice()
+    if chosen is None:
+        return _known(os.environ.get("DRF_FAST_BACKEND", "auto"), "DRF_FAST_BACKEND")
+    return chosen
+
+
+def _choice() -> str | None:
+    """The choice of the innermost ``use`` around this call, None where there is none.
+
+    Autograd runs the backward of CUDA tensors in threads of its own, which see no context of
+    Python's. torch hands them the thread-local objects of the thread that called ``backward``.
+    """
+    chosen = _chosen.get()
+    if chosen is None and torch._C._current_graph_task_id() != -1:
+        return torch._C._get_obj_in_tls(_TLS_KEY) if torch._C._is_key_in_tls(_TLS_KEY) else None
+    return chosen
 
 
 @contextlib.contextmanager
 def use(name: str) -> Iterator[None]:
     """Run the operations inside the ``with`` block on the backend ``name``.
 
-    The choice is global to the process, not to a thread. Code that ``torch.compile`` has already
-    compiled calls the operations by name and follows the choice too.
+    The choice belongs to this thread or asynchronous task, and to each ``backward`` that is called
+    inside the block; other threads keep theirs. Code that ``torch.compile`` has already compiled
+    calls the operations by name and follows the choice too.
 
     Raises:
         ValueError: ``name`` is not one of ``NAMES``.
     """
-    global _chosen
-    before = _chosen
-    _chosen = _checked(name, "use()")
-    _table.clear()
+    token = _chosen.set(_known(name, "use()"))
+    torch._C._stash_obj_in_tls(_TLS_KEY, name)
     try:
         yield
     finally:
-        _chosen = before
-        _table.clear()
+        _chosen.reset(token)
+        torch._C._stash_obj_in_tls(_TLS_KEY, _chosen.get())
 
 
 def implementation(operation: str, device_type: str) -> Callable[..., Any]:
@@ -69,7 +86,7 @@ def implementation(operation: str, device_type: str) -> Callable[..., Any]:
     Raises:
         RuntimeError: the chosen backend does not have the operation in this installation.
     """
-    key = (operation, device_type)
+    key = (operation, device_type, _choice())
     if key not in _table:
         _table[key] = _find(operation, device_type, current())
     return _table[key]

@@ -1,7 +1,7 @@
 """Operations that a Triton kernel runs: on CUDA tensors, and on any tensor in Triton's interpreter.
 
-``vote`` and the two bounds have no Triton form: where Triton is asked for, they run as under
-``auto``, so that whole programs run on it. Nothing here imports triton before an operation is
+``vote``, the two bounds and pooling have no Triton form: where Triton is asked for, they run as
+under ``auto``, so that whole programs run on it. Nothing here imports triton before an operation is
 looked up for it: most machines without a GPU have none.
 """
 

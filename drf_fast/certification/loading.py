@@ -88,7 +88,7 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
     model, memory_format = machine.place(
         model, device, config.memory_format, config.precision, shape
     )
-    agreed = processes.agree(memory_format)
+    agreed = processes.broadcast(memory_format)
     if agreed != memory_format:
         model, memory_format = machine.place(model, device, agreed, config.precision, shape)
     classifier = SmoothedClassifier(
@@ -106,7 +106,7 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
     if batch_size == "auto":
         sample = images.float_images(list(indices[:1])).to(device)
         most = max(config.n, getattr(config, "n0", 1))
-        batch_size = processes.agree(min(classifier.batch_size(sample), most))
+        batch_size = processes.broadcast(min(classifier.batch_size(sample), most))
     return Loaded(saved, path, images, indices, device, classifier, batch_size, memory_format)
 
 

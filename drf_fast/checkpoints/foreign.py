@@ -152,7 +152,8 @@ def _pick_arch(network: State, path: Path, asked: str | None, in_file: str | Non
         fitting = [name for name in models.NAMES if not _differences(name, network)]
         raise InputError(
             f"the weights in {path} do not fit {arch}, named by "
-            f"{'--arch' if asked is not None else 'the file'}: {_told(differences)}; "
+            f"{'--arch' if asked is not None else 'the file'}: "
+            f"{_list_differences(differences)}; "
             + (f"pass --arch {fitting[0]}" if fitting else "pass the file of such a network")
         )
     all_differences = {}
@@ -164,8 +165,8 @@ def _pick_arch(network: State, path: Path, asked: str | None, in_file: str | Non
     raise InputError(
         f"the weights{f' of {named}' if named else ''} in {path} fit none of "
         f"{', '.join(models.NAMES)}; the closest is {closest}: "
-        f"{_told(all_differences[closest])}; use drf_fast.SmoothedClassifier from Python for such "
-        "a network"
+        f"{_list_differences(all_differences[closest])}; use drf_fast.SmoothedClassifier from "
+        "Python for such a network"
     )
 
 
@@ -237,7 +238,7 @@ def _num_classes(network: State) -> int:
     return next((len(value) for value in reversed(network.values()) if value.dim() == 2), 0)
 
 
-def _told(differences: dict[str, list[str]]) -> str:
+def _list_differences(differences: dict[str, list[str]]) -> str:
     return "; ".join(f"{what} {_first(keys)}" for what, keys in differences.items())
 
 

@@ -73,7 +73,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, truncated, foreign, or with code inside.
     """
-    return _checked(*tensorfile.read(path), path)
+    return _check_content(*tensorfile.read(path), path)
 
 
 def load_any(path: Path, arch: str | None = None, normalize: str | None = None) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def load_any(path: Path, arch: str | None = None, normalize: str | None = None) 
                 "Python for a network of your own"
             )
         return {**foreign.convert(content, path, arch, normalize=normalize), "sha256": digest}
-    saved = _checked(content, digest, path)
+    saved = _check_content(content, digest, path)
     if names_code(saved["arch"]) and normalize is None:
         _refuse_code_of_file(saved, path, arch if code else None)
         return {**saved, "arch": arch}
@@ -115,7 +115,7 @@ def _refuse_code_of_file(content: dict[str, Any], path: Path, allowed: str | Non
         )
 
 
-def _checked(content: Any, digest: str, path: Path) -> dict[str, Any]:
+def _check_content(content: Any, digest: str, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != _FORMAT or _KEYS - set(content):
         found = sorted(map(str, content))[:6] if isinstance(content, dict) else type(content)
         raise InputError(

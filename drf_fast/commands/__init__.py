@@ -1,1 +1,1 @@
-"""``drf-fast``: the command line, one file a command."""
+"""``drf-fast``: the command line, one file per command."""

@@ -67,11 +67,11 @@ def certify(config: CertifyConfig) -> Path | None:
     assert out is not None  # set above
     with _open_log(config, out, _description(config, loaded)) as log:
         engine.run(work, log, processes.rank(), processes.count())
-    processes.wait()
+    processes.barrier()
     if processes.rank() == 0:
         collect(out)
         say(f"log: {out}")
-    processes.wait()
+    processes.barrier()
     processes.finish()
     return out
 
@@ -94,7 +94,7 @@ def _open_log(config: CertifyConfig, out: Path, description: dict[str, Any]) -> 
             done = whole.done
         except InputError as error:
             problem = str(error)
-    problem, done = processes.agree((problem, done))
+    problem, done = processes.broadcast((problem, done))
     if problem:
         raise InputError(problem)
     return CertificationLog.part(out, processes.rank(), done, guard=whole)

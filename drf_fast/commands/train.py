@@ -56,7 +56,7 @@ def _certify(config: TrainConfig, folder: Path) -> Path:
     network = checkpoint.sha256(folder / checkpoint.FILE_NAME)
     same = config.resume and sidecar(out).exists()
     same = same and read_json(sidecar(out)).get("checkpoint_sha256") == network
-    same = processes.agree(same)
+    same = processes.broadcast(same)
     test_images = len(data.load(config.data, "test", data_dir=config.data_dir))
     log = certify.certify(
         CertifyConfig(

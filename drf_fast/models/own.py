@@ -10,10 +10,12 @@ from a file: a checkpoint or a TOML file of somebody else must not be able to ru
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,6 +33,27 @@ def build(arch: str, num_classes: int, image_shape: tuple[int, ...]) -> nn.Modul
         InputError: no such module or attribute, code that fails, no ``nn.Module``, or one that does
             not map images of ``image_shape`` to ``num_classes`` logits.
     """
+    with _working_folder_on_path():  # a factory may import more
+        return _build(arch, num_classes, image_shape)
+
+
+@contextlib.contextmanager
+def _working_folder_on_path() -> Iterator[None]:
+    """The working folder is on ``sys.path`` inside the block, as with ``python -m``, not after."""
+    folder = os.getcwd()
+    added = folder not in sys.path
+    if added:
+        sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if added:
+            with contextlib.suppress(ValueError):  # the imported module may have removed it
+                sys.path.remove(folder)
+
+
+def _build(arch: str, num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
     factory = _find(arch)
     if isinstance(factory, nn.Module) or not callable(factory):
         raise InputError(f"--arch {arch}: {_CALL}, got {_kind(factory)}; name such a function")
@@ -38,7 +61,7 @@ def build(arch: str, num_classes: int, image_shape: tuple[int, ...]) -> nn.Modul
         network = factory(num_classes=num_classes)
     except Exception as error:
         raise InputError(
-            f"--arch {arch} failed: {_CALL}, got {_told(error)}; correct it, or wrap it in a "
+            f"--arch {arch} failed: {_CALL}, got {_error_text(error)}; correct it, or wrap it in a "
             "function of that form"
         ) from error
     if not isinstance(network, nn.Module):
@@ -55,9 +78,6 @@ def _find(arch: str) -> Any:
             f"{arch!r}"
         )
     module_name, attributes = match[1], match[2]
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    importlib.invalidate_caches()
     try:
         found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
@@ -65,16 +85,16 @@ def _find(arch: str) -> Any:
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
             raise InputError(
                 f"--arch {arch}: expected a module {module_name} in the current folder or "
-                f"installed, got none ({_told(error)}); check the name and the folder"
+                f"installed, got none ({_error_text(error)}); check the name and the folder"
             ) from error
         raise InputError(
-            f"--arch {arch}: expected {module_name} to be imported, got {_told(error)}; correct "
-            "that module (what a script does goes below 'if __name__ == \"__main__\"')"
+            f"--arch {arch}: expected {module_name} to be imported, got {_error_text(error)}; "
+            "correct that module (what a script does goes below 'if __name__ == \"__main__\"')"
         ) from error
     for attribute in attributes.split("."):
         if not hasattr(found, attribute):
             raise InputError(
-                f"--arch {arch}: expected {attribute!r} in {_place(found)}, got no such name; "
+                f"--arch {arch}: expected {attribute!r} in {_source_of(found)}, got no such name; "
                 "check the spelling"
             )
         found = getattr(found, attribute)
@@ -86,12 +106,13 @@ def _try(network: nn.Module, arch: str, num_classes: int, image_shape: tuple[int
     images = torch.zeros(2, *image_shape)
     wanted = f"expected images {tuple(images.shape)} to become logits {(2, num_classes)}"
     training = [module for module in network.modules() if module.training]
-    try:  # not _modules.frozen, which lazy modules refuse before their first images
+    try:  # not runtime.frozen, which lazy modules refuse before their first images
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = network.eval()(images)
     except Exception as error:
         raise InputError(
-            f"--arch {arch}: {wanted}, got {_told(error)}; correct the network or choose other data"
+            f"--arch {arch}: {wanted}, got {_error_text(error)}; correct the network or "
+            "choose other data"
         ) from error
     for module in training:
         module.training = True
@@ -100,7 +121,7 @@ def _try(network: nn.Module, arch: str, num_classes: int, image_shape: tuple[int
         raise InputError(f"--arch {arch}: {wanted}, got {shape}; correct the network's last layer")
 
 
-def _told(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")
 
 
@@ -109,5 +130,5 @@ def _kind(value: Any) -> str:
     return f"an instance of {name}" if isinstance(value, nn.Module) else f"a value of type {name}"
 
 
-def _place(value: Any) -> str:
+def _source_of(value: Any) -> str:
     return getattr(value, "__file__", None) or getattr(value, "__name__", None) or _kind(value)

@@ -87,10 +87,10 @@ def _loss(
     layout: tuple[int, int],
     *options: Any,
 ) -> torch.Tensor:
-    """The loss; its gradient waits for backward, to be given away without a copy.
+    """The loss. Its gradient is computed here, in forward, and kept.
 
-    A tensor that is given away may be changed by whoever gets it, so it is given once. A retained
-    graph is rare: its second backward runs the operation again, for which the arguments are saved.
+    The first backward returns it without a copy. Its receiver may change it in place, so a second
+    backward of a retained graph recomputes it, for which the arguments are saved.
     """
     _not_exported(ctx)
     images = images_first(logits, *layout)
@@ -147,7 +147,7 @@ class SmoothCE(torch.autograd.Function):
 
 
 class Consistency(torch.autograd.Function):
-    """See ``backends/reference.py`` for the derivation."""
+    """See ``backends/reference/operations.py`` for the derivation."""
 
     @staticmethod
     def forward(ctx: Any, logits, target, num_samples, sample_dim, lam, eta, reduction):
@@ -161,7 +161,7 @@ class Consistency(torch.autograd.Function):
 
 
 class Macer(torch.autograd.Function):
-    """See ``backends/reference.py`` for the derivation."""
+    """See ``backends/reference/operations.py`` for the derivation."""
 
     @staticmethod
     def forward(ctx: Any, logits, target, num_samples, sample_dim, sigma, lam, gamma, beta):

@@ -37,6 +37,9 @@ _SCHEMAS = {
     "adversary_step": "(Tensor grad, Tensor x, Tensor x_adv, Tensor step_size, Tensor epsilon,"
     " Tensor lam, Tensor sigma, Tensor key, Tensor image_ids, str ball, str grad_norm,"
     " float[]? clamp) -> (Tensor, Tensor, Tensor)",
+    "max_pool_relu": "(Tensor x, bool indexed) -> (Tensor, Tensor)",
+    "max_pool_relu_backward": "(Tensor grad, Tensor index) -> Tensor",
+    "pooled_image_gradient": "(Tensor grad, Tensor index, Tensor weight) -> Tensor",
     "vote": "(Tensor logits, Tensor(a!) counts) -> ()",
     "clopper_pearson_lower": "(Tensor successes, Tensor trials, Tensor alpha) -> Tensor",
     "certified_radius": "(Tensor successes, Tensor trials, Tensor sigma, Tensor alpha) -> Tensor",
@@ -104,6 +107,34 @@ def _(grad, x, x_adv, step_size, epsilon, lam, sigma, key, image_ids, ball, grad
     return result, repeated_like(result, grad.shape[0] // x.shape[0]), distance
 
 
+def _fake_channels_last(like, shape, dtype):
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
+
+
+@register_fake("drf_fast::max_pool_relu", lib=_library)
+def _(x, indexed):
+    batch, channels, height, width = x.shape
+    shape = (batch, channels, height // 2, width // 2)
+    index_shape = shape if indexed else (0, channels, 1, 1)
+    return (
+        _fake_channels_last(x, shape, x.dtype),
+        _fake_channels_last(x, index_shape, torch.uint8),
+    )
+
+
+@register_fake("drf_fast::max_pool_relu_backward", lib=_library)
+def _(grad, index):
+    batch, channels, rows, columns = grad.shape
+    return _fake_channels_last(grad, (batch, channels, 2 * rows, 2 * columns), grad.dtype)
+
+
+@register_fake("drf_fast::pooled_image_gradient", lib=_library)
+def _(grad, index, weight):
+    batch, _channels, rows, columns = grad.shape
+    k = weight.shape[-1]
+    return grad.new_empty((batch, 1, 2 * rows + k - 1, 2 * columns + k - 1))
+
+
 @register_fake("drf_fast::vote", lib=_library)
 def _(logits, counts):
     return None
@@ -125,6 +156,9 @@ smooth_ce = torch.ops.drf_fast.smooth_ce.default
 consistency_loss = torch.ops.drf_fast.consistency_loss.default
 macer_loss = torch.ops.drf_fast.macer_loss.default
 adversary_step = torch.ops.drf_fast.adversary_step.default
+max_pool_relu = torch.ops.drf_fast.max_pool_relu.default
+max_pool_relu_backward = torch.ops.drf_fast.max_pool_relu_backward.default
+pooled_image_gradient = torch.ops.drf_fast.pooled_image_gradient.default
 vote = torch.ops.drf_fast.vote.default
 clopper_pearson_lower = torch.ops.drf_fast.clopper_pearson_lower.default
 certified_radius = torch.ops.drf_fast.certified_radius.default

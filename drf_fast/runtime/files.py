@@ -6,18 +6,17 @@ import contextlib
 import errno
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 from drf_fast.errors import InputError
 
-try:
-    import fcntl
-except ImportError:  # Windows has no flock
-    fcntl = None  # type: ignore[assignment]
-
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+_FOLDER_LOCK = ".lock"
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -33,8 +32,9 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         OSError: the write itself failed (a full disk, for example).
     """
     path = Path(path)
-    try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:  # not mkstemp, whose files nobody else may read; 0o666 less the umask is open()'s
+        descriptor = os.open(temporary, _NEW_FILE, 0o666)
     except OSError as error:
         if error.errno not in _NO_FOLDER:
             raise
@@ -47,9 +47,6 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes 0600; behave as open() would
         if path.is_dir():
             raise InputError(
                 f"cannot write {path}: expected a file or nothing there, got a folder; choose "
@@ -98,41 +95,54 @@ def read_json(path: str | Path) -> Any:
         ) from error
 
 
-def lock(path: Path, descriptor: int) -> None:
-    """Lock the open file or folder ``path`` until it is closed: one writer at a time.
+def lock(path: Path) -> FileLock:
+    """Lock the file or folder ``path`` until ``unlock``: one writer at a time.
 
-    Nothing where the system has no such locks.
+    The lock is the system's, on a hidden file in or beside ``path``: it ends with its process,
+    however that ends, and a file that a killed process leaves behind blocks nobody.
 
     Raises:
-        InputError: another process holds the lock.
+        InputError: another writer holds the lock, or the folder cannot be written.
     """
-    if fcntl is None:
-        return
+    name = path / _FOLDER_LOCK if path.is_dir() else path.with_name(f".{path.name}-lock")
+    # Not thread-local: a log may be closed by another thread than the one that opened it.
+    guard = FileLock(name, timeout=0, thread_local=False)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        guard.acquire()
+    except Timeout as error:
         raise InputError(
             f"{path} is being written by another process: expected one writer; wait for it, or "
             "choose another --out"
         ) from error
+    except OSError as error:
+        raise InputError(
+            f"cannot lock {path}: expected a folder that can be written, got "
+            f"{(error.strerror or 'an error').lower()}; choose another --out"
+        ) from error
+    return guard
+
+
+def unlock(guard: FileLock) -> None:
+    """Release what ``lock`` returned and remove its file; a second call does nothing."""
+    if guard.is_locked:
+        # While it is held: filelock discards a lock on a file that is gone. Windows cannot remove
+        # an open file; there filelock does it afterwards.
+        with contextlib.suppress(OSError):
+            os.unlink(guard.lock_file)
+        guard.release()
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold ``folder`` locked, see ``lock``."""
-    if fcntl is None:
-        yield
+    if not os.access(folder, os.W_OK | os.X_OK):
+        yield  # nothing can be written there either, which new_folder says
         return
+    guard = lock(folder)
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # nothing can be written there either, which new_folder tells
-        yield
-        return
-    try:
-        lock(folder, descriptor)
         yield
     finally:
-        os.close(descriptor)
+        unlock(guard)
 
 
 def new_folder(path: str | Path, *, force: bool = False, resume: bool = False) -> Path:
@@ -146,7 +156,7 @@ def new_folder(path: str | Path, *, force: bool = False, resume: bool = False) -
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        in_use = any(path.iterdir())
+        in_use = any(entry.name != _FOLDER_LOCK for entry in path.iterdir())
         writable = os.access(path, os.W_OK | os.X_OK)
     except OSError as error:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Several processes on one job, as ``torchrun`` starts them: who am I, agree, wait.
+"""Several processes on one job, as ``torchrun`` starts them: ranks and collective operations.
 
 Without torchrun there is one process, and everything here is immediate.
 """
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from drf_fast.errors import InputError, RunError
 
 # Ranks wait for the slowest one, and that may take a certification's whole time.
-_PATIENCE = datetime.timedelta(days=30)
+_TIMEOUT = datetime.timedelta(days=30)
 
 
 def rank() -> int:
@@ -45,42 +45,43 @@ def start(device: torch.device) -> None:
         return
     if device.type == "cuda":
         torch.cuda.set_device(_from_environment("LOCAL_RANK", 0))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
 
 
-def agree(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """The value of process 0, in all processes: for what is measured and may differ."""
     if count() == 1:
         return value
-    box = [value]
-    with _together():
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
+    values = [value]
+    with _collective():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def total(values: torch.Tensor) -> None:
+def all_reduce_sum(values: torch.Tensor) -> None:
     """Replace ``values`` by their sum over the processes, the same bits in all of them."""
     if count() > 1:
-        with _together():
+        with _collective():
             dist.all_reduce(values)
 
 
-def wait() -> None:
+def barrier() -> None:
     """Return when all processes are here."""
     if count() > 1:
-        with _together():
+        with _collective():
             dist.barrier()
 
 
 @contextlib.contextmanager
-def _together() -> Iterator[None]:
-    """An exchange fails where another process has ended, which has said why itself."""
+def _collective() -> Iterator[None]:
+    """A collective operation fails where another process has ended, which has said why itself."""
     try:
         yield
     except RuntimeError as error:
         raise RunError(
-            f"process {rank()} of {count()}: expected an answer of the others, got an error "
-            f"({' '.join(str(error).split())[:120]}); the process that failed first says why"
+            f"process {rank()} of {count()}: a collective operation failed, expected all processes "
+            f"to take part, got an error ({' '.join(str(error).split())[:120]}); see what the "
+            "process that failed first says"
         ) from error
 
 

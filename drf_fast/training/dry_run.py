@@ -61,7 +61,7 @@ def _seconds_of_a_step(run: Run, batches: Iterator[Batch]) -> float:
             torch.cuda.synchronize(run.device)
         times.append(time.perf_counter() - started)
         # Process 0 decides: all have to take the same steps.
-        if processes.agree(sum(times[1:]) >= _SECONDS or len(times) > _MOST):
+        if processes.broadcast(sum(times[1:]) >= _SECONDS or len(times) > _MOST):
             break
     later = times[1:] or times
     return sorted(later)[len(later) // 2] if later else 0.0

@@ -97,7 +97,7 @@ def train(config: TrainConfig) -> Path:
             run.epoch += 1
             run.totals = run.no_totals()
             state.save(run)
-        processes.wait()
+        processes.barrier()
     announce(f"run folder: {folder}")
     return folder
 
@@ -203,5 +203,5 @@ def accuracy_under_noise(run: Run) -> float:
         )
         with torch.no_grad(), machine.autocast(run.device, run.config.precision):
             hits += (run.network(noisy).argmax(1) == target.to(run.device)).sum()
-    processes.total(hits)
+    processes.all_reduce_sum(hits)
     return int(hits) / len(run.test_set)

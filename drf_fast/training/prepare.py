@@ -45,7 +45,7 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     test_set = data.load(config.data, "test", data_dir=config.data_dir, download=not config.dry_run)
     device = machine.pick_device(config.device)
     processes.start(device)
-    saved = processes.agree(state.read(folder) if config.resume else None)
+    saved = processes.broadcast(state.read(folder) if config.resume else None)
     if saved:
         refuse_other_settings(config, saved["config"], train_set.fingerprint, folder)
         known = {name: saved["config"].get(name, "auto") for name in MEASURED}
@@ -63,7 +63,7 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     rows = min(images_of_a_step(config), len(train_set)) * config.num_samples
     placed = (config.precision, shape, rows)
     model, memory_format = machine.place(model, device, config.memory_format, *placed)
-    agreed = processes.agree(memory_format)
+    agreed = processes.broadcast(memory_format)
     if agreed != memory_format:
         model, memory_format = machine.place(model, device, agreed, *placed)
     config = dataclasses.replace(

@@ -37,7 +37,7 @@ def one_step(run: Run, batch: Batch, options: MethodOptions) -> None:
     step = FIRST_NETWORK_STEP + run.step * processes.count() + processes.rank()
     torch.manual_seed(noise_key(config.seed, step))
     seen = (run.graphs or descend)(run, batch, options)
-    processes.total(seen)
+    processes.all_reduce_sum(seen)
     run.totals.sums += torch.stack([seen[0], seen[1], seen[2:].sum()])
     run.totals.images += size
     if isinstance(run.ball, SoftBall) and uses_adversary(config):
@@ -93,7 +93,7 @@ def _sum_gradients(model: nn.Module) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     gradients: list[Any] = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    processes.total(flat)
+    processes.all_reduce_sum(flat)
     sizes = [p.numel() for p in parameters]
     for p, gradient in zip(parameters, flat.split(sizes), strict=True):
         p.grad = gradient.view_as(p).clone(memory_format=torch.preserve_format)
@@ -107,7 +107,7 @@ def _average_statistics(model: nn.Module) -> None:
     means: list[Any] = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
     if means:
         flat = torch.cat(means)
-        processes.total(flat)
+        processes.all_reduce_sum(flat)
         flat /= processes.count()
         for own, mean in zip(means, flat.split([b.numel() for b in means]), strict=True):
             own.copy_(mean)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -157,7 +156,6 @@ def test_force_replaces_the_runs_of_a_sweep_and_no_other_files(tmp_path, capsys)
     assert "seed=3" in names and "seed=0" not in names and "mine.txt" in names
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs flock")
 def test_a_folder_has_one_sweep_at_a_time(whole, capsys):
     from drf_fast.runtime.files import locked
 

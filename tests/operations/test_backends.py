@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -113,6 +117,67 @@ def test_the_context_manager_restores_after_an_exception():
     with pytest.raises(KeyError), drf_fast.use_backend("reference"):
         raise KeyError
     assert dispatch.current() == "auto"
+
+
+def test_a_choice_belongs_to_its_thread():
+    seen = []
+    with drf_fast.use_backend("reference"):
+        other = threading.Thread(target=lambda: seen.append(dispatch.current()))
+        other.start()
+        other.join()
+    assert seen == ["auto"]
+
+
+def test_two_threads_choose_apart():
+    both = threading.Barrier(2)
+
+    def choose(name):
+        with drf_fast.use_backend(name):
+            both.wait(30)
+            seen = dispatch.current()
+            both.wait(30)
+        return seen, dispatch.current()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(choose, ["reference", "native"])) == [
+            ("reference", "auto"),
+            ("native", "auto"),
+        ]
+
+
+def in_an_empty_context(function):
+    """``function`` wrapped to run as in autograd's own threads, which see no context variables."""
+    return lambda *arguments: contextvars.Context().run(function, *arguments)
+
+
+def test_backward_in_a_thread_of_autograd_follows_the_choice():
+    seen = []
+
+    def backward(grad, num_samples):
+        seen.append(dispatch.current())
+        return reference.noisy_repeat_backward(grad, num_samples)
+
+    class Through(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.repeat_interleave(2, 0)
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return in_an_empty_context(backward)(grads[0], 2)
+
+    def run():
+        x = torch.zeros(2, 3, requires_grad=True)
+        Through.apply(x).sum().backward()
+
+    with drf_fast.use_backend("reference"):
+        run()
+        with drf_fast.use_backend("native"):
+            run()
+        run()
+        assert in_an_empty_context(dispatch.current)() == "auto"  # no backward, no message
+    run()
+    assert seen == ["reference", "native", "reference", "auto"]
 
 
 @pytest.mark.parametrize("operation", list(CALLS))

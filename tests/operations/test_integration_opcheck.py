@@ -88,6 +88,17 @@ def test_noisy_repeat_and_its_backward(layout):
         check("noisy_repeat_backward", rows, samples)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 6, 4), (1, 1, 2, 2), (3, 1, 4, 8)], ids=str)
+def test_pooling(shape, dtype):
+    x = (random(*shape) - 0.5).to(dtype).contiguous(memory_format=torch.channels_last)
+    for indexed in (False, True):
+        check("max_pool_relu", x, indexed)
+    out, index = schemas.max_pool_relu(x, True)
+    check("max_pool_relu_backward", out, index)
+    check("pooled_image_gradient", out, index, random(shape[1], 1, 3, 3).to(dtype))
+
+
 def test_vote_and_bounds():
     for classes in (2, 5):
         check("vote", random(6, classes).half(), torch.zeros(3, classes, dtype=torch.int64))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import drf_fast
 from drf_fast.backends.native import library
 from drf_fast.backends.native import pooling as native
+from drf_fast.backends.reference import pooling as reference
 from drf_fast.models import LeNet
 from drf_fast.ops.pooling import conv_pool_relu, max_pool_relu
 
@@ -73,10 +74,48 @@ def test_values_and_gradients_are_torchs(shape, dtype, isa, threads):
             assert same(max_pool_relu(ours), expected)
 
 
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_native_operations_are_the_reference(shape, dtype, isa):
+    x = awkward(shape, dtype)
+    for indexed in (True, False):
+        for got, expected in zip(
+            native.max_pool_relu(x, indexed), reference.max_pool_relu(x, indexed), strict=True
+        ):
+            assert got.stride() == expected.stride() and same(got, expected)
+    out, index = native.max_pool_relu(x, True)
+    grad = torch.randn(out.shape).to(dtype)
+    got, expected = (module.max_pool_relu_backward(grad, index) for module in (native, reference))
+    assert got.stride() == expected.stride() and same(got, expected)
+    weight = torch.randn(shape[1], 1, 5, 5).to(dtype)
+    got = native.pooled_image_gradient(grad, index, weight)
+    exact = reference.pooled_image_gradient(grad.double(), index, weight.double())
+    scale = reference.pooled_image_gradient(grad.abs().double(), index, weight.abs().double())
+    assert got.dtype == dtype and got.shape == exact.shape
+    assert bool(((got.double() - exact).abs() <= (torch.finfo(dtype).eps + 4e-7) * scale).all())
+
+
+def test_the_reference_is_torchs_in_float64():
+    x = awkward((2, 3, 6, 4), torch.float64)
+    leaf = x.clone().requires_grad_()
+    expected = plain(leaf)
+    out, index = reference.max_pool_relu(x, True)
+    assert same(out, expected.detach())
+    weights = torch.randn_like(expected)
+    (grad,) = torch.autograd.grad(expected, leaf, weights)
+    assert same(reference.max_pool_relu_backward(weights, index), grad)
+    conv = nn.Conv2d(1, 3, 3, bias=False).double()
+    image = torch.randn(2, 1, 8, 6).double().requires_grad_()
+    y = conv(image)
+    (grad,) = torch.autograd.grad(plain(y), image, weights)
+    index = reference.max_pool_relu(y.detach(), True)[1]
+    got = reference.pooled_image_gradient(weights, index, conv.weight.detach())
+    assert torch.allclose(got, grad, rtol=1e-12, atol=1e-12)
+
+
 def places(y):
-    index = native.max_pool_relu(y.contiguous(memory_format=LAST), indexed=True)[1]
-    assert index is not None
-    return index
+    return native.max_pool_relu(y.contiguous(memory_format=LAST), indexed=True)[1]
 
 
 def convolution(channels, k, dtype):

@@ -17,6 +17,7 @@ from drf_fast.commands.cli import main
 from drf_fast.config.options import TrainConfig
 from drf_fast.config.values import updated
 from drf_fast.errors import InputError
+from drf_fast.models import own
 
 MODULE = """
 import torch
@@ -266,6 +267,14 @@ def test_the_installed_command_sees_the_current_folder(module):
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_working_folder_does_not_stay_on_the_path(module):
+    before = list(sys.path)
+    assert isinstance(own.build(f"{module}:Small", 10, (1, 28, 28)), torch.nn.Module)
+    with pytest.raises(InputError):
+        own.build(f"{module}:nothing", 10, (1, 28, 28))
+    assert sys.path == before
 
 
 def test_own_networks_are_normalised_too(module):

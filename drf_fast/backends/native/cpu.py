@@ -7,6 +7,11 @@ from drf_fast.backends.native.adversary import adversary_step
 from drf_fast.backends.native.counting import certified_radius, clopper_pearson_lower, vote
 from drf_fast.backends.native.losses import consistency_loss, macer_loss, smooth_ce
 from drf_fast.backends.native.noise import noisy_repeat, noisy_repeat_backward
+from drf_fast.backends.native.pooling import (
+    max_pool_relu,
+    max_pool_relu_backward,
+    pooled_image_gradient,
+)
 
 _IMPLEMENTED = (
     noisy_repeat,
@@ -15,6 +20,9 @@ _IMPLEMENTED = (
     consistency_loss,
     macer_loss,
     adversary_step,
+    max_pool_relu,
+    max_pool_relu_backward,
+    pooled_image_gradient,
     vote,
     clopper_pearson_lower,
     certified_radius,

@@ -42,7 +42,7 @@ def _loss(
     target: torch.Tensor,
     reduction: str,
     need_grad: bool,
-    *weights: float,
+    **weights: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss, and its gradient in the layout of the logits (empty without need_grad)."""
     dtype = DTYPE_NAMES.get(logits.dtype)
@@ -78,21 +78,21 @@ def _loss(
     else:
         grad = out = logits.new_empty(0)
     getattr(load(), name)(
-        source.data_ptr(),
-        dtype,
-        batch,
-        samples,
-        classes,
-        image_stride,
-        sample_stride,
-        target.data_ptr(),
-        reduction,
-        loss.data_ptr(),
-        out_pointer,
-        out_image_stride,
-        out_sample_stride,
-        threads_for(batch * samples * classes, _LOGITS_PER_THREAD),
-        *weights,
+        logits=source.data_ptr(),
+        dtype=dtype,
+        batch=batch,
+        samples=samples,
+        classes=classes,
+        logits_image_stride=image_stride,
+        logits_sample_stride=sample_stride,
+        target=target.data_ptr(),
+        reduction=reduction,
+        loss=loss.data_ptr(),
+        grad=out_pointer,
+        grad_image_stride=out_image_stride,
+        grad_sample_stride=out_sample_stride,
+        threads=threads_for(batch * samples * classes, _LOGITS_PER_THREAD),
+        **weights,
     )
     return loss, grad if out is grad else grad.copy_(out)
 
@@ -113,7 +113,8 @@ def consistency_loss(
     need_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and gradient of logits (B, m, K) with labels (B,)."""
-    return _loss("consistency_loss", logits, target, reduction, need_grad, lam.item(), eta.item())
+    weights = {"lam": lam.item(), "eta": eta.item()}
+    return _loss("consistency_loss", logits, target, reduction, need_grad, **weights)
 
 
 def macer_loss(
@@ -126,5 +127,10 @@ def macer_loss(
     need_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and gradient of logits (B, m, K) with labels (B,)."""
-    weights = (sigma.item(), lam.item(), gamma.item(), beta.item())
-    return _loss("macer_loss", logits, target, "mean", need_grad, *weights)
+    weights = {
+        "sigma": sigma.item(),
+        "lam": lam.item(),
+        "gamma": gamma.item(),
+        "beta": beta.item(),
+    }
+    return _loss("macer_loss", logits, target, "mean", need_grad, **weights)

@@ -45,20 +45,20 @@ def noisy_repeat(
         device="cpu",
     )
     load().noisy_repeat(
-        x.data_ptr(),
-        out.data_ptr(),
-        DTYPE_NAMES[x.dtype],
-        batch,
-        num_samples,
-        channels,
-        area,
-        last,
-        image_ids.data_ptr(),
-        sample_offset.item(),
-        STREAM_WORDS[stream],
-        key.item(),
-        sigma.item(),
-        threads_for(out.numel(), NORMALS_PER_THREAD),
+        x=x.data_ptr(),
+        out=out.data_ptr(),
+        dtype=DTYPE_NAMES[x.dtype],
+        batch=batch,
+        num_samples=num_samples,
+        channels=channels,
+        area=area,
+        channels_last=last,
+        image_ids=image_ids.data_ptr(),
+        sample_offset=sample_offset.item(),
+        stream=STREAM_WORDS[stream],
+        key=key.item(),
+        sigma=sigma.item(),
+        threads=threads_for(out.numel(), NORMALS_PER_THREAD),
     )
     return out
 
@@ -81,12 +81,12 @@ def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
         device="cpu",
     )
     load().noisy_repeat_backward(
-        grad.data_ptr(),
-        out.data_ptr(),
-        DTYPE_NAMES[grad.dtype],
-        batch,
-        num_samples,
-        math.prod(grad.shape[1:]),
-        threads_for(grad.numel(), 4 * NORMALS_PER_THREAD),
+        grad=grad.data_ptr(),
+        out=out.data_ptr(),
+        dtype=DTYPE_NAMES[grad.dtype],
+        batch=batch,
+        num_samples=num_samples,
+        pixels=math.prod(grad.shape[1:]),
+        threads=threads_for(grad.numel(), 4 * NORMALS_PER_THREAD),
     )
     return out

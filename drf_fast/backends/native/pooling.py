@@ -26,8 +26,8 @@ def takes(x: torch.Tensor) -> bool:
     )
 
 
-def max_pool_relu(x: torch.Tensor, indexed: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """relu(max_pool2d(x, 2)), channels_last, and where its gradient goes (uint8), if wanted."""
+def max_pool_relu(x: torch.Tensor, indexed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """relu(max_pool2d(x, 2)), channels_last, and the places of its maxima (uint8, or empty)."""
     if not takes(x):
         raise ValueError(
             "max_pool_relu: expected float32 or bfloat16 images (B, C, H, W) of even size on the "
@@ -36,17 +36,22 @@ def max_pool_relu(x: torch.Tensor, indexed: bool) -> tuple[torch.Tensor, torch.T
     batch, channels, height, width = x.shape
     shape = (batch, channels, height // 2, width // 2)
     out = torch.empty(shape, dtype=x.dtype, device="cpu", memory_format=_LAST)
-    index = torch.empty_like(out, dtype=torch.uint8) if indexed else None
+    index = torch.empty(
+        shape if indexed else (0, channels, 1, 1),
+        dtype=torch.uint8,
+        device="cpu",
+        memory_format=_LAST,
+    )
     load().max_pool_relu(
-        x.data_ptr(),
-        out.data_ptr(),
-        0 if index is None else index.data_ptr(),
-        DTYPE_NAMES[x.dtype],
-        batch,
-        height // 2,
-        width // 2,
-        channels,
-        threads_for(out.numel(), _PER_THREAD),
+        x=x.data_ptr(),
+        out=out.data_ptr(),
+        index=index.data_ptr() if indexed else 0,
+        dtype=DTYPE_NAMES[x.dtype],
+        batch=batch,
+        rows=height // 2,
+        columns=width // 2,
+        channels=channels,
+        threads=threads_for(out.numel(), _PER_THREAD),
     )
     return out, index
 
@@ -58,15 +63,15 @@ def max_pool_relu_backward(grad: torch.Tensor, index: torch.Tensor) -> torch.Ten
     shape = (batch, channels, 2 * rows, 2 * columns)
     out = torch.empty(shape, dtype=grad.dtype, device="cpu", memory_format=_LAST)
     load().max_pool_relu_backward(
-        grad.data_ptr(),
-        index.data_ptr(),
-        out.data_ptr(),
-        DTYPE_NAMES[grad.dtype],
-        batch,
-        rows,
-        columns,
-        channels,
-        threads_for(grad.numel(), _PER_THREAD),
+        grad=grad.data_ptr(),
+        index=index.data_ptr(),
+        out=out.data_ptr(),
+        dtype=DTYPE_NAMES[grad.dtype],
+        batch=batch,
+        rows=rows,
+        columns=columns,
+        channels=channels,
+        threads=threads_for(grad.numel(), _PER_THREAD),
     )
     return out
 
@@ -99,17 +104,17 @@ def pooled_image_gradient(
         (batch, 1, 2 * rows + k - 1, 2 * columns + k - 1), dtype=grad.dtype, device="cpu"
     )
     load().pooled_image_gradient(
-        grad.data_ptr(),
-        index.data_ptr(),
-        kernels.data_ptr(),
-        out.data_ptr(),
-        DTYPE_NAMES[grad.dtype],
-        batch,
-        rows,
-        columns,
-        channels,
-        k,
-        threads_for(grad.numel(), _PER_THREAD),
+        grad=grad.data_ptr(),
+        index=index.data_ptr(),
+        weight=kernels.data_ptr(),
+        out=out.data_ptr(),
+        dtype=DTYPE_NAMES[grad.dtype],
+        batch=batch,
+        rows=rows,
+        columns=columns,
+        channels=channels,
+        k=k,
+        threads=threads_for(grad.numel(), _PER_THREAD),
     )
     return out
 

@@ -13,6 +13,11 @@ import torch
 
 from drf_fast.backends.reference.bounds import certified_radius, clopper_pearson_lower
 from drf_fast.backends.reference.noise import normals, rows_per_chunk
+from drf_fast.backends.reference.pooling import (
+    max_pool_relu,
+    max_pool_relu_backward,
+    pooled_image_gradient,
+)
 from drf_fast.runtime.randomness import STREAM_WORDS
 from drf_fast.runtime.tensors import arithmetic_dtype, memory_format_of
 
@@ -22,8 +27,11 @@ __all__ = [
     "clopper_pearson_lower",
     "consistency_loss",
     "macer_loss",
+    "max_pool_relu",
+    "max_pool_relu_backward",
     "noisy_repeat",
     "noisy_repeat_backward",
+    "pooled_image_gradient",
     "smooth_ce",
     "vote",
 ]

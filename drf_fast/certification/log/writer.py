@@ -8,6 +8,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from drf_fast.certification.log.parts import collect, part_path, parts_of
 from drf_fast.certification.log.rows import COLUMNS, Row, format_row, parse_rows
 from drf_fast.certification.log.sidecar import (
@@ -21,7 +23,7 @@ from drf_fast.certification.log.sidecar import (
     with_environment,
 )
 from drf_fast.errors import InputError
-from drf_fast.runtime.files import lock, write_json
+from drf_fast.runtime.files import lock, unlock, write_json
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -52,6 +54,7 @@ class CertificationLog:
     def __init__(self, path: Path, file: FileIO, done: set[int]) -> None:
         self.path, self.done = path, done
         self._file = file
+        self._lock: FileLock | None = None
         self._guard: CertificationLog | None = None
 
     @classmethod
@@ -117,7 +120,7 @@ class CertificationLog:
         try:
             if parts_of(path):  # of an interrupted run of several processes
                 collect(path)
-                log._file.close()
+                log._release()
                 log = cls._open(path, done=set())
             if begun:
                 log._keep_whole_lines()
@@ -125,7 +128,7 @@ class CertificationLog:
             if described != recorded:
                 write_json(sidecar(path), described)
         except BaseException:
-            log._file.close()
+            log._release()
             raise
         return log
 
@@ -133,7 +136,7 @@ class CertificationLog:
     def part(
         cls, path: str | Path, rank: int, done: set[int], guard: CertificationLog | None
     ) -> CertificationLog:
-        """What process ``rank`` of several writes of the log ``path``; see ``certlog/parts.py``.
+        """What process ``rank`` of several writes of the log ``path``; see ``parts.py``.
 
         ``done`` are the images that the log holds; ``guard``, the log itself, stays locked as long
         as this part is open.
@@ -164,7 +167,7 @@ class CertificationLog:
         with explained(path):
             log = cls(path, FileIO(path, "ab"), done)
         try:
-            lock(path, log._file.fileno())
+            log._lock = lock(path)
         except InputError:
             log._file.close()
             raise
@@ -198,10 +201,17 @@ class CertificationLog:
     def close(self) -> None:
         """Flush to the disk and close; a second call does nothing."""
         if not self._file.closed:
-            with self._file:
+            try:
                 os.fsync(self._file.fileno())
+            finally:
+                self._release()
         if self._guard is not None:
             self._guard.close()
+
+    def _release(self) -> None:
+        self._file.close()
+        if self._lock is not None:
+            unlock(self._lock)
 
     def __enter__(self) -> CertificationLog:
         return self

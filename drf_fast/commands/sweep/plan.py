@@ -167,10 +167,10 @@ def _saved(config: SweepConfig) -> dict[str, Any] | None:
     path = config.out / FILE_NAME
     if not path.exists() and not any(config.out.iterdir()):
         return None
-    return _checked(read_json(path), path)
+    return _check_saved(read_json(path), path)
 
 
-def _checked(saved: Any, path: Path) -> dict[str, Any]:
+def _check_saved(saved: Any, path: Path) -> dict[str, Any]:
     kinds: dict[str, type] = {
         "vary": dict, "seeds": list, "bases": dict, "certification": dict, "runs": list,
         "measured": dict, "failed": dict,
@@ -265,7 +265,7 @@ def _old_runs(folder: Path) -> list[Path]:
             f"{folder} holds no sweep: expected one to replace, got other files; choose another "
             "--out"
         )
-    names = _checked(read_json(path), path)["runs"] if path.exists() else []
+    names = _check_saved(read_json(path), path)["runs"] if path.exists() else []
     runs = [folder / name for name in names if Path(name).name == name]
     return [run for run in runs if not run.is_symlink() and (run / "config.json").exists()]
 

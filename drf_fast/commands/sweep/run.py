@@ -114,7 +114,7 @@ def _run_all(sweep: Sweep) -> None:
         sweep.failed.pop(run.name, None)
         try:
             _run_one(sweep, run)
-        except Exception as error:  # whatever befell this run, the others are worth their time
+        except Exception as error:  # a failed run does not stop the others
             sweep.failed[run.name] = " ".join(f"{error or type(error).__name__}".split())[:500]
             say(f"failed: {run.label}: {sweep.failed[run.name]}")
         sweep.save()
