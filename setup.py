@@ -29,12 +29,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import setuptools
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 RECORD = "_build.json"
+OLDEST_SETUPTOOLS = 77  # the first that reads the licence in pyproject.toml
 MODES = ("auto", "0", "1")
 # Code for X.0 also runs on X.1 and later of the same major version, so one entry a major version
 # would do; 86 and 89 are added because they are common and gain from their own code.
@@ -382,7 +384,21 @@ class BuildExt(build_ext):
         return []  # MANIFEST.in takes the whole of csrc
 
 
+def refuse_old_setuptools(version: str = setuptools.__version__) -> None:
+    """End with a sentence where pyproject.toml cannot be read, as without build isolation.
+
+    Raises:
+        SystemExit: the version is older than ``OLDEST_SETUPTOOLS``.
+    """
+    if int(version.partition(".")[0]) < OLDEST_SETUPTOOLS:
+        raise SystemExit(
+            f"drf_fast needs setuptools>={OLDEST_SETUPTOOLS} to build, got {version}: pip install "
+            f"'setuptools>={OLDEST_SETUPTOOLS}' first, or leave out --no-build-isolation"
+        )
+
+
 if __name__ == "__main__":
+    refuse_old_setuptools()
     setup(
         packages=[
             *find_packages(str(ROOT), include=["drf_fast", "drf_fast.*"]),

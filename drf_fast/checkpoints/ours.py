@@ -14,12 +14,14 @@ from torch import nn
 
 from drf_fast import models
 from drf_fast.checkpoints import foreign, tensorfile
+from drf_fast.checkpoints.checksum import content_sha256
 from drf_fast.config.values import names_code
 from drf_fast.errors import InputError
 from drf_fast.runtime.files import write_atomic
 
 FILE_NAME = "checkpoint.pt"
-_FORMAT = "drf_fast checkpoint 1"
+_FORMAT = "drf_fast checkpoint 2"  # with a checksum of all the rest
+_WITHOUT_CHECKSUM = "drf_fast checkpoint 1"  # of drf_fast 0.1
 _KEYS = {"format", "model", "arch", "num_classes", "image_shape", "config"}
 
 
@@ -53,7 +55,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
         OSError: the write failed, a full disk for example; an older checkpoint stays whole.
     """
     buffer = io.BytesIO()
-    torch.save({"format": _FORMAT, **content}, buffer)
+    torch.save({"format": _FORMAT, **content, "checksum": content_sha256(content)}, buffer)
     write_atomic(path, buffer.getvalue())
 
 
@@ -116,19 +118,28 @@ def _refuse_code_of_file(content: dict[str, Any], path: Path, allowed: str | Non
 
 
 def _check_content(content: Any, digest: str, path: Path) -> dict[str, Any]:
-    if not isinstance(content, dict) or content.get("format") != _FORMAT or _KEYS - set(content):
+    known = isinstance(content, dict) and content.get("format") in (_FORMAT, _WITHOUT_CHECKSUM)
+    if not known or _KEYS - set(content):
         found = sorted(map(str, content))[:6] if isinstance(content, dict) else type(content)
         raise InputError(
             f"{path} is no drf_fast checkpoint: expected the format {_FORMAT!r}, got {found}; "
             "pass a checkpoint that 'drf-fast train' wrote"
         )
+    if content["format"] == _FORMAT:
+        body = {key: value for key, value in content.items() if key not in ("format", "checksum")}
+        if content.get("checksum") != content_sha256(body):
+            raise InputError(
+                f"{path} is damaged: expected the content that its checksum was made of, got "
+                "another; copy it again from where it is whole, or train again"
+            )
     wrong = [name for name, fits in _PARTS.items() if not fits(content)]
     if wrong:
         raise InputError(
             f"{path} is damaged: expected a drf_fast checkpoint, got one whose {', '.join(wrong)} "
             "cannot be used; train again or pass another file"
         )
-    return {**content, "sha256": digest}
+    kept = {key: value for key, value in content.items() if key != "checksum"}
+    return {**kept, "sha256": digest}
 
 
 def build_model(content: dict[str, Any], path: Path, arch: str | None = None) -> nn.Module:

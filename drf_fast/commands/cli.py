@@ -6,12 +6,16 @@ stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 bad input, 1
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 from drf_fast.errors import InputError, RunError
+from drf_fast.runtime import signals
 from drf_fast.version import __version__
 
 _USAGE = """\
@@ -106,6 +110,10 @@ def _gap(words: list[str]) -> int:
 
 
 def _doctor(words: list[str]) -> int:
+    if importlib.util.find_spec("tyro") is None:  # this command runs where a dependency is missing
+        from drf_fast.commands import doctor
+
+        return doctor.run(json="--json" in words, self_test="--self-test" in words)
     from drf_fast.config.arguments import parse
     from drf_fast.config.options import DoctorConfig
 
@@ -129,8 +137,40 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit status."""
     words = sys.argv[1:] if arguments is None else arguments
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without the plus-minus sign
+    _open_streams()
+    try:
+        with signals.sigterm_interrupts():
+            status = _run(words)
+        sys.stdout.flush()  # a full device says so here, not after the last word of Python
+        return status
+    except BrokenPipeError:  # the reader, "head" for example, has seen enough
+        _drop_output()
+        return 0
+    except (InputError, RunError) as error:
+        return _fail(str(error), 2 if isinstance(error, InputError) else 1)
+    except OSError as error:
+        _drop_output()
+        where = f" ({error.filename!r})" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}; what was written before is kept", 1)
+    except ModuleNotFoundError as error:
+        return _fail(_missing(error), 1)
+    except KeyboardInterrupt as error:
+        resumable = words[:1] and words[0] in ("train", "certify", "sweep")
+        hint = "; the same command with --resume (and no --force) goes on" if resumable else ""
+        number = error.number if isinstance(error, signals.Stopped) else signal.SIGINT
+        word = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
+        return _fail(f"{word}{hint}", 128 + number)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _fail(
+            f"expected enough memory for the batches asked for, got {_brief(error)}; lower "
+            "--batch-size or --num-samples",
+            1,
+        )
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE, end="", file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
@@ -143,24 +183,46 @@ def main(arguments: list[str] | None = None) -> int:
             f"expected a command ({', '.join(_COMMANDS)}), got {words[0]!r}; see 'drf-fast --help'",
             2,
         )
-    try:
-        return command(words[1:])
-    except InputError as error:
-        return _fail(str(error), 2)
-    except RunError as error:
-        return _fail(str(error), 1)
-    except BrokenPipeError:  # the reader, "head" for example, has seen enough
+    return command(words[1:])
+
+
+def _open_streams() -> None:
+    """Standard output and error that can be written to, whatever was closed before the start."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without the plus-minus sign
+            stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
+
+
+def _drop_output() -> None:
+    """Nobody can have the rest; without this Python would complain about it once more."""
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}; what was written before is kept", 1)
-    except KeyboardInterrupt:
-        resumable = words[0] in ("train", "certify", "sweep")
-        hint = "; the same command with --resume (and no --force) goes on" if resumable else ""
-        return _fail(f"interrupted{hint}", 130)
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    name = str(error.name).partition(".")[0]
+    if name == "drf_fast":
+        raise error
+    return (
+        f"expected the package {name}, which drf_fast needs here, got none; pip install {name}, "
+        "and see 'drf-fast doctor' for what else is missing"
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("allocate memory", "out of memory")
+    )
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__} ({' '.join(str(error).split())[:160] or 'no more memory'})"
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"drf-fast: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # standard error may be full or gone; the status is not
+        print(f"drf-fast: {message}", file=sys.stderr, flush=True)
     return status

@@ -25,7 +25,7 @@ from drf_fast.config.training import (
 )
 from drf_fast.errors import RunError
 from drf_fast.functional import noise_key, noisy_repeat
-from drf_fast.runtime import machine, processes
+from drf_fast.runtime import machine, processes, signals
 from drf_fast.runtime.files import locked, new_folder, write_json
 from drf_fast.runtime.progress import Tracker
 from drf_fast.training import schedule, state
@@ -86,6 +86,7 @@ def train(config: TrainConfig) -> Path:
             recorded = {**state.description(run), "environment": environment}
             write_json(folder / "config.json", recorded)
             log = held.enter_context(contextlib.closing(Metrics(folder, run.epoch)))
+        held.enter_context(signals.held_back())
         while run.epoch < config.epochs and not _finished(run):
             _train_epoch(run)
             if run.batch:  # --max-steps ended within the epoch
@@ -97,6 +98,7 @@ def train(config: TrainConfig) -> Path:
             run.epoch += 1
             run.totals = run.no_totals()
             state.save(run)
+            _stop_if_asked(run, saved=True)
         processes.barrier()
     announce(f"run folder: {folder}")
     return folder
@@ -123,6 +125,7 @@ def _train_epoch(run: Run) -> None:
             tracker.advance()
             if run.batch == steps:
                 break
+            _stop_if_asked(run)
             if _finished(run):
                 return
             if config.save_every and run.step % config.save_every == 0:
@@ -133,6 +136,19 @@ def _train_epoch(run: Run) -> None:
     run.batch = 0
     if isinstance(run.ball, SoftBall):
         run.ball.end_epoch()
+
+
+def _stop_if_asked(run: Run, saved: bool = False) -> None:
+    """After SIGINT or SIGTERM: save what this step was the last of, and end.
+
+    Raises:
+        Stopped: always, after one of them.
+    """
+    number = signals.received()
+    if number is not None:
+        if not saved:
+            state.save(run)
+        raise signals.Stopped(number)
 
 
 def batches(run: Run) -> Iterator[Batch]:

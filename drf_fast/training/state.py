@@ -11,6 +11,7 @@ from drf_fast.config.training import method_label
 from drf_fast.config.values import to_dict
 from drf_fast.errors import InputError
 from drf_fast.runtime import processes
+from drf_fast.training import saved as training_state
 from drf_fast.training.run import Run, Totals, announce
 
 
@@ -69,6 +70,12 @@ def restore(run: Run, saved: dict[str, Any]) -> None:
     Raises:
         InputError: the checkpoint lacks what training needs, or does not fit the network.
     """
+    wrong = training_state.impossible(saved)
+    if wrong:
+        raise InputError(
+            f"cannot resume {run.folder}: expected a checkpoint with the state of a training run, "
+            f"got one whose {', '.join(wrong)} cannot be; start again with --force"
+        )
     try:
         run.model.load_state_dict(saved["model"])
         run.optimizer.load_state_dict(saved["optimizer"])

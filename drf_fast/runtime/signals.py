@@ -1,0 +1,65 @@
+"""Being asked to stop: the work at hand is finished and saved, then the process ends."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+_received: int | None = None
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was asked to stop by ``number`` (SIGINT, SIGTERM) and has put its work away."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Inside, SIGTERM raises ``Stopped`` as SIGINT raises KeyboardInterrupt."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    with _handled({signal.SIGTERM: stop}):
+        yield
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM wait until ``received`` is asked; a second one does not."""
+    global _received
+
+    def remember(number: int, frame: object) -> None:
+        global _received
+        if _received is not None:
+            raise Stopped(number)
+        _received = number
+
+    try:
+        with _handled({signal.SIGINT: remember, signal.SIGTERM: remember}):
+            yield
+    finally:
+        _received = None
+
+
+def received() -> int | None:
+    """The signal that came inside ``held_back``."""
+    return _received
+
+
+@contextlib.contextmanager
+def _handled(handlers: dict[signal.Signals, object]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where signals cannot be handled
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
