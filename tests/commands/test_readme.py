@@ -1,4 +1,4 @@
-"""README.md and the pages in docs/: their Python runs, their flags exist, their links lead there."""
+"""README.md and docs/: the Python runs as it stands there, flags exist, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -93,3 +93,18 @@ def test_there_are_blocks_for_every_drop_in(page):
     text = "".join(block for name, block in BLOCKS.items() if name.startswith(page.name))
     for name in ("smooth_ce", "SmoothedClassifier", "attack", "HardBall", "SoftBall"):
         assert f"drf_fast.{name}" in text
+
+
+def test_the_citation_names_this_version():
+    text = (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^version: (.*)$", text, re.MULTILINE) == [drf_fast.__version__]
+    assert f"## {drf_fast.__version__} " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_what_contributing_names_exists():
+    """Every file of a recipe, but for those that the recipe makes."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    made = ("doubled", "tempered", "stripes", "linear")
+    paths = re.findall(r"`((?:drf_fast|tests|csrc|kernels|docs)/[\w/]+\.\w+)`", text)
+    assert len(paths) > 20
+    assert [p for p in paths if not (ROOT / p).exists() and not any(m in p for m in made)] == []
