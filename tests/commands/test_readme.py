@@ -1,7 +1,8 @@
-"""The Python of README.md runs as it stands there."""
+"""README.md and docs/: the Python runs as it stands there, flags exist, links lead somewhere."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,22 @@ from torch import nn
 from torch.nn import functional as F
 
 import drf_fast
+from drf_fast.config import options
 
-BLOCKS = re.findall(
-    r"^```python\n(.*?)^```",
-    (Path(__file__).parents[2] / "README.md").read_text(),
-    flags=re.MULTILINE | re.DOTALL,
-)
+ROOT = Path(__file__).parents[2]
+PROJECT = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = {
+    f"{page.name}-{number}": block
+    for page in PAGES
+    for number, block in enumerate(
+        re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    )
+}
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[block.splitlines()[0][:30] for block in BLOCKS])
-def test_a_block_of_the_readme_runs(block):
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=list(BLOCKS))
+def test_a_block_runs(block):
     assert len(block.splitlines()) <= 10
     torch.manual_seed(0)
     images, labels = torch.rand(8, 1, 6, 6), torch.randint(10, (8,))
@@ -50,13 +57,54 @@ def test_a_block_of_the_readme_runs(block):
         assert not torch.equal(before, linear.weight)
 
 
-def test_every_link_leads_somewhere():
-    root = Path(__file__).parents[2]
-    links = re.findall(r"\]\(([^)#]+)\)", (root / "README.md").read_text())
-    assert links and all((root / link).exists() for link in links)
+@pytest.mark.parametrize("page", [*PAGES, *PROJECT[1:]], ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    assert links or page.name not in ("README.md", "index.md")
 
 
-def test_there_are_blocks_for_every_drop_in():
-    text = "".join(BLOCKS)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_of_a_command_exists(page):
+    configs = {
+        name.removesuffix("Config").lower(): {
+            field.name.replace("_", "-") for field in dataclasses.fields(config)
+        }
+        for name, config in vars(options).items()
+        if name.endswith("Config") and dataclasses.is_dataclass(config)
+    }
+    configs["sweep"] |= configs["train"]
+    configs = {command: {*flags, "help"} for command, flags in configs.items()}
+    lines = re.findall(
+        r"(?:drf-fast|drf_fast) ([a-z]+)(.*?)(?:`|$)", page.read_text(), re.MULTILINE
+    )
+    commands = [(command, rest) for command, rest in lines if command in configs]
+    for command, rest in commands:
+        for flag in re.findall(r"--([a-z0-9][a-z0-9-]*)", rest):
+            known = configs[command]
+            assert flag in known or flag.removeprefix("no-") in known, (command, flag)
+    assert commands or page.name not in ("README.md", "index.md", "train.md", "certify.md")
+
+
+@pytest.mark.parametrize(
+    "page", [PAGES[0], ROOT / "docs" / "drop-in.md"], ids=lambda page: page.name
+)
+def test_there_are_blocks_for_every_drop_in(page):
+    text = "".join(block for name, block in BLOCKS.items() if name.startswith(page.name))
     for name in ("smooth_ce", "SmoothedClassifier", "attack", "HardBall", "SoftBall"):
         assert f"drf_fast.{name}" in text
+
+
+def test_the_citation_names_this_version():
+    text = (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^version: (.*)$", text, re.MULTILINE) == [drf_fast.__version__]
+    assert f"## {drf_fast.__version__} " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_what_contributing_names_exists():
+    """Every file of a recipe, but for those that the recipe makes."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    made = ("doubled", "tempered", "stripes", "linear")
+    paths = re.findall(r"`((?:drf_fast|tests|csrc|kernels|docs)/[\w/]+\.\w+)`", text)
+    assert len(paths) > 20
+    assert [p for p in paths if not (ROOT / p).exists() and not any(m in p for m in made)] == []

@@ -96,7 +96,7 @@ def expected(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
         torch.set_num_threads(4)
         with monkeypatch.context() as patch:
             for module in ("adversary", "counting", "losses", "noise"):
-                patch.setattr(f"drf_fast.backends.native.library.{module}.threads_for", recorded)
+                patch.setattr(f"drf_fast.backends.native.{module}.threads_for", recorded)
             assert {name: run(name) for name in CALLS} == serial
         assert len(shares) == len(CALLS) and min(shares) > 1
         yield serial
@@ -278,7 +278,7 @@ class Repeated:
 def test_every_operation_lets_other_threads_run_meanwhile(expected, monkeypatch) -> None:
     core = Repeated(library.load())
     for module in ("adversary", "counting", "losses", "noise"):
-        monkeypatch.setattr(f"drf_fast.backends.native.library.{module}.load", lambda: core)
+        monkeypatch.setattr(f"drf_fast.backends.native.{module}.load", lambda: core)
     for name in CALLS:
         core.ran = False
         CALLS[name]()
