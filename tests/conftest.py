@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import like_gpu
 import on_gpu
+import on_ptx
 import pytest
 import torch
 
@@ -14,8 +16,9 @@ import drf_fast
 
 # Triton reads this variable when it is imported: a session either interprets kernels or compiles.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# Sessions of kernels; the ordinary one starts them in gpu/test_interpreter.py and test_on_gpu.py.
-KERNELS = INTERPRETED or on_gpu.CHOSEN
+# Sessions of kernels; the ordinary one starts them in gpu/test_interpreter.py, test_ptx.py and
+# test_on_gpu.py.
+KERNELS = INTERPRETED or on_gpu.CHOSEN or on_ptx.CHOSEN
 collect_ignore = [] if KERNELS else ["kernels"]
 
 
@@ -55,6 +58,27 @@ def bridged() -> Iterator[None]:
     """Kernels take the CPU tensors of tests to the GPU."""
     with on_gpu.bridge():
         yield
+
+
+@pytest.fixture(autouse=on_ptx.CHOSEN, scope="session")
+def as_ptx() -> Iterator[None]:
+    """Kernels are compiled, and their PTX is executed on the tests' tensors."""
+    with on_ptx.bridge():
+        yield
+
+
+@pytest.fixture(autouse=like_gpu.CHOSEN, scope="session")
+def as_a_gpu() -> Iterator[None]:
+    """The interpreter computes no better than hardware has to."""
+    with like_gpu.installed():
+        yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if like_gpu.CHOSEN:
+        like_gpu.begin(item.nodeid)
+        item.add_report_section("setup", "seed", f"DRF_FAST_TEST_SEED={like_gpu.SEED}")
 
 
 @pytest.fixture
