@@ -22,6 +22,7 @@ from drf_fast.runtime.files import write_atomic
 FILE_NAME = "checkpoint.pt"
 _FORMAT = "drf_fast checkpoint 2"  # with a checksum of all the rest
 _WITHOUT_CHECKSUM = "drf_fast checkpoint 1"  # of drf_fast 0.1
+_OF_THE_FILE = ("format", "checksum", "sha256")
 _KEYS = {"format", "model", "arch", "num_classes", "image_shape", "config"}
 
 
@@ -54,6 +55,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
         InputError: the folder is missing or not writable.
         OSError: the write failed, a full disk for example; an older checkpoint stays whole.
     """
+    # What ``load`` gave may be saved again: these are of the file, not of its content.
+    content = {key: content[key] for key in content if key not in _OF_THE_FILE}
     buffer = io.BytesIO()
     torch.save({"format": _FORMAT, **content, "checksum": content_sha256(content)}, buffer)
     write_atomic(path, buffer.getvalue())
@@ -126,7 +129,7 @@ def _check_content(content: Any, digest: str, path: Path) -> dict[str, Any]:
             "pass a checkpoint that 'drf-fast train' wrote"
         )
     if content["format"] == _FORMAT:
-        body = {key: value for key, value in content.items() if key not in ("format", "checksum")}
+        body = {key: value for key, value in content.items() if key not in _OF_THE_FILE}
         if content.get("checksum") != content_sha256(body):
             raise InputError(
                 f"{path} is damaged: expected the content that its checksum was made of, got "

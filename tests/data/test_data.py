@@ -168,7 +168,7 @@ def test_mnist_is_found_wherever_the_folder_begins(tmp_path, below, packed):
 
 def test_the_same_pictures_have_one_fingerprint_in_any_container(tmp_path):
     a = write_mnist(tmp_path / "a", packed=True)
-    b = write_mnist(tmp_path / "b" / "MNIST" / "raw", packed=False).parents[2]
+    b = write_mnist(tmp_path / "b" / "MNIST" / "raw", packed=False).parents[1]
     one, two = (data.load("mnist", "test", data_dir=x, download=False) for x in (a, b))
     assert one.fingerprint == two.fingerprint
     cut = data.load("mnist", "test", data_dir=a, download=False, limit=10)

@@ -79,7 +79,7 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Core:
     """The stand-in in place of the core, and a current stream to be found."""
     made = Core()
     place = SimpleNamespace(device_index=GPU.index, cuda_stream=STREAM)
-    monkeypatch.setattr(counting, "load_cuda", lambda: made)
+    monkeypatch.setattr(library, "load_cuda", lambda: made)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: place)
     monkeypatch.delenv("DRF_FAST_DEBUG", raising=False)
     return made
@@ -242,7 +242,7 @@ def test_a_device_that_the_build_has_code_for_is_used(machine, capability) -> No
         warnings.simplefilter("error")
         for operation in OPERATIONS:
             chosen = dispatch.implementation(operation, "cuda")
-            assert chosen is getattr(counting, f"cuda_{operation}")
+            assert chosen is getattr(cuda, operation)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
