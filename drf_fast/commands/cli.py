@@ -86,6 +86,8 @@ def _report(words: list[str]) -> int:
         plot_p=config.plot_p,
         paper=None if config.paper else False,
         table1=config.table1 or None,
+        radii=config.radii,
+        envelope=config.envelope,
         force=config.force,
     )
 

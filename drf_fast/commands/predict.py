@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from pathlib import Path
+from typing import Any
 
+from drf_fast.backends import dispatch
 from drf_fast.certification import loading
 from drf_fast.certification.classifier import SmoothedClassifier
+from drf_fast.certification.log import sidecar
+from drf_fast.certification.log.rows import PREDICT_COLUMNS
+from drf_fast.certification.log.writer import refuse_other_files
 from drf_fast.config.certification import check_settings
 from drf_fast.config.options import PredictConfig
 from drf_fast.errors import InputError
-from drf_fast.runtime.files import write_atomic
+from drf_fast.runtime import machine
+from drf_fast.runtime.files import write_atomic, write_json
 from drf_fast.runtime.progress import Tracker, say
-
-COLUMNS = ("idx", "label", "predict", "correct")
 
 
 def run(config: PredictConfig) -> int:
@@ -28,11 +34,12 @@ def run(config: PredictConfig) -> int:
     check_settings(config)
     if config.json and config.out is None:
         raise InputError("--json prints the totals on stdout: expected --out FILE for the lines")
-    if config.out is not None and config.out.exists() and not config.force:
-        raise InputError(f"{config.out} exists: replace it with --force, or choose another --out")
+    if config.out is not None:
+        _check_out(config.out, config.force)
     loaded = loading.load(config)
     images = loaded.images
-    lines = ["\t".join(COLUMNS)]
+    _warn(config)
+    lines = ["\t".join(PREDICT_COLUMNS)]
     right = abstained = 0
     if config.out is None:
         print(lines[0])
@@ -50,6 +57,7 @@ def run(config: PredictConfig) -> int:
                 print(lines[-1], flush=True)
             tracker.advance()
     if config.out is not None:
+        write_json(sidecar(config.out), _description(config, loaded))
         write_atomic(config.out, "\n".join(lines) + "\n")
     count = len(loaded.indices)
     if config.json:
@@ -61,3 +69,46 @@ def run(config: PredictConfig) -> int:
         f"abstained (n {config.n:,}, alpha {config.alpha:g})"
     )
     return 0
+
+
+def _check_out(out: Path, force: bool) -> None:
+    if out == sidecar(out):
+        raise InputError(
+            f"{out} would be its own configuration: expected a name that does not end in .json; "
+            "call it .tsv"
+        )
+    for path in (out, sidecar(out)):
+        if path.exists() and not force:
+            raise InputError(f"{path} exists: replace it with --force, or choose another --out")
+    refuse_other_files(out)
+
+
+def _warn(config: PredictConfig) -> None:
+    """Say so where not even n equal votes reach alpha: of a fair coin their p-value is 2^(1-n)."""
+    if 2.0 ** (1 - config.n) > config.alpha:
+        needed = 1 + math.ceil(-math.log2(config.alpha))
+        say(
+            f"warning: with n {config.n} and alpha {config.alpha:g} every image must abstain; "
+            f"{needed:,} samples can predict something"
+        )
+
+
+def _description(config: PredictConfig, loaded: loading.Loaded) -> dict[str, Any]:
+    """What the log was made with, under the names that certify writes."""
+    return {
+        "method": loaded.saved["config"]["method_label"],
+        "checkpoint_sha256": loaded.saved["sha256"],
+        "arch": loaded.saved["arch"],
+        "data": loaded.images.name,
+        "split": loaded.images.split,
+        "fingerprint": loaded.images.fingerprint,
+        "sigma": loaded.classifier.sigma,
+        "n": config.n,
+        "alpha": config.alpha,
+        "seed": config.seed,
+        "skip": config.skip,
+        "indices_total": len(loaded.indices),
+        "precision": config.precision,
+        "batch_size": loaded.batch_size,
+        "environment": machine.environment(loaded.device, dispatch.current()),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,19 @@ from drf_fast.certification.log import read_log
 from drf_fast.errors import InputError
 from drf_fast.report import machine
 from drf_fast.report import table1 as layout
+from drf_fast.report.best import Positions
 from drf_fast.report.plot import draw, draw_p
+from drf_fast.report.sources import read_all
 from drf_fast.report.style import check_path
 from drf_fast.report.summary import Summary, summarize
-from drf_fast.report.tables import Table, caption, draw_tables, incompleteness, tables_of
+from drf_fast.report.tables import (
+    Table,
+    best_cells,
+    caption,
+    draw_tables,
+    incompleteness,
+    tables_of,
+)
 
 FORMATS = ("table", "markdown", "latex", "csv", "json")
 
@@ -29,12 +39,15 @@ def run(
     plot_p: str | Path | None = None,
     paper: bool | None = None,
     table1: bool | None = False,
+    radii: str | None = None,
+    envelope: bool = False,
     force: bool = False,
 ) -> int:
     """Report on certification logs.
 
     Args:
-        logs: paths of logs, ours or of the field; shards of one run are joined.
+        logs: paths of logs, ours or of the field, folders or patterns, each as PATH or NAME=PATH;
+            shards of one run are joined.
         format: one of ``FORMATS``; ``table`` is drawn on a terminal and aligned text elsewhere.
         details: show bounds of certified accuracy, the cap on the radius and quantiles of p_lower,
             which JSON and CSV always hold.
@@ -45,6 +58,8 @@ def run(
         table1: lay it out as the paper's Table 1, whatever n, alpha and images; ``None``: in a
             format for people, where every group is to be compared with a row of it and neither
             details nor compare is asked for.
+        radii: where to give the certified accuracy, numbers with commas between them.
+        envelope: add the highest certified accuracy at each radius.
         force: replace a picture that exists.
 
     Returns:
@@ -57,8 +72,11 @@ def run(
     """
     if format not in FORMATS:
         raise InputError(f"unknown format '{format}': expected one of {', '.join(FORMATS)}")
-    if table1 and (details or compare or paper is False):
-        other = "--details" if details else "--compare" if compare else "--no-paper"
+    chosen = _radii(radii)
+    unfit = {"--details": details, "--compare": compare, "--no-paper": paper is False,
+             "--radii": radii is not None, "--envelope": envelope}  # fmt: skip
+    if table1 and any(unfit.values()):
+        other = next(flag for flag, given in unfit.items() if given)
         raise InputError(
             f"--table1 is a layout without room for {other}: expected one of them; leave one out"
         )
@@ -67,12 +85,14 @@ def run(
         check_path(path, force)
     if len({path.resolve() for path, _ in pictures}) < len(pictures):
         raise InputError(f"{plot} would be both pictures: expected two names; choose another one")
+    found = read_all(logs)
     summary = summarize(
-        [read_log(path) for path in logs], paper=True if table1 else paper, compare_groups=compare
+        found.logs, paper=True if table1 else paper, compare_groups=compare, radii=chosen
     )
+    _refuse_for_predictions(summary, table1=bool(table1), radii=radii, plot=bool(pictures))
     if table1 is None:
         readable = format not in ("csv", "json")  # machines get what they always get
-        simple = readable and not (details or compare)
+        simple = readable and not any(unfit.values())
         table1 = simple and all(entry.paper is not None for entry in summary.groups)
     if table1:
         layout.entries(summary)  # refused before a picture is drawn
@@ -83,21 +103,49 @@ def run(
         )
     for path, picture in pictures:
         picture(summary, path)
+    for warning in found.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
     if summary.missing:
         print(f"warning: incomplete: {incompleteness(summary)}", file=sys.stderr)
-    _print_table1(summary, format) if table1 else _print(summary, format, details)
+    _print_table1(summary, format) if table1 else _print(summary, format, details, envelope)
     for path, _ in pictures:
         print(f"wrote {path}", file=sys.stderr)
     return 0
 
 
-def _print(summary: Summary, format: str, details: bool) -> None:
+def _radii(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        radii = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        radii = (math.nan,)
+    if not all(0 <= radius < math.inf for radius in radii) or len(set(radii)) < len(radii):
+        raise InputError(
+            f"--radii must be different numbers of 0 or more with commas between them, 0.25,0.5,1 "
+            f"for example, got {text!r}"
+        )
+    return radii
+
+
+def _refuse_for_predictions(summary: Summary, **asked: object) -> None:
+    given = [flag for flag, value in asked.items() if value]
+    if summary.predictions and given:
+        raise InputError(
+            f"--{given[0]} is for certificates: expected logs of 'drf-fast certify', got "
+            "predictions, which have no radius; leave it out"
+        )
+
+
+def _print(summary: Summary, format: str, details: bool, envelope: bool) -> None:
     if format == "json":
-        print(machine.as_json(summary))
+        print(machine.as_json(summary, envelope))
     elif format == "csv":
-        print(machine.as_csv(summary))
+        print(machine.as_csv(summary, envelope))
     else:
-        _print_tables(tables_of(summary, details), caption(summary, details), format)
+        tables = tables_of(summary, details, envelope)
+        bold = best_cells(summary, tables[0], details)
+        _print_tables(tables, caption(summary, details), format, bold)
 
 
 def _print_table1(summary: Summary, format: str) -> None:
@@ -106,7 +154,8 @@ def _print_table1(summary: Summary, format: str) -> None:
     elif format == "csv":
         print(layout.as_csv(summary))
     else:
-        _print_tables([layout.cells(summary)], layout.note(summary), format)
+        bold = layout.best_cells(summary)
+        _print_tables([layout.cells(summary)], layout.note(summary), format, bold)
 
 
 def as_json(logs: Sequence[str | Path], *, plot: str | Path) -> dict[str, Any]:
@@ -120,9 +169,9 @@ def as_json(logs: Sequence[str | Path], *, plot: str | Path) -> dict[str, Any]:
     return machine.as_dict(summary)
 
 
-def _print_tables(tables: list[Table], note: str, format: str) -> None:
+def _print_tables(tables: list[Table], note: str, format: str, bold: Positions) -> None:
     """Drawn on a terminal that is wide enough, else as text."""
-    plain = draw_tables(tables, note, "plain" if format == "table" else format)
+    plain = draw_tables(tables, note, "plain" if format == "table" else format, bold)
     if format != "table" or not sys.stdout.isatty():
         print(plain)
         return

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from drf_fast.config import methods, recipes, tags
+from drf_fast.config import methods, published, recipes, tags
 from drf_fast.config.options import SweepConfig, TrainConfig
 from drf_fast.config.tags import Role, Tag
 from drf_fast.config.training import run_folder, uses_adversary
@@ -29,8 +29,17 @@ _NOT_INHERITED = frozenset(tags.having(TrainConfig, Role.CALL, Tag.RENEWED))
 
 
 def parse(config_type: type[_T], command: str, words: list[str]) -> _T:
-    """The configuration of ``command``; prints the help or a usage error and exits if asked to."""
+    """The configuration of ``command``; prints the help or a usage error and exits if asked to.
+
+    Raises:
+        InputError: a flag of the published code.
+    """
+    published.refuse(words, _names(config_type))
     return tyro.cli(config_type, prog=f"drf-fast {command}", args=words)
+
+
+def _names(config_type: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(config_type)}
 
 
 def parse_train(words: list[str]) -> TrainConfig:
@@ -47,6 +56,7 @@ def parse_train(words: list[str]) -> TrainConfig:
 
 def parse_sweep(words: list[str]) -> tuple[SweepConfig, list[str]]:
     """The configuration of ``drf-fast sweep``, and the words that are meant for ``train``."""
+    published.refuse(words, _names(SweepConfig) | _names(TrainConfig))
     return tyro.cli(SweepConfig, prog="drf-fast sweep", args=words, return_unknown_args=True)
 
 
@@ -60,6 +70,7 @@ def merged(
     Raises:
         InputError: a bad file or an unknown recipe.
     """
+    published.refuse(words, _names(TrainConfig))
 
     def flags_over(base: TrainConfig) -> TrainConfig:
         return tyro.cli(TrainConfig, prog=f"drf-fast {command}", args=words, default=base)

@@ -282,12 +282,13 @@ class PredictConfig(SmoothedConfig):
 class ReportConfig:
     """ACR and certified accuracy of certification logs, ours and published ones.
 
-    Logs of one method and sigma are training seeds and are averaged; shards of one run are joined
-    first. For example: drf-fast report gaussian_*.tsv smoothadv_*.tsv --compare --plot curve.png
+    Logs that differ in nothing but a training seed are averaged; shards of one run are joined
+    first. For example: drf-fast report gaussian=runs/g smoothadv='logs/adv_*.tsv' --compare
     """
 
-    logs: Annotated[tyro.conf.Positional[tuple[Path, ...]], Role.SOURCE]
-    """Log files; ours keep their settings in the .json beside them, and shards are joined."""
+    logs: Annotated[tyro.conf.Positional[tuple[str, ...]], Role.SOURCE]
+    """Logs of certify or predict, ours or published: files, run folders or others, patterns; each
+    as PATH or, to name its row, NAME=PATH. Ours keep their settings in the .json beside them."""
     format: Annotated[Format, Role.CALL] = "table"
     """Output on stdout; json and csv hold everything that --details shows."""
     details: Annotated[bool, Role.CALL] = False
@@ -296,6 +297,11 @@ class ReportConfig:
     compare: Annotated[bool, Role.CALL] = False
     """Also show the difference of each method to the first, paired by images, with a 95 % bootstrap
     interval over images and seeds."""
+    radii: Annotated[str | None, Role.CALL] = None
+    """Radii at which to give the certified accuracy, 0.25,0.5,1 for example; the default is every
+    quarter up to the largest."""
+    envelope: Annotated[bool, Role.CALL] = False
+    """Add a row of the highest certified accuracy at each radius."""
     plot: Annotated[Path | None, Role.PLACE] = None
     """Draw certified accuracy against radius into this PNG, PDF or SVG file."""
     plot_p: Annotated[Path | None, Role.PLACE] = None

@@ -24,6 +24,7 @@ NOT_TRAINED = frozenset(tags.of(TrainConfig)) - frozenset(tags.having(TrainConfi
     "method_label"
 }
 
+_MOST_EPSILON = 64.0  # published strengths from here on are counted in 0..255
 _MOST = 2**32  # sample indices are 32-bit words of the noise counter
 
 
@@ -76,6 +77,23 @@ def check_sigma(sigma: float) -> None:
         )
 
 
+def check_epsilon(epsilon: float, image_shape: tuple[int, ...] | None = None) -> None:
+    """Refuse a strength in other units, and one beyond the diameter of the image space.
+
+    Raises:
+        InputError: says what was expected and what came.
+    """
+    diameter = math.inf if image_shape is None else math.sqrt(math.prod(image_shape))
+    most = min(_MOST_EPSILON, diameter)
+    if epsilon > most or epsilon == _MOST_EPSILON:
+        of = "" if image_shape is None else f" (images of shape {tuple(image_shape)})"
+        raise InputError(
+            "--epsilon is an L2 distance in pixel units, of images in [0, 1]: expected at most "
+            f"{most:.4g}{of}, got {epsilon:g}; a strength counted in 0..255 is divided by 255: "
+            f"--epsilon {epsilon / 255:.4g}"
+        )
+
+
 def check(config: TrainConfig, processes: int = 1) -> None:
     """Refuse settings out of range, one sentence each.
 
@@ -103,6 +121,7 @@ def check(config: TrainConfig, processes: int = 1) -> None:
                 f"--{name.replace('_', '-')} must be a finite number above 0, got {value}"
             )
     check_sigma(config.sigma)
+    check_epsilon(config.epsilon)
     if config.momentum >= 1:
         raise InputError(f"--momentum must be below 1, got {config.momentum}")
     if isinstance(config.lambda_every, int) and config.lambda_every < 1:

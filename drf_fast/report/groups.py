@@ -3,14 +3,14 @@
 An ACR is bound to the images, to n and to alpha; a table that mixes them compares nothing. So
 everything in one report shares these, and the logs of one group (training seeds of one method at
 one sigma) are all described by a configuration or none of them is. Logs of one method whose
-training differs in more than the seed are groups of their own, named by what differs.
+training differs in more than the seed are groups of their own, named by what differs; ``names.py``
+says what a log without a configuration is called.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from drf_fast.certification.log import Log, bare_name, sidecar
+from drf_fast.certification.log import Log, sidecar
 from drf_fast.certification.log.audit import certificates, is_usable
 from drf_fast.config.training import trained
 from drf_fast.errors import InputError
+from drf_fast.report.names import rows_of
 from drf_fast.report.shards import Missing, join_shards, missing
 
 SETTINGS = ("n", "alpha", "n0", "budget", "radius", "tolerance", "data", "split", "fingerprint")
-_SIGMA_IN_NAME = re.compile(r"(?:sigma|noise)[_-]?(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Group:
     def cap(self) -> float | None:
         """The largest radius that n, alpha and sigma allow; ``None`` if one is unknown."""
         n, alpha = self.setting("n"), self.setting("alpha")
-        if self.sigma is None or n is None or alpha is None:
+        if self.sigma is None or n is None or alpha is None or self.logs[0].predictions:
             return None
         if self.setting("budget") not in (None, "fixed"):  # a part of alpha is spent on the way
             unanimous = certificates(self.logs[0].config or {}, [n], [n])
@@ -87,13 +87,19 @@ def group_logs(logs: Sequence[Log]) -> list[Group]:
         raise InputError("no log to report: expected one or more certification logs; name them")
     _refuse_twice(logs)
     logs = join_shards(logs)
-    members: dict[tuple[str, float | None], list[Log]] = {}
+    _refuse_mixed_kinds(logs)
     for log in logs:
-        members.setdefault(_identity(log), []).append(log)
+        for key in ("sigma", "n", "alpha"):
+            _refuse_no_number(log.path, key, (log.config or {}).get(key))
+    members: dict[tuple[Any, ...], list[Log]] = {}
+    names: dict[tuple[Any, ...], str] = {}
+    for log, row in zip(logs, rows_of(logs), strict=True):
+        members.setdefault((row.key, row.sigma), []).append(log)
+        names[row.key, row.sigma] = row.name
     groups = []
-    for (method, sigma), alike in members.items():
+    for key, alike in members.items():
         _refuse_half_known(alike)
-        groups += _by_training(method, sigma, alike)
+        groups += _by_training(names[key], key[1], alike)
     for group in groups:
         _refuse_same_network(group)
     for key in SETTINGS:
@@ -104,23 +110,14 @@ def group_logs(logs: Sequence[Log]) -> list[Group]:
     return groups
 
 
-def _identity(log: Log) -> tuple[str, float | None]:
-    """Method and sigma: from the configuration, else from the name.
-
-    Names look like ``smoothadv_sigma0.50_3916.tsv`` (the last number is the training seed) or
-    ``cohen/noise_0.50_880`` (the folder is the method).
-    """
-    name = bare_name(log.path)
-    found = _SIGMA_IN_NAME.search(name)
-    rest = name if found is None else name[: found.start()] + name[found.end() :]
-    method = re.sub(r"_+\d+$", "", rest).strip("_-.") or log.path.resolve().parent.name or name
-    sigma = float(found[1]) if found else None
-    if sigma is not None and not is_usable("sigma", sigma):
-        sigma = None
-    config = log.config or {}
-    for key in ("sigma", "n", "alpha"):
-        _refuse_no_number(log.path, key, config.get(key))
-    return str(config.get("method") or method), config.get("sigma") or sigma
+def _refuse_mixed_kinds(logs: Sequence[Log]) -> None:
+    for log in logs[1:]:
+        if log.predictions != logs[0].predictions:
+            radius, class_ = (log, logs[0]) if logs[0].predictions else (logs[0], log)
+            raise InputError(
+                f"cannot compare {radius.path} (certificates) with {class_.path} (predictions, "
+                "which have no radius): expected logs of one kind; report them separately"
+            )
 
 
 def _refuse_no_number(path: Path, key: str, value: Any) -> None:

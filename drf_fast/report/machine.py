@@ -19,15 +19,15 @@ from drf_fast.report.summary import (
     average_certified_radius,
     certified_accuracy,
 )
-from drf_fast.report.tables import caption, lines
+from drf_fast.report.tables import ENVELOPE, caption, lines, radius_label
 
 
-def as_csv(summary: Summary) -> str:
+def as_csv(summary: Summary, envelope: bool = False) -> str:
     """One line a row of the table, intervals among them; without a last newline."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     levels = [f"p{100 * q:g}" for q in QUANTILES]
-    radii = [f"r{radius:.2f}" for radius in summary.radii]
+    radii = [f"r{radius_label(radius)}" for radius in summary.radii]
     head = ["row", "method", "variant", "sigma", "seeds", "images", "n", "alpha"]
     numbers = ["acr", "acr_std", "abstained", "largest_radius", "at_largest", *levels]
     writer.writerow([*head, *numbers, *radii])
@@ -43,14 +43,17 @@ def as_csv(summary: Summary) -> str:
         name = [line.kind, group.method, group.variant, group.sigma, line.seeds, *terms]
         values = [line.acr, line.acr_std, line.abstained, *of_group, *line.certified]
         writer.writerow([*name, *("" if x is None else f"{x:.6f}" for x in values)])
+    if envelope:
+        empty = [""] * (len(head) - 2 + len(numbers))
+        writer.writerow(["envelope", ENVELOPE, *empty, *(f"{x:.6f}" for x, _ in summary.envelope)])
     return buffer.getvalue().rstrip("\n")
 
 
-def as_json(summary: Summary) -> str:
-    return json.dumps(as_dict(summary), indent=2)
+def as_json(summary: Summary, envelope: bool = False) -> str:
+    return json.dumps(as_dict(summary, envelope), indent=2)
 
 
-def as_dict(summary: Summary) -> dict[str, Any]:
+def as_dict(summary: Summary, envelope: bool = False) -> dict[str, Any]:
     """The report as JSON-ready values."""
     settings = {key: summary.setting(key) for key in ("n", "alpha", "n0", "budget", "data")}
     return {
@@ -66,12 +69,24 @@ def as_dict(summary: Summary) -> dict[str, Any]:
             }
             for lack in summary.missing
         ],
-        "groups": [_group(entry, summary.radii) for entry in summary.groups],
+        "predictions": summary.predictions,
+        "groups": [_group(entry, summary) for entry in summary.groups],
+        **({"envelope": _envelope(summary)} if envelope else {}),
     }
 
 
-def _group(entry: GroupSummary, radii: tuple[float, ...]) -> dict[str, Any]:
-    group, row = entry.group, entry.paper
+def _envelope(summary: Summary) -> dict[str, Any]:
+    return {
+        "certified_accuracy": [share for share, _ in summary.envelope],
+        "of": [
+            {"method": entry.group.name, "sigma": entry.group.sigma}
+            for _, entry in summary.envelope
+        ],
+    }
+
+
+def _group(entry: GroupSummary, summary: Summary) -> dict[str, Any]:
+    group, row, certifies = entry.group, entry.paper, not summary.predictions
     levels = (f"{q:g}" for q in QUANTILES)
     return {
         "method": group.method,
@@ -80,15 +95,18 @@ def _group(entry: GroupSummary, radii: tuple[float, ...]) -> dict[str, Any]:
         "seeds": len(entry.acr),
         "cap": group.cap,
         "at_cap": entry.at_cap,
-        "acr": entry.acr_mean,
-        "acr_std": entry.acr_std,
-        "acr_of": {str(log.path): acr for log, acr in zip(group.logs, entry.acr, strict=True)},
+        "acr": entry.acr_mean if certifies else None,
+        "acr_std": entry.acr_std if certifies else None,
+        "acr_of": {
+            str(log.path): acr if certifies else None
+            for log, acr in zip(group.logs, entry.acr, strict=True)
+        },
         "certified_accuracy": entry.certified,
         "certified_accuracy_lower": entry.lower,
         "certified_accuracy_upper": entry.upper,
         "abstained": entry.abstained,
         "p_lower_quantiles": dict(zip(levels, entry.p_quantiles, strict=True)),
-        "logs": [_log(log, radii) for log in group.logs],
+        "logs": [_log(log, summary.radii) for log in group.logs],
         "comparison": None if entry.comparison is None else _comparison(entry.comparison),
         "paper": None
         if row is None
@@ -103,7 +121,7 @@ def _group(entry: GroupSummary, radii: tuple[float, ...]) -> dict[str, Any]:
 def _log(log: Log, radii: tuple[float, ...]) -> dict[str, Any]:
     return {
         "files": [str(path) for path in log.parts.values()] or [str(log.path)],
-        "acr": average_certified_radius(log),
+        "acr": None if log.predictions else average_certified_radius(log),
         "certified_accuracy": (100.0 * certified_accuracy(log, radii)).tolist(),
         "abstained": 100.0 * float(np.mean(log.predict == -1)),
     }

@@ -59,15 +59,24 @@ class Summary:
 
     Attributes:
         groups: one entry a method and sigma.
-        radii: 0, 0.25, ... up to the largest radius of a correct prediction.
+        radii: those asked for, or 0, 0.25, ... up to the largest radius of a correct prediction.
         images: images in each log.
         missing: what logs lack of the images and shards that their configurations name.
+        predictions: whether the logs are of PREDICT: nothing is certified, ``certified`` holds the
+            accuracy alone, at radius 0, and the ACR means nothing.
     """
 
     groups: tuple[GroupSummary, ...]
     radii: tuple[float, ...]
     images: int
     missing: tuple[Missing, ...] = ()
+    predictions: bool = False
+
+    @property
+    def envelope(self) -> tuple[tuple[float, GroupSummary], ...]:
+        """At each radius the highest certified accuracy in %, and the group that has it."""
+        best = [max(self.groups, key=lambda e: e.certified[at]) for at in range(len(self.radii))]
+        return tuple((entry.certified[at], entry) for at, entry in enumerate(best))
 
     def setting(self, key: str) -> object:
         """A configuration value, the same for all groups that know it; ``None`` if none does."""
@@ -107,7 +116,11 @@ def certified_p(log: Log, sigma: float | None) -> np.ndarray | None:
 
 
 def summarize(
-    logs: Sequence[Log], *, paper: bool | None = None, compare_groups: bool = False
+    logs: Sequence[Log],
+    *,
+    paper: bool | None = None,
+    compare_groups: bool = False,
+    radii: Sequence[float] | None = None,
 ) -> Summary:
     """Group logs by method and sigma and average each group over its seeds.
 
@@ -117,6 +130,7 @@ def summarize(
             the whole MNIST test set at the paper's n and alpha (taken for granted in logs without
             configuration).
         compare_groups: add the paired difference of each further group to the first.
+        radii: where to give the certified accuracy; ``None`` chooses.
 
     Raises:
         InputError: logs that cannot be joined or compared: different images, n, alpha, budget or
@@ -124,11 +138,10 @@ def summarize(
     """
     groups = group_logs(logs)
     joined = [log for group in groups for log in group.logs]
-    largest = max(float(log.radius[log.correct].max(initial=0.0)) for log in joined)
-    step = RADIUS_STEP
-    while largest / step >= _MOST_RADII:  # published logs may count in 0..255
-        step *= 2
-    radii = tuple(step * i for i in range(int(largest / step) + 1))
+    predictions = joined[0].predictions
+    if predictions:
+        radii, paper = (0.0,), False
+    radii = _usual_radii(joined) if radii is None else tuple(radii)
     entries = tuple(
         _summarize_group(
             group,
@@ -139,7 +152,15 @@ def summarize(
         for group in groups
     )
     lacks = tuple(lack for group in groups for lack in group.missing())
-    return Summary(groups=entries, radii=radii, images=len(joined[0]), missing=lacks)
+    return Summary(entries, radii, len(joined[0]), lacks, predictions)
+
+
+def _usual_radii(logs: Sequence[Log]) -> tuple[float, ...]:
+    largest = max(float(log.radius[log.correct].max(initial=0.0)) for log in logs)
+    step = RADIUS_STEP
+    while largest / step >= _MOST_RADII:  # published logs may count in 0..255
+        step *= 2
+    return tuple(step * i for i in range(int(largest / step) + 1))
 
 
 def _summarize_group(
@@ -178,7 +199,7 @@ def _at_cap(group: Group) -> float | None:
 
 
 def _p_quantiles(group: Group) -> tuple[float | None, ...]:
-    values = [certified_p(log, group.sigma) for log in group.logs]
+    values = [None if log.predictions else certified_p(log, group.sigma) for log in group.logs]
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return (None,) * len(QUANTILES)

@@ -16,6 +16,7 @@ import numpy as np
 
 from drf_fast.errors import InputError
 from drf_fast.report import paper
+from drf_fast.report.best import Positions, best
 from drf_fast.report.groups import Group
 from drf_fast.report.paper import PaperRow
 from drf_fast.report.summary import GroupSummary, Summary, certified_accuracy
@@ -114,6 +115,14 @@ def cells(summary: Summary) -> Table:
                 acr += f" ± {row.acr_std:.3f}"
             body.append([*first, acr, *(_share(share, sign) for share in row.certified)])
     return header, body
+
+
+def best_cells(summary: Summary) -> Positions:
+    """Which cells of ``cells(summary)`` hold the best measured number at their sigma."""
+    header, body = cells(summary)
+    sources = [(row.source, entry.sigma) for entry in entries(summary) for row in entry.rows]
+    blocks = {at: sigma for at, (source, sigma) in enumerate(sources) if source == "measured"}
+    return best(body, blocks, range(3, len(header)))
 
 
 def _share(value: float, sign: str) -> str:

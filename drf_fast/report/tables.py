@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from drf_fast.report import paper
+from drf_fast.report.best import Positions, best
 from drf_fast.report.compare import RESAMPLES
 from drf_fast.report.groups import Group
 from drf_fast.report.summary import QUANTILES, Summary
 
 Table = tuple[list[str], list[list[str]]]
+ENVELOPE = "best at each radius"
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ def lines(summary: Summary, intervals: bool) -> list[Line]:
     rows: list[Line] = []
     for entry in summary.groups:
         group, row = entry.group, entry.paper
-        measured = (len(entry.acr), entry.acr_mean, entry.acr_std, entry.abstained)
-        rows.append(Line("measured", group, *measured, entry.certified))
+        acr = (None, None) if summary.predictions else (entry.acr_mean, entry.acr_std)
+        measured = Line("measured", group, len(entry.acr), *acr, entry.abstained, entry.certified)
+        rows.append(measured)
         if intervals:
             rows.append(Line("lower", group, None, None, None, None, entry.lower))
             rows.append(Line("upper", group, None, None, None, None, entry.upper))
@@ -49,8 +52,9 @@ def lines(summary: Summary, intervals: bool) -> list[Line]:
                 ("minus lower", found.lower),
                 ("minus upper", found.upper),
             ):
-                acr, *certified, abstained = values.tolist()
-                rows.append(Line(kind, group, None, acr, None, abstained, tuple(certified)))
+                mean, *certified, abstained = values.tolist()
+                mean = None if summary.predictions else mean
+                rows.append(Line(kind, group, None, mean, None, abstained, tuple(certified)))
         if row is not None:
             printed = tuple(row.certified.get(radius) for radius in summary.radii)
             gaps = tuple(
@@ -72,9 +76,13 @@ def caption(summary: Summary, details: bool = False) -> str:
     else:
         terms = f"n = {n:,}, alpha = {alpha}" + (" where they are known" if unknown else "")
     budget, data = summary.setting("budget"), summary.setting("data")
+    what = (
+        "accuracy of the smoothed classifier in %, where it abstains counted as wrong"
+        if summary.predictions
+        else "ACR and certified accuracy in % at L2 radius r (pixel units)"
+    )
     parts = [
-        f"ACR and certified accuracy in % at L2 radius r (pixel units): {summary.images:,} images"
-        + (f" of {data}" if data else ""),
+        f"{what}: {summary.images:,} images" + (f" of {data}" if data else ""),
         terms + (f", budget {budget}{_stop(summary)}" if budget not in (None, "fixed") else ""),
     ]
     if any(entry.acr_std is not None for entry in summary.groups):
@@ -94,6 +102,8 @@ def caption(summary: Summary, details: bool = False) -> str:
             + (", over images alone for a method with one seed" if fewest == 1 else "")
             + (", too narrow with so few seeds" if 1 < fewest < 5 else "")
         )
+        first, *others = map(_row_name, (entry.group for entry in summary.groups))
+        parts.append(f"compared with {first}: {', '.join(others)}")
     caps = {e.group.sigma: e.group.cap for e in summary.groups if e.group.cap is not None}
     if caps:
         listed = ", ".join(f"{cap:.3f} at sigma = {sigma:g}" for sigma, cap in caps.items())
@@ -113,6 +123,10 @@ def caption(summary: Summary, details: bool = False) -> str:
         )
     incomplete = f"INCOMPLETE: {incompleteness(summary)}. " if summary.missing else ""
     return incomplete + "; ".join(parts) + "."
+
+
+def _row_name(group: Group) -> str:
+    return group.name if group.sigma is None else f"{group.name} at sigma = {group.sigma:g}"
 
 
 def _stop(summary: Summary) -> str:
@@ -135,9 +149,18 @@ def _widest(summary: Summary) -> float:
     )
 
 
-def cells(summary: Summary, intervals: bool = False) -> Table:
+def radius_label(radius: float) -> str:
+    """0.50, and as many digits as it takes: 0.125."""
+    short = f"{radius:.2f}"
+    return short if float(short) == radius else f"{radius:g}"
+
+
+def cells(summary: Summary, intervals: bool = False, envelope: bool = False) -> Table:
     """Header and body as text; ACR with 3 decimals, shares with 1."""
-    header = ["method", "sigma", "seeds", "ACR", *(f"{r:.2f}" for r in summary.radii), "abstain"]
+    columns = ["ACR", *map(radius_label, summary.radii)]
+    if summary.predictions:
+        columns = ["accuracy"]
+    header = ["method", "sigma", "seeds", *columns, "abstain"]
     body = []
     for line in lines(summary, intervals):
         signed = "+" if line.kind.startswith(("difference", "minus")) else ""
@@ -148,8 +171,22 @@ def cells(summary: Summary, intervals: bool = False) -> Table:
         if line.kind != "measured":
             first = [f"  {_below(line.kind, summary)}", "", ""]
         shares = [_share(value, signed) for value in line.certified]
-        body.append([*first, acr, *shares, _share(line.abstained, signed)])
+        numbers = shares if summary.predictions else [acr, *shares]
+        body.append([*first, *numbers, _share(line.abstained, signed)])
+    if envelope:
+        shares = [_share(share, "") for share, _ in summary.envelope]
+        body.append([ENVELOPE, "", "", *([] if summary.predictions else [""]), *shares, ""])
     return header, body
+
+
+def best_cells(summary: Summary, table: Table, intervals: bool = False) -> Positions:
+    """Which cells of ``cells(summary, intervals)`` hold the best ACR or share."""
+    blocks = {
+        at: line.group.sigma
+        for at, line in enumerate(lines(summary, intervals))
+        if line.kind == "measured"
+    }
+    return best(table[1], blocks, range(3, len(table[0]) - 1))
 
 
 def detail_cells(summary: Summary) -> Table:
@@ -193,15 +230,22 @@ def _probability(p: float | None) -> str:
     return "-" if p is None else f"{math.floor(p * 1e5) / 1e5:.5f}"  # never rounded up
 
 
-def draw_tables(tables: Sequence[Table], note: str, style: str) -> str:
-    """Tables of text and the note below them as plain, markdown or latex."""
-    draw = {"plain": _plain, "markdown": _markdown, "latex": _latex}[style]
-    return draw(tables, note)
+def draw_tables(
+    tables: Sequence[Table], note: str, style: str, bold: Positions = frozenset()
+) -> str:
+    """Tables of text and the note below them as plain, markdown or latex.
+
+    ``bold``: the cells of the first table that are set in bold, which plain text cannot.
+    """
+    if style == "plain":
+        return _plain(tables, note)
+    return (_markdown if style == "markdown" else _latex)(tables, note, bold)
 
 
-def tables_of(summary: Summary, details: bool) -> list[Table]:
-    """The table, and with ``details`` the second one."""
-    return [cells(summary, details), *([detail_cells(summary)] if details else [])]
+def tables_of(summary: Summary, details: bool, envelope: bool = False) -> list[Table]:
+    """The table, and with ``details`` the second one, of certificates."""
+    second = [detail_cells(summary)] if details and not summary.predictions else []
+    return [cells(summary, details, envelope), *second]
 
 
 def _plain(tables: Sequence[Table], note: str) -> str:
@@ -219,21 +263,34 @@ def _plain(tables: Sequence[Table], note: str) -> str:
     return "\n\n".join([*blocks, note])
 
 
-def _markdown(tables: Sequence[Table], note: str) -> str:
+def _marked(body: list[list[str]], bold: Positions, mark: str) -> list[list[str]]:
+    return [
+        [
+            mark.replace("_", cell) if (at, column) in bold else cell
+            for column, cell in enumerate(row)
+        ]
+        for at, row in enumerate(body)
+    ]
+
+
+def _markdown(tables: Sequence[Table], note: str, bold: Positions) -> str:
     blocks = []
-    for header, body in tables:
+    for number, (header, body) in enumerate(tables):
         rows = [[cell.strip().replace("|", "\\|") for cell in row] for row in [header, *body]]
+        rows[1:] = _marked(rows[1:], bold, "**_**") if number == 0 else rows[1:]
         rule = ["---", *("---:" for _ in header[1:])]
         lines_ = ["| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]]]
         blocks.append("\n".join(lines_))
     return "\n\n".join([*blocks, note])
 
 
-def _latex(tables: Sequence[Table], note: str) -> str:
+def _latex(tables: Sequence[Table], note: str, bold: Positions) -> str:
     blocks = []
-    for header, body in tables:
+    for number, (header, body) in enumerate(tables):
         titles = ["method", r"$\sigma$", *map(_latex_text, header[2:])]
-        rows = [" & ".join(_latex_text(cell) for cell in row) + r" \\" for row in body]
+        escaped = [[_latex_text(cell) for cell in row] for row in body]
+        escaped = _marked(escaped, bold, r"\textbf{_}") if number == 0 else escaped
+        rows = [" & ".join(row) + r" \\" for row in escaped]
         blocks += [
             rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
             r"\toprule",

@@ -13,6 +13,7 @@ from drf_fast.config.options import TrainConfig
 from drf_fast.config.training import (
     MEASURED,
     check,
+    check_epsilon,
     images_of_a_step,
     method_label,
     refuse_other_settings,
@@ -53,6 +54,7 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     if config.threads != "auto":
         machine.set_threads(config.threads)
     shape = train_set.image_shape
+    check_epsilon(config.epsilon, shape)
     if test_set.image_shape != shape:
         raise InputError(
             f"{config.data_dir} has training images of shape {shape} and test images of shape "

@@ -218,7 +218,7 @@ def test_a_disk_that_fills_within_a_line_leaves_whole_lines(tmp_path):
     # A file size limit lets the kernel accept a part of a line, as a nearly full disk does.
     code = f"""
 import resource, sys
-from drf_fast.certlog import CertificationLog, Row
+from drf_fast.certification.log import CertificationLog, Row
 log = CertificationLog.create({str(tmp_path / "a.tsv")!r}, {CONFIG!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (150, 150))
 for idx in range(9):

@@ -97,7 +97,7 @@ def test_a_killed_sweep_resumes_to_the_certificates_of_an_uninterrupted_one(whol
     """SIGKILL from within, at the second certificate of the second run and again later."""
     code = (
         "import os, signal, sys\n"
-        "from drf_fast.certlog import CertificationLog as log\n"
+        "from drf_fast.certification.log import CertificationLog as log\n"
         "from drf_fast.commands.cli import main\n"
         "left, real = [int(sys.argv[1])], log.append\n"
         "def append(self, row):\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -266,13 +267,18 @@ def test_different_sigmas_are_different_groups(tmp_path):
     assert [entry.group.sigma for entry in summary.groups] == [0.5, 1.0]
 
 
-def test_known_and_unknown_settings_are_not_averaged_but_may_stand_side_by_side(tmp_path):
+def test_known_and_unknown_settings_stand_side_by_side(tmp_path):
     known = ours(tmp_path / "a.tsv")
+    for name, row in (("gaussian", "gaussian_sigma0.50"), ("macer", "macer")):
+        summary = summary_of(known, field(tmp_path / f"{name}_sigma0.50_1.tsv"))
+        assert [entry.group.method for entry in summary.groups] == ["gaussian", row]
+        assert "where they are known" in caption(summary)
+
+
+def test_known_and_unknown_settings_are_not_averaged_under_one_name(tmp_path):
+    logs = [read_log(ours(tmp_path / "a.tsv")), read_log(field(tmp_path / "b_sigma0.50.tsv"))]
     with pytest.raises(InputError, match="cannot average .*its n and alpha are unknown"):
-        summary_of(known, field(tmp_path / "gaussian_sigma0.50_1.tsv"))
-    summary = summary_of(known, field(tmp_path / "macer_sigma0.50_1.tsv"))
-    assert len(summary.groups) == 2
-    assert "n = 1,000, alpha = 0.001 where they are known" in caption(summary)
+        summarize([dataclasses.replace(log, name="mine") for log in logs])
 
 
 def test_a_setting_missing_from_one_of_two_seeds_is_refused(tmp_path):

@@ -14,7 +14,7 @@ it differs, to ``environments_resumed``.
 
 from __future__ import annotations
 
-from drf_fast.certification.log.reader import Log, read_log
+from drf_fast.certification.log.reader import Log, is_log, read_log
 from drf_fast.certification.log.rows import COLUMNS, FIELD_COLUMNS, Row, format_row
 from drf_fast.certification.log.sidecar import bare_name, sidecar
 from drf_fast.certification.log.writer import CertificationLog
@@ -27,6 +27,7 @@ __all__ = [
     "Row",
     "bare_name",
     "format_row",
+    "is_log",
     "read_log",
     "sidecar",
 ]

@@ -48,8 +48,8 @@ def collect(path: Path) -> None:
         text = text[: text.rfind("\n") + 1]
         if not text:
             continue
-        _, rows = parse_rows(source, text)
-        for row, line in zip(rows, text.splitlines()[1:], strict=True):
+        parsed = parse_rows(source, text)
+        for row, line in zip(parsed.rows, text.splitlines()[1:], strict=True):
             if row.idx not in lines:
                 order.append(row.idx)
             lines.setdefault(row.idx, line)

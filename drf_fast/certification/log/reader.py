@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from drf_fast.certification.log.audit import refuse_other_certificates
-from drf_fast.certification.log.rows import COLUMNS, FIELD_COLUMNS, Row, parse_rows
+from drf_fast.certification.log.rows import FIELD_COLUMNS, Row, is_header, parse_rows
 from drf_fast.certification.log.sidecar import decode, read_bytes, read_config, sidecar
 from drf_fast.errors import InputError
+
+_LONGEST_HEADER = 4096  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,9 @@ class Log:
 
     ``radius`` and ``p_lower`` are float64, ``seconds`` float64, ``correct`` bool, the others int64;
     ``count``, ``n`` and ``p_lower`` are ``None`` for a log of the field, ``config`` where there is
-    no sidecar. ``parts`` are the logs that this one was joined from, by shard.
+    no sidecar. ``parts`` are the logs that this one was joined from, by shard; ``predictions`` says
+    that it is one of PREDICT, whose radii are all 0; ``warnings`` are sentences about what was put
+    right while reading; ``name`` is what the user calls it.
     """
 
     path: Path
@@ -37,13 +41,16 @@ class Log:
     n: np.ndarray | None
     p_lower: np.ndarray | None
     parts: dict[int, Path] = dataclasses.field(default_factory=dict)
+    predictions: bool = False
+    warnings: tuple[str, ...] = ()
+    name: str | None = None
 
     def __len__(self) -> int:
         return len(self.idx)
 
 
 def read_log(path: str | Path) -> Log:
-    """Read a certification log: ours, or one with the six columns of the field.
+    """Read a certification log, ours or one with the six columns of the field, or one of PREDICT.
 
     Columns after the known ones are ignored. The sidecar is read if there is one, and then each
     certificate of ours is computed again from its count: one that differs is refused.
@@ -58,8 +65,8 @@ def read_log(path: str | Path) -> Log:
             f"{path} is empty: expected a certification log with the header "
             f"{' '.join(FIELD_COLUMNS)}; certify again or leave it out"
         )
-    columns, rows = parse_rows(path, decode(path, content))
-    ours = columns[: len(COLUMNS)] == COLUMNS
+    parsed = parse_rows(path, decode(path, content))
+    rows, ours = parsed.rows, parsed.ours
     config = _configuration(path) if sidecar(path).exists() else None
     if not rows and (config or {}).get("shard") is None:  # a shard may have no image
         raise InputError(
@@ -91,7 +98,19 @@ def read_log(path: str | Path) -> Log:
         count=column("count", np.int64) if ours else None,
         n=column("n", np.int64) if ours else None,
         p_lower=column("p_lower", np.float64) if ours else None,
+        predictions=parsed.predictions,
+        warnings=parsed.warnings,
     )
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file begins as a log does; an unreadable one does not."""
+    try:
+        with path.open("rb") as file:
+            start = file.readline(_LONGEST_HEADER)
+    except OSError:
+        return False
+    return is_header(start.decode("utf-8-sig", errors="replace"))
 
 
 def _configuration(path: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Context, Decimal
@@ -11,6 +13,7 @@ from drf_fast.errors import InputError
 
 FIELD_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 COLUMNS = (*FIELD_COLUMNS, "count", "n", "p_lower")
+PREDICT_COLUMNS = ("idx", "label", "predict", "correct")  # and "time", in published ones
 # No image has pixels so large, nor takes so long: beyond are damaged files and sums that overflow.
 LARGEST_RADIUS, _LONGEST = 1e9, 1e12
 _TWELVE_DECIMALS, _EXACT = Decimal("1e-12"), Context(prec=400)
@@ -68,59 +71,131 @@ def format_row(row: Row) -> str:
     return "\t".join(map(str, fields))
 
 
-def parse_rows(path: Path, text: str) -> tuple[tuple[str, ...], list[Row]]:
-    """Header and checked rows; the rows of a field log have ``n`` = 0."""
+@dataclass(frozen=True)
+class Parsed:
+    """The text of a log: its header, its checked rows, and what was put right while reading."""
+
+    columns: tuple[str, ...]
+    rows: list[Row]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def ours(self) -> bool:
+        """Whether the rows hold our counts; ``n`` is 0 in those that do not."""
+        return self.columns[: len(COLUMNS)] == COLUMNS
+
+    @property
+    def predictions(self) -> bool:
+        """Whether this is a log of PREDICT, which certifies no radius."""
+        return self.columns[: len(PREDICT_COLUMNS)] == PREDICT_COLUMNS
+
+
+def is_header(line: str) -> bool:
+    """Whether a line begins a log: certificates or predictions, ours or of the field."""
+    columns = tuple(line.rstrip("\r\n").split("\t"))
+    return any(columns[: len(known)] == known for known in (FIELD_COLUMNS, PREDICT_COLUMNS))
+
+
+def parse_rows(path: Path, text: str) -> Parsed:
+    """Header and checked rows.
+
+    Published logs give the time as plain seconds too, and some a running total in ``correct``,
+    which is then computed again from label and prediction, with a warning.
+
+    Raises:
+        InputError: another header, or a malformed line; names it.
+    """
     lines = [line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")]
-    columns = tuple(lines[0].split("\t"))
-    if columns[: len(FIELD_COLUMNS)] != FIELD_COLUMNS:
+    if not is_header(lines[0]):
         raise InputError(
             f"{path} is not a certification log: expected the tab-separated header "
-            f"{' '.join(FIELD_COLUMNS)}, got '{lines[0][:80]}'; check the path"
+            f"{' '.join(FIELD_COLUMNS)} (or, of predictions, {' '.join(PREDICT_COLUMNS)}), got "
+            f"'{lines[0][:80]}'; check the path"
         )
-    ours = columns[: len(COLUMNS)] == COLUMNS
-    rows: list[Row] = []
+    parsed = Parsed(tuple(lines[0].split("\t")), [])
+    corrects: list[str] = []
     first_seen: dict[int, int] = {}
     for number, line in enumerate(lines[1:], start=2):
         fields = line.split("\t")
+        count = len(parsed.columns)
         try:
             # One field more than the header is seen in published logs.
-            if len(fields) not in ((len(columns),) if ours else (len(columns), len(columns) + 1)):
-                raise ValueError(f"expected {len(columns)} fields, got {len(fields)}")
-            row = _parse_row(fields, ours)
+            if len(fields) not in ((count,) if parsed.ours else (count, count + 1)):
+                raise ValueError(f"expected {count} fields, got {len(fields)}")
+            named = dict(zip(parsed.columns, fields, strict=False))
+            row = _parse_row(named, parsed.ours)
             if row.idx in first_seen:
                 raise ValueError(
                     f"expected each image once, got idx {row.idx} again (first in line "
                     f"{first_seen[row.idx]})"
                 )
         except ValueError as error:
-            raise InputError(
-                f"{path}: line {number} is malformed: {error}; restore the log or certify again"
-            ) from error
+            raise _malformed(path, number, str(error)) from error
         first_seen[row.idx] = number
-        rows.append(row)
-    return columns, rows
+        parsed.rows.append(row)
+        corrects.append(named["correct"])
+    warning = _check_correct(path, parsed, corrects)
+    return parsed if warning is None else Parsed(parsed.columns, parsed.rows, (warning,))
 
 
-def _parse_row(fields: list[str], ours: bool) -> Row:
-    correct = _integer(fields[4])
+def _malformed(path: Path, number: int, problem: str) -> InputError:
+    return InputError(
+        f"{path}: line {number} is malformed: {problem}; restore the log or certify again"
+    )
+
+
+def _check_correct(path: Path, parsed: Parsed, corrects: list[str]) -> str | None:
+    """Compare the column ``correct`` with label and prediction; a warning where it is another one.
+
+    Raises:
+        InputError: it is no number, or says 0 or 1 where label and prediction say otherwise.
+    """
+    right = [int(row.label == row.predict) for row in parsed.rows]
+    other = next((at for at, text in enumerate(corrects) if text not in ("0", "1")), None)
+    running = corrects == [str(total) for total in itertools.accumulate(right)]
+    if not parsed.ours and (running or other is not None) and corrects != [str(r) for r in right]:
+        for number, text in enumerate(corrects, start=2):
+            if text not in ("True", "False"):
+                try:
+                    _number(text)
+                except ValueError as error:
+                    raise _malformed(path, number, str(error)) from error
+        got = "running totals" if running else f"{corrects[other or 0][:40]!r}"
+        return (
+            f"{path}: expected correct to be 0 or 1, got {got}: computed again from label and "
+            "predict"
+        )
+    for number, (text, row, truth) in enumerate(
+        zip(corrects, parsed.rows, right, strict=True), start=2
+    ):
+        try:
+            correct = _integer(text)
+        except ValueError as error:
+            raise _malformed(path, number, str(error)) from error
+        if correct != truth:
+            raise _malformed(
+                path,
+                number,
+                "expected correct to be 1 exactly where predict equals label, got correct "
+                f"{correct}, label {row.label}, predict {row.predict}",
+            )
+    return None
+
+
+def _parse_row(fields: dict[str, str], ours: bool) -> Row:
     row = Row(
-        idx=_integer(fields[0]),
-        label=_integer(fields[1]),
-        predict=_integer(fields[2]),
-        radius=_number(fields[3]),
-        seconds=_parse_time(fields[5]),
-        count=_integer(fields[6]) if ours else 0,
-        n=_integer(fields[7]) if ours else 0,
-        p_lower=_number(fields[8]) if ours else 0.0,
+        idx=_integer(fields["idx"]),
+        label=_integer(fields["label"]),
+        predict=_integer(fields["predict"]),
+        radius=_number(fields["radius"]) if "radius" in fields else 0.0,
+        seconds=_parse_time(fields["time"]) if "time" in fields else 0.0,
+        count=_integer(fields["count"]) if ours else 0,
+        n=_integer(fields["n"]) if ours else 0,
+        p_lower=_number(fields["p_lower"]) if ours else 0.0,
     )
     problem = _problem(row, sampled=ours)
     if problem:
         raise ValueError(problem)
-    if correct != int(row.label == row.predict):
-        raise ValueError(
-            f"expected correct to be 1 exactly where predict equals label, got correct {correct}, "
-            f"label {row.label}, predict {row.predict}"
-        )
     return row
 
 
@@ -176,7 +251,10 @@ def _format_time(seconds: float) -> str:
 def _parse_time(text: str) -> float:
     match = _TIME.fullmatch(text)
     if match is None:
-        raise ValueError(f"expected a time as h:mm:ss.ffffff, got {text[:40]!r}")
+        if ":" not in text:
+            with contextlib.suppress(ValueError):
+                return _number(text)
+        raise ValueError(f"expected a time as h:mm:ss.ffffff or in seconds, got {text[:40]!r}")
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups()[:4])
     fraction = float(f"0.{match[5] or 0}")
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds + fraction

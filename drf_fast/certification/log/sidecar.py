@@ -88,7 +88,7 @@ def read_bytes(path: Path) -> bytes:
 
 def decode(path: Path, content: bytes) -> str:
     try:
-        return content.decode()
+        return content.decode("utf-8-sig")  # editors on Windows put a mark before the text
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not a certification log: expected text, got binary data; check the path"

@@ -26,8 +26,12 @@ from drf_fast.errors import InputError
 from drf_fast.runtime.files import lock, unlock, write_json
 
 
-def _refuse_other_files(path: Path) -> None:
-    """Replace logs only: a slip in --out must not cost a checkpoint or a run's settings."""
+def refuse_other_files(path: Path) -> None:
+    """Replace logs only: a slip in --out must not cost a checkpoint or a run's settings.
+
+    Raises:
+        InputError: another file lies there, or where the configuration goes.
+    """
     if path.exists() and path.is_file():
         with explained(path), path.open("rb") as file:
             start = file.read(len(COLUMNS[0]) + 1)
@@ -86,7 +90,7 @@ class CertificationLog:
                     f"{existing} exists: expected a new file; continue it with --resume, replace "
                     "it with --force, or choose another --out"
                 )
-        _refuse_other_files(path)
+        refuse_other_files(path)
         # The old log goes before the new sidecar comes, so that rows never stand beside the
         # configuration of another run, wherever this is interrupted.
         with explained(path):
@@ -149,13 +153,13 @@ class CertificationLog:
         content = read_bytes(self.path)
         whole = content[: content.rfind(b"\n") + 1]
         if whole:
-            columns, rows = parse_rows(self.path, decode(self.path, whole))
-            if columns != COLUMNS:
+            parsed = parse_rows(self.path, decode(self.path, whole))
+            if parsed.columns != COLUMNS:
                 raise InputError(
                     f"cannot resume {self.path}: expected the columns {' '.join(COLUMNS)}, got "
-                    f"{' '.join(columns)}; choose another --out"
+                    f"{' '.join(parsed.columns)}; choose another --out"
                 )
-            self.done.update(row.idx for row in rows)
+            self.done.update(row.idx for row in parsed.rows)
         with explained(self.path):
             self._file.truncate(len(whole))
             self._file.seek(0, os.SEEK_END)

@@ -1,0 +1,122 @@
+"""From what the user names to logs: files, folders, patterns, each with a name of its own or not.
+
+``PATH`` or ``NAME=PATH``. A file that is no log is an error where it is named itself; in a folder
+or a pattern it is skipped, and the user is told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from drf_fast.certification.log import Log, bare_name, is_log, read_log
+from drf_fast.errors import InputError
+
+# What lies beside logs as a matter of course, and is not worth a word.
+_NEVER_LOGS = {
+    ".json", ".jsonl", ".pt", ".pth", ".ckpt", ".safetensors", ".tar", ".gz", ".png", ".pdf",
+    ".svg", ".toml", ".yaml", ".yml", ".py", ".sh", ".md",
+}  # fmt: skip
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Found:
+    """The logs that were named, and the files beside them that are none."""
+
+    logs: tuple[Log, ...]
+    skipped: tuple[Path, ...]
+
+    def warnings(self) -> list[str]:
+        """Sentences for the user."""
+        said = [warning for log in self.logs for warning in log.warnings]
+        if self.skipped:
+            names = ", ".join(map(str, self.skipped[:_MOST_NAMED]))
+            more = len(self.skipped) - _MOST_NAMED
+            said.append(
+                f"skipped {len(self.skipped)} files that are no logs: {names}"
+                + (f" and {more} more" if more > 0 else "")
+            )
+        return said
+
+
+def read_all(words: Sequence[str | Path]) -> Found:
+    """Read the logs that ``words`` name.
+
+    Args:
+        words: ``PATH`` or ``NAME=PATH``, where PATH is a log, a folder in which and below which
+            all logs are meant, or a pattern with ``*``, ``?`` or ``[``.
+
+    Raises:
+        InputError: nothing there, no log there, or a malformed one.
+    """
+    logs: list[Log] = []
+    skipped: list[Path] = []
+    for word in words:
+        name, place = _split(str(word))
+        paths, others = _files(place)
+        logs += [dataclasses.replace(read_log(path), name=name) for path in paths]
+        skipped += others
+    return Found(tuple(logs), tuple(dict.fromkeys(skipped)))
+
+
+def _split(word: str) -> tuple[str | None, str]:
+    """``NAME=PATH``, unless the whole word is a path itself."""
+    name, equals, place = word.partition("=")
+    if not equals or os.path.exists(word) or _matches(word):
+        return None, word
+    if not name.strip() or not place:
+        raise InputError(
+            f"cannot read {word!r}: expected PATH or NAME=PATH, got an empty "
+            f"{'path' if name.strip() else 'name'}; write gaussian=logs/gaussian.tsv for example"
+        )
+    return name.strip(), place
+
+
+def _matches(pattern: str) -> list[str]:
+    return sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
+
+
+def _files(place: str) -> tuple[list[Path], list[Path]]:
+    """The logs at a place, and what is none; a file named itself is taken for a log."""
+    path = Path(place).expanduser()
+    if path.is_dir():
+        found = _sorted_out(_below(path))
+    elif path.exists() or not glob.has_magic(place):
+        return [path], []
+    else:
+        matches = [Path(match) for match in _matches(str(path))]
+        if not matches:
+            raise InputError(f"{place} matches no file: expected logs; check the pattern")
+        found = _sorted_out(
+            file for match in matches for file in (_below(match) if match.is_dir() else [match])
+        )
+    if not found[0]:
+        others = ", ".join(str(other) for other in found[1][:_MOST_NAMED]) or "none of the kind"
+        raise InputError(
+            f"{place} holds no log: expected files with the header of certify or predict, got "
+            f"{others}; check the path, or certify first"
+        )
+    return found
+
+
+def _below(folder: Path) -> list[Path]:
+    found = [Path(at, name) for at, _, names in os.walk(folder) for name in names]
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def _sorted_out(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Logs, and files that one might take for logs; parts of a log still to be joined are none."""
+    logs, others = [], []
+    for path in files:
+        if path.suffix.lower() in _NEVER_LOGS or "tfevents" in path.name:
+            continue
+        if is_log(path) and ".part-" not in path.name[len(bare_name(path)) :]:
+            logs.append(path)
+        else:
+            others.append(path)
+    return logs, others
