@@ -21,7 +21,10 @@ from drf_fast.models.normalize import Normalize, normalize_layer
 
 State = dict[str, torch.Tensor]
 
-_CONSTANT_NAMES = {"mean": "mean", "means": "mean", "std": "std", "stds": "std", "sds": "std"}
+_CONSTANT_NAMES = {
+    "mean": "mean", "means": "mean", "mu": "mean", "_mean": "mean",
+    "std": "std", "stds": "std", "sds": "std", "sigma": "std", "_std": "std",
+}  # fmt: skip
 
 
 def split(state: State, path: Path) -> tuple[State, Normalize | None, bool]:

@@ -1,8 +1,8 @@
 """Checkpoints that other repositories wrote: smoothing (Cohen, Rosenfeld, Kolter 2019),
 smoothing-adversarial, smoothing-consistency, smoothmix, MACER; and plain state dicts.
 
-Their files hold a state dict, alone or under a key. ``nn.DataParallel`` puts "module." somewhere
-into its names, and ``nn.Sequential(normalize_layer, network)`` a "1." before them
+Their files hold a state dict, alone or under a key, whose names wrappers may have changed
+(``names.py``), and ``nn.Sequential(normalize_layer, network)`` puts a "1." before them
 (``first_layer.py``). They tell neither sigma nor the data set.
 
 The architecture is recognised by the names and shapes of all tensors. Two networks of the same
@@ -11,19 +11,16 @@ tensors and different forward passes cannot be told apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from drf_fast import models
-from drf_fast.checkpoints import first_layer, tensorfile
+from drf_fast.checkpoints import first_layer, names, tensorfile
 from drf_fast.checkpoints.first_layer import State
 from drf_fast.errors import InputError
 
-_HOLDERS = ("state_dict", "net", "model_state_dict", "model")
-_WRAPPERS = {"module", "_orig_mod"}  # nn.DataParallel and DDP; torch.compile
 _PUBLISHED_NAMES = {f"cifar_{arch}": arch for arch in ("resnet20", "resnet56", "resnet110")}
 _COUNTER = "num_batches_tracked"  # absent before torch 0.4.1, and without effect here
 
@@ -70,9 +67,10 @@ def convert(
     image_shape: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
     """As ``load``, of what ``tensorfile.read`` returned; without sha256."""
-    state = _unwrapped(_state_dict(content, path), path)
+    state, dropped = names.canonical(names.state_dict(content, path), path)
     network, in_file, has_layer = first_layer.split(state, path)
     network, notes = _float_weights(network, path)
+    notes = dropped + notes
     arch_in_file, epoch = content.get("arch"), content.get("epoch")
     arch_in_file = arch_in_file if isinstance(arch_in_file, str) else None
     arch = _pick_arch(network, path, arch, arch_in_file)
@@ -101,38 +99,6 @@ def convert(
         "notes": notes,
         "assumed": assumed,
     }
-
-
-def _state_dict(content: Any, path: Path) -> State:
-    """The state dict in ``content``, which may be one itself."""
-    found = type(content).__name__
-    if isinstance(content, Mapping):
-        for holder in (*(content.get(key) for key in _HOLDERS), content):
-            if isinstance(holder, Mapping) and holder and all(map(_is_entry, holder.items())):
-                return dict(holder)
-        found = f"the keys {', '.join(map(str, list(content)[:6])) or '(none)'}"
-    raise InputError(
-        f"{path} is no drf_fast checkpoint and holds no state dict: expected tensors by name, "
-        f"alone or under {', '.join(_HOLDERS)}, got {found}; pass another file"
-    )
-
-
-def _is_entry(item: tuple[Any, Any]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
-
-
-def _unwrapped(state: State, path: Path) -> State:
-    """Without the names that wrappers of the network have left, at any level."""
-    plain = {
-        ".".join(part for part in key.split(".") if part not in _WRAPPERS): value
-        for key, value in state.items()
-    }
-    if len(plain) < len(state):
-        raise InputError(
-            f"{path} holds several tensors of one name: expected one network, got names that "
-            "differ only by 'module.'; save the state dict of one network"
-        )
-    return plain
 
 
 def _pick_arch(network: State, path: Path, asked: str | None, in_file: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Files of ``torch.save``, read without running code that they may hold."""
+"""Files of ``torch.save`` and of safetensors, read without running code that they may hold."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from drf_fast.checkpoints import plain_values
+from drf_fast.checkpoints.names import HOLDERS
 from drf_fast.errors import InputError
 
 
@@ -38,8 +40,10 @@ def read(path: Path) -> tuple[Any, str]:
             and plain values.
     """
     data = read_bytes(path)
+    if _is_safetensors(data):
+        return _safetensors(data, path), hashlib.sha256(data).hexdigest()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), plain_values.readable():
             warnings.simplefilter("ignore")  # of odd pickle protocols: what matters is an error
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -47,13 +51,46 @@ def read(path: Path) -> tuple[Any, str]:
         raise InputError(
             f"cannot load {path}: expected tensors and plain values, got a file that holds code or "
             f"other objects{f' ({found[1]})' if found else ''}, or a damaged one; if you trust its "
-            'author, convert it where that code is installed: python -c "import torch; c = '
-            f"torch.load('{path.name}', weights_only=False); torch.save(c['state_dict'] if "
-            "isinstance(c, dict) else c.state_dict(), 'weights.pt')\""
+            f'author, convert it where that code is installed: python -c "{_conversion(path)}"'
         ) from error
     except Exception as error:  # whatever a damaged file makes the reader stumble over
         raise InputError(
-            f"cannot load {path} ({len(data)} bytes): expected a file of torch.save, got a "
-            "truncated file or another format; copy it again or pass another file"
+            f"cannot load {path} ({len(data)} bytes): expected a file of torch.save or "
+            "safetensors, got a truncated file or another format; copy it again or pass "
+            "another file"
         ) from error
     return content, hashlib.sha256(data).hexdigest()
+
+
+def _is_safetensors(data: bytes) -> bool:
+    """The length of a header of JSON, and its beginning."""
+    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
+
+
+def _safetensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return dict(sorted(load(data).items()))  # its own order is that of the data types
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise InputError(
+            f"cannot load {path}: expected whole safetensors, got '{str(error)[:100]}'; copy it "
+            "again or pass another file"
+        ) from error
+
+
+def _conversion(path: Path) -> str:
+    """Python that writes the weights of ``path`` to weights.pt, to be typed between quotes."""
+    return (
+        f"import torch; c = torch.load({_quoted(str(path))}, 'cpu', weights_only=False); "
+        f"c = next((c[k] for k in {HOLDERS} if k in c), c) if isinstance(c, dict) else c; "
+        "c = c if isinstance(c, dict) else c.state_dict(); "
+        "torch.save({k: v for k, v in c.items() if torch.is_tensor(v)}, 'weights.pt')"
+    )
+
+
+def _quoted(text: str) -> str:
+    """A Python string of ``text`` that a shell between double quotes leaves as it is."""
+    quoted = repr(text).replace("\\", "\\\\").replace('"', '\\"')
+    return quoted.replace("$", "\\$").replace("`", "\\`")

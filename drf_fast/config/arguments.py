@@ -39,7 +39,7 @@ def parse(config_type: type[_T], command: str, words: list[str]) -> _T:
 
 
 def _names(config_type: Any) -> set[str]:
-    return {field.name for field in dataclasses.fields(config_type)}
+    return set(tags.of(config_type))
 
 
 def parse_train(words: list[str]) -> TrainConfig:

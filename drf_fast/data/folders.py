@@ -2,20 +2,21 @@
 
 ::
 
-    DATA_DIR/train/CLASS/*.jpg
-    DATA_DIR/test/CLASS/*.jpg        or val/
+    DATA_DIR/train/CLASS/*.jpg       or training/
+    DATA_DIR/test/CLASS/*.jpg        or testing/, val/, valid/, validation/; in any case
 
 Classes are numbered in the order of their names and images ordered by class and name, as
 torchvision's ImageFolder does, so that the position of an image is the same there and here.
 Where there are only class folders, every fifth image of each class, from the first on, is a test
-image. Hidden files and folders do not count.
+image. Hidden files and folders do not count; linked folders do.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,13 @@ from drf_fast.runtime.progress import say
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 
-_TEST_NAMES = {"imagefolder": ("test", "val"), "imagenet": ("val", "test")}
+_VALIDATION = ("val", "valid", "validation")
+_TEST_NAMES = {
+    "imagefolder": ("test", *_VALIDATION, "testing"),
+    "imagenet": (*_VALIDATION, "test", "testing"),
+}
+_TRAIN_NAMES = ("train", "training")
+_SPLIT_WORD = re.compile(r"(.*[^a-z])?(train|test|val|valid|validation|training|testing)([^a-z]|$)")
 NAMES: tuple[str, ...] = tuple(_TEST_NAMES)
 _TEST_EVERY = 5
 _MOST_IN_MEMORY = 2 * 2**30  # bytes of pixels
@@ -110,13 +117,15 @@ def list_split(data_dir: Path, split: str, test_names: Sequence[str]) -> Listing
     Raises:
         InputError: as ``read_folder``.
     """
-    layout = f"train/ and {' or '.join(f'{name}/' for name in test_names)} with a folder a class"
+    layout = (
+        f"train/ and {' or '.join(f'{name}/' for name in test_names[:2])} with a folder a class"
+    )
     if not data_dir.is_dir():
         what = "a file" if data_dir.exists() else "nothing there"
         raise InputError(
             f"cannot read {data_dir}: expected a folder with {layout}, got {what}; check --data-dir"
         )
-    roots = {"train": _first(data_dir, ("train",)), "test": _first(data_dir, test_names)}
+    roots = {"train": _first(data_dir, _TRAIN_NAMES), "test": _first(data_dir, test_names)}
     root = roots[split]
     if root is not None:
         classes = _classes(root)
@@ -133,6 +142,7 @@ def list_split(data_dir: Path, split: str, test_names: Sequence[str]) -> Listing
             f"{data_dir} has no {split} images: expected {layout}, got only "
             f"{next(filter(None, roots.values())).name}/; add the other folder"
         )
+    _refuse_splits_as_classes(data_dir, layout)
     files = {name: _images(data_dir, name) for name in _classes(data_dir)}
     if split == "test":
         parts = {name: found[::_TEST_EVERY] for name, found in files.items()}
@@ -165,7 +175,28 @@ def _listing(root: Path, files: dict[str, list[str]]) -> Listing:
 
 
 def _first(data_dir: Path, names: Sequence[str]) -> Path | None:
-    return next((data_dir / name for name in names if (data_dir / name).is_dir()), None)
+    """The folder of a split, in whatever case its name is written."""
+    there = _folders(data_dir)
+    for name in names:
+        found = [folder for folder in there if folder.lower() == name]
+        if len(found) > 1:
+            raise InputError(
+                f"{data_dir} has the folders {' and '.join(found)}: expected one of them; rename "
+                "the other"
+            )
+        if found:
+            return data_dir / found[0]
+    return None
+
+
+def _refuse_splits_as_classes(data_dir: Path, layout: str) -> None:
+    """Classes that are called "Train set" and "Test set" are splits under names we do not know."""
+    looks = [name for name in _folders(data_dir) if _SPLIT_WORD.match(name.lower())]
+    if len(looks) > 1:
+        raise InputError(
+            f"{data_dir} has the folders {', '.join(looks[:3])}, which look like splits and not "
+            f"like classes: expected {layout}; rename them"
+        )
 
 
 def _folders(root: Path) -> list[str]:
@@ -189,10 +220,22 @@ def _classes(root: Path) -> list[str]:
     return classes
 
 
+def _walk(folder: Path, above: frozenset[str]) -> Iterator[tuple[str, list[str]]]:
+    """A folder, those below it and those linked to, with their files; no folder within itself."""
+    place = os.path.realpath(folder)
+    if place in above:
+        return
+    entries = list(os.scandir(folder))
+    yield str(folder), [entry.name for entry in entries if not entry.is_dir()]
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), above | {place})
+
+
 def _images(root: Path, class_name: str) -> list[str]:
     """The image files of a class, also in folders below it, as paths below ``root``."""
     found = []
-    for folder, _, files in sorted(os.walk(root / class_name)):
+    for folder, files in sorted(_walk(root / class_name, frozenset())):
         place = Path(folder).relative_to(root)
         if not any(part.startswith(".") for part in place.parts):
             found += [

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,7 @@ def refusal(path: Path, *arguments: Any, **options: Any) -> str:
     with pytest.raises(InputError) as caught:
         foreign.load(path, *arguments, **options)
     text = str(caught.value).replace(str(path), path.name)
-    assert "\n" not in text and 40 < len(text) < 420, text
+    assert "\n" not in text and 40 < len(text) < 660, text  # some hold a command to type
     return text
 
 
@@ -59,11 +62,12 @@ def refusal(path: Path, *arguments: Any, **options: Any) -> str:
     [
         ({"state_dict": {}, "epoch": Exploit()}, "(posix.mkdir)"),
         ({"state_dict": {"conv1.weight": Exploit()}}, "(posix.mkdir)"),
-        ({"state_dict": {}, "args": argparse.Namespace(lr=0.1)}, "(argparse.Namespace)"),
-        ({"state_dict": {}, "best": np.float64(0.5)}, "multiarray.scalar)"),
+        ({"state_dict": {}, "args": argparse.Namespace(lr=Exploit())}, "(posix.mkdir)"),
+        ({"state_dict": {}, "best": np.array([Exploit()])}, "(posix.mkdir)"),
+        ({"state_dict": {}, "log": logging.getLogger("a")}, "(logging.getLogger)"),
         (nn.Linear(2, 2), "(torch.nn.modules.linear.Linear)"),
     ],
-    ids=["exploit", "exploit as a weight", "arguments", "NumPy number", "whole network"],
+    ids=["exploit", "as a weight", "among arguments", "in an array", "logger", "whole network"],
 )
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_file_with_code_is_refused_and_not_run(tmp_path, monkeypatch, content, found, legacy):
@@ -75,12 +79,17 @@ def test_a_file_with_code_is_refused_and_not_run(tmp_path, monkeypatch, content,
     assert not (tmp_path / "exploited").exists()
 
 
-def test_the_conversion_that_the_refusal_shows_works(tmp_path, monkeypatch):
+@pytest.mark.parametrize("holder", ["state_dict", "net", "model", None])
+@pytest.mark.parametrize("name", ["published.pt", "it's $HOME `x` 1.pt"])
+def test_the_conversion_that_the_refusal_shows_works(tmp_path, monkeypatch, name, holder):
     monkeypatch.chdir(tmp_path)
     weights = resnet("resnet20")
-    path = write(tmp_path, {**checkpoint(weights), "args": argparse.Namespace(lr=0.1)})
-    code = refusal(path).split('python -c "')[1].rstrip('"')
-    exec(code, {})
+    content = {**({holder: weights} if holder else weights), "log": logging.getLogger("a")}
+    torch.save(content, name)
+    with pytest.raises(InputError) as caught:
+        foreign.load(Path(name))
+    command = "python -c " + str(caught.value).split("python -c ")[1]
+    subprocess.run(["sh", "-c", command.replace("python", sys.executable, 1)], check=True)
     saved = foreign.load(tmp_path / "weights.pt")
     assert all(torch.equal(saved["model"][key], weights[key]) for key in weights)
 

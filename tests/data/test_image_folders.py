@@ -299,3 +299,60 @@ def test_a_missing_folder_is_named(tmp_path, name):
         load(tmp_path / "file", name=name)
     with pytest.raises(InputError, match="has 0 class folders: expected two or more"):
         load(tmp_path, name=name)
+
+
+# ---------------------------------------------------------------- names and links of others
+
+
+def pictures(folder: Path, count: int = 3) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Train", "Test"), ("training", "testing"), ("TRAIN", "Validation"), ("train", "valid")],
+)
+def test_usual_spellings_of_the_splits(tmp_path, names):
+    for at, split in enumerate(names):
+        for name in ("cat", "dog"):
+            pictures(tmp_path / split / name, 2 + at)
+    train, test = (data.load("imagefolder", s, data_dir=tmp_path) for s in ("train", "test"))
+    assert train.class_names == test.class_names == ("cat", "dog")
+    assert (len(train), len(test)) == (4, 6)
+
+
+def test_two_spellings_of_one_split_are_refused(tmp_path):
+    for split in ("train", "Train", "test"):
+        for name in ("cat", "dog"):
+            pictures(tmp_path / split / name)
+    with pytest.raises(InputError, match="has the folders (train and Train|Train and train)"):
+        data.load("imagefolder", "train", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names", [("train_set", "test_set"), ("my-train", "my-val"), ("train2", "val2")]
+)
+def test_classes_that_look_like_splits_are_refused(tmp_path, names):
+    for name in names:
+        pictures(tmp_path / name / "cat")
+    with pytest.raises(InputError, match="look like splits and not like classes"):
+        data.load("imagefolder", "train", data_dir=tmp_path)
+
+
+def test_classes_with_such_letters_within_are_classes(tmp_path):
+    for name in ("trains", "testament", "valley"):
+        pictures(tmp_path / name, 5)
+    assert len(data.load("imagefolder", "train", data_dir=tmp_path)) == 12
+
+
+def test_linked_folders_are_followed_and_circles_are_not(tmp_path):
+    for name in ("cat", "dog"):
+        pictures(tmp_path / "elsewhere" / name)
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            pictures(tmp_path / "set" / split / name, 1)
+            (tmp_path / "set" / split / name / "more").symlink_to(tmp_path / "elsewhere" / name)
+    (tmp_path / "set" / "train" / "cat" / "again").symlink_to(tmp_path / "set" / "train" / "cat")
+    assert len(data.load("imagefolder", "train", data_dir=tmp_path / "set")) == 8

@@ -1,0 +1,134 @@
+"""The names of weights as wrappers, trainers and averages leave them, brought back to their own.
+
+``nn.DataParallel`` puts "module." and ``torch.compile`` "_orig_mod." somewhere into them; a
+Lightning module keeps its network under "model.", "net." or "backbone."; ``AveragedModel`` counts
+in "n_averaged" beside "module."; a normalising first layer is "normalizer." beside the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drf_fast.errors import InputError
+
+State = dict[str, torch.Tensor]
+
+# Where files keep a state dict; copies averaged over training are taken if there is no other.
+HOLDERS = ("state_dict", "net", "model_state_dict", "model")
+_MORE_HOLDERS = (
+    "module", "network", "params", "classifier", "ema_state_dict", "state_dict_ema", "model_ema",
+    "ema_model", "ema", "params_ema", "averaged_model", "swa_model", "shadow",
+)  # fmt: skip
+_WRAPPERS = {"module", "_orig_mod"}
+_COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
+_NETWORKS = (
+    "model", "net", "network", "backbone", "classifier", "base_model", "base_classifier",
+    "ema_model", "model_ema", "ema", "averaged_model", "swa_model",
+)  # fmt: skip
+_LAYERS = ("normalizer", "normalize", "normalize_layer", "normalization", "norm", "preprocess")
+_DEPTH = 3
+
+
+def state_dict(content: Any, path: Path) -> State:
+    """The state dict in ``content``, which may be one itself.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = _find(content, _DEPTH)
+    if found is not None:
+        return found
+    got = type(content).__name__
+    if isinstance(content, Mapping):
+        got = f"the keys {', '.join(map(str, list(content)[:6])) or '(none)'}"
+    raise InputError(
+        f"{path} is no drf_fast checkpoint and holds no state dict: expected tensors by name, "
+        f"alone or under {', '.join(HOLDERS)}, got {got}; pass another file"
+    )
+
+
+def _find(content: Any, depth: int) -> State | None:
+    if not isinstance(content, Mapping):
+        return None
+    for key in (*HOLDERS, *_MORE_HOLDERS):
+        inner = content.get(key)
+        if isinstance(inner, Mapping) and inner:
+            found = _as_state(inner) or (_find(inner, depth - 1) if depth else None)
+            if found:
+                return found
+    return _as_state(content)
+
+
+def _as_state(content: Mapping[Any, Any]) -> State | None:
+    """``content`` if all of it is tensors by name."""
+    entries = [isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()]
+    return dict(content) if entries and all(entries) else None
+
+
+def unwrapped(state: State, path: Path) -> State:
+    """Without the names that wrappers of the network have left, at any level.
+
+    Raises:
+        InputError: two tensors become one name.
+    """
+    kept = {key: value for key, value in state.items() if key.split(".")[-1] != _COUNTER}
+    plain = {
+        ".".join(part for part in key.split(".") if part not in _WRAPPERS): value
+        for key, value in kept.items()
+    }
+    if len(plain) < len(kept):
+        raise InputError(
+            f"{path} holds several tensors of one name: expected one network, got names that "
+            "differ only by 'module.'; save the state dict of one network"
+        )
+    return plain
+
+
+def canonical(state: State, path: Path) -> tuple[State, list[str]]:
+    """The names of the network alone, or "0." and "1." where a first layer comes before it.
+
+    Returns:
+        The state dict, and sentences about what was left out.
+
+    Raises:
+        InputError: two tensors become one name.
+    """
+    state, notes = unwrapped(state, path), []
+    for _ in range(_DEPTH):
+        groups = _groups(state)
+        network = next((name for name in _NETWORKS if name in groups), None)
+        if network is None:
+            break
+        others = [name for name in groups if name != network]
+        layer = next((name for name in others if name in _LAYERS), None)
+        dropped = [name for name in others if name != layer]
+        if any(not _is_copy(groups[name], groups[network]) for name in dropped):
+            break  # a part of the network, perhaps
+        if dropped:
+            notes.append(
+                f"{path.name} holds {', '.join(dropped)} beside {network}: read {network} alone"
+            )
+        if layer is None:
+            state = groups[network]
+            continue
+        inner, more = canonical(groups[network], path)
+        state = {f"0.{key}": value for key, value in groups[layer].items()}
+        return {**state, **{f"1.{key}": value for key, value in inner.items()}}, notes + more
+    return state, notes
+
+
+def _groups(state: State) -> dict[str, State]:
+    groups: dict[str, State] = {}
+    for key, value in state.items():
+        first, _, rest = key.partition(".")
+        groups.setdefault(first, {})[rest] = value
+    return groups
+
+
+def _is_copy(other: State, network: State) -> bool:
+    """Whether ``other`` is an average of ``network`` over training, and no part of it."""
+    return other.keys() == network.keys()
