@@ -14,7 +14,7 @@ from drf_fast.commands.cli import main
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
-    config = {"sigma": 0.5, "data": "mnist-mini", "method_label": "gaussian"}
+    config = {"sigma": 0.5, "data": "mnist-mini", "method_label": "gaussian", "lr": 0.1}
     model = models.build("lenet", 10, (1, 28, 28)).state_dict()
     content = {"model": model, "arch": "lenet", "num_classes": 10, "image_shape": [1, 28, 28]}
     checkpoint.save(path, {**content, "config": config})
@@ -30,6 +30,7 @@ def test_its_settings_lie_beside_it_and_report_reads_both(network, tmp_path, cap
     out = tmp_path / "p.tsv"
     assert predict(network, "--n", "20", "--out", str(out)) == 0
     config = json.loads((tmp_path / "p.json").read_text())
+    assert config["training"]["lr"] == 0.1  # so that another training is another row
     assert (config["n"], config["alpha"], config["sigma"]) == (20, 0.001, 0.5)
     capsys.readouterr()
     assert main(["report", str(out), "--format", "json"]) == 0
