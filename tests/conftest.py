@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import like_gpu
 import on_gpu
 import pytest
 import torch
@@ -55,6 +56,20 @@ def bridged() -> Iterator[None]:
     """Kernels take the CPU tensors of tests to the GPU."""
     with on_gpu.bridge():
         yield
+
+
+@pytest.fixture(autouse=like_gpu.CHOSEN, scope="session")
+def as_a_gpu() -> Iterator[None]:
+    """The interpreter computes no better than hardware has to."""
+    with like_gpu.installed():
+        yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if like_gpu.CHOSEN:
+        like_gpu.begin(item.nodeid)
+        item.add_report_section("setup", "seed", f"DRF_FAST_TEST_SEED={like_gpu.SEED}")
 
 
 @pytest.fixture
