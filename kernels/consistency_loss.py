@@ -26,6 +26,7 @@ from drf_fast.kernels.rows import (
     log_label_probability,
     over_classes,
     passing_row_sums,
+    quotient,
     row_sums,
     rows_at,
     store_rows,
@@ -95,7 +96,7 @@ def consistency_loss_kernel(
     per_sample = tl.full((), 1.0, total.dtype) / samples
     cross_entropy = -tl.sum(tl.where(real, log_p, 0.0), axis=1) * per_sample
     base = finite_or_0(peak)
-    share = tl.where(real, 1.0 / total, 0.0)  # of e^(z - peak) in the probability
+    share = tl.where(real, quotient(1.0, total), 0.0)  # of e^(z - peak) in the probability
     missing = rest * share  # 1 - F_i^y, from the other classes
     log_totals = tl.sum(tl.where(real, tl.log(total), 0.0), axis=1)
 

@@ -26,6 +26,7 @@ from drf_fast.kernels.rows import (
     load_rows,
     no_sums,
     over_classes,
+    quotient,
     row_sums,
     rows_at,
     store_rows,
@@ -104,7 +105,7 @@ def macer_loss_kernel(
     label_exp = exp_(label_logit - base)
     total = rest + label_exp
     valid = all_valid(total, real, target_label, classes)
-    share = tl.where(real, 1.0 / total, 0.0)
+    share = tl.where(real, quotient(1.0, total), 0.0)
     p_label = label_exp * share
     mean_p = tl.sum(p_label, axis=1).to(tl.float64) / samples
     missing_p = tl.sum(rest * share, axis=1).to(tl.float64) / samples

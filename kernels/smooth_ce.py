@@ -22,6 +22,7 @@ from drf_fast.kernels.rows import (
     log1p_,
     over_classes,
     passing_row_sums,
+    quotient,
     row_sums,
     rows_at,
     store_rows,
@@ -87,7 +88,7 @@ def smooth_ce_kernel(
     weight = exp_(tl.where(hopeless, 0.0, log_p - finite_or_0(top)[:, None]))
     weights = tl.sum(weight, axis=1)
     # A small loss keeps its digits in the mean of 1 - F_i^y, a large one in log space.
-    missing = tl.sum(tl.where(real, rest / total, 0.0), axis=1) / samples
+    missing = tl.sum(tl.where(real, quotient(rest, total), 0.0), axis=1) / samples
     near = -log1p_(-tl.minimum(missing, 0.5))
     loss = tl.where(missing < 0.5, near, -top - tl.log(weights / samples))
     tl.store(losses + image, tl.where(valid, loss, float("nan")), mask=image < batch)
@@ -95,7 +96,7 @@ def smooth_ce_kernel(
     if NEED_GRAD:
         if MEAN:
             weights = weights * batch
-        factor = weight / (weights[:, None] * total)
+        factor = quotient(weight, weights[:, None] * total)
         factor = tl.where(valid[:, None], factor, float("nan"))
         out = rows_at(grad, image, sample, grad_image_stride, grad_sample_stride, ALIGN, CHUNKS)
         if RESIDENT:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import like_gpu
 import on_gpu
+import on_ptx
 import pytest
 import torch
 
@@ -15,8 +16,9 @@ import drf_fast
 
 # Triton reads this variable when it is imported: a session either interprets kernels or compiles.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# Sessions of kernels; the ordinary one starts them in gpu/test_interpreter.py and test_on_gpu.py.
-KERNELS = INTERPRETED or on_gpu.CHOSEN
+# Sessions of kernels; the ordinary one starts them in gpu/test_interpreter.py, test_ptx.py and
+# test_on_gpu.py.
+KERNELS = INTERPRETED or on_gpu.CHOSEN or on_ptx.CHOSEN
 collect_ignore = [] if KERNELS else ["kernels"]
 
 
@@ -55,6 +57,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def bridged() -> Iterator[None]:
     """Kernels take the CPU tensors of tests to the GPU."""
     with on_gpu.bridge():
+        yield
+
+
+@pytest.fixture(autouse=on_ptx.CHOSEN, scope="session")
+def as_ptx() -> Iterator[None]:
+    """Kernels are compiled, and their PTX is executed on the tests' tensors."""
+    with on_ptx.bridge():
         yield
 
 

@@ -22,3 +22,11 @@ pytestmark = [
 @pytest.mark.timeout(1800)
 def test_in_the_interpreter():
     kernel_sessions.passes(kernel_sessions.FILES, 2, TRITON_INTERPRET="1")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(3600)
+def test_in_an_interpreter_that_is_as_inexact_as_a_gpu():
+    kernel_sessions.passes(
+        kernel_sessions.FILES, 2, TRITON_INTERPRET="1", DRF_FAST_TEST_KERNELS="like-gpu"
+    )

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,8 @@ FILES = [
 ]
 
 
-def passes(files: list[Path], processes: int, **environment: str) -> None:
-    """All files in ``processes`` processes, each of one thread: its tensors are small."""
+def passes(files: Sequence[Path | str], processes: int, **environment: str) -> None:
+    """All files, or tests named by their ids, in ``processes`` processes of one thread each."""
     divided = ["-n", str(processes)] if importlib.util.find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *divided]
     command += ["-m", "not exhaustive"]  # the default leaves the slow ones out

@@ -39,6 +39,10 @@ def _bridged(run: Any) -> Any:
     return there_and_back
 
 
+def not_here(*arguments: Any) -> Any:
+    pytest.skip("counts accesses, which only the interpreter sees")
+
+
 @contextlib.contextmanager
 def bridge() -> Iterator[None]:
     """Inside, the backend "triton" takes CPU tensors and computes on the GPU."""
@@ -46,9 +50,6 @@ def bridge() -> Iterator[None]:
     from triton.runtime.jit import JITFunction
 
     from drf_fast.backends import triton
-
-    def not_here(*arguments: Any) -> Any:
-        pytest.skip("counts accesses, which only the interpreter sees")
 
     with (
         mock.patch.object(JITFunction, "run", _bridged(JITFunction.run)),

@@ -7,7 +7,8 @@ Triton reads TRITON_INTERPRET when it is imported, so these tests need a process
 tests/gpu/test_interpreter.py is how they run within the ordinary session. Outputs hold NaN before
 a kernel writes them, and ``every_order`` runs a function with the programs of its launches in
 several orders: results that then differ are a race. On a GPU (see tests/instruments/on_gpu.py) the
-order is the hardware's.
+order is the hardware's. DRF_FAST_TEST_KERNELS says what else runs them: "like-gpu" an interpreter
+that is as inexact as a GPU, "ptx" the compiled code, "cuda" a GPU.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from typing import Any
 from unittest import mock
 
 import on_gpu
+import on_ptx
 import pytest
 import torch
 
 import drf_fast
 
 HERE = Path(__file__).parent
+COMPILED = on_gpu.CHOSEN or on_ptx.CHOSEN
 ORDERS = ("in order", "reversed", "shuffled")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.environ.get("TRITON_INTERPRET") == "1" or on_gpu.CHOSEN:
+    if os.environ.get("TRITON_INTERPRET") == "1" or COMPILED:
         return
     skip = pytest.mark.skip(reason="needs TRITON_INTERPRET=1 in the environment")
     for item in items:
@@ -61,7 +64,7 @@ def poisoned_outputs() -> Iterator[None]:
 @contextlib.contextmanager
 def program_order(order: str) -> Iterator[None]:
     """Run the programs of every launch inside the block in one of ``ORDERS``."""
-    if on_gpu.CHOSEN:
+    if COMPILED:
         yield
         return
     from triton.runtime.interpreter import interpreter_builder

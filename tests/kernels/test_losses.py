@@ -12,6 +12,9 @@ from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
+import like_gpu
+import on_gpu
+import on_ptx
 import phantom
 import pytest
 import torch
@@ -66,11 +69,51 @@ def assert_true(name: str, logits: torch.Tensor, target: torch.Tensor, got: Any)
     assert value.dtype == (torch.float64 if exact else torch.float32)
     assert grad.dtype == logits.dtype and grad.shape == logits.shape
     tolerance = 1e-12 if exact else 1e-6
-    assert float(value) == pytest.approx(float(true_value), rel=tolerance)
+    of_logarithms = error_of_logarithms(name, logits)
+    error = abs(float(value) - float(true_value))
+    assert error <= tolerance * abs(float(true_value)) + of_logarithms
     info = torch.finfo(logits.dtype)
     rounding = 0.5 * info.eps * true_grad.abs() + 0.5 * info.smallest_normal * info.eps
     error = (grad.double() - true_grad).abs()
-    assert bool((error <= 1.001 * rounding + tolerance * true_grad.abs().max()).all())
+    # The slope and its mean over the classes, times F_i / (B m).
+    slope = 2 * of_logarithms * logits.double().softmax(2) / math.prod(logits.shape[:2])
+    allowed = 1.001 * rounding + tolerance * true_grad.abs().max() + slope
+    assert bool((error <= allowed).all())
+
+
+# Whether this session computes as hardware does: approximations, sums in an order of their own.
+HARDWARE = like_gpu.CHOSEN or on_gpu.CHOSEN or on_ptx.CHOSEN
+
+
+def error_of_logarithms(name: str, logits: torch.Tensor) -> float:
+    """What lam times the gap of consistency_loss may be off by in float32 on hardware.
+
+    With u = 2^-24 and L the largest |log F|: log Fbar inherits the relative error of Fbar (at most
+    8 u: exponential, share, product, mean), the mean of log F that of the row's sum (at most 8 u),
+    and each of the two logarithms and their difference is off by up to 2 u of its value.
+    """
+    if name != "consistency_loss" or logits.dtype == torch.float64 or not HARDWARE:
+        return 0.0
+    largest = -float(logits.double().log_softmax(2).min())
+    return float(LOSSES[name][0]) * (16 + 4 * largest) * 2.0**-24
+
+
+def same_but_for_the_order_of_sums(got: Any, expected: Any) -> bool:
+    """Equal bits; on hardware, whose sums follow the layout, within 8 u of the largest number.
+
+    Every number is a row's factor times what belongs to its class alone; the factor inherits the
+    relative error of the row's sum, at most 3 u for each of the two orders, and is rounded twice.
+    A half precision may then round to its neighbour.
+    """
+    if not HARDWARE:
+        return same_bits(got, expected)
+    within = []
+    for a, b in zip(got, expected, strict=True):
+        unit = 2.0**-53 if a.dtype == torch.float64 else 2.0**-24
+        rounding = torch.finfo(a.dtype).eps * b.double().abs() if a.dtype.itemsize == 2 else 0.0
+        allowed = 8 * unit * b.double().abs().max() + rounding
+        within.append(bool(((a.double() - b.double()).abs() <= allowed).all()))
+    return all(within)
 
 
 def same_bits(got: Any, expected: Any) -> bool:
@@ -181,14 +224,14 @@ def test_blocks_of_nothing_but_excluded_classes(name, small_blocks):
 
 
 @each_loss
-def test_images_that_share_a_program_have_the_bits_of_single_ones(name, monkeypatch):
+def test_images_that_share_a_program_are_as_single_ones(name, monkeypatch):
     logits, target = case((11, 3, 7))
     single = kernel(name, logits, target)
     monkeypatch.setattr(loss_call, "_PROGRAMS", 1)
     with recording() as launches:
         kernel(name, logits, target)
     assert launches[0].constants["IMAGES"] == 8 and launches[0].programs == 2
-    assert same_bits(kernel(name, logits, target), single)
+    assert same_but_for_the_order_of_sums(kernel(name, logits, target), single)
 
 
 @each_loss
@@ -216,7 +259,7 @@ def test_no_layout_changes_the_numbers_or_touches_its_neighbours(name, dtype):
         }
         for layout, view in layouts.items():
             result = kernel(name, view, target)
-            assert same_bits(result, (value, grad)), (layout, classes)
+            assert same_but_for_the_order_of_sums(result, (value, grad)), (layout, classes)
             assert result[1].stride() == torch.empty_like(view).stride(), layout
         equal = logits[:, :1].expand(2, 3, classes)
         assert same_bits(kernel(name, equal, target), kernel(name, equal.contiguous(), target))

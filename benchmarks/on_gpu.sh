@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, within nine minutes, the most telling first:
+#
+#     benchmarks/on_gpu.sh OUT
+#
+# Each part writes OUT/PART.txt as it runs and one line of OUT/summary.txt when it ends, so that a
+# machine that is taken away loses nothing. A part that fails or runs out of time stops no other.
+# GPU_SECONDS is the time for all of them, PYTHON the interpreter to use.
+set -u
+[ $# -eq 1 ] || { echo "usage: $0 OUT" >&2; exit 2; }
+mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
+cd "$(dirname "$0")/.." || exit 2
+python=${PYTHON:-python}
+end=$((SECONDS + ${GPU_SECONDS:-540}))
+failed=0
+: > "$out/summary.txt"
+
+# part NAME LIMIT COMMAND...: at most LIMIT seconds, and no more than are left
+part() {
+    local name=$1 limit=$2 left=$((end - SECONDS)) began=$SECONDS status
+    shift 2
+    if [ "$left" -lt 1 ]; then
+        status="no time left"
+        failed=1
+    else
+        PYTHONUNBUFFERED=1 timeout -k 5 $((limit < left ? limit : left)) "$@" \
+            > "$out/$name.txt" 2>&1
+        case $? in
+            0) status=ok ;;
+            124 | 137) status="out of time" failed=1 ;;
+            *) status=failed failed=1 ;;
+        esac
+    fi
+    echo "$name: $status, $((SECONDS - began)) s" | tee -a "$out/summary.txt"
+    sync "$out/summary.txt" 2> /dev/null
+}
+
+part device 20 "$python" -c 'import torch, triton
+print(torch.cuda.get_device_name(), torch.__version__, triton.__version__)'
+part self_test 60 "$python" -m drf_fast doctor --self-test
+part times 60 "$python" benchmarks/gpu_times.py
+# Verbose and one line a test: what failed is named as it fails.
+DRF_FAST_TEST_KERNELS=cuda part kernel_tests 180 "$python" -m pytest -v --tb=short \
+    -p no:cacheprovider -n 8 tests/kernels
+part gpu_tests 90 "$python" -m pytest -v --tb=short -p no:cacheprovider -m gpu tests \
+    --ignore=tests/gpu/test_on_gpu.py
+part training 60 "$python" -m drf_fast train --device cuda --max-steps 300 --out "$out/run"
+part sanitizer 60 compute-sanitizer --tool memcheck "$python" -m drf_fast doctor --self-test
+exit $failed

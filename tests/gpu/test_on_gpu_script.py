@@ -1,0 +1,56 @@
+"""benchmarks/on_gpu.sh without a GPU: its order, its limits, and what is left when parts fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "on_gpu.sh"
+PARTS = ["device", "self_test", "times", "kernel_tests", "gpu_tests", "training", "sanitizer"]
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+
+
+def run(out: Path, body: str, seconds: int = 60) -> tuple[int, list[str]]:
+    """The script with a Python that does what ``body`` says; its status and its summary."""
+    python = out.parent / "python"
+    python.write_text(f"#!/bin/sh\n{body}\n")
+    python.chmod(0o755)
+    (out.parent / "compute-sanitizer").write_text('#!/bin/sh\nshift 2\nexec "$@"\n')
+    (out.parent / "compute-sanitizer").chmod(0o755)
+    environment = {
+        **os.environ,
+        "PYTHON": str(python),
+        "GPU_SECONDS": str(seconds),
+        "PATH": f"{out.parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(["bash", str(SCRIPT), str(out)], env=environment, capture_output=True)
+    return done.returncode, (out / "summary.txt").read_text().splitlines()
+
+
+def test_every_part_runs_in_its_order_and_leaves_its_output(tmp_path):
+    status, summary = run(tmp_path / "out", 'echo "$@"')
+    assert status == 0
+    assert [line.split(":")[0] for line in summary] == PARTS
+    assert all(": ok," in line for line in summary)
+    assert "--self-test" in (tmp_path / "out" / "self_test.txt").read_text()
+
+
+def test_a_part_that_fails_stops_no_other_and_is_told(tmp_path):
+    status, summary = run(tmp_path / "out", 'echo seen; case "$*" in *kernels*) exit 1;; esac')
+    assert status == 1
+    assert [line.split(":")[0] for line in summary if ": failed," in line] == ["kernel_tests"]
+    assert len(summary) == len(PARTS)
+    assert (tmp_path / "out" / "kernel_tests.txt").read_text() == "seen\n"
+
+
+def test_time_that_is_up_ends_the_running_part_and_keeps_what_it_wrote(tmp_path):
+    hangs = 'echo begun; case "$*" in *gpu_times*) sleep 30;; esac'
+    status, summary = run(tmp_path / "out", hangs, seconds=3)
+    assert status == 1
+    assert [line.split(",")[0].split(": ")[1] for line in summary][2] == "out of time"
+    assert summary[-1].startswith("sanitizer: no time left")
+    assert (tmp_path / "out" / "times.txt").read_text() == "begun\n"
