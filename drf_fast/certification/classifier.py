@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from drf_fast import functional
@@ -85,7 +86,7 @@ class SmoothedClassifier:
 
     def certify(
         self,
-        x: torch.Tensor,
+        x: torch.Tensor | np.ndarray,
         n0: int,
         n: int,
         alpha: float,

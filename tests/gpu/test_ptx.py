@@ -266,5 +266,7 @@ def test_a_fused_multiply_add_rounds_once(dtype):
     # Just beside the middle between two numbers: rounding twice would go the other way.
     a[:2], b[:2] = dtype(1 + 2 ** (-12 if dtype is np.float32 else -27)), dtype(1)
     got = fma(a, b, c)
-    expected = [exact_fma(*map(float, abc), dtype) for abc in zip(a, b, c, strict=True)]
+    expected = [
+        exact_fma(float(x), float(y), float(z), dtype) for x, y, z in zip(a, b, c, strict=True)
+    ]
     assert got.dtype == dtype and got.tolist() == expected

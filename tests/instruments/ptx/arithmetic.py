@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from fused import fma
@@ -205,7 +205,7 @@ def _lop3(a: Array, b: Array, c: Array, table: Array) -> Array:
     return value
 
 
-_LOGIC: dict[str, Callable[..., Array]] = {
+_LOGIC: dict[str, Callable[..., Any]] = {
     "and": operator.and_,
     "or": operator.or_,
     "xor": operator.xor,
