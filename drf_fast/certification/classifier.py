@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 
 from drf_fast import functional
-from drf_fast.certification.votes import PRECISIONS, NoisyVotes
+from drf_fast.certification.network import PRECISIONS, RunNetwork
+from drf_fast.certification.votes import NoisyVotes
 from drf_fast.ops import checks as check
+from drf_fast.runtime.machine import MEMORY_FORMATS
 
 
 class CertifyResult(NamedTuple):
@@ -60,6 +62,7 @@ class SmoothedClassifier:
         *,
         precision: str = "fp32",
         compile: bool = False,
+        memory_format: str | None = None,
         seed: int = 0,
     ) -> None:
         if not callable(base):
@@ -67,12 +70,15 @@ class SmoothedClassifier:
         self.base = base
         self.num_classes = check.count(num_classes, "num_classes", minimum=2)
         self.sigma = float(check.scalar(sigma, "sigma", positive=True))
+        if memory_format is not None:
+            check.choice(memory_format, "memory_format", tuple(MEMORY_FORMATS))
         self.precision = check.choice(precision, "precision", PRECISIONS)
         self.seed = seed
         check.signed_key(seed)
-        self._votes = NoisyVotes(
-            base, num_classes, self.sigma, precision=precision, compile=compile, seed=seed
+        network = RunNetwork(
+            base, precision=precision, compile=compile, memory_format=memory_format
         )
+        self._votes = NoisyVotes(network, num_classes, self.sigma, seed=seed)
 
     def certify(
         self,
