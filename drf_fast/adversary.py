@@ -20,6 +20,7 @@ from drf_fast.ops import autograd, schemas
 from drf_fast.ops import checks as check
 from drf_fast.ops.checks import Scalar
 from drf_fast.runtime.frozen import frozen
+from drf_fast.runtime.logits import logits_of
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,15 @@ def attack(
     box = check.box(clamp)
     if box is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (float(value) for value in torch.aminmax(x.detach()))
-        if not (box[0] <= low and high <= box[1]):
+        # What normalising and back leaves of a black pixel is -3e-8: rounding, no other scale.
+        near = 1e-5 * (box[1] - box[0])
+        if not (box[0] - near <= low and high <= box[1] + near):
             raise ValueError(
-                f"images must lie inside clamp={clamp}, got values from {low:.6g} to {high:.6g}; "
+                f"images must lie inside clamp={clamp}, got values from {low!r} to {high!r}; "
                 "scale them (x / 255) and normalise inside the model, or pass another clamp"
             )
+        if not (box[0] <= low and high <= box[1]):
+            x = x.clamp(*box)
     if step_size is None:
         step_size = 1.0 if ball is None else 2.0 * ball.epsilon / steps
     # As tensors from here on, so that the steps have less to check.
@@ -145,14 +150,15 @@ def _gradient(
     if torch.compiler.is_dynamo_compiling():
 
         def total(rows: torch.Tensor) -> torch.Tensor:
-            return functional.smooth_ce(model(rows), target, num_samples, reduction="sum")
+            logits = logits_of(model(rows))
+            return functional.smooth_ce(logits, target, num_samples, reduction="sum")
 
         # torch.compile captures this one whole, and torch.autograd.grad in recent versions only,
         # on request. Without no_grad the result would have a graph to the parameters.
         with torch.no_grad():
             return torch.func.grad(total)(noisy)
     with torch.enable_grad():
-        logits = model(noisy.requires_grad_())
+        logits = logits_of(model(noisy.requires_grad_()))
     check.logits_and_target(logits, target, num_samples, 1)
     # Nobody asks for the loss: no sum of it, and no autograd.Function for its gradient.
     images = autograd.images_first(logits.detach(), num_samples, 1)

@@ -52,9 +52,23 @@ def images_of_a_step(config: TrainConfig) -> int:
     return config.batch_size // (config.num_samples if config.split_batches else 1)
 
 
-def steps_of_an_epoch(config: TrainConfig, images: int) -> int:
+def steps_of_an_epoch(config: TrainConfig, images: int, processes: int = 1) -> int:
     """How many optimiser steps show all the images once."""
-    return math.ceil(images / images_of_a_step(config))
+    size = images_of_a_step(config)
+    steps = math.ceil(images / size)
+    return steps - joins_last_batch(config, images, processes)
+
+
+def smallest_batch(config: TrainConfig, processes: int = 1) -> int:
+    """Images below which an epoch's last batch joins the one before: batch norm needs two rows."""
+    parts = config.accumulate * processes
+    return min(2 * parts, images_of_a_step(config)) if config.num_samples == 1 else 1
+
+
+def joins_last_batch(config: TrainConfig, images: int, processes: int = 1) -> bool:
+    """Whether an epoch's last batch is too small to stand alone."""
+    size = images_of_a_step(config)
+    return images > size and 0 < images % size < smallest_batch(config, processes)
 
 
 def run_folder(config: TrainConfig) -> Path:

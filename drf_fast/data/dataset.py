@@ -74,6 +74,7 @@ def batches(
     shuffle_seed: int | None,
     epoch: int,
     drop_last: bool = False,
+    smallest: int = 1,
     start: int = 0,
     augment: str = "none",
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -89,6 +90,7 @@ def batches(
         shuffle_seed: seed of the order; ``None`` keeps the order of the data set.
         epoch: number of the epoch, from 0.
         drop_last: leave out a last batch that is not full.
+        smallest: a last batch of fewer images joins the one before it.
         start: index of the first batch to yield.
         augment: "none"; "crop-flip" crops and flips at random (``drf_fast.data.augment``), for
             which ``shuffle_seed`` must be a number.
@@ -116,6 +118,8 @@ def batches(
     chunks = list(_order(len(dataset), shuffle_seed, epoch).split(batch_size))
     if drop_last and chunks and len(chunks[-1]) < batch_size:
         chunks.pop()
+    if len(chunks) > 1 and len(chunks[-1]) < smallest:
+        chunks[-2:] = [torch.cat(chunks[-2:])]
     return _iterate(dataset, chunks[start:], key)
 
 

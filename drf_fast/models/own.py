@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from drf_fast.errors import InputError
+from drf_fast.runtime.logits import logits_of, told
 
 _CALL = "expected a function or class that is called with num_classes=K and returns an nn.Module"
 
@@ -61,7 +62,7 @@ def _build(arch: str, num_classes: int, image_shape: tuple[int, ...]) -> nn.Modu
         network = factory(num_classes=num_classes)
     except Exception as error:
         raise InputError(
-            f"--arch {arch} failed: {_CALL}, got {_error_text(error)}; correct it, or wrap it in a "
+            f"--arch {arch} failed: {_CALL}, got {told(error)}; correct it, or wrap it in a "
             "function of that form"
         ) from error
     if not isinstance(network, nn.Module):
@@ -85,10 +86,10 @@ def _find(arch: str) -> Any:
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
             raise InputError(
                 f"--arch {arch}: expected a module {module_name} in the current folder or "
-                f"installed, got none ({_error_text(error)}); check the name and the folder"
+                f"installed, got none ({told(error)}); check the name and the folder"
             ) from error
         raise InputError(
-            f"--arch {arch}: expected {module_name} to be imported, got {_error_text(error)}; "
+            f"--arch {arch}: expected {module_name} to be imported, got {told(error)}; "
             "correct that module (what a script does goes below 'if __name__ == \"__main__\"')"
         ) from error
     for attribute in attributes.split("."):
@@ -103,26 +104,23 @@ def _find(arch: str) -> Any:
 
 def _try(network: nn.Module, arch: str, num_classes: int, image_shape: tuple[int, ...]) -> None:
     """Two black images through it, without a trace: no gradient, no statistics, no random draw."""
-    images = torch.zeros(2, *image_shape)
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    images = torch.zeros(2, *image_shape, dtype=dtype)
     wanted = f"expected images {tuple(images.shape)} to become logits {(2, num_classes)}"
     training = [module for module in network.modules() if module.training]
     try:  # not runtime.frozen, which lazy modules refuse before their first images
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = network.eval()(images)
+            logits = logits_of(network.eval()(images))
     except Exception as error:
         raise InputError(
-            f"--arch {arch}: {wanted}, got {_error_text(error)}; correct the network or "
+            f"--arch {arch}: {wanted}, got {told(error)}; correct the network or "
             "choose other data"
         ) from error
     for module in training:
         module.training = True
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (2, num_classes):
-        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else _kind(logits)
+    if tuple(logits.shape) != (2, num_classes):
+        shape = tuple(logits.shape)
         raise InputError(f"--arch {arch}: {wanted}, got {shape}; correct the network's last layer")
-
-
-def _error_text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")
 
 
 def _kind(value: Any) -> str:

@@ -35,6 +35,6 @@ def logits_of(output: Any) -> torch.Tensor:
     return found
 
 
-def told(error: BaseException, most: int = 200) -> str:
+def told(error: BaseException, most: int = 300) -> str:
     """An exception in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}".rstrip(": ")

@@ -14,6 +14,8 @@ from torch import nn
 
 from drf_fast.errors import InputError
 from drf_fast.runtime import processes
+from drf_fast.runtime.logits import logits_of, told
+from drf_fast.runtime.progress import say
 from drf_fast.version import __version__
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -50,17 +52,33 @@ def place(
 ) -> tuple[nn.Module, str]:
     """Move ``model`` to the device in the memory format named, or in the faster one for "auto".
 
+    A format that the network cannot take is said and left out.
+
     Returns:
         The model and the name of its memory format, to be recorded with the run.
+
+    Raises:
+        InputError: it takes none of them.
     """
     model = model.to(device)
-    if memory_format == "auto":
-        memory_format = min(
-            MEMORY_FORMATS,
-            key=lambda name: _seconds(
-                model.to(memory_format=MEMORY_FORMATS[name]), device, precision, image_shape, rows
-            ),
+    names = list(MEMORY_FORMATS) if memory_format == "auto" else [memory_format]
+    times: dict[str, float] = {}
+    failures: dict[str, str] = {}
+    for name in names:
+        try:
+            laid_out = model.to(memory_format=MEMORY_FORMATS[name])  # type: ignore[call-overload]
+            times[name] = _seconds(laid_out, device, precision, image_shape, rows)
+        except Exception as error:  # whatever a network of the user's own does
+            failures[name] = told(error)
+    if not times:
+        raise InputError(
+            f"the network must take a forward and a backward pass of images {(rows, *image_shape)} "
+            f"in {precision}, memory format {' or '.join(names)}, got {failures[names[0]]}; "
+            "correct it, or choose another --memory-format or --precision"
         )
+    for name, reason in failures.items():
+        say(f"the network cannot take {name} images and is run without them ({reason})")
+    memory_format = min(times, key=lambda name: times[name])
     return model.to(memory_format=MEMORY_FORMATS[memory_format]), memory_format
 
 
@@ -69,20 +87,25 @@ def _seconds(model, device, precision, image_shape, rows) -> float:
     # Noise as in training: pooling takes twice as long on it as on zeros.
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((rows, *image_shape), generator=generator, device="cpu")
-    x = noise.to(device).requires_grad_()
+    # A network in double precision has images in it.
+    kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    x = noise.to(device, kinds[0] if kinds else None).requires_grad_()
     training = model.training
     model.eval()
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        with autocast(device, precision):
-            total = model(x).sum()
-        torch.autograd.grad(total, x)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    model.train(training)
-    return best
+    try:
+        return min(_pass(model, x, precision) for _ in range(3))
+    finally:
+        model.train(training)
+
+
+def _pass(model, x: torch.Tensor, precision: str) -> float:
+    start = time.perf_counter()
+    with autocast(x.device, precision):
+        total = logits_of(model(x)).sum()
+    torch.autograd.grad(total, x)
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - start
 
 
 @contextlib.contextmanager

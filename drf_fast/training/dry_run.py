@@ -27,8 +27,9 @@ _NOT_SETTINGS = frozenset(tags.having(TrainConfig, Role.SOURCE, Role.CALL))
 def show(run: Run, batches: Iterator[Batch], evaluate: Callable[[Run], float]) -> None:
     """Measure a few steps of ``run``, which is used up, and print what was asked for."""
     config = run.config
-    done = run.epoch * steps_of_an_epoch(config, len(run.train_set)) + run.batch
-    left = config.epochs * steps_of_an_epoch(config, len(run.train_set)) - done
+    steps = steps_of_an_epoch(config, len(run.train_set), processes.count())
+    done = run.epoch * steps + run.batch
+    left = config.epochs * steps - done
     if config.max_steps is not None:
         left = min(left, config.max_steps - done)
     step = _seconds_of_a_step(run, batches)

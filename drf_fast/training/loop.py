@@ -20,6 +20,7 @@ from drf_fast.config.options import TrainConfig
 from drf_fast.config.training import (
     images_of_a_step,
     run_folder,
+    smallest_batch,
     steps_of_an_epoch,
     uses_adversary,
 )
@@ -27,6 +28,7 @@ from drf_fast.errors import RunError
 from drf_fast.functional import noise_key, noisy_repeat
 from drf_fast.runtime import machine, processes, signals
 from drf_fast.runtime.files import locked, new_folder, write_json
+from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.progress import Tracker
 from drf_fast.training import schedule, state
 from drf_fast.training.methods.common import Batch
@@ -113,7 +115,7 @@ def _train_epoch(run: Run) -> None:
     if run.ball is not None:
         run.ball.epsilon = schedule.epsilon(config, run.epoch)
     run.model.train()
-    steps = steps_of_an_epoch(config, len(run.train_set))
+    steps = steps_of_an_epoch(config, len(run.train_set), processes.count())
     label, left = f"epoch {run.epoch + 1}/{config.epochs}", steps - run.batch
     with Tracker(label, left, quiet=processes.rank() > 0) as tracker:
         began = time.perf_counter()
@@ -161,6 +163,7 @@ def batches(run: Run) -> Iterator[Batch]:
         epoch=run.epoch,
         start=run.batch,
         augment=config.augment,
+        smallest=smallest_batch(config, processes.count()),
     ):
         yield Batch(
             x.to(run.device),
@@ -218,6 +221,6 @@ def accuracy_under_noise(run: Run) -> float:
             stream="prediction",
         )
         with torch.no_grad(), machine.autocast(run.device, run.config.precision):
-            hits += (run.network(noisy).argmax(1) == target.to(run.device)).sum()
+            hits += (logits_of(run.network(noisy)).argmax(1) == target.to(run.device)).sum()
     processes.all_reduce_sum(hits)
     return int(hits) / len(run.test_set)

@@ -10,6 +10,7 @@ import torch
 
 from drf_fast.adversary import HardBall, SoftBall, attack
 from drf_fast.functional import noisy_repeat
+from drf_fast.runtime.logits import logits_of
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def noisy_batch(
 def cross_entropy_step(model: Any, batch: Batch, options: MethodOptions, ball: Ball) -> StepLoss:
     """Mean cross-entropy over the m noisy copies, the loss of Gaussian training and SmoothAdv."""
     noisy, distance = noisy_batch(model, batch, options, ball)
-    logits = model(noisy)
+    logits = logits_of(model(noisy))
     target = batch.target.repeat_interleave(options.num_samples)
     loss = torch.nn.functional.cross_entropy(logits.float(), target)
     return StepLoss(loss, logits.detach(), distance)

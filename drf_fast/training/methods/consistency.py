@@ -6,6 +6,7 @@ mean CE + lam * mean_i KL(Fbar || F_i) + eta * H(Fbar) on the m noisy copies; DR
 from __future__ import annotations
 
 from drf_fast.functional import consistency_loss
+from drf_fast.runtime.logits import logits_of
 from drf_fast.training.methods.common import (
     Ball,
     Batch,
@@ -19,7 +20,7 @@ from drf_fast.training.methods.common import (
 def step(model: Model, batch: Batch, options: MethodOptions, ball: Ball) -> StepLoss:
     """One training step's loss; ``ball`` None is the Gaussian variant."""
     noisy, distance = noisy_batch(model, batch, options, ball)
-    logits = model(noisy)
+    logits = logits_of(model(noisy))
     loss = consistency_loss(
         logits,
         batch.target,

@@ -7,6 +7,7 @@ with xi = Phi^-1(p1) - Phi^-1(p2) of the means p of softmax(macer_beta F); see `
 from __future__ import annotations
 
 from drf_fast.functional import macer_loss
+from drf_fast.runtime.logits import logits_of
 from drf_fast.training.methods.common import (
     Ball,
     Batch,
@@ -20,7 +21,7 @@ from drf_fast.training.methods.common import (
 def step(model: Model, batch: Batch, options: MethodOptions, ball: Ball) -> StepLoss:
     """One training step's loss; ``ball`` must be None."""
     noisy, _ = noisy_batch(model, batch, options, None)
-    logits = model(noisy)
+    logits = logits_of(model(noisy))
     loss = macer_loss(
         logits,
         batch.target,

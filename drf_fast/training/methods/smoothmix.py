@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from drf_fast.adversary import attack
 from drf_fast.functional import noisy_repeat
+from drf_fast.runtime.logits import logits_of
 from drf_fast.training.methods.common import Ball, Batch, MethodOptions, Model, StepLoss
 
 
@@ -23,13 +24,15 @@ def step(model: Model, batch: Batch, options: MethodOptions, ball: Ball) -> Step
     """One training step's loss; ``ball`` is None, or a SoftBall for DRF."""
     m = options.num_samples
     start, adversary = _ends(model, batch, options, ball)
-    logits = model(noisy_repeat(start, options.sigma, m, **batch.noise)).float()
+    noisy = noisy_repeat(start, options.sigma, m, **batch.noise)
+    logits = logits_of(model(noisy)).float()
     mean = logits.softmax(1).unflatten(0, (-1, m)).mean(1)
 
     u = _mixing_weight(batch, m)
     mix = torch.lerp(start, adversary, u.view(-1, *[1] * (start.dim() - 1)))
     target = (1 - u)[:, None] * mean + (u / mean.shape[1])[:, None]
-    mixed = model(noisy_repeat(mix, options.sigma, m, **batch.noise)).float().log_softmax(1)
+    noisy = noisy_repeat(mix, options.sigma, m, **batch.noise)
+    mixed = logits_of(model(noisy)).float().log_softmax(1)
     divergence = F.kl_div(mixed, target.repeat_interleave(m, 0), reduction="none").sum(1)
     correct = (mean.argmax(1) == batch.target).repeat_interleave(m)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch.nn import functional as F
 
+from drf_fast.runtime.logits import logits_of
 from drf_fast.training.methods.common import (
     Ball,
     Batch,
@@ -21,7 +22,8 @@ from drf_fast.training.methods.common import (
 def step(model: Model, batch: Batch, options: MethodOptions, ball: Ball) -> StepLoss:
     """One training step's loss; ``ball`` must be None."""
     noisy, _ = noisy_batch(model, batch, options, None)
-    clean, logits = model(batch.x).float(), model(noisy).float()
+    clean = logits_of(model(batch.x)).float()
+    logits = logits_of(model(noisy)).float()
     target = clean.softmax(1).repeat_interleave(options.num_samples, 0)
     stability = F.cross_entropy(logits, target)
     loss = F.cross_entropy(clean, batch.target) + options.stability_lam * stability
