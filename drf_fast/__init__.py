@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         smooth_ce,
         vote,
     )
+    from drf_fast.models.faster import faster
     from drf_fast.nn import ConsistencyLoss, MacerLoss, SmoothCELoss
 
 _HOME = {
@@ -44,6 +45,7 @@ _HOME = {
     "HardBall": "balls",
     "SoftBall": "balls",
     "attack": "adversary",
+    "faster": "models.faster",
     "CertifyResult": "certification.classifier",
     "ConsistencyLoss": "nn",
     "MacerLoss": "nn",
@@ -67,6 +69,7 @@ __all__ = [
     "certified_radius",
     "clopper_pearson_lower",
     "consistency_loss",
+    "faster",
     "macer_loss",
     "noise_key",
     "noisy_repeat",

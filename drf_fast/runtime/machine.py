@@ -14,6 +14,7 @@ from torch import nn
 
 from drf_fast.errors import InputError
 from drf_fast.runtime import processes
+from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of, told
 from drf_fast.runtime.progress import say
 from drf_fast.version import __version__
@@ -84,25 +85,26 @@ def place(
 
 def _seconds(model, device, precision, image_shape, rows) -> float:
     """Best time of a forward and backward pass to the images, as an adversary needs."""
+    x = torch.zeros((rows, *image_shape), device=device)
+    with autocast(device, precision):
+        return seconds(model, x)
+
+
+def seconds(model: nn.Module, example: torch.Tensor) -> float:
+    """Best time of a forward pass of images like ``example`` and a backward pass to them."""
     # Noise as in training: pooling takes twice as long on it as on zeros.
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn((rows, *image_shape), generator=generator, device="cpu")
+    noise = torch.randn(example.shape, generator=generator, device="cpu")
     # A network in double precision has images in it.
     kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
-    x = noise.to(device, kinds[0] if kinds else None).requires_grad_()
-    training = model.training
-    model.eval()
-    try:
-        return min(_pass(model, x, precision) for _ in range(3))
-    finally:
-        model.train(training)
+    x = noise.to(example.device, kinds[0] if kinds else None).requires_grad_()
+    with frozen(model):
+        return min(_pass(model, x) for _ in range(3))
 
 
-def _pass(model, x: torch.Tensor, precision: str) -> float:
+def _pass(model: nn.Module, x: torch.Tensor) -> float:
     start = time.perf_counter()
-    with autocast(x.device, precision):
-        total = logits_of(model(x)).sum()
-    torch.autograd.grad(total, x)
+    torch.autograd.grad(logits_of(model(x)).sum(), x)
     if x.device.type == "cuda":
         torch.cuda.synchronize(x.device)
     return time.perf_counter() - start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,15 +15,18 @@ from drf_fast.config.training import (
     MEASURED,
     check,
     images_of_a_step,
+    joins_last_batch,
     method_label,
     refuse_other_settings,
     uses_adversary,
     uses_drf,
 )
+from drf_fast.config.values import names_code
 from drf_fast.errors import InputError
 from drf_fast.functional import noise_key
-from drf_fast.models import normalize
+from drf_fast.models import faster, normalize
 from drf_fast.runtime import machine, processes
+from drf_fast.runtime.logits import told
 from drf_fast.runtime.randomness import INITIAL_WEIGHTS
 from drf_fast.training import state
 from drf_fast.training.graphs import GraphedSteps
@@ -61,11 +65,27 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     torch.manual_seed(noise_key(config.seed, INITIAL_WEIGHTS) % 2**63)
     model = models.build(config.arch, train_set.num_classes, shape, config.normalize)
     rows = min(images_of_a_step(config), len(train_set)) * config.num_samples
-    placed = (config.precision, shape, rows)
-    model, memory_format = machine.place(model, device, config.memory_format, *placed)
+    # Our own networks are written for the fused operations; those of users are traced for them.
+    place = faster.place if names_code(config.arch) and not config.compile else machine.place
+    try:
+        network, memory_format = place(
+            model, device, config.memory_format, config.precision, shape, rows
+        )
+    except InputError as error:
+        if config.precision == "fp32":
+            raise
+        announce(
+            f"the network cannot be run in {config.precision} and is trained in fp32 ({error})"
+        )
+        config = dataclasses.replace(config, precision="fp32")
+        network, memory_format = place(model, device, config.memory_format, "fp32", shape, rows)
     agreed = processes.broadcast(memory_format)
     if agreed != memory_format:
-        model, memory_format = machine.place(model, device, agreed, *placed)
+        network, memory_format = place(model, device, agreed, config.precision, shape, rows)
+    if config.compile:
+        network = _compiled(network, shape, device, config)
+    if joins_last_batch(config, len(train_set), processes.count()):
+        announce("the last batch of an epoch is too small for batch norm and joins the one before")
     config = dataclasses.replace(
         config, memory_format=memory_format, threads=torch.get_num_threads()
     )
@@ -82,7 +102,7 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     run = Run(
         config, folder, train_set, test_set, device, model,
-        torch.compile(model) if config.compile else model, optimizer, ball, Totals(sums), graphs,
+        network, optimizer, ball, Totals(sums), graphs,
     )  # fmt: skip
     if saved:
         state.restore(run, saved)
@@ -95,6 +115,22 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
         f"on {device} in {config.precision}, {memory_format}{several}"
     )
     return run
+
+
+def _compiled(
+    network: torch.nn.Module, shape: tuple[int, ...], device: torch.device, config: TrainConfig
+) -> torch.nn.Module:
+    """The network through torch.compile; as it is, and said, where that is impossible."""
+    if not names_code(config.arch):
+        return torch.compile(network)  # type: ignore[return-value]
+    compiled: Any = torch.compile(network)
+    try:
+        with machine.autocast(device, config.precision):
+            machine.seconds(compiled, torch.zeros((2, *shape), device=device))
+    except Exception as error:  # whatever a network of the user's own does
+        announce(f"the network cannot be compiled and is trained uncompiled ({told(error)})")
+        return network
+    return compiled
 
 
 def _make_ball(config: TrainConfig) -> HardBall | SoftBall | None:

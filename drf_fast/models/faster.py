@@ -1,0 +1,205 @@
+"""``faster``: a network for training loops in the fastest form found, with the same parameters."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+
+from drf_fast.errors import InputError
+from drf_fast.models import fusing
+from drf_fast.ops import checks as check
+from drf_fast.runtime import machine
+from drf_fast.runtime.frozen import frozen
+from drf_fast.runtime.logits import logits_of, told
+from drf_fast.runtime.progress import say
+
+_Network = TypeVar("_Network")
+_MOST_STATES = 8  # of a network's attributes that are traced; a counter would have no end
+
+
+class Faster(nn.Module):
+    """``network`` run in another form; modules, parameters and state dict are the network's own.
+
+    Args:
+        network: the network, which goes on working by itself.
+        last: whether images are laid out channels_last.
+    """
+
+    def __init__(self, network: nn.Module, last: bool = False) -> None:
+        super().__init__()
+        self._share(network)
+        self.last = last
+        self._forwards: dict[Any, fusing.Forward | None] = {}
+
+    def _share(self, network: nn.Module) -> None:
+        self.__dict__["network"] = network  # beside the modules: its keys stay without a prefix
+        self._modules = network._modules
+        self._parameters, self._buffers = network._parameters, network._buffers
+        self._non_persistent_buffers_set = network._non_persistent_buffers_set
+
+    @property
+    def training(self) -> bool:  # type: ignore[override]
+        """The network's own mode: two flags would differ some day."""
+        network = self.__dict__.get("network")
+        return network is None or network.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "network" in self.__dict__:
+            self.network.training = mode
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """What the network returns, up to rounding."""
+        network = self.network
+        kind = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
+        if kind == torch.float64:  # images have one meaning for it
+            x = x.to(kind)
+        if self.last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        forward = self.fused()
+        return network(x) if forward is None else forward(network, x)
+
+    def fused(self) -> fusing.Forward | None:
+        """The rewritten forward pass for the network as it is now; None where there is none."""
+        try:
+            state = fusing.state(self.network)
+            if state not in self._forwards and len(self._forwards) < _MOST_STATES:
+                self._forwards[state] = None
+                self._forwards[state] = fusing.rewritten(self.network)
+        except fusing.TracingError:
+            return None
+        return self._forwards.get(state)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "network" not in self.__dict__:
+                raise
+            return getattr(self.__dict__["network"], name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_forwards": {}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Faster:
+        return Faster(copy.deepcopy(self.network, memo), self.last)
+
+
+def faster(model: _Network, example: torch.Tensor) -> _Network:
+    """The same network in the fastest form found by a short measurement: for training loops.
+
+    Convolution, max pooling and ReLU go through one fused pass where torch.fx can trace the code,
+    and weights and images lie in the faster memory format. Values and gradients are those of
+    ``model`` up to rounding; fused pooling on the CPU has no second derivative.
+
+    The parameters are the same objects, laid out anew **in place**, so an optimizer made before or
+    after goes on working, except a ``fused=True`` one that has taken steps: its state would lie in
+    the old order. Keys of the state dict do not change. A form that the network cannot take is
+    left out and said once.
+
+    Args:
+        model: network (N, ...) -> (N, K); a callable that is no ``nn.Module`` is returned as it is.
+        example: (N, ...) images as in training, on the network's device; values do not matter.
+
+    Returns:
+        A module to be trained instead of ``model``.
+
+    Raises:
+        TypeError, ValueError: bad arguments, or a network that does not take ``example``.
+    """
+    if not callable(model):
+        raise TypeError(f"model must be a network, a callable, got {type(model).__name__}")
+    check.images(example, "example")
+    network: Any = model
+    if isinstance(network, nn.Module) and not isinstance(network, Faster):
+        network = _fastest(network, example, None)[0]
+    return cast("_Network", network)
+
+
+def place(
+    model: nn.Module,
+    device: torch.device,
+    memory_format: str,
+    precision: str,
+    image_shape: tuple[int, ...],
+    rows: int = 256,
+) -> tuple[nn.Module, str]:
+    """``machine.place`` with ``faster``: the module to be run, and its memory format's name.
+
+    Raises:
+        InputError: the network takes no images of this shape in this precision and format.
+    """
+    example = torch.zeros((rows, *image_shape), device=device)
+    wanted = None if memory_format == "auto" else memory_format
+    try:
+        with machine.autocast(device, precision):
+            return _fastest(model.to(device), example, wanted)
+    except ValueError as error:
+        raise InputError(f"--arch, in {precision}: {error}") from error
+
+
+def _fastest(model: nn.Module, example: torch.Tensor, wanted: str | None) -> tuple[nn.Module, str]:
+    fused = _verified(model, example)
+    times: dict[str, float] = {}
+    failures: dict[str, str] = {}
+    images = example.dim() == 4 and any(p.dim() == 4 for p in model.parameters())
+    before = "channels_last" if _is_last(model) else "contiguous"
+    names = list(machine.MEMORY_FORMATS) if images else [before]
+    for name in names if wanted is None else [wanted]:
+        try:
+            times[name] = machine.seconds(_laid_out(model, name, fused), example)
+        except Exception as error:  # whatever a network of the user's own does
+            failures[name] = told(error)
+    if not times:
+        _laid_out(model, before, fused)
+        raise ValueError(
+            "the network must take a forward and a backward pass of images "
+            f"{tuple(example.shape)}, got {next(iter(failures.values()))}; correct the network, or "
+            "choose other images, another memory format or precision"
+        )
+    for name, reason in failures.items():
+        say(f"the network cannot take {name} images and is run without them ({reason})")
+    best = min(times, key=lambda name: times[name])
+    return _laid_out(model, best, fused), best
+
+
+def _laid_out(model: nn.Module, name: str, fused: bool) -> nn.Module:
+    if any(p.dim() == 4 for p in model.parameters()):
+        model.to(memory_format=machine.MEMORY_FORMATS[name])  # type: ignore[call-overload]
+    last = name == "channels_last"
+    double = any(p.dtype == torch.float64 for p in model.parameters())
+    return Faster(model, last) if fused or last or double else model
+
+
+def _is_last(model: nn.Module) -> bool:
+    return any(
+        p.dim() == 4
+        and not p.is_contiguous()
+        and p.is_contiguous(memory_format=torch.channels_last)
+        for p in model.parameters()
+    )
+
+
+def _verified(model: nn.Module, example: torch.Tensor) -> bool:
+    """Whether the rewritten forward pass exists and returns what the network returns."""
+    with torch.no_grad(), frozen(model), torch.random.fork_rng(devices=[]):
+        network = Faster(model)
+        if network.fused() is None:
+            return False
+        try:
+            got, expected = logits_of(network(example)), logits_of(model(example))
+        except Exception:  # the measurement says it, of the network itself
+            return False
+    return same(got, expected)
+
+
+def same(got: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Equal up to rounding: differences small beside the largest logit."""
+    if got.shape != expected.shape:
+        return False
+    scale = float(expected.abs().max().clamp(min=1e-30)) if expected.numel() else 1.0
+    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 3e-2
+    return torch.allclose(got, expected, rtol=0, atol=tolerance * scale, equal_nan=True)
