@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from drf_fast import functional
+from drf_fast.certification import inputs
 from drf_fast.certification.network import PRECISIONS, RunNetwork
 from drf_fast.certification.votes import NoisyVotes
 from drf_fast.ops import checks as check
@@ -33,8 +34,9 @@ class CertifyResult(NamedTuple):
 class SmoothedClassifier:
     """g(x) = the class that ``base`` predicts most often for x + N(0, sigma^2 I).
 
-    The certificate is of ``base`` exactly as it is run here: eval mode, this precision. With bf16
-    or ``compile`` it is copied here; to use this classifier after ``base`` has changed is an error.
+    The certificate is of ``base`` exactly as it is run here: eval mode, in the form that
+    ``choices`` names, convolutions with batch normalisation folded in. That is a copy; ``base`` is
+    never changed, and a change of its parameters or buffers between calls is followed.
 
     Args:
         base: network (N, ...) -> (N, K), taking images with noise; normalisation belongs inside.
@@ -43,6 +45,7 @@ class SmoothedClassifier:
         precision: "fp32", or "bf16": parameters, buffers and input in bfloat16 (for a callable that
             is no module, bfloat16 autocast).
         compile: run ``base`` through ``torch.compile``, its weights frozen into the code.
+        memory_format: "contiguous", "channels_last", or None: the faster one, measured once.
         seed: names the noise together with the image id, so certificates can be reproduced.
 
     Raises:
@@ -103,8 +106,9 @@ class SmoothedClassifier:
         Raises:
             TypeError, ValueError: bad arguments, or a network of another width.
         """
+        x = inputs.one_image(x)
         result = self.certify_batch(
-            check.is_tensor(x, "x").unsqueeze(0),
+            x.unsqueeze(0),
             n0,
             n,
             alpha,
@@ -131,6 +135,7 @@ class SmoothedClassifier:
         check.count(n0, "n0")
         check.count(n, "n")
         check.probability(alpha)
+        x = inputs.images(x)
         choice = self.select(x, n0, batch_size, image_ids=image_ids)
         count, _ = self.estimate(x, choice, n, batch_size, image_ids=image_ids)
         p_lower = functional.clopper_pearson_lower(count, n, alpha)
@@ -208,13 +213,37 @@ class SmoothedClassifier:
         """
         check.count(n, "n")
         check.probability(alpha)
-        ids = torch.tensor([image_id], device=check.is_tensor(x, "x").device)
-        counts = self._counts(x.unsqueeze(0), n, "prediction", batch_size, ids)[0][0].cpu()
-        top, classes = counts.topk(2)
-        if int(top.sum()) == 0:
-            return self.ABSTAIN
-        bound = functional.clopper_pearson_lower(int(top[0]), int(top.sum()), alpha / 2)
-        return int(classes[0]) if float(bound) > 0.5 else self.ABSTAIN
+        x = inputs.one_image(x)
+        ids = torch.tensor([image_id], device=x.device)
+        return int(self.predict_batch(x.unsqueeze(0), n, alpha, batch_size, image_ids=ids)[0])
+
+    def predict_batch(
+        self,
+        x: torch.Tensor,
+        n: int,
+        alpha: float,
+        batch_size: int | None = None,
+        *,
+        image_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """PREDICT B images (B, C, H, W): (B,) int64 classes on the CPU, ABSTAIN where undecided.
+
+        Each image has error probability alpha; ``image_ids`` as in ``certify_batch``.
+
+        Raises:
+            TypeError, ValueError: bad arguments, or a network of another width.
+        """
+        check.count(n, "n")
+        check.probability(alpha)
+        counts = self._counts(x, n, "prediction", batch_size, image_ids)[0].cpu()
+        top, classes = counts.topk(2, dim=1)
+        labels = torch.full((len(counts),), self.ABSTAIN, dtype=torch.int64)
+        for b, (first, second) in enumerate(top.tolist()):
+            if first + second > 0:
+                bound = functional.clopper_pearson_lower(first, first + second, alpha / 2)
+                if float(bound) > 0.5:
+                    labels[b] = classes[b, 0]
+        return labels
 
     def _counts(
         self,
@@ -226,12 +255,26 @@ class SmoothedClassifier:
         stop: Callable[[torch.Tensor, int], bool] | None = None,
     ) -> tuple[torch.Tensor, int]:
         """Checked arguments to ``NoisyVotes.counts``."""
-        check.images(x)
+        x = inputs.images(x)
         if image_ids is None:
             image_ids = torch.arange(x.shape[0], device=x.device)
         check.noise_source(self.seed, image_ids, x.shape[0], x.device)
         size = self.batch_size(x) if batch_size is None else check.count(batch_size, "batch_size")
         return self._votes.counts(x, num, stream, size, image_ids, stop)
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """How the network is run: ``SmoothedClassifier(base, K, sigma, **other.choices)`` repeats.
+
+        precision, compile and memory_format; measured with the first images, and before that what
+        was asked for. What the network could not take is in ``left_out``, with the reason.
+        """
+        return self._votes.network.choices
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Forms of the network that failed, by name, and how."""
+        return dict(self._votes.network.left_out)
 
     def batch_size(self, x: torch.Tensor) -> int:
         """The rows of a forward pass with the highest rate, measured once for a kind of input."""

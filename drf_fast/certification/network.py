@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from drf_fast.models import fusing
+from drf_fast.models.faster import same
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of, told
 from drf_fast.runtime.machine import MEMORY_FORMATS
 from drf_fast.runtime.progress import say
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "bf16 autocast")
 _REPEATS = 3  # timed forward passes of a form
 
 
@@ -69,7 +71,17 @@ class RunNetwork:
         self.form: Form | None = None
         self.left_out: dict[str, str] = {}
         self._network: Any = None
+        self._probe: torch.Tensor | None = None  # rows with which a fused copy is verified
         self._kept: list[torch.Tensor] | None = None
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """precision, compile and memory_format as chosen, or as asked for before any choice."""
+        precision, compiled, layout = self.wanted
+        if self.form is not None:
+            precision, compiled = self.form.precision, self.form.compile
+            layout = self.form.memory_format
+        return {"precision": precision, "compile": compiled, "memory_format": layout}
 
     @property
     def compiled(self) -> bool:
@@ -105,6 +117,7 @@ class RunNetwork:
     # ---- the choice
 
     def _choose(self, rows: torch.Tensor) -> None:
+        self._probe = rows[:4].clone() if isinstance(self.base, nn.Module) else None
         forms = self._forms(rows)
         best: tuple[float, Form, Any, list[torch.Tensor] | None] | None = None
         for precision in _precisions(self.base, self.wanted[0]):
@@ -183,7 +196,10 @@ class RunNetwork:
         """The network in this form; and, if it is a copy, the tensors that it was copied of."""
         base = self.base
         as_it_is = form is None or (
-            form.precision != "bf16" and not form.compile and not self._gains(form)
+            form.precision != "bf16"
+            and not form.compile
+            and not self._gains(form)
+            and not self._fusible()
         )
         if as_it_is or not isinstance(base, nn.Module):
             compiled = form is not None and form.compile
@@ -191,12 +207,37 @@ class RunNetwork:
         assert form is not None
         kept = [tensor.detach().clone() for tensor in _tensors(base)]
         network = copy.deepcopy(getattr(base, "_orig_mod", base)).eval().requires_grad_(False)
+        network = self._fused(network) or network
         if form.precision == "bf16":
             network = network.to(torch.bfloat16)
         network = network.to(memory_format=MEMORY_FORMATS[form.memory_format])  # type: ignore[call-overload]
         if form.compile:
             network = torch.compile(network, dynamic=False, options={"freezing": True})
         return network, kept
+
+    def _fusible(self) -> bool:
+        """Whether a copy has something to fuse."""
+        if not isinstance(self.base, nn.Module):
+            return False
+        with contextlib.suppress(Exception):  # what cannot be copied is run itself
+            network = copy.deepcopy(getattr(self.base, "_orig_mod", self.base))
+            return self._fused(network.eval()) is not None
+        return False
+
+    def _fused(self, network: nn.Module) -> _Fused | None:
+        """The network with a fused forward pass, where there is one that computes the same."""
+        if self._probe is None:
+            return None
+        probe = self._probe.to(_dtype(network, self._probe.dtype))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                expected = logits_of(network(probe))
+                network = copy.deepcopy(network)  # folding changes its weights
+                fused = _Fused(network, fusing.rewritten(network, fold=True))
+                got = logits_of(fused(probe))
+            except Exception:  # left as it is; what is wrong with the network itself is said later
+                return None
+        return fused if same(got, expected) else None
 
     def _gains(self, form: Form) -> bool:
         """Whether a copy in this form could differ from ``base``."""
@@ -224,10 +265,23 @@ class RunNetwork:
         return {**self.__dict__, "_network": None, "_kept": None}
 
 
+class _Fused(nn.Module):
+    """A copy of the network with its fused forward pass."""
+
+    def __init__(self, network: nn.Module, forward: fusing.Forward) -> None:
+        super().__init__()
+        self.network, self._forward = network, forward
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self._forward(self.network, x)
+
+
 def _precisions(base: Any, wanted: str) -> list[str]:
     """From the one asked for to those that any network takes."""
     if wanted == "fp32":
         return ["fp32"]
+    if wanted == "bf16 autocast":
+        return [wanted, "fp32"]
     return ["bf16", "bf16 autocast", "fp32"] if isinstance(base, nn.Module) else ["bf16 autocast"]
 
 
