@@ -59,7 +59,7 @@ class SmoothedClassifier:
 
     def __init__(
         self,
-        base: Callable[[torch.Tensor], torch.Tensor],
+        base: Callable[[torch.Tensor], Any],
         num_classes: int,
         sigma: float,
         *,

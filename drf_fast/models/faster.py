@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from drf_fast.errors import InputError
 from drf_fast.models import fusing
@@ -60,7 +62,10 @@ class Faster(nn.Module):
         if self.last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         forward = self.fused()
-        return network(x) if forward is None else forward(network, x)
+        if forward is not None:
+            return forward(network, x)
+        with _Reshaping() if self.last and not fusing.is_compiled(network) else nullcontext():
+            return network(x)
 
     def fused(self) -> fusing.Forward | None:
         """The rewritten forward pass for the network as it is now; None where there is none."""
@@ -86,6 +91,15 @@ class Faster(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Faster:
         return Faster(copy.deepcopy(self.network, memo), self.last)
+
+
+class _Reshaping(TorchFunctionMode):
+    """``view`` is ``reshape`` inside: code that cannot be traced flattens channels_last images."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.view and not isinstance(args[1], torch.dtype) and not kwargs:
+            return torch.Tensor.reshape(*args)
+        return func(*args, **(kwargs or {}))
 
 
 def faster(model: _Network, example: torch.Tensor) -> _Network:
@@ -142,7 +156,14 @@ def place(
 
 
 def _fastest(model: nn.Module, example: torch.Tensor, wanted: str | None) -> tuple[nn.Module, str]:
-    fused = _verified(model, example)
+    try:
+        expected = _logits(model, example)
+    except Exception as error:  # whatever a network of the user's own does
+        raise ValueError(
+            f"the network must take images {tuple(example.shape)} in {example.dtype}, got "
+            f"{told(error)}; correct the network or choose other images"
+        ) from error
+    fused = Faster(model).fused() is not None and same(_logits(Faster(model), example), expected)
     times: dict[str, float] = {}
     failures: dict[str, str] = {}
     images = example.dim() == 4 and any(p.dim() == 4 for p in model.parameters())
@@ -150,7 +171,10 @@ def _fastest(model: nn.Module, example: torch.Tensor, wanted: str | None) -> tup
     names = list(machine.MEMORY_FORMATS) if images else [before]
     for name in names if wanted is None else [wanted]:
         try:
-            times[name] = machine.seconds(_laid_out(model, name, fused), example)
+            network = _laid_out(model, name, fused)
+            if not same(_logits(network, example), expected):
+                raise RuntimeError("it returns other logits then")
+            times[name] = machine.seconds(network, example)
         except Exception as error:  # whatever a network of the user's own does
             failures[name] = told(error)
     if not times:
@@ -183,17 +207,11 @@ def _is_last(model: nn.Module) -> bool:
     )
 
 
-def _verified(model: nn.Module, example: torch.Tensor) -> bool:
-    """Whether the rewritten forward pass exists and returns what the network returns."""
-    with torch.no_grad(), frozen(model), torch.random.fork_rng(devices=[]):
-        network = Faster(model)
-        if network.fused() is None:
-            return False
-        try:
-            got, expected = logits_of(network(example)), logits_of(model(example))
-        except Exception:  # the measurement says it, of the network itself
-            return False
-    return same(got, expected)
+def _logits(network: nn.Module, example: torch.Tensor) -> torch.Tensor:
+    """In eval mode, without a trace: no gradient, no random draw."""
+    kind = next((p.dtype for p in network.parameters() if p.is_floating_point()), example.dtype)
+    with torch.no_grad(), frozen(network), torch.random.fork_rng(devices=[]):
+        return logits_of(network(example.to(kind) if kind == torch.float64 else example))
 
 
 def same(got: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -32,9 +32,12 @@ class TracingError(Exception):
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, torch.jit.ScriptModule) or hasattr(m, "_orig_mod"):
-            return True
-        return super().is_leaf_module(m, module_qualified_name)
+        return is_compiled(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Whether there is no Python code to trace, or somebody else traces it."""
+    return isinstance(network, torch.jit.ScriptModule) or hasattr(network, "_orig_mod")
 
 
 def state(network: nn.Module) -> tuple[Any, ...]:
@@ -63,9 +66,7 @@ def rewritten(network: nn.Module, *, fold: bool = False) -> Forward:
     Raises:
         TracingError: see above.
     """
-    if isinstance(network, (torch.jit.ScriptModule, fx.GraphModule)) or hasattr(
-        network, "_orig_mod"
-    ):
+    if isinstance(network, fx.GraphModule) or is_compiled(network):
         raise TracingError("it is compiled")
     graph = _traced(network)
     modules = dict(network.named_modules())

@@ -113,8 +113,7 @@ def _try(network: nn.Module, arch: str, num_classes: int, image_shape: tuple[int
             logits = logits_of(network.eval()(images))
     except Exception as error:
         raise InputError(
-            f"--arch {arch}: {wanted}, got {told(error)}; correct the network or "
-            "choose other data"
+            f"--arch {arch}: {wanted}, got {told(error)}; correct the network or choose other data"
         ) from error
     for module in training:
         module.training = True
