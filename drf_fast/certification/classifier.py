@@ -272,6 +272,11 @@ class SmoothedClassifier:
         """
         return self._votes.network.choices
 
+    def measure(self, x: torch.Tensor) -> dict[str, Any]:
+        """Choose how to run the network on images like x (B, C, H, W), once; the ``choices``."""
+        self._votes.prepare(inputs.images(x))
+        return self.choices
+
     @property
     def left_out(self) -> dict[str, str]:
         """Forms of the network that failed, by name, and how."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,29 +85,27 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
     indices = tuple(range(0, len(images), config.skip))[: config.max_images]
     device = machine.pick_device(config.device)
     processes.start(device)
-    model = checkpoint.build_model(saved, path, config.arch)
-    model, memory_format = machine.place(
-        model, device, config.memory_format, config.precision, shape
-    )
-    agreed = processes.broadcast(memory_format)
-    if agreed != memory_format:
-        model, memory_format = machine.place(model, device, agreed, config.precision, shape)
-    classifier = SmoothedClassifier(
-        model,
-        images.num_classes,
-        sigma,
+    model = checkpoint.build_model(saved, path, config.arch).to(device)
+    smoothed = partial(SmoothedClassifier, model, images.num_classes, sigma, seed=config.seed)
+    classifier = smoothed(
         precision=config.precision,
         compile=config.compile,
-        seed=config.seed,
+        memory_format=None if config.memory_format == "auto" else config.memory_format,
     )
+    sample = images.float_images(list(indices[:1])).to(device)
+    choices = classifier.measure(sample)
+    agreed = processes.broadcast(choices)
+    if agreed != choices:
+        classifier = smoothed(**agreed)
+        classifier.measure(sample)
     batch_size = config.batch_size
     if batch_size == "auto" and getattr(config, "shard", None) is not None:
         # Each shard would measure for itself, and they would not be one log.
         batch_size = _SHARD_BATCH[device.type]
     if batch_size == "auto":
-        sample = images.float_images(list(indices[:1])).to(device)
         most = max(config.n, getattr(config, "n0", 1))
         batch_size = processes.broadcast(min(classifier.batch_size(sample), most))
+    memory_format = agreed["memory_format"]
     return Loaded(saved, path, images, indices, device, classifier, batch_size, memory_format)
 
 

@@ -59,7 +59,7 @@ class NoisyVotes:
         Raises:
             TypeError, ValueError: the network returns no (N, K) logits.
         """
-        self._prepare(x)
+        self.prepare(x)
         x = self.network.laid_out(x)
         counts = torch.zeros((x.shape[0], self.num_classes), dtype=torch.int64, device=x.device)
         together = max(1, size // num)  # images of a forward pass
@@ -98,7 +98,7 @@ class NoisyVotes:
 
     def rate(self, x: torch.Tensor, size: int) -> float:
         """Rows per second of forward passes of ``size`` rows of images like x (1, ...)."""
-        self._prepare(x)
+        self.prepare(x)
         rows = self._like(x, size)
         best = float("inf")
         with self.network.borrowed():
@@ -111,7 +111,7 @@ class NoisyVotes:
                     best = min(best, time.perf_counter() - start)
         return size / best
 
-    def _prepare(self, x: torch.Tensor) -> None:
+    def prepare(self, x: torch.Tensor) -> None:
         """The network's form is chosen with the first images, and follows its weights."""
         rows = min(_TRIED_ROWS, max(1, _MOST_PIXELS // x[:1].numel()))
         self.network.prepare(lambda: self._like(x, rows))

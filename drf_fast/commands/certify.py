@@ -151,10 +151,10 @@ def _description(config: CertifyConfig, loaded: Loaded) -> dict[str, Any]:
         "skip": config.skip,
         "max_images": config.max_images,
         "indices_total": len(loaded.indices),
-        "precision": config.precision,
+        "precision": loaded.classifier.choices["precision"],
         "batch_size": loaded.batch_size,
         "memory_format": loaded.memory_format,
-        "compile": config.compile,
+        "compile": loaded.classifier.choices["compile"],
         "device": loaded.device.type,
         "environment": machine.environment(loaded.device, dispatch.current()),
     }
