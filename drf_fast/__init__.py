@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         smooth_ce,
         vote,
     )
+    from drf_fast.levels import noisy_levels
     from drf_fast.nn import ConsistencyLoss, MacerLoss, SmoothCELoss
 
 _HOME = {
@@ -37,6 +38,7 @@ _HOME = {
     "consistency_loss": "functional",
     "macer_loss": "functional",
     "noise_key": "functional",
+    "noisy_levels": "levels",
     "noisy_repeat": "functional",
     "smooth_ce": "functional",
     "vote": "functional",
@@ -69,6 +71,7 @@ __all__ = [
     "consistency_loss",
     "macer_loss",
     "noise_key",
+    "noisy_levels",
     "noisy_repeat",
     "smooth_ce",
     "use_backend",

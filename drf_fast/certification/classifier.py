@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 
 from drf_fast import functional
+from drf_fast.certification.noise import GaussianNoise, LevelNoise, RowTest
+from drf_fast.certification.stopping import certificate, spared
 from drf_fast.certification.votes import PRECISIONS, NoisyVotes
 from drf_fast.ops import checks as check
 
@@ -41,6 +43,11 @@ class SmoothedClassifier:
         precision: "fp32", or "bf16": parameters, buffers and input in bfloat16 (for a callable that
             is no module, bfloat16 autocast).
         compile: run ``base`` through ``torch.compile``, its weights frozen into the code.
+        sound: noise of whole levels (``functional.noisy_levels``), and bounds that allow for what
+            it differs from the Gaussian's: certificates hold for the program as it runs, not for
+            real numbers alone. Images must be uint8 or exactly float32(u)/255; sigma at most 16;
+            forward passes all have ``batch_size`` rows, and whether a row's logits depend on the
+            others is tested before the first.
         seed: names the noise together with the image id, so certificates can be reproduced.
 
     Raises:
@@ -60,6 +67,7 @@ class SmoothedClassifier:
         *,
         precision: str = "fp32",
         compile: bool = False,
+        sound: bool = False,
         seed: int = 0,
     ) -> None:
         if not callable(base):
@@ -70,8 +78,10 @@ class SmoothedClassifier:
         self.precision = check.choice(precision, "precision", PRECISIONS)
         self.seed = seed
         check.signed_key(seed)
+        self.sound = sound
+        self._noise = (LevelNoise if sound else GaussianNoise)(self.sigma, seed)
         self._votes = NoisyVotes(
-            base, num_classes, self.sigma, precision=precision, compile=compile, seed=seed
+            base, num_classes, self._noise, precision=precision, compile=compile
         )
 
     def certify(
@@ -95,7 +105,8 @@ class SmoothedClassifier:
             image_id: names this image's noise; give every image its own.
 
         Raises:
-            TypeError, ValueError: bad arguments, or a network of another width.
+            TypeError, ValueError: bad arguments, or a network of another width; ``sound``: images
+                that are not of whole levels, or a network whose rows depend on each other.
         """
         result = self.certify_batch(
             check.is_tensor(x, "x").unsqueeze(0),
@@ -127,8 +138,20 @@ class SmoothedClassifier:
         check.probability(alpha)
         choice = self.select(x, n0, batch_size, image_ids=image_ids)
         count, _ = self.estimate(x, choice, n, batch_size, image_ids=image_ids)
-        p_lower = functional.clopper_pearson_lower(count, n, alpha)
-        radius = functional.certified_radius(count, n, sigma=self.sigma, alpha=alpha)
+        if self.sound:
+            different, which = count.unique(return_inverse=True)
+            distance = self.distance(x)
+            proofs = [
+                certificate(
+                    k, n, n, sigma=self.sigma, alpha=alpha, budget="fixed", distance=distance
+                )
+                for k in different.tolist()
+            ]
+            values = torch.tensor(proofs, dtype=torch.float64, device="cpu")
+            p_lower, radius = values[which].unbind(1)
+        else:
+            p_lower = functional.clopper_pearson_lower(count, n, alpha)
+            radius = functional.certified_radius(count, n, sigma=self.sigma, alpha=alpha)
         label = torch.where(p_lower > 0.5, choice.cpu(), self.ABSTAIN)
         return CertifyResult(label, radius, count, p_lower)
 
@@ -192,7 +215,8 @@ class SmoothedClassifier:
         """PREDICT one image (C, H, W): g(x) with error probability alpha, or ABSTAIN.
 
         The two-sided binomial test of the two largest counts at p = 1/2. It rejects where the
-        one-sided Clopper-Pearson bound at alpha/2 is above 1/2, which is how it is computed.
+        one-sided Clopper-Pearson bound at alpha/2 is above 1/2, which is how it is computed. With
+        ``sound`` all n samples together differ from true ones by n D tau, which comes off alpha.
 
         Raises:
             TypeError, ValueError: bad arguments, or a network of another width.
@@ -207,7 +231,8 @@ class SmoothedClassifier:
         top, classes = counts.topk(2)
         if int(top.sum()) == 0:
             return self.ABSTAIN
-        bound = functional.clopper_pearson_lower(int(top[0]), int(top.sum()), alpha / 2)
+        level = spared(alpha, n, self.distance(x.unsqueeze(0)))
+        bound = functional.clopper_pearson_lower(int(top[0]), int(top.sum()), level / 2)
         return int(classes[0]) if float(bound) > 0.5 else self.ABSTAIN
 
     def _counts(
@@ -220,7 +245,7 @@ class SmoothedClassifier:
         stop: Callable[[torch.Tensor, int], bool] | None = None,
     ) -> tuple[torch.Tensor, int]:
         """Checked arguments to ``NoisyVotes.counts``."""
-        check.images(x)
+        x = self._noise.images(x)
         if image_ids is None:
             image_ids = torch.arange(x.shape[0], device=x.device)
         check.noise_source(self.seed, image_ids, x.shape[0], x.device)
@@ -229,8 +254,20 @@ class SmoothedClassifier:
 
     def batch_size(self, x: torch.Tensor) -> int:
         """The rows of a forward pass with the highest rate, measured once for a kind of input."""
-        return self._votes.batch_size(x)
+        return self._votes.batch_size(self._noise.images(x))
 
     def rate(self, x: torch.Tensor, batch_size: int) -> float:
         """Rows per second of forward passes of ``batch_size`` rows of images like x (B, ...)."""
-        return self._votes.rate(x, batch_size)
+        return self._votes.rate(self._noise.images(x), batch_size)
+
+    def distance(self, x: torch.Tensor) -> float:
+        """What a bound of images like x (B, ...) allows for the noise: D tau, 0 unless sound."""
+        return self._noise.distance(x[0].numel())
+
+    def row_test(self, x: torch.Tensor, batch_size: int) -> RowTest:
+        """Whether rows of images like x (B, ...) are independent; ``certify`` asks by itself.
+
+        Raises:
+            ValueError: they are not, so that no certificate can be sound.
+        """
+        return self._votes.row_test(self._noise.images(x), batch_size)

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from drf_fast import data, models
+from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification.classifier import SmoothedClassifier
+from drf_fast.certification.noise import ASSUMPTIONS
 from drf_fast.checkpoints import first_layer
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config.options import SmoothedConfig
@@ -35,6 +37,9 @@ class Loaded:
         classifier: the smoothed network.
         batch_size: rows of a forward pass.
         memory_format: layout of the network's weights.
+        sound: what a log says of sound noise: s in levels, tau, the pixels D of an image, and the
+            rows of the test that they are independent; None for ordinary noise.
+        distance: what bounds allow for the noise: D tau, or 0.
     """
 
     saved: dict[str, Any]
@@ -45,6 +50,8 @@ class Loaded:
     classifier: SmoothedClassifier
     batch_size: int
     memory_format: str
+    sound: dict[str, Any] | None = None
+    distance: float = 0.0
 
 
 def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
@@ -91,23 +98,49 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
     agreed = processes.broadcast(memory_format)
     if agreed != memory_format:
         model, memory_format = machine.place(model, device, agreed, config.precision, shape)
-    classifier = SmoothedClassifier(
-        model,
-        images.num_classes,
-        sigma,
-        precision=config.precision,
-        compile=config.compile,
-        seed=config.seed,
-    )
+    try:
+        classifier = SmoothedClassifier(
+            model,
+            images.num_classes,
+            sigma,
+            precision=config.precision,
+            compile=config.compile,
+            sound=config.sound,
+            seed=config.seed,
+        )
+    except ValueError as error:
+        raise InputError(f"{'--sound' if config.sound else path}: {error}") from error
     batch_size = config.batch_size
     if batch_size == "auto" and getattr(config, "shard", None) is not None:
         # Each shard would measure for itself, and they would not be one log.
         batch_size = _SHARD_BATCH[device.type]
+    sample = images.float_images(list(indices[:1])).to(device)
     if batch_size == "auto":
-        sample = images.float_images(list(indices[:1])).to(device)
         most = max(config.n, getattr(config, "n0", 1))
         batch_size = processes.broadcast(min(classifier.batch_size(sample), most))
-    return Loaded(saved, path, images, indices, device, classifier, batch_size, memory_format)
+    sound, distance = None, classifier.distance(sample)
+    if config.sound:
+        sound = _soundness(classifier, sample, batch_size)
+    return Loaded(
+        saved, path, images, indices, device, classifier, batch_size, memory_format, sound, distance
+    )
+
+
+def _soundness(
+    classifier: SmoothedClassifier, sample: torch.Tensor, batch_size: int
+) -> dict[str, Any]:
+    """Test that rows are independent, and say on what sound certificates rest."""
+    try:
+        tested = classifier.row_test(sample, batch_size)
+    except ValueError as error:
+        raise InputError(f"--sound: {error}") from error
+    return {
+        "s": 255 * classifier.sigma,
+        "tau": level_table(classifier.sigma).distance,
+        "pixels": sample[0].numel(),
+        "rows_tested": tested.rows,
+        "assumes": ASSUMPTIONS,
+    }
 
 
 def _fitted(saved: dict[str, Any], images: Dataset, sigma: float) -> dict[str, Any]:

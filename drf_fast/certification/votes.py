@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from drf_fast import functional
+from drf_fast.certification.noise import GaussianNoise, RowTest, check_rows, rows_to_test
 from drf_fast.runtime.frozen import frozen
 
 PRECISIONS = ("fp32", "bf16")
@@ -32,24 +33,22 @@ class NoisyVotes:
     Args:
         base: network (N, ...) -> (N, K).
         num_classes: K.
-        sigma: noise level in pixel units.
+        noise: makes the noisy copies of images.
         precision: "fp32", or "bf16": parameters, buffers and input in bfloat16 (for a callable that
             is no module, bfloat16 autocast).
         compile: run it through ``torch.compile``, every forward pass with the same number of rows.
-        seed: names the noise together with the image id.
     """
 
     def __init__(
         self,
         base: Callable[[torch.Tensor], torch.Tensor],
         num_classes: int,
-        sigma: float,
+        noise: GaussianNoise,
         *,
         precision: str,
         compile: bool,
-        seed: int,
     ) -> None:
-        self.base, self.num_classes, self.sigma, self.seed = base, num_classes, sigma, seed
+        self.base, self.num_classes, self.noise = base, num_classes, noise
         self._autocast = self._half = False
         self._network = base
         self._versions: list[int] | None = None
@@ -66,6 +65,7 @@ class NoisyVotes:
             )
         self._channels_last = isinstance(base, nn.Module) and _is_channels_last(base)
         self._best_batch: dict[tuple[object, ...], int] = {}
+        self._row_tests: dict[tuple[object, ...], RowTest] = {}
 
     def counts(
         self,
@@ -95,6 +95,8 @@ class NoisyVotes:
                 was copied.
         """
         self._refuse_changes()
+        if self.noise.sound:
+            self.row_test(x, size)
         x = self._laid_out(x)
         counts = torch.zeros((x.shape[0], self.num_classes), dtype=torch.int64, device=x.device)
         together = max(1, size // num)  # images of a forward pass
@@ -104,15 +106,7 @@ class NoisyVotes:
                 part = slice(first, first + together)
                 for offset in range(0, num, size):
                     rows = min(size, num - offset)
-                    noisy = functional.noisy_repeat(
-                        x[part],
-                        self.sigma,
-                        rows,
-                        seed=self.seed,
-                        image_ids=image_ids[part],
-                        sample_offset=offset,
-                        stream=stream,
-                    )
+                    noisy = self.noise.copies(x[part], rows, image_ids[part], offset, stream)
                     functional.vote(self._logits(noisy, size), counts[part])
                     if stop is not None and stop(counts, offset + rows):
                         drawn = offset + rows
@@ -134,14 +128,7 @@ class NoisyVotes:
     def rate(self, x: torch.Tensor, size: int) -> float:
         """Rows per second of forward passes of ``size`` rows of images like x (1, ...)."""
         # Noisy images: pooling takes twice as long on them as on zeros.
-        rows = functional.noisy_repeat(
-            self._laid_out(x[:1]),
-            self.sigma,
-            size,
-            seed=self.seed,
-            image_ids=torch.zeros(1, dtype=torch.int64, device=x.device),
-            stream="prediction",
-        )
+        rows = self._copies_of_first(x, size)
         best = float("inf")
         with frozen(self.base):
             for repeat in range(4):
@@ -153,6 +140,19 @@ class NoisyVotes:
                     best = min(best, time.perf_counter() - start)
         return size / best
 
+    def _copies_of_first(self, x: torch.Tensor, num: int) -> torch.Tensor:
+        ids = torch.zeros(1, dtype=torch.int64, device=x.device)
+        return self.noise.copies(self._laid_out(x[:1]), num, ids, 0, "prediction")
+
+    def row_test(self, x: torch.Tensor, size: int) -> RowTest:
+        """``check_rows`` with copies of the first image of x, done once for a kind of input."""
+        key = (tuple(x.shape[1:]), x.dtype, x.device, size)
+        if key not in self._row_tests:
+            rows = self._copies_of_first(x, rows_to_test(size))
+            with frozen(self.base):
+                self._row_tests[key] = check_rows(lambda part: self._logits(part, size), rows, size)
+        return self._row_tests[key]
+
     def _laid_out(self, x: torch.Tensor) -> torch.Tensor:
         """Images in the network's memory format, which their noisy copies keep."""
         if self._channels_last and x.dim() == 4:
@@ -160,9 +160,12 @@ class NoisyVotes:
         return x
 
     def _logits(self, rows: torch.Tensor, size: int) -> torch.Tensor:
-        """Logits of the rows; compiled code gets ``size`` of them, whatever the caller has."""
+        """Logits of the rows; compiled code gets ``size`` of them, whatever the caller has.
+
+        So does the network of sound certificates, of which the function may depend on the size.
+        """
         count = rows.shape[0]
-        if self._compiled and count < size:
+        if (self._compiled or self.noise.sound) and count < size:
             filling = rows.new_zeros((size - count, *rows.shape[1:]))
             logits = self._run(torch.cat([rows, filling]))
         else:

@@ -53,6 +53,7 @@ def as_json(summary: Summary) -> str:
 def as_dict(summary: Summary) -> dict[str, Any]:
     """The report as JSON-ready values."""
     settings = {key: summary.setting(key) for key in ("n", "alpha", "n0", "budget", "data")}
+    settings["sound"] = bool(summary.setting("sound"))
     return {
         "caption": caption(summary),
         "images": summary.images,

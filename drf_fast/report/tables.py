@@ -75,7 +75,9 @@ def caption(summary: Summary, details: bool = False) -> str:
     parts = [
         f"ACR and certified accuracy in % at L2 radius r (pixel units): {summary.images:,} images"
         + (f" of {data}" if data else ""),
-        terms + (f", budget {budget}{_stop(summary)}" if budget not in (None, "fixed") else ""),
+        terms
+        + (f", budget {budget}{_stop(summary)}" if budget not in (None, "fixed") else "")
+        + (", sound in floating point" if summary.setting("sound") else ""),
     ]
     if any(entry.acr_std is not None for entry in summary.groups):
         parts.append("± is the standard deviation over seeds")
