@@ -69,6 +69,26 @@ void noisy_repeat(std::uintptr_t x, std::uintptr_t out, const std::string& dtype
                               dtype_of(dtype), call, threads);
 }
 
+void noisy_levels(std::uintptr_t u, std::uintptr_t out, const std::string& dtype,
+                  std::int64_t batch, std::int64_t num_samples, std::int64_t channels,
+                  std::int64_t area, bool channels_last, std::uintptr_t image_ids,
+                  std::int64_t sample_offset, int stream, std::int64_t key, std::uintptr_t guide,
+                  int bits, int threads) {
+  const drf_fast::cpu::NoisyRepeat call{batch,
+                                        num_samples,
+                                        channels,
+                                        area,
+                                        channels_last,
+                                        reinterpret_cast<const std::int64_t*>(image_ids),
+                                        sample_offset,
+                                        stream,
+                                        static_cast<std::uint64_t>(key),
+                                        0.0};
+  drf_fast::cpu::noisy_levels(reinterpret_cast<const std::uint8_t*>(u),
+                              reinterpret_cast<void*>(out), dtype_of(dtype), call,
+                              reinterpret_cast<const std::int64_t*>(guide), bits, threads);
+}
+
 void noisy_repeat_backward(std::uintptr_t grad, std::uintptr_t out, const std::string& dtype,
                            std::int64_t batch, std::int64_t num_samples, std::int64_t pixels,
                            int threads) {
@@ -231,6 +251,11 @@ PYBIND11_MODULE(_C, module) {
              py::arg("area"), py::arg("channels_last"), py::arg("image_ids"),
              py::arg("sample_offset"), py::arg("stream"), py::arg("key"), py::arg("sigma"),
              py::arg("threads"), "Noisy copies of each image.");
+  module.def("noisy_levels", &noisy_levels, unlocked, py::arg("u"), py::arg("out"),
+             py::arg("dtype"), py::arg("batch"), py::arg("num_samples"), py::arg("channels"),
+             py::arg("area"), py::arg("channels_last"), py::arg("image_ids"),
+             py::arg("sample_offset"), py::arg("stream"), py::arg("key"), py::arg("guide"),
+             py::arg("bits"), py::arg("threads"), "Noisy copies of each 8-bit image.");
   module.def("noisy_repeat_backward", &noisy_repeat_backward, unlocked, py::arg("grad"),
              py::arg("out"), py::arg("dtype"), py::arg("batch"), py::arg("num_samples"),
              py::arg("pixels"), py::arg("threads"), "Sum over the copies of each image.");

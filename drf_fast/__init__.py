@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         smooth_ce,
         vote,
     )
+    from drf_fast.levels import noisy_levels
     from drf_fast.models.faster import faster
     from drf_fast.nn import ConsistencyLoss, MacerLoss, SmoothCELoss
 
@@ -38,6 +39,7 @@ _HOME = {
     "consistency_loss": "functional",
     "macer_loss": "functional",
     "noise_key": "functional",
+    "noisy_levels": "levels",
     "noisy_repeat": "functional",
     "smooth_ce": "functional",
     "vote": "functional",
@@ -72,6 +74,7 @@ __all__ = [
     "faster",
     "macer_loss",
     "noise_key",
+    "noisy_levels",
     "noisy_repeat",
     "smooth_ce",
     "use_backend",

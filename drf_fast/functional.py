@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 
 from drf_fast.balls import HardBall, SoftBall, ball_arguments
+from drf_fast.levels import noisy_levels as noisy_levels
 from drf_fast.ops import autograd, schemas
 from drf_fast.ops import checks as check
 from drf_fast.ops.checks import Scalar
@@ -94,11 +95,7 @@ def noisy_repeat(
     num_samples = check.count(num_samples, "num_samples")
     check.choice(stream, "stream", STREAMS)
     key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
-    if type(sample_offset) is int and sample_offset == 0:
-        # Made on the device: a number from the CPU would keep CUDA graphs from capturing this.
-        offset = torch.zeros((), dtype=torch.int64, device=x.device)
-    else:
-        offset = check.sample_offset(sample_offset, num_samples)
+    offset = check.first_sample(sample_offset, num_samples, x.device)
     return autograd.NoisyRepeat.apply(
         autograd.visible(x), sigma, key, ids, offset, num_samples, stream
     )

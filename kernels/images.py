@@ -70,6 +70,24 @@ def check(name: str, batch: int, *images: torch.Tensor) -> None:
         )
 
 
+def check_levels(name: str, u: torch.Tensor, dtype: torch.dtype) -> None:
+    """Refuse 8-bit images, or a dtype of their noisy copies, that a kernel cannot have.
+
+    Raises:
+        TypeError, ValueError: dtypes, or numbers of images or pixels that do not fit.
+    """
+    if u.dtype != torch.uint8 or dtype not in FLOATS:
+        raise TypeError(
+            f"{name}: expected uint8 images and copies of one of {', '.join(map(str, FLOATS))}, "
+            f"got {u.dtype} and {dtype}; convert them"
+        )
+    if u.dim() < 1 or u.shape[0] == 0 or not 0 < math.prod(u.shape[1:]) <= MAX_PIXELS:
+        raise ValueError(
+            f"{name}: expected images (B, ...) of 1 to {MAX_PIXELS} values, B at least 1, got "
+            f"{tuple(u.shape)}; reshape them"
+        )
+
+
 def check_ids(name: str, image_ids: torch.Tensor, x: torch.Tensor) -> None:
     """Refuse ids that do not name each image of x.
 

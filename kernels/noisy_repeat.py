@@ -24,7 +24,7 @@ SUM_BLOCK = 1024
 
 
 @triton.jit
-def _memory_offset(pixel, area, channels, CHANNELS_LAST: tl.constexpr):
+def memory_offset(pixel, area, channels, CHANNELS_LAST: tl.constexpr):
     """Where pixel p of an image in NCHW order lies in its memory."""
     offset = pixel
     if CHANNELS_LAST:
@@ -82,10 +82,10 @@ def write_noisy_rows(
     in1 = (group < groups) & (group + groups < pixels)
     in2 = (group < groups) & (group + 2 * groups < pixels)
     in3 = (group < groups) & (group + 3 * groups < pixels)
-    at0 = _memory_offset(group, area, channels, CHANNELS_LAST)
-    at1 = _memory_offset(group + groups, area, channels, CHANNELS_LAST)
-    at2 = _memory_offset(group + 2 * groups, area, channels, CHANNELS_LAST)
-    at3 = _memory_offset(group + 3 * groups, area, channels, CHANNELS_LAST)
+    at0 = memory_offset(group, area, channels, CHANNELS_LAST)
+    at1 = memory_offset(group + groups, area, channels, CHANNELS_LAST)
+    at2 = memory_offset(group + 2 * groups, area, channels, CHANNELS_LAST)
+    at3 = memory_offset(group + 3 * groups, area, channels, CHANNELS_LAST)
     x0 = widen(tl.load(image + at0, mask=in0))
     x1 = widen(tl.load(image + at1, mask=in1))
     x2 = widen(tl.load(image + at2, mask=in2))

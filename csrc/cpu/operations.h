@@ -23,6 +23,11 @@ struct NoisyRepeat {
 // each rounded in float32 (float64 for float64), then to the dtype.
 void noisy_repeat(const void* x, void* out, Dtype dtype, const NoisyRepeat& call, int threads);
 
+// out[b m + i] = float32(u[b] + R)/255, then to the dtype. R are the levels of the words of the
+// same noise, whose sigma is in the guide: 63 << bits rows of common/levels.h, of two numbers each.
+void noisy_levels(const std::uint8_t* u, void* out, Dtype dtype, const NoisyRepeat& call,
+                  const std::int64_t* guide, int bits, int threads);
+
 // out[b] = sum over its num_samples consecutive rows of grad, added in their order.
 void noisy_repeat_backward(const void* grad, void* out, Dtype dtype, std::int64_t batch,
                            std::int64_t num_samples, std::int64_t pixels, int threads);

@@ -16,6 +16,7 @@ from typing import Any
 
 # Operation -> module of drf_fast.kernels.
 MODULES = {
+    "noisy_levels": "noisy_levels",
     "noisy_repeat": "noisy_repeat",
     "noisy_repeat_backward": "noisy_repeat",
     "smooth_ce": "smooth_ce",

@@ -22,6 +22,7 @@ import drf_fast
 from drf_fast.backends import dispatch
 from drf_fast.balls import FORMS
 from drf_fast.ops import schemas
+from drf_fast.ops.checks import LEVEL_DTYPES
 from drf_fast.runtime.randomness import STREAMS
 from drf_fast.runtime.tensors import FLOATS
 
@@ -93,6 +94,24 @@ def _noisy_repeat_backward(device: torch.device, dtype: torch.dtype) -> Iterator
         x = torch.zeros(shape, device=device, dtype=dtype, requires_grad=True)
         weight = _random(1, 3 * shape[0], *shape[1:]).to(device, dtype)
         yield torch.autograd.grad((_noise(x, "train") * weight).sum(), x)[0]
+
+
+def _noisy_levels(device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
+    ids = torch.tensor([7, 2**32 - 1], device=device)
+    for index, (shape, sigma) in enumerate([((2, 1, 28, 28), 0.5), ((2, 3, 5, 7), 2.0)]):
+        u = (_random(index, *shape).sigmoid() * 255).to(device, torch.uint8)
+        for images in (u, u.contiguous(memory_format=torch.channels_last)):
+            for kind in LEVEL_DTYPES:
+                yield drf_fast.noisy_levels(
+                    images,
+                    sigma,
+                    3,
+                    seed=-12345678901234567,
+                    image_ids=ids,
+                    sample_offset=9,
+                    stream="estimation",
+                    dtype=kind,
+                )
 
 
 Loss = Callable[..., Tensor]
@@ -172,6 +191,7 @@ def _certified_radius(device: torch.device, dtype: torch.dtype) -> Iterator[Tens
 CASES: dict[str, tuple[Callable[[torch.device, torch.dtype], Iterator[Tensor]], float]] = {
     "noisy_repeat": (_noisy_repeat, EXACT),
     "noisy_repeat_backward": (_noisy_repeat_backward, 1e-6),
+    "noisy_levels": (_noisy_levels, EXACT),
     "smooth_ce": (_loss(drf_fast.smooth_ce, 1.0), 1e-6),
     "consistency_loss": (_loss(_consistency_loss, 1.0), 1e-6),
     "macer_loss": (_loss(_macer_loss, 0.1), 1e-6),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from drf_fast.backends.reference.levels import LevelTable, level_table
 from drf_fast.runtime.tensors import FLOATS
 
 Scalar = float | int | torch.Tensor
@@ -59,13 +60,48 @@ def floating(tensor: Any, name: str) -> torch.Tensor:
 
 def images(x: Any, name: str = "x") -> torch.Tensor:
     """A non-empty floating (B, ...) tensor with at least one pixel."""
-    floating(x, name)
+    return nonempty(floating(x, name), name)
+
+
+def nonempty(x: torch.Tensor, name: str) -> torch.Tensor:
     if x.dim() < 2 or x.shape[0] == 0 or math.prod(x.shape[1:]) == 0:
         raise ValueError(
             f"{name} must be a batch (B, ...) of at least one image with at least one pixel, "
             f"got shape {tuple(x.shape)}"
         )
     return x
+
+
+def level_images(u: Any, name: str = "u") -> torch.Tensor:
+    """A non-empty uint8 (B, ...) tensor with at least one pixel."""
+    if is_tensor(u, name).dtype != torch.uint8:
+        raise TypeError(
+            f"{name} must be uint8 levels 0..255, got {u.dtype}; of floats that are levels / 255, "
+            f"pass ({name} * 255).round().to(torch.uint8)"
+        )
+    return nonempty(u, name)
+
+
+LEVEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def level_dtype(dtype: Any) -> torch.dtype:
+    """A dtype that copies of 8-bit images can have."""
+    if not isinstance(dtype, torch.dtype) or dtype not in LEVEL_DTYPES:
+        raise TypeError(
+            f"dtype must be one of {', '.join(map(str, LEVEL_DTYPES))}, got {brief(dtype)}"
+        )
+    return dtype
+
+
+def level_sigma(sigma: Any, device: torch.device) -> LevelTable:
+    """The table of noise in whole levels: made of a number, so that one on a GPU is refused."""
+    if isinstance(sigma, torch.Tensor) and sigma.device.type not in ("cpu", "meta"):
+        raise ValueError(
+            f"sigma must be a number, of which a table is made, got a tensor on {sigma.device}; "
+            "pass float(sigma)"
+        )
+    return level_table(float(scalar(sigma, "sigma", positive=True)), device)
 
 
 def untransformed(operation: str) -> None:
@@ -290,6 +326,16 @@ def box(clamp: Any) -> list[float] | None:
             f"clamp must be (low, high) with low < high, finite, or None, got {brief(clamp)}"
         )
     return [low, high]
+
+
+def first_sample(value: Any, num_samples: int, device: torch.device) -> torch.Tensor:
+    """As ``sample_offset``; a plain 0 is made on the device of the images.
+
+    A number from the CPU would keep CUDA graphs from capturing the call.
+    """
+    if type(value) is int and value == 0:
+        return torch.zeros((), dtype=torch.int64, device=device)
+    return sample_offset(value, num_samples)
 
 
 def sample_offset(value: Any, num_samples: int) -> torch.Tensor:

@@ -28,6 +28,8 @@ _SCHEMAS = {
     "noisy_repeat": "(Tensor x, Tensor sigma, Tensor key, Tensor image_ids, Tensor sample_offset,"
     " SymInt num_samples, str stream) -> Tensor",
     "noisy_repeat_backward": "(Tensor grad, SymInt num_samples) -> Tensor",
+    "noisy_levels": "(Tensor u, Tensor thresholds, Tensor guide, Tensor key, Tensor image_ids,"
+    " Tensor sample_offset, SymInt num_samples, str stream, ScalarType dtype) -> Tensor",
     "smooth_ce": "(Tensor logits, Tensor target, str reduction, bool need_grad)"
     " -> (Tensor, Tensor)",
     "consistency_loss": "(Tensor logits, Tensor target, Tensor lam, Tensor eta, str reduction,"
@@ -61,16 +63,23 @@ for _name, _schema in _SCHEMAS.items():
     _library.impl(_name, _dispatcher(_name), "CompositeExplicitAutograd")
 
 
-def repeated_like(x: torch.Tensor, num_samples: Any) -> torch.Tensor:
+def repeated_like(
+    x: torch.Tensor, num_samples: Any, dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """An empty (B*m, ...) tensor in the dtype, device and memory format of x (B, ...)."""
     shape = (x.shape[0] * num_samples, *x.shape[1:])
-    out = torch.empty(shape, dtype=x.dtype, device=x.device)
+    out = torch.empty(shape, dtype=dtype or x.dtype, device=x.device)
     return out.contiguous(memory_format=memory_format_of(x))
 
 
 @register_fake("drf_fast::noisy_repeat", lib=_library)
 def _(x, sigma, key, image_ids, sample_offset, num_samples, stream):
     return repeated_like(x, num_samples)
+
+
+@register_fake("drf_fast::noisy_levels", lib=_library)
+def _(u, thresholds, guide, key, image_ids, sample_offset, num_samples, stream, dtype):
+    return repeated_like(u, num_samples, dtype)
 
 
 @register_fake("drf_fast::noisy_repeat_backward", lib=_library)
@@ -151,6 +160,7 @@ def _(successes, trials, sigma, alpha):
 
 
 noisy_repeat = torch.ops.drf_fast.noisy_repeat.default
+noisy_levels = torch.ops.drf_fast.noisy_levels.default
 noisy_repeat_backward = torch.ops.drf_fast.noisy_repeat_backward.default
 smooth_ce = torch.ops.drf_fast.smooth_ce.default
 consistency_loss = torch.ops.drf_fast.consistency_loss.default

@@ -147,7 +147,7 @@ def test_the_self_test_passes_and_checks_every_operation_on_every_backend(capsys
         assert check["passed"] and check["problem"] is None
         assert 0 <= check["error"] <= check["limit"] <= 1e-6
     exact = {check["operation"] for check in found["checks"] if check["limit"] == 0}
-    assert exact == {"normals", "noisy_repeat", "vote"}
+    assert exact == {"normals", "noisy_levels", "noisy_repeat", "vote"}
     assert sum(check["seconds"] for check in found["checks"]) < 60
 
 

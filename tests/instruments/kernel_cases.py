@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from drf_fast.backends import triton
+from drf_fast.backends.reference.levels import level_table
 from drf_fast.kernels.launch import Launch, recording
 
 OPERATIONS = tuple(triton.MODULES)
-NOISE = ("noisy_repeat", "adversary_step")  # those whose bits are fixed
+NOISE = ("noisy_repeat", "noisy_levels", "adversary_step")  # those whose bits are fixed
 BALLS = ("none", "hard", "excess", "prox", "shrink")
 
 
@@ -49,6 +50,7 @@ class Case:
         one = math.prod(self.shape[2:]) * batch * self.dtype.itemsize
         return {
             "noisy_repeat": one + m * one,
+            "noisy_levels": one // self.dtype.itemsize + m * one,
             "noisy_repeat_backward": m * one + one,
             "adversary_step": (m * one + 2 * one) + (m * one + one),
         }.get(self.operation, 2 * m * one)
@@ -60,6 +62,11 @@ class Case:
         if self.operation == "noisy_repeat":
             x = self._tensor((batch, *rest), device)
             return x, _number(0.5), key, ids, torch.tensor(3), m, "train"
+        if self.operation == "noisy_levels":
+            u = (self._tensor((batch, *rest), device) * 255).to(torch.uint8)
+            table = level_table(0.5, torch.device(device))
+            names = (key, ids, torch.tensor(3), m, "train", self.dtype)
+            return u, table.thresholds, table.guide, *names
         if self.operation == "noisy_repeat_backward":
             return self._tensor((batch * m, *rest), device), m
         if self.operation == "adversary_step":

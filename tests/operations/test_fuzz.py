@@ -88,6 +88,35 @@ def test_noisy_repeat(data: Any) -> None:
         each.assert_untouched()
 
 
+@fuzz(120)
+@hypothesis.given(data=st.data())
+def test_noisy_levels(data: Any) -> None:
+    draw_instruction_set(data)
+    shape = data.draw(SHAPES)
+    u = data.draw(integers(shape, 0, 255))
+    m = data.draw(st.integers(1, max(1, min(9, 400_000 // math.prod(shape)))))
+    sigma = data.draw(st.sampled_from([0.5, 0.12, 1e-3, 1e-30, 2.0, 16.5, 0.0]))
+    ids = data.draw(integers(shape[:1], 0, 2**32 - 1))
+    options: dict[str, Any] = {
+        "seed": data.draw(SEEDS),
+        "sample_offset": data.draw(st.integers(2**32 - 2 * m, 2**32)),
+        "stream": data.draw(st.sampled_from(["train", "selection", "estimation", "prediction"])),
+        "dtype": data.draw(st.sampled_from(DTYPES)),
+    }
+
+    def call(images: torch.Tensor, image_ids: torch.Tensor) -> Any:
+        torch.manual_seed(7)  # governs seed=None
+        images = images.to(torch.uint8)
+        return drf_fast.noisy_levels(images, sigma, m, image_ids=image_ids, **options)
+
+    drawn = (u, ids)
+    got, expected = (run(name, lambda: call(*tensors_of(*drawn))) for name in BACKENDS)
+    assert_alike(got, expected)
+    if not isinstance(got, Refusal):
+        assert_alike(got, run("native", lambda: call(*(each.on_meta() for each in drawn))))
+        assert_same_bits(got, expected)
+
+
 def assert_sums_of_copies(got: torch.Tensor, expected: torch.Tensor, rows: torch.Tensor) -> None:
     """Equal up to the order of the additions, and where none of them overflows."""
     m = rows.shape[0] // got.shape[0]

@@ -59,6 +59,18 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         drf_fast.adversary_step,
         {**STEP, **NOISE, "grad_norm": "image", "clamp": (0, 1)},
     ),
+    "noisy_levels": (
+        drf_fast.noisy_levels,
+        {
+            "u": (X * 255).to(torch.uint8),
+            **{key: value for key, value in NOISE.items() if key != "sigma"},
+            "sigma": 0.5,
+            "num_samples": 2,
+            "sample_offset": 1,
+            "stream": "train",
+            "dtype": torch.float32,
+        },
+    ),
     "vote": (drf_fast.vote, {"logits": LOGITS, "counts": None}),
     "clopper_pearson_lower": (
         drf_fast.clopper_pearson_lower,
@@ -73,7 +85,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "SoftBall": (drf_fast.SoftBall, {**SOFT, "lambda_every": 1}),
 }
 ARGUMENTS = [(name, argument) for name, (_, sound) in FUNCTIONS.items() for argument in sound]
-TENSORS = ("x", "grad", "x_adv", "logits", "target", "counts", "image_ids")
+TENSORS = ("x", "u", "grad", "x_adv", "logits", "target", "counts", "image_ids")
 WHOLE = ("num_samples", "sample_offset", "seed", "step", "kappa", "successes", "trials")
 CHOICES = ("stream", "reduction", "grad_norm", "form")
 
@@ -178,6 +190,8 @@ def makes_sense(argument: str, value: Any) -> bool:
         return (tensor and not value.is_nested) or (argument == "image_ids" and value is None)
     if argument in CHOICES:
         return isinstance(value, str)
+    if argument == "dtype":
+        return isinstance(value, torch.dtype) and value.is_floating_point
     if argument == "clamp":
         pair = isinstance(value, (tuple, list)) and len(value) == 2
         return value is None or (pair and all(type(v) in (int, float) for v in value))

@@ -10,6 +10,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 import drf_fast
+from drf_fast.backends.reference.levels import level_table
 from drf_fast.ops import schemas
 
 OPERATIONS = tuple(schemas._SCHEMAS)
@@ -33,6 +34,10 @@ def sliced(*shape: int) -> torch.Tensor:
     return image(*shape[:-1], 2 * shape[-1], last=True)[..., ::2]
 
 
+def levels(x: torch.Tensor) -> torch.Tensor:
+    return (x * 50 + 128).clamp(0, 255).to(torch.uint8)
+
+
 def logits(dtype: torch.dtype = torch.float32, sample_major: bool = False) -> torch.Tensor:
     z = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     return z.transpose(0, 1).contiguous().transpose(0, 1) if sample_major else z
@@ -53,6 +58,14 @@ CASES: list[tuple[str, tuple[Any, ...]]] = [
             image(2, 3, 4, 4, dtype=torch.bfloat16),
             sliced(2, 3, 4, 4),
             image(2, 4, 5).transpose(1, 2),
+        )
+    ],
+    *[
+        ("noisy_levels", (u, *level_table(0.5)[:2], KEY, IDS, OFFSET, 3, "train", dtype))
+        for u, dtype in (
+            (levels(image(2, 5)), torch.float32),
+            (levels(image(2, 3, 4, 4, last=True)), torch.bfloat16),
+            (levels(sliced(2, 3, 4, 4)), torch.float16),
         )
     ],
     *[

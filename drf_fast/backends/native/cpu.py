@@ -6,7 +6,7 @@ from drf_fast.backends.native import library
 from drf_fast.backends.native.adversary import adversary_step
 from drf_fast.backends.native.counting import certified_radius, clopper_pearson_lower, vote
 from drf_fast.backends.native.losses import consistency_loss, macer_loss, smooth_ce
-from drf_fast.backends.native.noise import noisy_repeat, noisy_repeat_backward
+from drf_fast.backends.native.noise import noisy_levels, noisy_repeat, noisy_repeat_backward
 from drf_fast.backends.native.pooling import (
     max_pool_relu,
     max_pool_relu_backward,
@@ -14,6 +14,7 @@ from drf_fast.backends.native.pooling import (
 )
 
 _IMPLEMENTED = (
+    noisy_levels,
     noisy_repeat,
     noisy_repeat_backward,
     smooth_ce,

@@ -24,6 +24,7 @@ from drf_fast.version import __version__
 
 _FUNCTIONS = {
     "_C": (
+        "noisy_levels",
         "noisy_repeat",
         "noisy_repeat_backward",
         "smooth_ce",

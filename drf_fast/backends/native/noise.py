@@ -1,4 +1,4 @@
-"""Calls of noisy_repeat and its backward."""
+"""Calls of noisy_repeat, its backward, and noisy_levels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import torch
 
 from drf_fast.backends.native.library import load, threads_for
+from drf_fast.backends.reference.levels import OCTAVES, guide_bits
 from drf_fast.runtime.randomness import STREAM_WORDS
 from drf_fast.runtime.tensors import DTYPE_NAMES, is_channels_last
 
@@ -24,35 +25,12 @@ def noisy_repeat(
     stream: str,
 ) -> torch.Tensor:
     """(B, ...) -> (B*m, ...) noisy copies, in the dtype and memory format of x."""
-    last = is_channels_last(x)
-    if not last:
-        x = x.contiguous()
-    image_ids = image_ids.contiguous()
-    batch = x.shape[0]
-    if x.device.type != "cpu" or image_ids.shape != (batch,) or image_ids.dtype != torch.int64:
-        raise ValueError(
-            f"noisy_repeat: expected images on the CPU and one int64 id for each, got {x.device} "
-            f"and ids of {image_ids.dtype} {tuple(image_ids.shape)} for {batch} images"
-        )
-    if last:
-        channels, area = x.shape[1], x.shape[2] * x.shape[3]
-    else:
-        channels, area = 1, math.prod(x.shape[1:])
-    out = torch.empty(
-        (batch * num_samples, *x.shape[1:]),
-        dtype=x.dtype,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
-        device="cpu",
-    )
+    x, image_ids, out = _tensors("noisy_repeat", x, image_ids, num_samples, x.dtype)
     load().noisy_repeat(
         x=x.data_ptr(),
         out=out.data_ptr(),
         dtype=DTYPE_NAMES[x.dtype],
-        batch=batch,
-        num_samples=num_samples,
-        channels=channels,
-        area=area,
-        channels_last=last,
+        **_layout(x, num_samples),
         image_ids=image_ids.data_ptr(),
         sample_offset=sample_offset.item(),
         stream=STREAM_WORDS[stream],
@@ -61,6 +39,83 @@ def noisy_repeat(
         threads=threads_for(out.numel(), NORMALS_PER_THREAD),
     )
     return out
+
+
+def noisy_levels(
+    u: torch.Tensor,
+    thresholds: torch.Tensor,
+    guide: torch.Tensor,
+    key: torch.Tensor,
+    image_ids: torch.Tensor,
+    sample_offset: torch.Tensor,
+    num_samples: int,
+    stream: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """uint8 (B, ...) -> (B*m, ...) noisy copies of ``dtype``, in the memory format of u."""
+    bits = guide_bits(guide)
+    if (
+        u.dtype != torch.uint8
+        or guide.dtype != torch.int64
+        or guide.device.type != "cpu"
+        or guide.shape != (OCTAVES << max(bits, 0), 2)
+        or not 1 <= bits <= 22
+    ):
+        raise ValueError(
+            f"noisy_levels: expected uint8 images and a guide of level_table on the CPU, got "
+            f"{u.dtype} and {guide.dtype} {tuple(guide.shape)} on {guide.device}"
+        )
+    u, image_ids, out = _tensors("noisy_levels", u, image_ids, num_samples, dtype)
+    guide = guide.contiguous()
+    load().noisy_levels(
+        u=u.data_ptr(),
+        out=out.data_ptr(),
+        dtype=DTYPE_NAMES[dtype],
+        **_layout(u, num_samples),
+        image_ids=image_ids.data_ptr(),
+        sample_offset=sample_offset.item(),
+        stream=STREAM_WORDS[stream],
+        key=key.item(),
+        guide=guide.data_ptr(),
+        bits=bits,
+        threads=threads_for(out.numel(), NORMALS_PER_THREAD),
+    )
+    return out
+
+
+def _tensors(
+    name: str, x: torch.Tensor, image_ids: torch.Tensor, num_samples: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images and ids as they lie in memory for the core, and the new (B*m, ...) output."""
+    last = is_channels_last(x)
+    if not last:
+        x = x.contiguous()
+    batch = x.shape[0]
+    if x.device.type != "cpu" or image_ids.shape != (batch,) or image_ids.dtype != torch.int64:
+        raise ValueError(
+            f"{name}: expected images on the CPU and one int64 id for each, got {x.device} "
+            f"and ids of {image_ids.dtype} {tuple(image_ids.shape)} for {batch} images"
+        )
+    out = torch.empty(
+        (batch * num_samples, *x.shape[1:]),
+        dtype=dtype,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+        device="cpu",
+    )
+    return x, image_ids.contiguous(), out
+
+
+def _layout(x: torch.Tensor, num_samples: int) -> dict[str, int]:
+    """The sizes and the order of images, as the core wants them."""
+    last = is_channels_last(x)
+    channels = x.shape[1] if last else 1
+    return {
+        "batch": x.shape[0],
+        "num_samples": num_samples,
+        "channels": channels,
+        "area": math.prod(x.shape[1:]) // channels,
+        "channels_last": last,
+    }
 
 
 def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:

@@ -21,6 +21,10 @@ contiguous runs, and any vector width can store them without shuffles.
 Exactness: log, cos and sin are the polynomials below, evaluated in float32 with +, -, * and sqrt
 only, each rounded to nearest, never contracted into a fused multiply-add. IEEE 754 fixes the result
 of each of these operations, hence all backends that follow the same order agree in every bit.
+
+Whole levels (``noisy_levels``) take two blocks of a group, block b with c3 = stream + 4 (1 + b), so
+that they share no word with the normals. Their words w0..w7 make four 64-bit words, w_2j being the
+high half of number j, which belongs to pixel j*G + g as above; ``levels.py`` says what follows.
 """
 
 from __future__ import annotations
@@ -166,6 +170,28 @@ def normals(
         cosine, sine = cos_sin_turns(angle_word)
         parts += [radius * cosine, radius * sine]
     return torch.cat(parts, dim=1)[:, :pixels]
+
+
+def level_words(
+    key: torch.Tensor,
+    image_ids: torch.Tensor,
+    sample_ids: torch.Tensor,
+    stream: int,
+    pixels: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The 64-bit words of R rows: their high and low halves, int64 (R, pixels) each.
+
+    Arguments as in ``normals``.
+    """
+    device = image_ids.device
+    groups = torch.arange(groups_per_image(pixels), device=device).unsqueeze(0)
+    words = []
+    for block in range(2):
+        last = torch.full((1, 1), stream + 4 * (1 + block), dtype=torch.int64, device=device)
+        counter = (groups, sample_ids.unsqueeze(1), image_ids.unsqueeze(1), last)
+        words += philox(counter, key.to(device))
+    high, low = torch.cat(words[0::2], dim=1), torch.cat(words[1::2], dim=1)
+    return high[:, :pixels], low[:, :pixels]
 
 
 def rows_per_chunk(pixels: int) -> int:

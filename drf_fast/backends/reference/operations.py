@@ -12,7 +12,8 @@ import os
 import torch
 
 from drf_fast.backends.reference.bounds import certified_radius, clopper_pearson_lower
-from drf_fast.backends.reference.noise import normals, rows_per_chunk
+from drf_fast.backends.reference.levels import levels_of_words
+from drf_fast.backends.reference.noise import level_words, normals, rows_per_chunk
 from drf_fast.backends.reference.pooling import (
     max_pool_relu,
     max_pool_relu_backward,
@@ -29,6 +30,7 @@ __all__ = [
     "macer_loss",
     "max_pool_relu",
     "max_pool_relu_backward",
+    "noisy_levels",
     "noisy_repeat",
     "noisy_repeat_backward",
     "pooled_image_gradient",
@@ -73,6 +75,23 @@ def noisy_repeat_backward(grad, num_samples):
     rows = grad.shape[0] // num_samples
     total = _arithmetic(grad.reshape(rows, num_samples, *grad.shape[1:])).sum(1).to(grad.dtype)
     return total.contiguous(memory_format=memory_format_of(grad))
+
+
+def noisy_levels(u, thresholds, guide, key, image_ids, sample_offset, num_samples, stream, dtype):
+    """float32(u + R)/255, then ``dtype``; the guide is for those who search faster."""
+    batch, pixels = u.shape[0], math.prod(u.shape[1:])
+    source, offset = u.reshape(batch, pixels).to(torch.int64), sample_offset.to(u.device)
+    rows = torch.arange(batch * num_samples, device=u.device)
+    out = torch.empty((batch * num_samples, pixels), dtype=dtype, device=u.device)
+    step = rows_per_chunk(pixels)
+    for start in range(0, batch * num_samples, step):
+        chunk = rows[start : start + step]
+        image, sample = chunk // num_samples, chunk % num_samples + offset
+        words = level_words(key, image_ids[image], sample, STREAM_WORDS[stream], pixels)
+        levels = source[image] + levels_of_words(*words, thresholds)
+        out[start : start + step] = (levels.to(torch.float32) / 255).to(dtype)
+    out = out.reshape(batch * num_samples, *u.shape[1:])
+    return out.contiguous(memory_format=memory_format_of(u))
 
 
 # ----------------------------------------------------------------------------------------- losses
