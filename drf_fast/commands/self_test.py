@@ -59,7 +59,8 @@ class Check:
 def served_by(operation: str, device_type: str) -> str:
     """The kind of implementation that runs ``operation`` now: "native", "triton", "reference"."""
     module = dispatch.implementation(operation, device_type).__module__
-    kinds = {"_native": "native", "kernels": "triton", "reference": "reference"}
+    kinds = {"backends.native": "native", "kernels": "triton", "backends.triton": "triton"}
+    kinds["backends.reference"] = "reference"
     return next((kind for word, kind in kinds.items() if word in module), module)
 
 
@@ -163,6 +164,33 @@ def _adversary_step(device: torch.device, dtype: torch.dtype) -> Iterator[Tensor
                 )
 
 
+def _pooled(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pooled images and the places of their maxima, of two shapes."""
+    for index, shape in enumerate([(2, 3, 8, 6), (3, 20, 4, 4)]):
+        x = _random(index, *shape).to(device, dtype)
+        yield schemas.max_pool_relu(x.contiguous(memory_format=torch.channels_last), True)
+
+
+def _max_pool_relu(device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
+    for out, _ in _pooled(device, dtype):
+        yield out
+
+
+def _max_pool_relu_backward(device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
+    for index, (out, places) in enumerate(_pooled(device, dtype)):
+        grad = _random(index, *out.shape).to(device, dtype)
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        yield schemas.max_pool_relu_backward(grad, places)
+
+
+def _pooled_image_gradient(device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
+    for index, (out, places) in enumerate(_pooled(device, dtype)):
+        grad = _random(index, *out.shape).to(device, dtype)
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        weight = _random(9, out.shape[1], 1, 3, 3).to(device, dtype)
+        yield schemas.pooled_image_gradient(grad, places, weight)
+
+
 def _vote(device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
     for classes in (2, 10, 1000):
         logits = (_random(classes, 300, classes) * 2).round()  # many ties
@@ -196,6 +224,9 @@ CASES: dict[str, tuple[Callable[[torch.device, torch.dtype], Iterator[Tensor]], 
     "consistency_loss": (_loss(_consistency_loss, 1.0), 1e-6),
     "macer_loss": (_loss(_macer_loss, 0.1), 1e-6),
     "adversary_step": (_adversary_step, 1e-6),
+    "max_pool_relu": (_max_pool_relu, 1e-6),
+    "max_pool_relu_backward": (_max_pool_relu_backward, 1e-6),
+    "pooled_image_gradient": (_pooled_image_gradient, 1e-6),
     "vote": (_vote, EXACT),
     "clopper_pearson_lower": (_clopper_pearson_lower, 1e-12),
     "certified_radius": (_certified_radius, 1e-9),

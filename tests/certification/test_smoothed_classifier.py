@@ -143,6 +143,7 @@ def test_certify_abstains_at_one_half_and_reaches_the_bound_at_n_of_n(backend):
     assert classifier(counting_network(1, 1)).certify(x, 10, 1000, 0.001, 100) == (ABSTAIN, 0.0)
 
 
+@pytest.mark.filterwarnings("ignore:images hold values")  # a line, on which p is known
 def test_the_certificate_holds_where_the_true_probability_is_known(backend):
     # Phi(gap / (sigma sqrt 2)) is the probability of class 0; 300 bounds at alpha = 5 %.
     x = torch.full((300, 1, 2, 4), 0.5)
@@ -291,7 +292,10 @@ def test_the_network_runs_in_eval_mode_without_gradients_in_its_precision(
     RUNS.clear()
     base = Tracked().train()
     result = classifier(base, precision=precision).certify_batch(images(), 20, 200, 0.01, 64)
-    assert set(RUNS) == {(False, False, dtype)}
+    # The network is traced, too, to be looked at: what passes then is no tensor.
+    kinds = {run for run in RUNS if isinstance(run[2], torch.dtype)}
+    # In bfloat16 its form is first compared with float32; the counts below tell which one votes.
+    assert (False, False, dtype) in kinds and {run[:2] for run in kinds} == {(False, False)}
     assert base.training and base.drop.training and base.head.weight.requires_grad
     counts = [
         int(

@@ -331,22 +331,14 @@ OBJECTS: list[Case] = [
         for options, kind, text in [
             ({"num_classes": 1}, ValueError, r"num_classes must lie in 2\.\..*got 1"),
             ({"sigma": 0.0}, ValueError, "sigma must be above 0, got 0"),
-            ({"precision": "fp16"}, ValueError, "precision must be one of 'fp32', 'bf16', got 'fp"),
+            (
+                {"precision": "fp16"},
+                ValueError,
+                "precision must be one of 'fp32', .*got 'fp",
+            ),
             ({"seed": 2**64}, ValueError, "seed must fit 64 bits"),
         ]
     ],
-    (
-        "image as an array",
-        lambda: classifier().certify(np.zeros((1, 2, 2)), 5, 5, 0.01, 5),  # type: ignore[arg-type]
-        TypeError,
-        "x must be a torch.Tensor, got ndarray",
-    ),
-    (
-        "prediction of an array",
-        lambda: classifier().predict(np.zeros((1, 2, 2)), 5, 0.01, 5),  # type: ignore[arg-type]
-        TypeError,
-        "x must be a torch.Tensor, got ndarray",
-    ),
     ("method", lambda: methods.get("pgd"), InputError, "one of gaussian, .*got 'pgd'"),
 ]
 
@@ -384,6 +376,6 @@ def test_a_base_that_is_no_network_is_refused():
 
 
 def test_a_network_that_returns_no_tensor_is_refused():
-    smoothed = drf_fast.SmoothedClassifier(lambda rows: {"logits": rows}, 10, 0.5)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="must return a tensor of logits, got dict"):
+    smoothed = drf_fast.SmoothedClassifier(lambda rows: {"scores": rows}, 10, 0.5)
+    with pytest.raises(TypeError, match="must return logits: a tensor, .* got "):
         smoothed.certify(torch.rand(1, 4, 4), 2, 2, 0.1, 2)

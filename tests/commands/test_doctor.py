@@ -90,7 +90,7 @@ def doctor_process(code: str, **environment: str) -> subprocess.CompletedProcess
         [
             sys.executable,
             "-c",
-            f"{code}\nimport sys; from drf_fast import doctor\nsys.exit(doctor.run())",
+            f"{code}\nimport sys; from drf_fast.commands import doctor\nsys.exit(doctor.run())",
         ],
         env={**os.environ, **environment},
         capture_output=True,
@@ -115,8 +115,8 @@ def test_a_wrong_backend_variable_is_shown_and_exits_1():
 
 def test_the_fallback_is_usable_and_says_what_is_missing():
     done = doctor_process(
-        "from drf_fast import _native\n"
-        "_native._load = lambda name: (None, f'{name} was eaten; feed the cat')"
+        "from drf_fast.backends.native import library\n"
+        "library._load = lambda name: (None, f'{name} was eaten; feed the cat')"
     )
     assert done.returncode == 0, done.stderr
     verdict = "drf_fast is usable on the reference backend, slower: _C was eaten; feed the cat"
@@ -191,6 +191,7 @@ def only_native_is_wrong(monkeypatch):
 
     def inject(name: str, function) -> None:
         monkeypatch.setattr(cpu, name, function)
+        monkeypatch.setattr(dispatch, "_table", {})  # which knows the right one from before
 
     return inject
 
@@ -222,7 +223,7 @@ def test_an_operation_that_raises_or_returns_nan_is_a_row_too(capsys, only_nativ
 
 
 def test_noise_of_another_generator_is_found_though_all_backends_agree(monkeypatch, capsys):
-    monkeypatch.setattr(drf_fast.self_test, "NOISE_DIGEST", "0" * 64)
+    monkeypatch.setattr(drf_fast.commands.self_test, "NOISE_DIGEST", "0" * 64)
     status, text = self_test(capsys)
     assert status == 1 and re.search(r"normals +1.0e\+00 +0.0e\+00  FAIL", text)
 
@@ -242,7 +243,7 @@ def test_the_command_takes_the_flag():
 def test_the_self_test_without_torch_says_so(monkeypatch):
     done = doctor_process(
         "import sys; sys.modules['torch'] = None\n"
-        "from drf_fast import doctor; sys.exit(doctor.run(self_test=True))"
+        "from drf_fast.commands import doctor; sys.exit(doctor.run(self_test=True))"
     )
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("drf_fast is not usable: ModuleNotFoundError")

@@ -223,8 +223,8 @@ def test_auto_runs_the_kernel_on_cuda_tensors_and_never_on_cpu_tensors(monkeypat
     install(monkeypatch, kernel, *kernels.MODULES)
     for name in kernels.MODULES:
         assert dispatch.implementation(name, "cuda")(LOGITS) == (LOGITS,)
-        assert "kernels" in dispatch.implementation(name, "cuda").__module__
-        assert "kernels" not in dispatch.implementation(name, "cpu").__module__
+        assert "triton" in dispatch.implementation(name, "cuda").__module__
+        assert "triton" not in dispatch.implementation(name, "cpu").__module__
     assert len(kernel.launches) == len(kernels.MODULES)
 
 

@@ -56,7 +56,18 @@ def vote() -> torch.Tensor:
     return counts
 
 
+POOLED, PLACES = schemas.max_pool_relu(
+    torch.randn(64, 16, 24, 24).contiguous(memory_format=torch.channels_last), True
+)
+KERNEL = torch.randn(16, 1, 3, 3)
+LEVELS = torch.randint(0, 256, IMAGES.shape, dtype=torch.uint8)
 CALLS: dict[str, Callable[[], Any]] = {
+    "max_pool_relu": lambda: schemas.max_pool_relu(
+        torch.ones(64, 16, 24, 24).contiguous(memory_format=torch.channels_last), True
+    ),
+    "max_pool_relu_backward": lambda: schemas.max_pool_relu_backward(POOLED, PLACES),
+    "pooled_image_gradient": lambda: schemas.pooled_image_gradient(POOLED, PLACES, KERNEL),
+    "noisy_levels": lambda: drf_fast.noisy_levels(LEVELS, 0.5, 8, seed=1, image_ids=IDS),
     "noisy_repeat": lambda: schemas.noisy_repeat(IMAGES, SIGMA, KEY, IDS, OFFSET, 8, "estimation"),
     "noisy_repeat_backward": lambda: schemas.noisy_repeat_backward(ROWS, 8),
     "smooth_ce": lambda: schemas.smooth_ce(LOGITS, TARGET, "mean", True),
@@ -95,7 +106,7 @@ def expected(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
         serial = {name: run(name) for name in CALLS}
         torch.set_num_threads(4)
         with monkeypatch.context() as patch:
-            for module in ("adversary", "counting", "losses", "noise"):
+            for module in ("adversary", "counting", "losses", "noise", "pooling"):
                 patch.setattr(f"drf_fast.backends.native.{module}.threads_for", recorded)
             assert {name: run(name) for name in CALLS} == serial
         assert len(shares) == len(CALLS) and min(shares) > 1
@@ -252,7 +263,7 @@ class Repeated:
     def __getattr__(self, name: str) -> Callable[..., None]:
         return functools.partial(self.call, getattr(self.core, name))
 
-    def call(self, function: Callable[..., None], *arguments: object) -> None:
+    def call(self, function: Callable[..., None], *arguments: object, **named: object) -> None:
         awake = threading.Event()
 
         def other() -> None:
@@ -268,7 +279,7 @@ class Repeated:
             awake.set()
             deadline = time.monotonic() + 5
             while not self.ran and time.monotonic() < deadline:
-                function(*arguments)
+                function(*arguments, **named)
         finally:
             sys.setswitchinterval(before)
         assert self.ran
@@ -277,7 +288,7 @@ class Repeated:
 
 def test_every_operation_lets_other_threads_run_meanwhile(expected, monkeypatch) -> None:
     core = Repeated(library.load())
-    for module in ("adversary", "counting", "losses", "noise"):
+    for module in ("adversary", "counting", "losses", "noise", "pooling"):
         monkeypatch.setattr(f"drf_fast.backends.native.{module}.load", lambda: core)
     for name in CALLS:
         core.ran = False

@@ -131,7 +131,8 @@ def test_schema_fake_and_tracing_agree_with_what_runs(backend, name, arguments):
 
 
 def test_every_raw_operation_is_covered_above():
-    assert {name for name, _ in CASES} == set(schemas._SCHEMAS)
+    pooling = {"max_pool_relu", "max_pool_relu_backward", "pooled_image_gradient"}
+    assert {name for name, _ in CASES} == set(schemas._SCHEMAS) - pooling  # test_max_pool_relu.py
 
 
 # -------------------------------------------------------------------- with the rest of torch
