@@ -56,15 +56,13 @@ def vote() -> torch.Tensor:
     return counts
 
 
-POOLED, PLACES = schemas.max_pool_relu(
-    torch.randn(64, 16, 24, 24).contiguous(memory_format=torch.channels_last), True
-)
+# Made here: torch's own threads, which a forked child has lost, must not be asked for there.
+CONVOLVED = torch.randn(64, 16, 24, 24).contiguous(memory_format=torch.channels_last)
+POOLED, PLACES = schemas.max_pool_relu(CONVOLVED, True)
 KERNEL = torch.randn(16, 1, 3, 3)
 LEVELS = torch.randint(0, 256, IMAGES.shape, dtype=torch.uint8)
 CALLS: dict[str, Callable[[], Any]] = {
-    "max_pool_relu": lambda: schemas.max_pool_relu(
-        torch.ones(64, 16, 24, 24).contiguous(memory_format=torch.channels_last), True
-    ),
+    "max_pool_relu": lambda: schemas.max_pool_relu(CONVOLVED, True),
     "max_pool_relu_backward": lambda: schemas.max_pool_relu_backward(POOLED, PLACES),
     "pooled_image_gradient": lambda: schemas.pooled_image_gradient(POOLED, PLACES, KERNEL),
     "noisy_levels": lambda: drf_fast.noisy_levels(LEVELS, 0.5, 8, seed=1, image_ids=IDS),
