@@ -31,6 +31,7 @@ from drawn import (
     floats,
     fuzz,
     integers,
+    laid_out,
     run,
     tensors_of,
 )
@@ -93,7 +94,9 @@ def test_noisy_repeat(data: Any) -> None:
 def test_noisy_levels(data: Any) -> None:
     draw_instruction_set(data)
     shape = data.draw(SHAPES)
-    u = data.draw(integers(shape, 0, 255))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+    values = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    u = data.draw(laid_out(values, poison=77))
     m = data.draw(st.integers(1, max(1, min(9, 400_000 // math.prod(shape)))))
     sigma = data.draw(st.sampled_from([0.5, 0.12, 1e-3, 1e-30, 2.0, 16.5, 0.0]))
     ids = data.draw(integers(shape[:1], 0, 2**32 - 1))
@@ -106,7 +109,6 @@ def test_noisy_levels(data: Any) -> None:
 
     def call(images: torch.Tensor, image_ids: torch.Tensor) -> Any:
         torch.manual_seed(7)  # governs seed=None
-        images = images.to(torch.uint8)
         return drf_fast.noisy_levels(images, sigma, m, image_ids=image_ids, **options)
 
     drawn = (u, ids)
