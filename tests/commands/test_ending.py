@@ -1,0 +1,70 @@
+"""How a command ends where its surroundings fail it: signals, full devices, missing packages."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drf_fast.checkpoints import ours as checkpoint
+
+COMMAND = [sys.executable, "-m", "drf_fast"]
+FULL = Path("/dev/full")
+
+
+def run(words, **options):
+    return subprocess.run([*COMMAND, *words], stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_ends_training_with_the_step_saved(tmp_path, number):
+    words = ["train", "--train-images", "2000", "--epochs", "99", "--batch-size", "8"]
+    process = subprocess.Popen(
+        [*COMMAND, *words, "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "r")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 1/99: "):  # the first steps are done
+            break
+    process.send_signal(number)
+    error = process.stderr.read()
+    assert process.wait(60) == 128 + number
+    assert "the same command with --resume (and no --force) goes on" in error
+    saved = checkpoint.load(tmp_path / "r" / "checkpoint.pt")
+    assert saved["epoch"] == 0 and saved["batch"] == saved["step"] > 0
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full, which is always full")
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_a_full_device_ends_in_a_sentence(word):
+    with FULL.open("w") as full:
+        done = run([word], stdout=full)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors are closed by a POSIX shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_do_not_matter(closed):
+    done = subprocess.run(["sh", "-c", f'exec "$0" -m drf_fast --version {closed}', sys.executable])
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("command", "status"), [("doctor", 0), ("train", 1)])
+def test_a_missing_dependency_is_named_and_doctor_runs_without_it(command, status):
+    code = (
+        "import sys; sys.modules['tyro'] = None\n"
+        "from drf_fast.commands.cli import main\n"
+        f"sys.exit(main(['{command}']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == status, done.stderr
+    if status:
+        assert "expected the package tyro, which drf_fast needs here, got none" in done.stderr
