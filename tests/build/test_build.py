@@ -235,3 +235,10 @@ def test_a_missing_core_raises_with_the_reason_and_the_way_on(monkeypatch):
     monkeypatch.setattr(library, "_load", lambda name: (None, "it was not built"))
     with pytest.raises(RuntimeError, match="it was not built; DRF_FAST_BACKEND=auto works"):
         library.load()
+
+
+@pytest.mark.parametrize("version", ["65.5.0", "76.1"])
+def test_a_setuptools_that_cannot_read_the_licence_is_named(build, version):
+    with pytest.raises(SystemExit, match=rf"needs setuptools>=77 to build, got {version}: pip "):
+        build.refuse_old_setuptools(version)
+    build.refuse_old_setuptools("77.0.3")
