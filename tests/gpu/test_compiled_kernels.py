@@ -104,17 +104,31 @@ def square_roots(x, out, BLOCK: tl.constexpr):
     tl.store(out + at, tl.sqrt_rn(tl.load(x + at)))
 
 
-def fused_in_roots(roots: int, capability: int) -> int:
-    """FFMA instructions that ``roots`` correctly rounded square roots of a thread are made of."""
+@triton.jit
+def divisions(x, out, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    whole = tl.load(x + at).to(tl.int32).to(tl.float32)  # as there: no infinity, no subnormal
+    tl.store(out + at, tl.div_rn(whole, 255.0))
+
+
+def fused(binary: sass.Binary) -> int:
+    """FFMA instructions; with the zero register as a factor one is a move."""
+    return sum(one.name == "FFMA" and one.operands.split(", ")[1] != "RZ" for one in binary.code)
+
+
+def fused_in(kernel, number: int, capability: int) -> int:
+    """FFMA instructions that ``number`` correctly rounded operations of a thread are made of."""
+    if number < 1:
+        return 0
 
     def count(of: int) -> int:
         x = torch.empty(32 * of, device="meta")
         with recording() as launches:
-            launch(square_roots, 1, x, torch.empty_like(x), num_warps=1, BLOCK=32 * of)
-        return sass.compiled(launches[0], capability).count(r"FFMA.*")
+            launch(kernel, 1, x, torch.empty_like(x), num_warps=1, BLOCK=32 * of)
+        return fused(sass.compiled(launches[0], capability))
 
     one, two = count(1), count(2)  # the second adds no other copy of the slow path
-    return one + (roots - 1) * (two - one)
+    return one + (number - 1) * (two - one)
 
 
 @pytest.fixture(scope="module")
@@ -152,17 +166,16 @@ def test_machine_code(case: Case, capability: int, binaries_of):
 
 
 def check_exactness(binary: sass.Binary, capability: int) -> None:
-    """Nothing rounds but +, -, * and sqrt, and no two of them were contracted into one."""
+    """Nothing rounds but +, -, *, / and sqrt, and no two of them were contracted into one."""
     told = str(dict(binary.opcodes()))
     assert not re.search(r"\bfma\.|\.approx|\.ftz", binary.ptx), "the contract rounds every step"
     assert binary.count(r"MUFU\.(LG2|SIN|COS|EX2|TANH|SQRT).*") == 0, told
-    # One RSQ belongs to the roots' common slow path. FFMA with the zero register as a factor is a
-    # move in the routine that divides float64 numbers.
-    roots = binary.count(r"MUFU\.RSQ") - 1
-    fused = [
-        one for one in binary.code if one.name == "FFMA" and one.operands.split(", ")[1] != "RZ"
-    ]
-    assert len(fused) == (fused_in_roots(roots, capability) if roots > 0 else 0), told
+    roots = binary.count(r"MUFU\.RSQ") - 1  # one belongs to the roots' common slow path
+    # Each division (noisy_levels by 255) asks once whether it needs its slow path.
+    divided = binary.count(r"FCHK.*")
+    made_of = fused_in(square_roots, roots, capability) + fused_in(divisions, divided, capability)
+    # The slow path that they share is two shorter where their numbers are known to be whole.
+    assert made_of - 2 * (divided > 0) <= fused(binary) <= made_of, told
 
 
 def vectors(case: Case) -> bool:
