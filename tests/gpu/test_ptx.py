@@ -18,14 +18,23 @@ from fused import fma
 from ptx import Counts, FaultError, Memory, Program, execute
 
 ALL = "tests/kernels/"
-# One case of each kernel that has no loop, one that has, each dtype, layouts with and without
-# vectors, exchanges within warps and through shared memory.
+# Each kernel, with and without a loop over blocks; layouts with and without vectors; exchanges
+# within warps and through shared memory; noise, bit by bit.
 SUBSET = [
-    f"{ALL}test_losses.py::test_no_layout_changes_the_numbers_or_touches_its_neighbours",
-    f"{ALL}test_losses.py::test_blocks_that_pass_by_give_what_registers_give",
-    f"{ALL}test_losses.py::test_images_that_share_a_program_are_as_single_ones",
     f"{ALL}test_smooth_ce.py",
-    f"{ALL}test_noisy_repeat.py",
+    f"{ALL}test_losses.py::test_images_that_share_a_program_are_as_single_ones",
+    *(
+        f"{ALL}test_losses.py::{name}"
+        for loss in ("smooth_ce", "consistency_loss", "macer_loss")
+        for name in (
+            f"test_no_layout_changes_the_numbers_or_touches_its_neighbours[torch.float32-{loss}]",
+            f"test_blocks_that_pass_by_give_what_registers_give[7-{loss}]",
+        )
+    ),
+    f"{ALL}test_noisy_repeat.py::test_sizes_beside_the_blocks",
+    f"{ALL}test_noisy_repeat.py::test_copies_are_added_in_order",
+    f"{ALL}test_adversary_step.py::test_an_image_that_no_program_holds",
+    f"{ALL}test_adversary_step.py::test_zero_gradients_move_nothing",
 ]
 
 
