@@ -30,7 +30,6 @@ def _compiled(launch: Any) -> tuple[ptx.Program, int]:
     import sass
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia.compiler import CUDABackend
     from triton.compiler import ASTSource
 
     from drf_fast.kernels.launch import compiler_options
@@ -38,12 +37,13 @@ def _compiled(launch: Any) -> tuple[ptx.Program, int]:
     source = ASTSource(launch.kernel, *sass.signature(launch))
     key = source.hash(), launch.num_warps, launch.registers
     if key not in _programs:
-        with mock.patch.object(CUDABackend, "make_cubin", lambda *arguments: b""):
-            compiled = triton.compile(
-                source,
-                target=GPUTarget("cuda", CAPABILITY, 32),
-                options=compiler_options(launch.num_warps, launch.registers),
-            )
+        # Through ptxas too, whose output nobody needs here: what Triton keeps in its cache must be
+        # whole, for it is everybody's.
+        compiled = triton.compile(
+            source,
+            target=GPUTarget("cuda", CAPABILITY, 32),
+            options=compiler_options(launch.num_warps, launch.registers),
+        )
         _programs[key] = ptx.Program(compiled.asm["ptx"]), compiled.metadata.shared
     return _programs[key]
 
