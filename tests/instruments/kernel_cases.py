@@ -48,9 +48,10 @@ class Case:
         """Each of the large tensors read or written once; what is of the size B is left out."""
         batch, m = self.shape[:2]
         one = math.prod(self.shape[2:]) * batch * self.dtype.itemsize
+        guide = level_table(0.5, torch.device("cpu")).guide  # which all pixels look things up in
         return {
             "noisy_repeat": one + m * one,
-            "noisy_levels": one // self.dtype.itemsize + m * one,
+            "noisy_levels": one // self.dtype.itemsize + m * one + guide.nbytes,
             "noisy_repeat_backward": m * one + one,
             "adversary_step": (m * one + 2 * one) + (m * one + one),
         }.get(self.operation, 2 * m * one)
