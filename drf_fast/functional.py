@@ -243,7 +243,7 @@ def adversary_step(
     Args:
         grad: (B*m, ...) gradient of the loss, summed over the batch, at the noisy copies.
         x: (B, ...) clean images, inside ``clamp``.
-        x_adv: (B, ...) present adversarial images.
+        x_adv: (B, ...) current adversarial images.
         step_size: alpha, in pixel units (L2), 0 or more.
         ball: HardBall, SoftBall, or None for unbounded ascent.
         grad_norm: "image", each image's gradient divided by its own norm; "batch", by the mean
@@ -356,7 +356,7 @@ def clopper_pearson_lower(
         float64 of the broadcast shape, below the true bound by at most 1e-12 (1-p) + 2 ulp.
 
     Raises:
-        TypeError, ValueError: counts that are no counts, alpha outside (0, 1). On a GPU, where a
+        TypeError, ValueError: counts outside 0..trials, alpha outside (0, 1). On a GPU, where a
             look at the values would synchronise, the CUDA core answers these with 0, which is a
             bound of any probability, unless DRF_FAST_DEBUG=1.
 

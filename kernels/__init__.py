@@ -1,5 +1,14 @@
-"""Triton kernels of drf_fast, one operation a file, installed as ``drf_fast.kernels``.
+"""Triton kernels of drf_fast, installed as ``drf_fast.kernels``.
 
-There is none yet: operations on CUDA tensors run on the reference backend, and ``drf-fast doctor``
-says so. ``backends/cuda.py`` is where a kernel becomes the implementation of its operation.
+One file per operation (``noisy_repeat``, ``noisy_levels``, ``smooth_ce``, ``consistency_loss``,
+``macer_loss``, ``adversary_step``), the name it has everywhere; ``backends/triton.py`` makes them
+the implementation of that operation on CUDA tensors. What several kernels share:
+
+* ``launch``: compiles and starts a kernel, with the launch chosen from shapes alone;
+* ``loss_call`` and ``rows``: the three losses, which differ in what they do with a row of logits;
+* ``images``, ``normals``, ``ball``, ``scalars``, ``dtypes``: tiles of images, the noise of a tile,
+  the balls of the adversary, numbers that change from step to step, element types;
+* ``quantile``: the normal quantile in float64, for MACER.
+
+docs/kernels.md says what each of them reads and writes, and how that is verified without a GPU.
 """

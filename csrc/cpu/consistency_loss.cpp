@@ -1,9 +1,9 @@
 // consistency_loss on the CPU: mean_i CE_i + lam mean_i KL(Fbar || F_i) + eta H(Fbar), Fbar =
 // mean_i F_i, and its gradient, from one read of the logits.
 //
-// backends/reference.py has the derivation: with gap_k = log Fbar_k - mean_i log F_i^k the
-// divergence is sum_k Fbar_k gap_k, and with a_k = lam gap_k - eta log Fbar_k the gradient of row
-// i, times m, is F_i (a - sum_k F_i^k a_k) - lam (Fbar - F_i) + F_i - 1[k = y].
+// backends/reference/operations.py has the derivation: with gap_k = log Fbar_k - mean_i log F_i^k
+// the divergence is sum_k Fbar_k gap_k, and with a_k = lam gap_k - eta log Fbar_k the gradient of
+// row i, times m, is F_i (a - sum_k F_i^k a_k) - lam (Fbar - F_i) + F_i - 1[k = y].
 #include <limits>
 
 #include "cpu/rows.h"

@@ -2,7 +2,8 @@
 // read of the logits.
 //
 // The softmax q_i of beta times the logits and all that follows from it is float64: xi is a
-// difference of normal quantiles far in their tails. backends/reference.py has the derivation.
+// difference of normal quantiles far in their tails. backends/reference/operations.py has the
+// derivation.
 #include "common/normal_quantile.h"
 #include "cpu/rows.h"
 

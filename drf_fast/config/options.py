@@ -1,4 +1,4 @@
-"""What every command can be told: one dataclass a command, the one source of its flags, of the
+"""What every command can be told: one dataclass per command, the one source of its flags, of the
 keys of a TOML file and of Python's keyword arguments. Nothing here imports torch."""
 
 from __future__ import annotations

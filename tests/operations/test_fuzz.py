@@ -195,7 +195,7 @@ def test_losses(name: str, data: Any) -> None:
             return
         weight = 1 + options.get("lam", 0.0) + options.get("eta", 0.0)
         weight *= float(logits.view.double().nan_to_num(0, 0, 0).abs().max().clamp(min=1.0))
-        # The errors of the images add up in their sum, as their losses do; a gradient is one image's.
+        # The errors of the images add up in their sum; each gradient is one image's.
         images = batch if options.get("reduction") == "sum" else 1
         for a, b, c, terms in zip(got, expected, truth, (images, 1), strict=True):
             assert_as_accurate(a, b, c, weight * terms)

@@ -1,4 +1,4 @@
-"""The backward of the losses: the gradient is given away without a copy, and never twice."""
+"""The backward of the losses: it returns what forward kept; asked again, it recomputes it."""
 
 from __future__ import annotations
 
