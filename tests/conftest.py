@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import interpreted
 import like_gpu
 import on_gpu
 import on_ptx
@@ -14,11 +15,9 @@ import torch
 
 import drf_fast
 
-# Triton reads this variable when it is imported: a session either interprets kernels or compiles.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Sessions of kernels; the ordinary one starts them in gpu/test_interpreter.py, test_ptx.py and
 # test_on_gpu.py.
-KERNELS = INTERPRETED or on_gpu.CHOSEN or on_ptx.CHOSEN
+KERNELS = interpreted.CHOSEN or on_gpu.CHOSEN or on_ptx.CHOSEN
 collect_ignore = [] if KERNELS else ["kernels"]
 
 
@@ -51,6 +50,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         assert metafunc.module is not None
         names = backends_of(metafunc.module.OPERATIONS)
         metafunc.parametrize("backend", names, indirect=True)
+
+
+@pytest.fixture(autouse=interpreted.CHOSEN, scope="session")
+def interpreted_fast() -> Iterator[None]:
+    with interpreted.faster():
+        yield
 
 
 @pytest.fixture(autouse=on_gpu.CHOSEN, scope="session")
