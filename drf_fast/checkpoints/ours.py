@@ -166,6 +166,16 @@ def build_model(content: dict[str, Any], path: Path, arch: str | None = None) ->
         model = models.build(arch, num_classes, shape, normalize)
     else:
         model = models.build_for(content["model"], content["arch"], num_classes, shape)
+    load_weights(model, content, path)
+    return model
+
+
+def load_weights(model: nn.Module, content: dict[str, Any], path: Path) -> None:
+    """Put the weights of a loaded checkpoint into ``model``.
+
+    Raises:
+        InputError: they do not fit.
+    """
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
@@ -173,4 +183,3 @@ def build_model(content: dict[str, Any], path: Path, arch: str | None = None) ->
         raise InputError(
             f"the weights in {path} do not fit {content['arch']}: {reason[:300]}"
         ) from error
-    return model
