@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from drf_fast.backends.dispatch import use as use_backend
     from drf_fast.balls import HardBall, SoftBall
     from drf_fast.certification.classifier import CertifyResult, SmoothedClassifier
+    from drf_fast.checkpoints.runs import TrainedRun, load_run
     from drf_fast.functional import (
         adversary_step,
         certified_radius,
@@ -53,6 +54,8 @@ _HOME = {
     "MacerLoss": "nn",
     "SmoothCELoss": "nn",
     "SmoothedClassifier": "certification.classifier",
+    "TrainedRun": "checkpoints.runs",
+    "load_run": "checkpoints.runs",
     "use_backend": "backends.dispatch",
 }
 
@@ -65,6 +68,7 @@ __all__ = [
     "SmoothCELoss",
     "SmoothedClassifier",
     "SoftBall",
+    "TrainedRun",
     "__version__",
     "adversary_step",
     "attack",
@@ -72,6 +76,7 @@ __all__ = [
     "clopper_pearson_lower",
     "consistency_loss",
     "faster",
+    "load_run",
     "macer_loss",
     "noise_key",
     "noisy_levels",

@@ -11,7 +11,7 @@ import torch
 
 from drf_fast import data, models
 from drf_fast.certification.classifier import SmoothedClassifier
-from drf_fast.checkpoints import first_layer
+from drf_fast.checkpoints import first_layer, given
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config.options import SmoothedConfig
 from drf_fast.data.dataset import Dataset
@@ -29,7 +29,7 @@ class Loaded:
 
     Attributes:
         saved: the checkpoint.
-        path: where it lies.
+        path: where it lies; None for a network that brings its weights.
         images: the data set.
         indices: the images of the run.
         device: where to compute.
@@ -39,7 +39,7 @@ class Loaded:
     """
 
     saved: dict[str, Any]
-    path: Path
+    path: Path | None
     images: Dataset
     indices: tuple[int, ...]
     device: torch.device
@@ -58,23 +58,27 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
     Raises:
         InputError: a bad checkpoint, data set or setting.
     """
-    path = checkpoint.locate(config.checkpoint)
+    path = None if config.checkpoint is None else checkpoint.locate(config.checkpoint)
     if saved is None:
-        saved = checkpoint.load_any(path, config.arch, config.normalize)
+        saved = given.read(path, config.arch, config.normalize)
     trained = saved["config"]
     sigma = trained["sigma"] if config.sigma is None else config.sigma
     name = config.data or trained["data"]
     if sigma is None or name is None:
         raise InputError(
-            f"{path} does not say its noise level and data set, as a checkpoint of another "
-            "repository: expected --sigma and --data, got "
+            f"{path or '--arch'} does not say its noise level and data set, as a network of "
+            "another program: expected --sigma and --data, got "
             f"{'neither' if sigma is None and name is None else 'one of them'}; pass both"
         )
     images = data.load(
         name, config.split, data_dir=config.data_dir or _path(trained.get("data_dir"))
     )
-    shape = images.image_shape
-    if "assumed" in saved:
+    shape, model = images.image_shape, None
+    if checkpoint.CONTENT in saved:
+        model, saved = given.network(saved, path, images.num_classes, shape)
+        for note in saved["notes"]:
+            say(note)
+    elif "assumed" in saved:
         saved = _fitted(saved, images, sigma)
     if images.num_classes != saved["num_classes"] or shape != tuple(saved["image_shape"]):
         raise InputError(
@@ -85,8 +89,12 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
     indices = tuple(range(0, len(images), config.skip))[: config.max_images]
     device = machine.pick_device(config.device)
     processes.start(device)
-    model = checkpoint.build_model(saved, path, config.arch).to(device)
-    smoothed = partial(SmoothedClassifier, model, images.num_classes, sigma, seed=config.seed)
+    if model is None:
+        assert path is not None  # without a file it was made above
+        model = checkpoint.build_model(saved, path, config.arch)
+    smoothed = partial(
+        SmoothedClassifier, model.to(device), images.num_classes, sigma, seed=config.seed
+    )
     classifier = smoothed(
         precision=config.precision,
         compile=config.compile,

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from drf_fast import models
-from drf_fast.checkpoints import first_layer, names, tensorfile
+from drf_fast.checkpoints import first_layer, fitting, names, tensorfile
 from drf_fast.checkpoints.first_layer import State
+from drf_fast.checkpoints.fitting import COUNTER, first_of, is_counter, list_differences
 from drf_fast.errors import InputError
 
 _PUBLISHED_NAMES = {f"cifar_{arch}": arch for arch in ("resnet20", "resnet56", "resnet110")}
-_COUNTER = "num_batches_tracked"  # absent before torch 0.4.1, and without effect here
 
 
 def load(
@@ -107,7 +107,7 @@ def _pick_arch(network: State, path: Path, asked: str | None, in_file: str | Non
     if channels < 1 or num_classes < 2:
         raise InputError(
             f"{path} holds no classifier of images: expected convolutions and a last linear layer "
-            f"of 2 or more classes, got {_first([*network])}; pass another file"
+            f"of 2 or more classes, got {first_of([*network])}; pass another file"
         )
     named = asked or in_file or ""
     arch = _PUBLISHED_NAMES.get(named, named)
@@ -115,12 +115,12 @@ def _pick_arch(network: State, path: Path, asked: str | None, in_file: str | Non
         differences = _differences(arch, network)
         if not differences:
             return arch
-        fitting = [name for name in models.NAMES if not _differences(name, network)]
+        others = [name for name in models.NAMES if not _differences(name, network)]
         raise InputError(
             f"the weights in {path} do not fit {arch}, named by "
             f"{'--arch' if asked is not None else 'the file'}: "
-            f"{_list_differences(differences)}; "
-            + (f"pass --arch {fitting[0]}" if fitting else "pass the file of such a network")
+            f"{list_differences(differences)}; "
+            + (f"pass --arch {others[0]}" if others else "pass the file of such a network")
         )
     all_differences = {}
     for arch in models.NAMES:
@@ -131,8 +131,8 @@ def _pick_arch(network: State, path: Path, asked: str | None, in_file: str | Non
     raise InputError(
         f"the weights{f' of {named}' if named else ''} in {path} fit none of "
         f"{', '.join(models.NAMES)}; the closest is {closest}: "
-        f"{_list_differences(all_differences[closest])}; use drf_fast.SmoothedClassifier from "
-        "Python for such a network"
+        f"{list_differences(all_differences[closest])}; name the code of such a network with "
+        "--arch package.module:factory"
     )
 
 
@@ -145,17 +145,7 @@ def _differences(arch: str, network: State) -> dict[str, list[str]]:
             wanted = models.build(arch, num_classes, shape).state_dict()
     except InputError:
         return {"wrong shape": [f"a first convolution of {channels} channels"] * len(network)}
-    wrong = [
-        f"{key} {tuple(value.shape)}, got {tuple(network[key].shape)}"
-        for key, value in wanted.items()
-        if key in network and value.shape != network[key].shape
-    ]
-    differences = {
-        "missing": [k for k in wanted if k not in network and not k.endswith(_COUNTER)],
-        "unexpected": [key for key in network if key not in wanted],
-        "wrong shape": wrong,
-    }
-    return {what: keys for what, keys in differences.items() if keys}
+    return fitting.differences(wanted, network)
 
 
 def _float_weights(network: State, path: Path) -> tuple[State, list[str]]:
@@ -163,29 +153,13 @@ def _float_weights(network: State, path: Path) -> tuple[State, list[str]]:
     dtypes: set[torch.dtype] = set()
     result: State = {}
     for key, value in network.items():
-        if key.endswith(_COUNTER):
+        if is_counter(key):
             continue
-        where = f"cannot use {key} in {path}: expected"
-        dense = value.layout == torch.strided and value.device.type == "cpu"
-        if not dense or not value.is_floating_point():
-            raise InputError(
-                f"{where} dense floating-point weights, got {value.dtype} ({value.layout}, "
-                f"{value.device}); save it as float32"
-            )
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise InputError(
-                f"{where} {value.numel()} values, got fewer that its strides repeat; save it "
-                "contiguous"
-            )
-        if not value.isfinite().all():
-            raise InputError(
-                f"{where} finite weights, got NaN or infinity; its training diverged or the file "
-                "is damaged"
-            )
+        fitting.check_weights(key, value, path, floats=True)
         dtypes.add(value.dtype)
         result[key] = value.detach().to(torch.float32).contiguous()
         if key.endswith("running_var"):
-            counter = key.removesuffix("running_var") + _COUNTER
+            counter = key.removesuffix("running_var") + COUNTER
             result[counter] = torch.zeros((), dtype=torch.int64)
     return result, [
         f"{path.name} holds weights of {dtype}: "
@@ -202,12 +176,3 @@ def _channels(network: State) -> int:
 def _num_classes(network: State) -> int:
     """Outputs of the last linear layer."""
     return next((len(value) for value in reversed(network.values()) if value.dim() == 2), 0)
-
-
-def _list_differences(differences: dict[str, list[str]]) -> str:
-    return "; ".join(f"{what} {_first(keys)}" for what, keys in differences.items())
-
-
-def _first(words: list[str], count: int = 3) -> str:
-    more = f" and {len(words) - count} more" if len(words) > count else ""
-    return ", ".join(words[:count]) + more

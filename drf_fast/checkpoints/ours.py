@@ -23,6 +23,7 @@ FILE_NAME = "checkpoint.pt"
 _FORMAT = "drf_fast checkpoint 2"  # with a checksum of all the rest
 _WITHOUT_CHECKSUM = "drf_fast checkpoint 1"  # of drf_fast 0.1
 _OF_THE_FILE = ("format", "checksum", "sha256")
+CONTENT = "content"  # of a file of another program, until the user's own network is made for it
 _KEYS = {"format", "model", "arch", "num_classes", "image_shape", "config"}
 
 
@@ -84,6 +85,9 @@ def load(path: Path) -> dict[str, Any]:
 def load_any(path: Path, arch: str | None = None, normalize: str | None = None) -> dict[str, Any]:
     """As ``load``, but checkpoints of other repositories too: see ``foreign.load``.
 
+    Where ``arch`` names code and the file is another program's, the network can be made only when
+    the images are known: see ``given.network``, and ``CONTENT`` holds what it needs.
+
     Raises:
         InputError: as both of them; ``arch`` or ``normalize`` for a checkpoint of ours, except
             that the code of a network of the user's own must be named by ``arch`` again.
@@ -92,11 +96,7 @@ def load_any(path: Path, arch: str | None = None, normalize: str | None = None) 
     code = arch is not None and names_code(arch)
     if not isinstance(content, dict) or "format" not in content:
         if code:
-            raise InputError(
-                f"{path} was not written by drf-fast train: expected --arch of "
-                f"{', '.join(models.NAMES)}, got {arch!r}; use drf_fast.SmoothedClassifier from "
-                "Python for a network of your own"
-            )
+            return {**pending(content, str(arch), normalize), "sha256": digest}
         return {**foreign.convert(content, path, arch, normalize=normalize), "sha256": digest}
     saved = _check_content(content, digest, path)
     if names_code(saved["arch"]) and normalize is None:
@@ -108,6 +108,14 @@ def load_any(path: Path, arch: str | None = None, normalize: str | None = None) 
             "and no --normalize, got one; leave the flag out"
         )
     return saved
+
+
+def pending(
+    content: Any, arch: str, normalize: str | None, method_label: str = "foreign"
+) -> dict[str, Any]:
+    """What is known of a network of the user's own before the images are."""
+    config = {"sigma": None, "data": None, "method_label": method_label, "normalize": normalize}
+    return {"arch": arch, CONTENT: content, "config": config, "notes": [], "sha256": None}
 
 
 def _refuse_code_of_file(content: dict[str, Any], path: Path, allowed: str | None) -> None:
@@ -166,6 +174,16 @@ def build_model(content: dict[str, Any], path: Path, arch: str | None = None) ->
         model = models.build(arch, num_classes, shape, normalize)
     else:
         model = models.build_for(content["model"], content["arch"], num_classes, shape)
+    load_weights(model, content, path)
+    return model
+
+
+def load_weights(model: nn.Module, content: dict[str, Any], path: Path) -> None:
+    """Put the weights of a loaded checkpoint into ``model``.
+
+    Raises:
+        InputError: they do not fit.
+    """
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
@@ -173,4 +191,3 @@ def build_model(content: dict[str, Any], path: Path, arch: str | None = None) ->
         raise InputError(
             f"the weights in {path} do not fit {content['arch']}: {reason[:300]}"
         ) from error
-    return model

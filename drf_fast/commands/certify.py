@@ -13,6 +13,7 @@ from drf_fast.certification.loading import Loaded
 from drf_fast.certification.log import CertificationLog, sidecar
 from drf_fast.certification.log.parts import collect
 from drf_fast.certification.stopping import Decide, Fixed, Rule, Tolerance
+from drf_fast.checkpoints import given
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config import tags
 from drf_fast.config.certification import check_settings, shard_of
@@ -39,8 +40,8 @@ def certify(config: CertifyConfig) -> Path | None:
     shard = shard_of(config)
     if config.resume and config.force:
         raise InputError("--resume continues a log and --force replaces it: pass one of them")
-    path = checkpoint.locate(config.checkpoint)
-    saved = checkpoint.load_any(path, config.arch, config.normalize)
+    path = None if config.checkpoint is None else checkpoint.locate(config.checkpoint)
+    saved = given.read(path, config.arch, config.normalize)
     if config.out is None:
         config = dataclasses.replace(config, out=_default_out(config, path, saved))
     config = _resumed(config)
@@ -160,7 +161,7 @@ def _description(config: CertifyConfig, loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _default_out(config: CertifyConfig, path: Path, saved: dict[str, Any]) -> Path:
+def _default_out(config: CertifyConfig, path: Path | None, saved: dict[str, Any]) -> Path:
     sigma = saved["config"]["sigma"] if config.sigma is None else config.sigma
     name = f"certify-s{sigma or 0:g}-n{config.n}"  # without sigma, loading says what is missing
     if config.radius is not None:
@@ -169,6 +170,8 @@ def _default_out(config: CertifyConfig, path: Path, saved: dict[str, Any]) -> Pa
         name += f"-t{config.tolerance:g}"
     if config.shard is not None:
         name += f"-shard-{config.shard.replace('/', '-of-')}"
+    if path is None:  # beside the code, which is usually in the current folder
+        return Path(f"{saved['arch'].replace(':', '.')}-{name}.tsv")
     return path.parent / f"{name}.tsv"
 
 

@@ -31,6 +31,7 @@ from drf_fast.errors import InputError, RunError
 from drf_fast.functional import noisy_repeat
 from drf_fast.report import style
 from drf_fast.report.tables import draw_tables
+from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.progress import Tracker, say
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -99,8 +100,6 @@ def run(config: GapConfig) -> int:
         InputError: a bad checkpoint, data set, setting or output.
         RunError: a network that returns NaN, or that classifies nothing right.
     """
-    if not config.checkpoints:
-        raise InputError("no checkpoint given: expected one or more checkpoints or run folders")
     if not 1 <= config.num_samples < 2**32:
         raise InputError(f"--num-samples must be 1 or more, got {config.num_samples}")
     if config.plot is not None:
@@ -125,15 +124,18 @@ def measure(config: GapConfig) -> list[Gaps]:
     """
     of_name: dict[str, list[tuple[Path, np.ndarray, np.ndarray, str]]] = {}
     networks: dict[str, Path] = {}
-    for path in config.checkpoints:
-        loaded = loading.load(_as_predict(config, path))
+    for given in config.checkpoints or (None,):  # None: a network that brings its weights
+        loaded = loading.load(_as_predict(config, given))
+        path = given or Path(loaded.saved["arch"])
         first = networks.setdefault(loaded.saved["sha256"], path)
         if first is not path:
             raise InputError(
                 f"{path} holds the same network as {first}: expected each network once, or it "
                 "counts double; remove one"
             )
-        name = f"{loaded.saved['config']['method_label']}, σ = {loaded.classifier.sigma:g}"
+        method = loaded.saved["config"]["method_label"]
+        method = str(path) if method == "foreign" else method  # not known to be seeds of one
+        name = f"{method}, σ = {loaded.classifier.sigma:g}"
         data = f"{loaded.images.name} ({loaded.images.split})"
         gaps = gaps_of(loaded, config.num_samples, config.seed)
         of_name.setdefault(name, []).append((path, gaps, chosen(gaps, config.over), data))
@@ -158,7 +160,7 @@ def measure(config: GapConfig) -> list[Gaps]:
     return found
 
 
-def _as_predict(config: GapConfig, checkpoint: Path) -> PredictConfig:
+def _as_predict(config: GapConfig, checkpoint: Path | None) -> PredictConfig:
     shared: dict[str, Any] = {name: getattr(config, name) for name in tags.of(NetworkConfig)}
     predict = PredictConfig(
         checkpoint=checkpoint, batch_size=_ROWS, memory_format="contiguous", **shared
@@ -178,6 +180,7 @@ def gaps_of(loaded: loading.Loaded, num_samples: int, seed: int) -> np.ndarray:
     """
     network: Any = loaded.classifier.base
     network.eval()
+    kind = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
     rows = min(num_samples, _ROWS)
     together = max(1, _ROWS // rows)
     gaps = np.empty((len(loaded.indices), num_samples))
@@ -198,14 +201,15 @@ def gaps_of(loaded: loading.Loaded, num_samples: int, seed: int) -> np.ndarray:
                     stream="prediction",
                 )
                 with torch.no_grad():
-                    logits = network(noisy)
+                    logits = logits_of(network(noisy.to(kind)))
                 part = confidence_gap(logits, labels.repeat_interleave(count))
                 gaps[at : at + len(ids), offset : offset + count] = (
                     part.reshape(len(ids), count).cpu().numpy()
                 )
             tracker.advance(len(ids))
     if np.isnan(gaps).any():
-        raise RunError(f"{loaded.path}: the network returns NaN; it diverged, train it again")
+        name = loaded.path or loaded.saved["arch"]
+        raise RunError(f"{name}: the network returns NaN; it diverged, train it again")
     return gaps
 
 

@@ -182,7 +182,8 @@ class NetworkConfig:
     """Noise level in pixel units; the default is that of the training run."""
     arch: Annotated[str | None, Role.RESULT] = None
     """Architecture of a checkpoint of another repository, where it does not say it itself, or the
-    package.module:factory of a network of your own."""
+    package.module:factory of a network of your own, called with num_classes=K: with a checkpoint of
+    any origin, or alone where the network comes with its weights."""
     normalize: Annotated[str | None, Role.RESULT] = None
     """Its normalising first layer: none, cifar10, cifar10-center, imagenet or imagenet-center."""
     skip: Annotated[int, Role.RESULT, Range.COUNT] = 1
@@ -203,8 +204,11 @@ class NetworkConfig:
 class SmoothedConfig(NetworkConfig):
     """What certify and predict share: one network, smoothed."""
 
-    checkpoint: Annotated[tyro.conf.Positional[Path], Role.SOURCE]
-    """Checkpoint of a training run, or its run folder."""
+    checkpoint: Annotated[
+        tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[PATH]"), Role.SOURCE
+    ] = None
+    """Run folder or checkpoint, ours or of another program; not needed where --arch
+    package.module:factory makes a network with its weights."""
     n: Annotated[int, Role.RESULT, Range.COUNT]
     """Samples of each image."""
     alpha: Annotated[float, Role.RESULT] = 0.001
@@ -360,8 +364,9 @@ class GapConfig(NetworkConfig):
     of the DRF paper). For example: drf-fast gap runs/smoothadv runs/smoothadv-drf --plot gap.png
     """
 
-    checkpoints: Annotated[tyro.conf.Positional[tuple[Path, ...]], Role.SOURCE]
-    """Checkpoints or run folders, one curve each; those of one method and sigma are seeds."""
+    checkpoints: Annotated[tyro.conf.Positional[tuple[Path, ...]], Role.SOURCE] = ()
+    """Checkpoints or run folders, one curve each; those of one method and sigma are seeds. None
+    where --arch package.module:factory makes a network with its weights."""
     num_samples: Annotated[int, Role.RESULT, Range.COUNT] = 1
     """Noisy copies of each image."""
     over: Annotated[Literal["copy", "vote", "all"], Role.RESULT] = "copy"

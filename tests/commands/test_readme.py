@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import drf_fast
+from drf_fast import models
+from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config import options
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +29,24 @@ BLOCKS = {
 }
 
 
+def write_run(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    content = {
+        "model": models.build("lenet", 10, (1, 28, 28)).state_dict(),
+        "arch": "lenet",
+        "num_classes": 10,
+        "image_shape": [1, 28, 28],
+        "config": {"sigma": 0.5, "data": "mnist-mini", "method_label": "smoothadv"},
+    }
+    checkpoint.save(folder / checkpoint.FILE_NAME, content)
+
+
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=list(BLOCKS))
-def test_a_block_runs(block):
+def test_a_block_runs(block, tmp_path, monkeypatch):
     assert len(block.splitlines()) <= 10
+    if "load_run" in block:
+        monkeypatch.chdir(tmp_path)
+        write_run(Path(re.findall(r'load_run\("(.*?)"\)', block)[0]))
     torch.manual_seed(0)
     images, labels = torch.rand(8, 1, 6, 6), torch.randint(10, (8,))
     linear = nn.Linear(36, 10)

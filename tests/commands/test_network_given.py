@@ -1,0 +1,215 @@
+"""certify, predict and gap on a network of the user's own: any checkpoint, or none at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import drf_fast
+from drf_fast import data, models
+from drf_fast.checkpoints import fitting, given
+from drf_fast.commands.cli import main
+from drf_fast.errors import InputError
+from drf_fast.models import Normalize
+
+MODULE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d({channels}, 4, 3, stride=2), nn.BatchNorm2d(4)
+        self.fc = nn.LazyLinear(num_classes)
+        self.register_buffer("order", torch.tensor([3, 1, 2]))
+
+    def forward(self, x):
+        return {{"logits": self.fc(torch.relu(self.norm(self.conv(x))).flatten(1))}}
+
+
+def make(num_classes):
+    return Net(num_classes)
+
+
+def pretrained(num_classes):
+    torch.manual_seed(5)
+    net = Net(num_classes)
+    net(torch.zeros(2, {channels}, 28, 28))
+    return net.double()
+
+
+def compiled(num_classes):
+    return torch.compile(Net(num_classes), backend="eager")
+"""
+SETTINGS = ["--data", "mnist-mini", "--sigma", "0.5", "--max-images", "3", "--device", "cpu"]
+FEW = ["--n", "60", "--batch-size", "64"]
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch) -> str:
+    """A module of such factories for grey images in the current folder."""
+    return write_module(tmp_path, monkeypatch, channels=1)
+
+
+def write_module(folder: Path, monkeypatch, channels: int) -> str:
+    name = f"given_{folder.name}_{channels}".replace("-", "_")
+    (folder / f"{name}.py").write_text(MODULE.format(channels=channels))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    return name
+
+
+def network(module: str, channels: int = 1) -> nn.Module:
+    """A network of that module with weights of its own."""
+    torch.manual_seed(9)
+    made: Any = models.build(f"{module}:make", 10, (channels, 28, 28))
+    made.norm.running_mean.uniform_(-1, 1)
+    return made.eval()
+
+
+def with_prefix(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "model.", "_orig_mod.", "encoder.net.", "1.", "module.backbone."]
+)
+@pytest.mark.parametrize("factory", ["make", "compiled"])
+def test_names_that_fit_the_network_load(module, tmp_path, prefix, factory):
+    net = network(module)
+    state = {k: v for k, v in net.state_dict().items() if "num_batches" not in k}
+    torch.save({"epoch": 3, "state_dict": with_prefix(prefix, state)}, "a.ckpt")
+    saved = given.read(Path("a.ckpt"), f"{module}:{factory}", None)
+    found, saved = given.network(saved, Path("a.ckpt"), 10, (1, 28, 28))
+    x = torch.rand(2, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(found.eval()(x)["logits"], net(x)["logits"])
+    assert saved["config"]["normalize"] == "none" and saved["sha256"]
+
+
+@pytest.mark.parametrize("asked", [None, "cifar10"])
+@pytest.mark.parametrize("constants", [True, False])
+def test_a_first_layer_in_the_file_comes_before_the_network(
+    tmp_path, monkeypatch, asked, constants
+):
+    module = write_module(tmp_path, monkeypatch, channels=3)
+    net = network(module, 3)
+    layer = Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    state = with_prefix("1.", net.state_dict())
+    if constants:
+        state |= with_prefix("0.", layer.state_dict())
+    torch.save(state, "a.pt")
+    saved = given.read(Path("a.pt"), f"{module}:make", asked)
+    found, saved = given.network(saved, Path("a.pt"), 10, (3, 28, 28))
+    x = torch.rand(2, 3, 28, 28)
+    with torch.no_grad():
+        got = found.eval()(x)["logits"]
+        torch.testing.assert_close(got, net(layer(x))["logits"])
+    assumed = [note for note in saved["notes"] if "assumed --normalize cifar10" in note]
+    assert len(assumed) == (asked is None and not constants)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("fc.bias"), "do not fit --arch .*:make: missing fc.bias; pass the checkp"),
+        (lambda s: s.update(extra=torch.zeros(2)), "unexpected extra"),
+        (lambda s: s.update({"fc.bias": torch.zeros(7)}), r"wrong shape fc.bias \(10,\), got \(7"),
+        (lambda s: s.update(order=torch.zeros(3)), r"order \(3,\) of integers, got \(3,\)"),
+        (lambda s: s["fc.bias"].fill_(torch.nan), "cannot use fc.bias .*finite weights, got NaN"),
+        (lambda s: s.update({"fc.bias": torch.zeros(1).expand(10)}), "fewer that its strides"),
+    ],
+)
+def test_weights_that_do_not_fit_name_their_keys(module, change, message):
+    state = network(module).state_dict()
+    change(state)
+    if "fewer" in message:  # torch.save keeps the strides
+        assert state["fc.bias"].untyped_storage().nbytes() == 4
+    torch.save({"net": state}, "a.pt")
+    saved = given.read(Path("a.pt"), f"{module}:make", None)
+    with pytest.raises(InputError, match=message) as caught:
+        given.network(saved, Path("a.pt"), 10, (1, 28, 28))
+    assert "\n" not in str(caught.value)
+
+
+def test_two_layers_called_0_and_1_are_no_first_layer(module, tmp_path):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3))
+    fit = fitting.load_into(
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3)), net.state_dict(), tmp_path, "it"
+    )
+    assert not fit.has_layer and list(fit.weights) == list(net.state_dict())
+
+
+def test_certify_predict_and_gap_take_a_checkpoint_of_any_origin(module, capsys):
+    net = network(module)
+    torch.save({"model": net.state_dict(), "acc": 0.5}, "a.pt")
+    words = ["a.pt", "--arch", f"{module}:make", *SETTINGS]
+    assert main(["certify", *words, *FEW, "--n0", "20", "--out", "log.tsv"]) == 0
+    rows = [line.split("\t") for line in Path("log.tsv").read_text().splitlines()[1:]]
+    smoothed = drf_fast.SmoothedClassifier(net, 10, 0.5)
+    images = data.load("mnist-mini", "test").float_images([0, 1, 2])
+    expected = smoothed.certify_batch(images, 20, 60, 0.001, 64)
+    assert [int(row[2]) for row in rows] == expected.label.tolist()
+    assert [int(row[6]) for row in rows] == expected.count.tolist()
+    recorded = json.loads(Path("log.json").read_text())
+    assert recorded["arch"] == f"{module}:make" and recorded["method"] == "foreign"
+    capsys.readouterr()
+    assert main(["predict", *words, *FEW]) == 0
+    predicted = [int(line.split("\t")[2]) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert predicted == smoothed.predict_batch(images, 60, 0.001, 64).tolist()
+    assert main(["gap", *words, "--json", "--over", "all"]) == 0
+    method = json.loads(capsys.readouterr().out)["methods"][0]
+    assert method["checkpoints"] == ["a.pt"] and method["gaps"] == 3
+
+
+def test_a_network_with_its_weights_needs_no_checkpoint(module, capsys):
+    words = ["--arch", f"{module}:pretrained", *SETTINGS]
+    assert main(["certify", *words, *FEW, "--n0", "20"]) == 0
+    log = Path(f"{module}.pretrained-certify-s0.5-n60.tsv")
+    first = log.read_text()
+    assert len(first.splitlines()) == 4
+    recorded = json.loads(log.with_suffix(".json").read_text())
+    assert recorded["method"] == f"{module}:pretrained" and len(recorded["checkpoint_sha256"]) == 64
+    assert main(["certify", *words, *FEW, "--n0", "20", "--resume"]) == 0  # the same network again
+    assert log.read_text() == first
+    assert main(["predict", *words, *FEW]) == 0
+    capsys.readouterr()
+    assert main(["gap", *words, "--json", "--over", "all"]) == 0
+    method = json.loads(capsys.readouterr().out)["methods"][0]
+    assert method["name"] == f"{module}:pretrained, σ = 0.5" and method["gaps"] == 3
+
+
+@pytest.mark.parametrize("command", ["certify", "predict", "gap"])
+def test_what_is_missing_is_said_in_one_sentence(module, command, capsys):
+    assert main([command]) == 2
+    assert "no network given: expected a run folder or a checkpoint" in capsys.readouterr().err
+    assert main([command, "--arch", "lenet"]) == 2
+    assert "--arch lenet alone, whose weights are random" in capsys.readouterr().err
+    assert main([command, "--arch", f"{module}:make"]) == 2
+    assert "expected --sigma and --data, got neither; pass both" in capsys.readouterr().err
+    assert main([command, "--arch", f"{module}:make", *SETTINGS]) == 2
+    said = capsys.readouterr().err
+    assert "got other ones at each call, drawn at random; pass the checkpoint" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("integers", [True, False])
+def test_the_command_that_a_refused_checkpoint_suggests_works(module, integers, capsys):
+    state = network(module).state_dict()
+    if not integers:
+        del state["order"]
+        source = MODULE.format(channels=1).replace(", torch.tensor([3, 1, 2])", ", None")
+        Path(f"{module}.py").write_text(source)
+        sys.modules.pop(module)
+    torch.save(state, "a.pt")
+    assert main(["predict", "a.pt", *SETTINGS, *FEW]) == 2
+    flag = re.findall(r"with (--arch) package.module:factory$", capsys.readouterr().err.strip())[0]
+    assert main(["predict", "a.pt", *SETTINGS, *FEW, flag, f"{module}:make"]) == 0
