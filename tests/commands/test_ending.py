@@ -23,21 +23,29 @@ def run(words, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_ends_training_with_the_step_saved(tmp_path, number):
-    words = ["train", "--train-images", "2000", "--epochs", "99", "--batch-size", "8"]
+    images, size = 2000, 8
+    words = ["train", "--train-images", str(images), "--epochs", "99", "--batch-size", str(size)]
+    words += ["--device", "cpu", "--threads", "1", "--out", str(tmp_path / "r")]
     process = subprocess.Popen(
-        [*COMMAND, *words, "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "r")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("epoch 1/99: "):  # the first steps are done
+        if line.startswith("epoch 1/99: "):  # the first steps are done, or the whole epoch
             break
     process.send_signal(number)
     error = process.stderr.read()
     assert process.wait(60) == 128 + number
     assert "the same command with --resume (and no --force) goes on" in error
     saved = checkpoint.load(tmp_path / "r" / "checkpoint.pt")
-    assert saved["epoch"] == 0 and saved["batch"] == saved["step"] > 0
+    epoch, batch, step = (saved[name] for name in ("epoch", "batch", "step"))
+    assert step == epoch * (images // size) + batch > 0 and epoch < 99
+    assert 0 <= batch < images // size
+
+    further = run([*words, "--resume", "--max-steps", str(step + 2), "--certify-images", "0"])
+    assert further.returncode == 0, further.stderr
+    assert f"at epoch {epoch}, step {step}\n" in further.stderr
+    assert checkpoint.load(tmp_path / "r" / "checkpoint.pt")["step"] == step + 2
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full, which is always full")
