@@ -267,7 +267,7 @@ def test_rows_are_tested_again_when_weights_have_changed(fusible, precision):
     u = torch.full((1, 4, 4), 180, dtype=torch.uint8)
     assert smoothed.certify(u, 5, 100, ALPHA, 64) == smoothed.certify(u, 5, 100, ALPHA, 64)
     with torch.no_grad():
-        base.mix += 1
+        base.mix.add_(1)
     with pytest.raises(ValueError, match="function of one row"):
         smoothed.certify(u, 5, 100, ALPHA, 64)
 
@@ -394,18 +394,12 @@ def test_the_anytime_budget_is_sound_too(logs, tmp_path, radius):
     run = [str(logs[True].parent / "run"), "--out", str(out), "--batch-size", "64"]
     assert cli.main(["certify", *run, *flags]) == 0
     settings = json.loads(out.with_suffix(".json").read_text())
-    distance = 784 * settings["sound"]["tau"]
+    terms: dict[str, Any] = {"sigma": SIGMA, "alpha": ALPHA, "budget": "anytime"}
+    terms["distance"] = 784 * settings["sound"]["tau"]
     log = read_log(out)
+    assert log.count is not None and log.n is not None and log.p_lower is not None
     for count, drawn, p_lower in zip(log.count, log.n, log.p_lower, strict=True):
-        proof = certificate(
-            int(count),
-            int(drawn),
-            2000,
-            sigma=SIGMA,
-            alpha=ALPHA,
-            budget="anytime",
-            distance=distance,
-        )
+        proof = certificate(int(count), int(drawn), 2000, **terms)
         assert p_lower <= proof.p_lower < p_lower + 1e-11
     assert cli.main(["report", str(out)]) == 0
 
