@@ -11,6 +11,8 @@ import torch
 from drf_fast import functional
 from drf_fast.certification import inputs
 from drf_fast.certification.network import PRECISIONS, RunNetwork
+from drf_fast.certification.noise import GaussianNoise, LevelNoise, RowTest
+from drf_fast.certification.stopping import certificate, spared
 from drf_fast.certification.votes import NoisyVotes
 from drf_fast.ops import checks as check
 from drf_fast.runtime.machine import MEMORY_FORMATS
@@ -47,6 +49,11 @@ class SmoothedClassifier:
             is no module, bfloat16 autocast).
         compile: run ``base`` through ``torch.compile``, its weights frozen into the code.
         memory_format: "contiguous", "channels_last", or None: the faster one, measured once.
+        sound: noise of whole levels (``functional.noisy_levels``), and bounds that allow for what
+            it differs from the Gaussian's: certificates hold for the program as it runs, not for
+            real numbers alone. Images must be uint8 or exactly float32(u)/255, sigma at most 16;
+            forward passes all have ``batch_size`` rows, and whether a row's logits depend on the
+            others is tested before the first.
         seed: names the noise together with the image id, so certificates can be reproduced.
 
     Raises:
@@ -67,6 +74,7 @@ class SmoothedClassifier:
         precision: str = "fp32",
         compile: bool = False,
         memory_format: str | None = None,
+        sound: bool = False,
         seed: int = 0,
     ) -> None:
         if not callable(base):
@@ -82,7 +90,9 @@ class SmoothedClassifier:
         network = RunNetwork(
             base, precision=precision, compile=compile, memory_format=memory_format
         )
-        self._votes = NoisyVotes(network, num_classes, self.sigma, seed=seed)
+        self.sound = sound
+        self._noise = (LevelNoise if sound else GaussianNoise)(self.sigma, seed)
+        self._votes = NoisyVotes(network, num_classes, self._noise)
 
     def certify(
         self,
@@ -105,7 +115,8 @@ class SmoothedClassifier:
             image_id: names this image's noise; give every image its own.
 
         Raises:
-            TypeError, ValueError: bad arguments, or a network of another width.
+            TypeError, ValueError: bad arguments, or a network of another width; ``sound``: images
+                that are not of whole levels, or a network whose rows depend on each other.
         """
         x = inputs.one_image(x)
         result = self.certify_batch(
@@ -136,13 +147,27 @@ class SmoothedClassifier:
         check.count(n0, "n0")
         check.count(n, "n")
         check.probability(alpha)
-        x = inputs.images(x)
+        x = self._noise.images(x)
         choice = self.select(x, n0, batch_size, image_ids=image_ids)
         count, _ = self.estimate(x, choice, n, batch_size, image_ids=image_ids)
-        p_lower = functional.clopper_pearson_lower(count, n, alpha)
-        radius = functional.certified_radius(count, n, sigma=self.sigma, alpha=alpha)
+        p_lower, radius = self._proved(count, n, alpha, self.distance(x))
         label = torch.where(p_lower > 0.5, choice.cpu(), self.ABSTAIN)
         return CertifyResult(label, radius, count, p_lower)
+
+    def _proved(
+        self, count: torch.Tensor, n: int, alpha: float, distance: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bounds and radii (B,) of the counts (B,)."""
+        if distance == 0.0:
+            p_lower = functional.clopper_pearson_lower(count, n, alpha)
+            return p_lower, functional.certified_radius(count, n, sigma=self.sigma, alpha=alpha)
+        different, which = count.unique(return_inverse=True)
+        proofs = [
+            certificate(k, n, n, sigma=self.sigma, alpha=alpha, budget="fixed", distance=distance)
+            for k in different.tolist()
+        ]
+        bounds, radii = torch.tensor(proofs, dtype=torch.float64, device="cpu")[which].unbind(1)
+        return bounds, radii
 
     def select(
         self,
@@ -204,7 +229,8 @@ class SmoothedClassifier:
         """PREDICT one image (C, H, W): g(x) with error probability alpha, or ABSTAIN.
 
         The two-sided binomial test of the two largest counts at p = 1/2. It rejects where the
-        one-sided Clopper-Pearson bound at alpha/2 is above 1/2, which is how it is computed.
+        one-sided Clopper-Pearson bound at alpha/2 is above 1/2, which is how it is computed. With
+        ``sound`` all n samples together differ from true ones by n D tau, which comes off alpha.
 
         Raises:
             TypeError, ValueError: bad arguments, or a network of another width.
@@ -236,12 +262,14 @@ class SmoothedClassifier:
         """
         check.count(n, "n")
         check.probability(alpha)
+        x = self._noise.images(x)
+        level = spared(alpha, n, self.distance(x)) / 2
         counts = self._counts(x, n, "prediction", batch_size, image_ids)[0].cpu()
         top, classes = counts.topk(2, dim=1)
         labels = torch.full((len(counts),), self.ABSTAIN, dtype=torch.int64)
         for b, (first, second) in enumerate(top.tolist()):
             if first + second > 0:
-                bound = functional.clopper_pearson_lower(first, first + second, alpha / 2)
+                bound = functional.clopper_pearson_lower(first, first + second, level)
                 if float(bound) > 0.5:
                     labels[b] = classes[b, 0]
         return labels
@@ -256,11 +284,12 @@ class SmoothedClassifier:
         stop: Callable[[torch.Tensor, int], bool] | None = None,
     ) -> tuple[torch.Tensor, int]:
         """Checked arguments to ``NoisyVotes.counts``."""
-        x = inputs.images(x)
+        x = self._noise.images(x)
         if image_ids is None:
             image_ids = torch.arange(x.shape[0], device=x.device)
         check.noise_source(self.seed, image_ids, x.shape[0], x.device)
-        size = self.batch_size(x) if batch_size is None else check.count(batch_size, "batch_size")
+        size = self._votes.batch_size(x) if batch_size is None else batch_size
+        check.count(size, "batch_size")
         return self._votes.counts(x, num, stream, size, image_ids, stop)
 
     @property
@@ -274,7 +303,7 @@ class SmoothedClassifier:
 
     def measure(self, x: torch.Tensor) -> dict[str, Any]:
         """Choose how to run the network on images like x (B, C, H, W), once; the ``choices``."""
-        self._votes.prepare(inputs.images(x))
+        self._votes.prepare(self._noise.images(x))
         return self.choices
 
     @property
@@ -284,8 +313,20 @@ class SmoothedClassifier:
 
     def batch_size(self, x: torch.Tensor) -> int:
         """The rows of a forward pass with the highest rate, measured once for a kind of input."""
-        return self._votes.batch_size(x)
+        return self._votes.batch_size(self._noise.images(x))
 
     def rate(self, x: torch.Tensor, batch_size: int) -> float:
         """Rows per second of forward passes of ``batch_size`` rows of images like x (B, ...)."""
-        return self._votes.rate(x, batch_size)
+        return self._votes.rate(self._noise.images(x), batch_size)
+
+    def distance(self, x: torch.Tensor) -> float:
+        """What a bound of images like x (B, ...) allows for the noise: D tau, 0 unless sound."""
+        return self._noise.distance(x[0].numel())
+
+    def row_test(self, x: torch.Tensor, batch_size: int) -> RowTest:
+        """Whether rows of images like x (B, ...) are independent; ``certify`` asks by itself.
+
+        Raises:
+            ValueError: they are not, so that no certificate can be sound.
+        """
+        return self._votes.row_test(self._noise.images(x), batch_size)

@@ -10,6 +10,8 @@ import torch
 
 from drf_fast.ops import checks as check
 
+# Pixels of the levels 0..255, correctly rounded. Divided on the CPU: a GPU may multiply by 1/255.
+_PIXELS = torch.arange(256, dtype=torch.float32, device="cpu") / 255
 _FAR = 4.0  # from [0, 1]: no rounding, and no normalisation in use, goes further
 
 
@@ -34,7 +36,13 @@ def images(x: Any) -> torch.Tensor:
     Raises:
         TypeError, ValueError: no images, or integers.
     """
-    x = check.images(_tensor(x))
+    x = _tensor(x)
+    if not x.is_floating_point():
+        raise TypeError(
+            f"x must be float32 pixels in [0, 1], got {x.dtype}; convert 8-bit images with "
+            "x.float() / 255"
+        )
+    check.images(x)
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     low, high = (float(value) for value in torch.aminmax(x.detach()))
     if low < -_FAR or high > 1 + _FAR:
@@ -42,18 +50,38 @@ def images(x: Any) -> torch.Tensor:
             f"images hold values from {low:.4g} to {high:.4g}: sigma and radii are in the same "
             "units, and published ones are for pixels in [0, 1]; divide by 255 and normalise "
             "inside the network",
-            stacklevel=4,
+            stacklevel=5,
         )
     return x
+
+
+def level_images(x: Any) -> torch.Tensor:
+    """A batch of 8-bit images as uint8: of uint8, or of floats that are exactly float32(u)/255.
+
+    Raises:
+        TypeError, ValueError: no images, or other values.
+    """
+    x = _tensor(x)
+    if x.dtype == torch.uint8:
+        return check.level_images(x, "x")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"x must be 8-bit images, uint8 levels or float32 levels / 255, got {x.dtype}; convert "
+            "levels 0..255 with x.to(torch.uint8)"
+        )
+    check.images(x)
+    levels = (x.double() * 255).round().clamp(0, 255).nan_to_num(0).to(torch.uint8)
+    wrong = _PIXELS.to(x.device)[levels.long()].double() != x.double()
+    if bool(wrong.any()):
+        raise ValueError(
+            "sound certificates are of 8-bit images: expected uint8, or floats that are exactly "
+            f"float32(u) / 255 for a whole u in 0..255, got a pixel of {float(x[wrong][0]):.9g}; "
+            "round the images to levels, or certify without sound"
+        )
+    return levels
 
 
 def _tensor(x: Any) -> torch.Tensor:
     if isinstance(x, np.ndarray):
         x = torch.from_numpy(np.ascontiguousarray(x))
-    check.is_tensor(x, "x")
-    if not x.is_floating_point():
-        raise TypeError(
-            f"x must be float32 pixels in [0, 1], got {x.dtype}; convert 8-bit images with "
-            "x.float() / 255"
-        )
-    return x
+    return check.is_tensor(x, "x")

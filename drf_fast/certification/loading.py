@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from drf_fast import data, models
+from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification.classifier import SmoothedClassifier
+from drf_fast.certification.noise import ASSUMPTIONS
 from drf_fast.checkpoints import first_layer, given
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config.options import SmoothedConfig
@@ -36,6 +38,9 @@ class Loaded:
         classifier: the smoothed network.
         batch_size: rows of a forward pass.
         memory_format: layout of the network's weights.
+        sound: what a log says of sound noise: s in levels, tau, the pixels D of an image, and the
+            rows of the test that they are independent; None for ordinary noise.
+        distance: what bounds allow for the noise: D tau, or 0.
     """
 
     saved: dict[str, Any]
@@ -46,6 +51,8 @@ class Loaded:
     classifier: SmoothedClassifier
     batch_size: int
     memory_format: str
+    sound: dict[str, Any] | None = None
+    distance: float = 0.0
 
 
 def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
@@ -92,8 +99,10 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
     if model is None:
         assert path is not None  # without a file it was made above
         model = checkpoint.build_model(saved, path, config.arch)
+    model = model.to(device)
+    _check_sound(config, sigma)
     smoothed = partial(
-        SmoothedClassifier, model.to(device), images.num_classes, sigma, seed=config.seed
+        SmoothedClassifier, model, images.num_classes, sigma, sound=config.sound, seed=config.seed
     )
     classifier = smoothed(
         precision=config.precision,
@@ -114,7 +123,43 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
         most = max(config.n, getattr(config, "n0", 1))
         batch_size = processes.broadcast(min(classifier.batch_size(sample), most))
     memory_format = agreed["memory_format"]
-    return Loaded(saved, path, images, indices, device, classifier, batch_size, memory_format)
+    return Loaded(
+        saved,
+        path,
+        images,
+        indices,
+        device,
+        classifier,
+        batch_size,
+        memory_format,
+        sound=_soundness(classifier, sample, batch_size) if config.sound else None,
+        distance=classifier.distance(sample),
+    )
+
+
+def _check_sound(config: SmoothedConfig, sigma: float) -> None:
+    if config.sound:
+        try:
+            level_table(sigma)
+        except ValueError as error:
+            raise InputError(f"--sound: {error}") from error
+
+
+def _soundness(
+    classifier: SmoothedClassifier, sample: torch.Tensor, batch_size: int
+) -> dict[str, Any]:
+    """Test that rows are independent, and say on what sound certificates rest."""
+    try:
+        tested = classifier.row_test(sample, batch_size)
+    except ValueError as error:
+        raise InputError(f"--sound: {error}") from error
+    return {
+        "s": 255 * classifier.sigma,
+        "tau": level_table(classifier.sigma).distance,
+        "pixels": sample[0].numel(),
+        "rows_tested": tested.rows,
+        "assumes": ASSUMPTIONS,
+    }
 
 
 def _fitted(saved: dict[str, Any], images: Dataset, sigma: float) -> dict[str, Any]:

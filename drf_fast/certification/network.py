@@ -93,9 +93,16 @@ class RunNetwork:
         """Choose the form with noisy rows, once; afterwards follow changes of ``base``."""
         if self.form is None:
             self._choose(rows())
-        elif self._network is None or (self._kept is not None and self._changed()):
+        elif self._network is None or (self._kept is not None and self.changed(self._kept)):
             self._network = None  # the old copy's memory
             self._network, self._kept = self._made(self.form)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows that the network takes; float32 before its form is chosen."""
+        if self.form is not None and self.form.precision == "bf16":
+            return torch.bfloat16
+        return _dtype(self.base, torch.float32)
 
     def laid_out(self, x: torch.Tensor) -> torch.Tensor:
         """Images in the network's memory format, which their noisy copies keep."""
@@ -107,6 +114,15 @@ class RunNetwork:
         """Whatever the network returns for the rows, as logits, without gradients."""
         assert self.form is not None
         return self._run(self._network, self.form, rows)
+
+    def content(self) -> list[torch.Tensor]:
+        """Copies of the parameters and buffers of ``base``, none of a mere callable."""
+        return [tensor.detach().clone() for tensor in _tensors(self.base)]
+
+    def changed(self, content: list[torch.Tensor]) -> bool:
+        """Whether ``base`` holds other bits than it did when this was its ``content``."""
+        now = _tensors(self.base)
+        return len(now) != len(content) or not all(map(_same_bits, now, content))
 
     @contextlib.contextmanager
     def borrowed(self) -> Iterator[None]:
@@ -205,7 +221,7 @@ class RunNetwork:
             compiled = form is not None and form.compile
             return (torch.compile(base, dynamic=False) if compiled else base), None
         assert form is not None
-        kept = [tensor.detach().clone() for tensor in _tensors(base)]
+        kept = self.content()
         network = copy.deepcopy(getattr(base, "_orig_mod", base)).eval().requires_grad_(False)
         network = self._fused(network) or network
         if form.precision == "bf16":
@@ -254,12 +270,6 @@ class RunNetwork:
         with torch.no_grad(), context:
             return logits_of(network(rows))
 
-    def _changed(self) -> bool:
-        """Whether parameters or buffers of ``base`` hold other bits than when it was copied."""
-        now = _tensors(self.base)
-        assert self._kept is not None
-        return len(now) != len(self._kept) or not all(map(_same_bits, now, self._kept))
-
     def __getstate__(self) -> dict[str, Any]:
         """Without the copy, which is made again: compiled code cannot be copied."""
         return {**self.__dict__, "_network": None, "_kept": None}
@@ -286,7 +296,7 @@ def _precisions(base: Any, wanted: str) -> list[str]:
 
 
 def _tensors(base: Any) -> list[torch.Tensor]:
-    return [*base.parameters(), *base.buffers()]
+    return [*base.parameters(), *base.buffers()] if isinstance(base, nn.Module) else []
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -44,6 +44,24 @@ _SEQUENCE_SHARE = 0.1  # of alpha
 _LOG_DECIMAL = 1e-12  # a log rounds radii down to this
 
 
+def spared(alpha: float, n: int, distance: float) -> float:
+    """alpha less what n samples may differ from true ones together: n distance, rounded down.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    if distance == 0.0:
+        return alpha
+    cost = math.nextafter(n * distance, math.inf)
+    left = math.nextafter(alpha - cost, 0.0)
+    if not left > 0.0:
+        raise ValueError(
+            f"alpha must be above {cost:.3g}, by which {n} samples of sound noise may differ from "
+            f"true ones, got {alpha:g}; raise alpha or lower n"
+        )
+    return left
+
+
 class Certificate(NamedTuple):
     """What the samples prove: p >= p_lower, and so the L2 radius; 0 where p_lower <= 1/2."""
 
@@ -52,7 +70,14 @@ class Certificate(NamedTuple):
 
 
 def certificate(
-    count: int, trials: int, n: int, *, sigma: float, alpha: float, budget: Budget
+    count: int,
+    trials: int,
+    n: int,
+    *,
+    sigma: float,
+    alpha: float,
+    budget: Budget,
+    distance: float = 0.0,
 ) -> Certificate:
     """The certificate of a run, recomputed from what its log says.
 
@@ -63,6 +88,8 @@ def certificate(
         sigma: noise level in pixel units, above 0.
         alpha: error probability of the certificate.
         budget: "fixed", Clopper-Pearson at alpha; "anytime", alpha divided between both bounds.
+        distance: the most by which a probability under the noise that was drawn differs from the
+            Gaussian's (total variation); the bounds are lowered by it.
 
     Raises:
         TypeError, ValueError: bad arguments; a fixed budget that was not used up.
@@ -81,19 +108,39 @@ def certificate(
                 f"a fixed budget proves something at all of its n samples only, got {trials} of "
                 f"{n}; draw the rest, or certify with the anytime budget"
             )
-        return _clopper_pearson(count, n, sigma, alpha)
+        return _clopper_pearson(count, n, sigma, alpha, distance)
     sequence, rest = _split(alpha)
-    bound = anytime_lower(count, trials, sequence)
+    bound = _lowered(anytime_lower(count, trials, sequence), distance)
     stopped = Certificate(bound.p, radius_from_bound(bound.complement, sigma))
     if trials < n:
         return stopped
-    return Certificate(*map(max, stopped, _clopper_pearson(count, n, sigma, rest)))
+    return Certificate(*map(max, stopped, _clopper_pearson(count, n, sigma, rest, distance)))
 
 
-def _clopper_pearson(count: int, n: int, sigma: float, alpha: float) -> Certificate:
+def _clopper_pearson(
+    count: int, n: int, sigma: float, alpha: float, distance: float
+) -> Certificate:
     p = functional.clopper_pearson_lower(count, n, alpha)
+    if distance > 0.0:
+        # 1 - p is exact from 1/2 on. That p was rounded down costs 2^-53, of which the distance of
+        # an image of 100 pixels is ten times as much.
+        complement = 1.0 - float(p)
+        if float(p) < 0.5:
+            complement = math.nextafter(complement, 1.0)
+        bound = _lowered(BoundPair(float(p), complement), distance)
+        return Certificate(bound.p, radius_from_bound(bound.complement, sigma))
     return Certificate(
         float(p), float(functional.certified_radius(count, n, sigma=sigma, alpha=alpha))
+    )
+
+
+def _lowered(bound: BoundPair, distance: float) -> BoundPair:
+    """A bound of p - distance, both numbers rounded to the safe side."""
+    if distance == 0.0:
+        return bound
+    return BoundPair(
+        max(0.0, math.nextafter(bound.p - distance, -math.inf)),
+        min(1.0, math.nextafter(bound.complement + distance, math.inf)),
     )
 
 
@@ -111,6 +158,7 @@ class Rule(ABC):
         n: samples planned.
         sigma: noise level in pixel units, above 0.
         alpha: error probability of the certificate, in [1e-300, 1).
+        distance: what the bounds allow for the noise, see ``certificate``.
 
     Raises:
         TypeError, ValueError: bad arguments.
@@ -119,6 +167,7 @@ class Rule(ABC):
     n: int
     sigma: float
     alpha: float
+    distance: float = 0.0
     budget: ClassVar[Budget]
 
     def __post_init__(self) -> None:
@@ -133,7 +182,13 @@ class Rule(ABC):
     def final(self, count: int, trials: int) -> Certificate:
         """The certificate, whichever way the run ended."""
         return certificate(
-            count, trials, self.n, sigma=self.sigma, alpha=self.alpha, budget=self.budget
+            count,
+            trials,
+            self.n,
+            sigma=self.sigma,
+            alpha=self.alpha,
+            budget=self.budget,
+            distance=self.distance,
         )
 
 
@@ -179,7 +234,8 @@ class Decide(Rule):
         rounded it down.
         """
         asked = (self.radius + _LOG_DECIMAL) * (1.0 + _LOG_DECIMAL)
-        return 0.5 * math.erfc(asked / self.sigma * math.sqrt(0.5))
+        tail = 0.5 * math.erfc(asked / self.sigma * math.sqrt(0.5))
+        return max(0.0, tail - self.distance * (1.0 + _LOG_DECIMAL))
 
     def stops(self, count: int, trials: int) -> bool:
         sequence, _ = _split(self.alpha)

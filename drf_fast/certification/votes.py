@@ -13,6 +13,7 @@ import torch
 
 from drf_fast import functional
 from drf_fast.certification.network import RunNetwork
+from drf_fast.certification.noise import GaussianNoise, RowTest, check_rows, rows_to_test
 
 _BATCH_SIZES = {"cpu": (64, 128, 256, 512), "cuda": (512, 1024, 2048, 4096, 8192, 16384)}
 _TRIED_ROWS = 128  # of a forward pass with which the network's form is chosen
@@ -25,13 +26,13 @@ class NoisyVotes:
     Args:
         network: the network as it is run.
         num_classes: K.
-        sigma: noise level in pixel units.
-        seed: names the noise together with the image id.
+        noise: makes the noisy copies.
     """
 
-    def __init__(self, network: RunNetwork, num_classes: int, sigma: float, *, seed: int) -> None:
-        self.network, self.num_classes, self.sigma, self.seed = network, num_classes, sigma, seed
+    def __init__(self, network: RunNetwork, num_classes: int, noise: GaussianNoise) -> None:
+        self.network, self.num_classes, self.noise = network, num_classes, noise
         self._best_batch: dict[tuple[object, ...], int] = {}
+        self._row_tests: dict[tuple[object, ...], tuple[RowTest, list[torch.Tensor]]] = {}
 
     def counts(
         self,
@@ -45,7 +46,7 @@ class NoisyVotes:
         """Votes of ``num`` noisy copies of each image, in forward passes of ``size`` rows.
 
         Args:
-            x: (B, ...) images.
+            x: (B, ...) images, of ``noise.images``.
             num: copies of each image.
             stream: which noise, as in ``functional.noisy_repeat``.
             size: rows of a forward pass, at most.
@@ -57,9 +58,12 @@ class NoisyVotes:
             int64 (B, K) on the device of x, and the copies that were drawn of each image.
 
         Raises:
-            TypeError, ValueError: the network returns no (N, K) logits.
+            TypeError, ValueError: the network returns no (N, K) logits; the noise is sound and the
+                network's rows depend on each other.
         """
         self.prepare(x)
+        if self.noise.sound:
+            self.row_test(x, size)
         x = self.network.laid_out(x)
         counts = torch.zeros((x.shape[0], self.num_classes), dtype=torch.int64, device=x.device)
         together = max(1, size // num)  # images of a forward pass
@@ -69,15 +73,7 @@ class NoisyVotes:
                 part = slice(first, first + together)
                 for offset in range(0, num, size):
                     rows = min(size, num - offset)
-                    noisy = functional.noisy_repeat(
-                        x[part],
-                        self.sigma,
-                        rows,
-                        seed=self.seed,
-                        image_ids=image_ids[part],
-                        sample_offset=offset,
-                        stream=stream,
-                    )
+                    noisy = self._copies(x[part], rows, image_ids[part], offset, stream)
                     functional.vote(self._logits(noisy, size), counts[part])
                     if stop is not None and stop(counts, offset + rows):
                         drawn = offset + rows
@@ -118,19 +114,34 @@ class NoisyVotes:
 
     def _like(self, x: torch.Tensor, rows: int) -> torch.Tensor:
         """Noisy copies to measure with: pooling takes twice as long on them as on zeros."""
-        return functional.noisy_repeat(
-            self.network.laid_out(x[:1]),
-            self.sigma,
-            rows,
-            seed=self.seed,
-            image_ids=torch.zeros(1, dtype=torch.int64, device=x.device),
-            stream="prediction",
-        )
+        ids = torch.zeros(1, dtype=torch.int64, device=x.device)
+        return self._copies(self.network.laid_out(x[:1]), rows, ids, 0, "prediction")
+
+    def _copies(
+        self, x: torch.Tensor, rows: int, ids: torch.Tensor, offset: int, stream: str
+    ) -> torch.Tensor:
+        return self.noise.copies(x, rows, ids, offset, stream, self.network.dtype)
+
+    def row_test(self, x: torch.Tensor, size: int) -> RowTest:
+        """``check_rows`` of the network as it runs, once for a kind of input and its weights."""
+        self.prepare(x)
+        key = (tuple(x.shape[1:]), x.device, size)
+        test, content = self._row_tests.get(key, (None, []))
+        if test is None or self.network.changed(content):
+            rows, content = self._like(x, rows_to_test(size)), self.network.content()
+            with self.network.borrowed():
+                test = check_rows(lambda part: self._logits(part, size), rows, size)
+            self._row_tests[key] = test, content
+        return test
 
     def _logits(self, rows: torch.Tensor, size: int) -> torch.Tensor:
-        """Logits of the rows; compiled code gets ``size`` of them, whatever the caller has."""
+        """Logits of the rows; compiled code gets ``size`` of them, whatever the caller has.
+
+        So does the network of sound certificates: with another number of rows it may be another
+        function.
+        """
         count = rows.shape[0]
-        if self.network.compiled and count < size:
+        if (self.network.compiled or self.noise.sound) and count < size:
             filling = rows.new_zeros((size - count, *rows.shape[1:]))
             logits = self.network(torch.cat([rows, filling]))
         else:

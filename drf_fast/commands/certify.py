@@ -52,7 +52,7 @@ def certify(config: CertifyConfig) -> Path | None:
         indices=loaded.indices,
         device=loaded.device,
         n0=config.n0,
-        rule=rule_of(config, loaded.classifier.sigma),
+        rule=rule_of(config, loaded.classifier.sigma, loaded.distance),
         batch_size=loaded.batch_size,
         skip_wrong=config.skip_wrong,
         shard=shard,
@@ -101,9 +101,14 @@ def _open_log(config: CertifyConfig, out: Path, description: dict[str, Any]) -> 
     return CertificationLog.part(out, processes.rank(), done, guard=whole)
 
 
-def rule_of(config: CertifyConfig, sigma: float) -> Rule:
+def rule_of(config: CertifyConfig, sigma: float, distance: float = 0.0) -> Rule:
     """When an image has enough samples."""
-    common: dict[str, Any] = {"n": config.n, "sigma": sigma, "alpha": config.alpha}
+    common: dict[str, Any] = {
+        "n": config.n,
+        "sigma": sigma,
+        "alpha": config.alpha,
+        "distance": distance,
+    }
     asked = [name for name in ("radius", "tolerance") if getattr(config, name) is not None]
     if config.budget == "fixed":
         if asked:
@@ -133,6 +138,7 @@ def _description(config: CertifyConfig, loaded: Loaded) -> dict[str, Any]:
         "tolerance": config.tolerance,
         "shard": config.shard,
         "skip_wrong": config.skip_wrong or None,
+        "sound": loaded.sound,
     }
     return {
         "method": recorded["method_label"],
@@ -168,6 +174,8 @@ def _default_out(config: CertifyConfig, path: Path | None, saved: dict[str, Any]
         name += f"-r{config.radius:g}"
     if config.tolerance is not None:
         name += f"-t{config.tolerance:g}"
+    if config.sound:
+        name += "-sound"
     if config.shard is not None:
         name += f"-shard-{config.shard.replace('/', '-of-')}"
     if path is None:  # beside the code, which is usually in the current folder

@@ -14,6 +14,7 @@ from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.log import sidecar
 from drf_fast.certification.log.rows import PREDICT_COLUMNS
 from drf_fast.certification.log.writer import refuse_other_files
+from drf_fast.certification.stopping import spared
 from drf_fast.config.certification import check_settings
 from drf_fast.config.options import PredictConfig
 from drf_fast.config.training import trained
@@ -39,6 +40,10 @@ def run(config: PredictConfig) -> int:
         _check_out(config.out, config.force)
     loaded = loading.load(config)
     images = loaded.images
+    try:
+        spared(config.alpha, config.n, loaded.distance)
+    except ValueError as error:
+        raise InputError(f"--sound: {error}") from error
     _warn(config)
     lines = ["\t".join(PREDICT_COLUMNS)]
     right = abstained = 0
@@ -108,6 +113,7 @@ def _description(config: PredictConfig, loaded: loading.Loaded) -> dict[str, Any
         "sigma": loaded.classifier.sigma,
         "n": config.n,
         "alpha": config.alpha,
+        **({"sound": loaded.sound} if loaded.sound else {}),
         "seed": config.seed,
         "skip": config.skip,
         "indices_total": len(loaded.indices),

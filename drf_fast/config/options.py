@@ -213,6 +213,9 @@ class SmoothedConfig(NetworkConfig):
     """Samples of each image."""
     alpha: Annotated[float, Role.RESULT] = 0.001
     """Probability that an answer is wrong."""
+    sound: Annotated[bool, Role.RESULT] = False
+    """Noise in whole levels of 8-bit images: answers that hold for the program as it runs, in
+    floating point (docs/certification.md)."""
     batch_size: Annotated[int | Literal["auto"], Role.SPEED, Tag.MEASURED, Range.COUNT] = "auto"
     """Rows of a forward pass; auto measures the fastest."""
     precision: Annotated[Precision, Role.RESULT] = "fp32"

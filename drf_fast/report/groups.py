@@ -88,6 +88,7 @@ def group_logs(logs: Sequence[Log]) -> list[Group]:
     _refuse_twice(logs)
     logs = join_shards(logs)
     _refuse_mixed_kinds(logs)
+    _refuse_mixed_noise(logs)
     for log in logs:
         for key in ("sigma", "n", "alpha"):
             _refuse_no_number(log.path, key, (log.config or {}).get(key))
@@ -205,6 +206,21 @@ def _refuse_mixed(key: str, logs: Sequence[Log]) -> None:
             raise InputError(
                 f"cannot compare {logs[0].path} ({key} = {first}) with {log.path} "
                 f"({key} = {other}): expected one {key} in a report; report them separately"
+            )
+
+
+def is_sound(log: Log) -> bool:
+    """Whether its certificates were made with noise of whole levels."""
+    return bool((log.config or {}).get("sound"))
+
+
+def _refuse_mixed_noise(logs: Sequence[Log]) -> None:
+    for log in logs[1:]:
+        if is_sound(log) != is_sound(logs[0]):
+            pair = (logs[0], log) if is_sound(logs[0]) else (log, logs[0])
+            raise InputError(
+                f"cannot compare {pair[0].path} (certified with --sound) with {pair[1].path} "
+                "(without): expected one kind of certificate in a report; report them separately"
             )
 
 

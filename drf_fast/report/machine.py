@@ -56,6 +56,7 @@ def as_json(summary: Summary, envelope: bool = False) -> str:
 def as_dict(summary: Summary, envelope: bool = False) -> dict[str, Any]:
     """The report as JSON-ready values."""
     settings = {key: summary.setting(key) for key in ("n", "alpha", "n0", "budget", "data")}
+    settings["sound"] = bool(summary.setting("sound"))
     return {
         "caption": caption(summary),
         "images": summary.images,

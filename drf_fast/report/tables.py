@@ -83,7 +83,9 @@ def caption(summary: Summary, details: bool = False) -> str:
     )
     parts = [
         f"{what}: {summary.images:,} images" + (f" of {data}" if data else ""),
-        terms + (f", budget {budget}{_stop(summary)}" if budget not in (None, "fixed") else ""),
+        terms
+        + (f", budget {budget}{_stop(summary)}" if budget not in (None, "fixed") else "")
+        + (", sound in floating point" if summary.setting("sound") else ""),
     ]
     if any(entry.acr_std is not None for entry in summary.groups):
         parts.append("± is the standard deviation over seeds")

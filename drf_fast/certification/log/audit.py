@@ -42,18 +42,33 @@ def certificates(
     from drf_fast.functional import certified_radius, clopper_pearson_lower
 
     budget = config.get("budget", "fixed")
-    if budget == "fixed":  # thousands at a time
+    distance = _distance(config.get("sound"))
+    if distance is None:
+        return None
+    if budget == "fixed" and distance == 0.0:  # thousands at a time
         successes = torch.tensor(counts, dtype=torch.int64)
         drawn = torch.tensor(trials, dtype=torch.int64)
         p_lower = clopper_pearson_lower(successes, drawn, alpha)
         return p_lower.numpy(), certified_radius(successes, drawn, sigma=sigma, alpha=alpha).numpy()
-    if budget != "anytime":
+    if budget not in ("fixed", "anytime"):
         return None
     found = [
-        certificate(count, drawn, n, sigma=sigma, alpha=alpha, budget=budget)
+        certificate(count, drawn, n, sigma=sigma, alpha=alpha, budget=budget, distance=distance)
         for count, drawn in zip(counts, trials, strict=True)
     ]
     return np.array([proof.p_lower for proof in found]), np.array([proof.radius for proof in found])
+
+
+def _distance(sound: Any) -> float | None:
+    """What the bounds of a log allow for its noise; ``None`` where it does not say so rightly."""
+    if not sound:
+        return 0.0
+    tau, pixels = (sound.get(key) if isinstance(sound, dict) else None for key in ("tau", "pixels"))
+    if type(tau) is not float or type(pixels) is not int or not (0 < tau < 1 and pixels > 0):
+        return None
+    from drf_fast.certification.noise import total_distance
+
+    return total_distance(tau, pixels)
 
 
 def refuse_other_certificates(path: Path, config: dict[str, Any], rows: Sequence[Row]) -> None:
