@@ -118,11 +118,9 @@ void adversary_step(std::uintptr_t grad, std::uintptr_t x, std::uintptr_t x_adv,
                     double high, int threads) {
   using drf_fast::cpu::Ball;
   using drf_fast::cpu::GradNorm;
-  static constexpr std::pair<const char*, Ball> kBalls[] = {{"none", Ball::kNone},
-                                                            {"hard", Ball::kHard},
-                                                            {"prox", Ball::kProx},
-                                                            {"excess", Ball::kExcess},
-                                                            {"shrink", Ball::kShrink}};
+  static constexpr std::pair<const char*, Ball> kBalls[] = {
+      {"none", Ball::kNone},     {"hard", Ball::kHard},     {"prox", Ball::kProx},
+      {"shrink", Ball::kShrink}, {"excess", Ball::kExcess}, {"udr", Ball::kUdr}};
   static constexpr std::pair<const char*, GradNorm> kNorms[] = {
       {"image", GradNorm::kImage}, {"batch", GradNorm::kBatch}, {"none", GradNorm::kNone}};
   const drf_fast::cpu::AdversaryStep call{{batch, num_samples, channels, area, channels_last,

@@ -7,17 +7,18 @@ the mean distance is epsilon.
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_args
 
 import torch
 import torch.distributed
 
+from drf_fast.config import reading
 from drf_fast.ops import checks as check
 from drf_fast.ops.checks import Scalar
 
-BALLS = ("hard", "prox", "excess", "shrink")
+FORMS = get_args(reading.Form)
 
-FORMS = ("prox", "excess", "shrink")
+BALLS = ("hard", *FORMS)
 
 
 class HardBall:
@@ -46,27 +47,31 @@ class SoftBall:
 
     With d = x_adv - x after an ascent step of size alpha, line 6 of the algorithm is read as
 
-    * ``excess`` (default): d - min(lambda, 1) * max(0, 1 - epsilon / ||d||) * d; lambda = 0 is
+    * ``prox`` (default): d * max(0, 1 - alpha lambda / ||d||), the exact proximal step of
+      alpha lambda ||d|| (eq. 14); lambda >= 1 means no perturbation when gradients are normalised
+      per image.
+    * ``shrink``: (1 - min(lambda, 1)) * d, line 6 if its norm bars are a slip.
+    * ``excess``: d - min(lambda, 1) * max(0, 1 - epsilon / ||d||) * d; lambda = 0 is
       unconstrained, lambda = 1 is HardBall bit for bit, for which d is clamped before as well as
-      after (the form of Bui et al. 2022).
-    * ``prox``: d * max(0, 1 - alpha lambda / ||d||), the proximal step of alpha lambda ||d||;
-      lambda >= 1 means no perturbation when gradients are normalised per image.
-    * ``shrink``: (1 - min(lambda, 1)) * d.
-
-    The defaults are the reading that shows most of the paper's claims (docs/results.md); there the
-    paper's lambda0 = 1 is the hard ball, and 0.5 is where DRF differs from it.
+      after.
+    * ``udr``: d - (lambda alpha / tau) * max(0, 1 - epsilon / ||d||) * d, without a cap: beyond
+      lambda alpha / tau = 1 the far side of the ball, and of x. The soft ball of Bui et al. 2022
+      with the L2 norm; theirs is tau = alpha, lambda_every = 10, lambda0 = 1.
 
     Line 14 is lambda <- max(0, lambda - lambda_lr * (epsilon - Delta)), Delta being the mean
-    distance of the last ``kappa`` adversarial examples, over all processes.
+    distance of the last ``kappa`` adversarial examples, over all processes. Changed at every
+    update, lambda brings the mean distance to epsilon within an epoch and forgets lambda0; changed
+    once an epoch it does neither (docs/results.md has the rule that chose the default).
 
     Args:
         epsilon: the mean distance that lambda steers to, in pixel units, above 0.
         lambda0: lambda at the start, 0 or more.
         lambda_lr: zeta, above 0.
         kappa: number of examples in Delta.
-        form: "excess", "prox" or "shrink".
-        lambda_every: "epoch", then ``end_epoch`` changes lambda, or the number of ``update`` calls
-            between changes.
+        form: "prox", "shrink", "excess" or "udr".
+        lambda_every: the number of ``update`` calls between changes of lambda, or "epoch", then
+            ``end_epoch`` changes it.
+        tau: of "udr", in pixel units, above 0; None is the step size alpha.
 
     Attributes:
         lam: lambda, 0-dim float64 on the device of the distances.
@@ -78,11 +83,12 @@ class SoftBall:
     def __init__(
         self,
         epsilon: Scalar,
-        lambda0: float = 0.5,
+        lambda0: float = reading.LAMBDA0,
         lambda_lr: float = 0.02,
         kappa: int = 100,
-        form: str = "excess",
-        lambda_every: int | str = "epoch",
+        form: str = reading.FORM,
+        lambda_every: int | str = reading.LAMBDA_EVERY,
+        tau: float | None = None,
     ) -> None:
         check.scalar(epsilon, "epsilon", positive=True)
         self.epsilon = epsilon
@@ -99,6 +105,9 @@ class SoftBall:
             if isinstance(lambda_every, str)
             else check.count(lambda_every, "lambda_every")
         )
+        self.tau = None if tau is None else float(check.scalar(tau, "tau", positive=True))
+        if tau is not None and form != "udr":
+            raise ValueError(f"tau belongs to form 'udr', got tau={tau!r:.60} with form={form!r}")
         self._updates = 0
         # The last kappa distances, oldest first; NaN where there is none yet.
         self._window = torch.full((self.kappa,), torch.nan, dtype=torch.float64)
@@ -184,7 +193,8 @@ class SoftBall:
         return (
             f"SoftBall(epsilon={self.epsilon}, lam={float(self.lam):.4g}, "
             f"lambda_lr={self.lambda_lr}, kappa={self.kappa}, form={self.form!r}, "
-            f"lambda_every={self.lambda_every!r})"
+            f"lambda_every={self.lambda_every!r}"
+            f"{'' if self.tau is None else f', tau={self.tau}'})"
         )
 
 
@@ -207,9 +217,17 @@ def check_ball(value: Any) -> None:
 def ball_arguments(
     ball: HardBall | SoftBall | None, step_size: torch.Tensor
 ) -> tuple[str, torch.Tensor, torch.Tensor]:
-    """Form, epsilon and lambda of a ball as ``ops.adversary_step`` takes them."""
+    """Form, epsilon and price of a ball as ``ops.adversary_step`` takes them.
+
+    The price is lambda, of form udr lambda alpha / tau.
+    """
     check_ball(ball)
     if ball is None:
         return "none", step_size, step_size  # epsilon and lambda are unused
     epsilon = check.scalar(ball.epsilon, "epsilon", nonnegative=True)
-    return ball.form, epsilon, epsilon if ball.lam is None else ball.lam  # the hard ball has none
+    if ball.lam is None:
+        return ball.form, epsilon, epsilon  # the hard ball has no price
+    tau = getattr(ball, "tau", None)
+    if ball.form != "udr" or tau is None:
+        return ball.form, epsilon, ball.lam
+    return ball.form, epsilon, ball.lam * step_size.to(ball.lam.device) / tau

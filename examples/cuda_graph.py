@@ -98,7 +98,7 @@ def main(epochs: int = 1, batch_size: int = 256) -> None:
     model = LeNet().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     # epsilon, too, is a number that the GPU reads; the step size, 2 epsilon / T, follows it.
-    ball = drf_fast.SoftBall(scalar(1.0, device), lambda_every=1)  # inside the graph
+    ball = drf_fast.SoftBall(scalar(1.0, device))
     step = DRFStep(model, optimizer, ball, torch.empty(batch_size, 1, 28, 28, device=device))
     graph = loss = None
     number = 0

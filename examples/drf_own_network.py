@@ -3,7 +3,7 @@
     python examples/drf_own_network.py
 
 ``attack`` looks for noisy copies that raise the loss of the smoothed network; the soft ball prices
-their distance with a factor lambda, which training adapts towards a mean distance of epsilon.
+their distance with a factor lambda, which training adapts until the mean distance is epsilon.
 """
 
 from __future__ import annotations
@@ -45,9 +45,8 @@ def main(images: int = 4000, epochs: int = 2) -> tuple[float, float]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            ball.update(found.distance)
+            ball.update(found.distance)  # lambda changes
             distances.append(found.distance.mean())
-        ball.end_epoch()  # where lambda changes
         distance = torch.stack(distances).mean().item()
         print(f"epoch {epoch + 1}: distance {distance:.2f}, lambda {ball.lam.item():.2f}")
     return distance, ball.lam.item()

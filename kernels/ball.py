@@ -50,7 +50,7 @@ def ascended(
 
 @triton.jit
 def shrinkage(length, step_size, epsilon, lam, BALL: tl.constexpr):
-    """The factor in [0, 1] by which the ball shortens a displacement of this length."""
+    """The factor, at most 1, by which the ball multiplies a displacement of this length."""
     weight = tl.where(lam > 1.0, 1.0, lam)
     # The comparisons let a NaN through, which then shortens nothing.
     positive = tl.where(length < 2.2250738585072014e-308, 2.2250738585072014e-308, length)
@@ -62,7 +62,9 @@ def shrinkage(length, step_size, epsilon, lam, BALL: tl.constexpr):
     else:
         over = 1.0 - epsilon / positive
         over = tl.where(over < 0.0, 0.0, over)
-        # The hard ball is the excess form at lambda = 1, bit for bit.
+        # The hard ball is the excess form at lambda = 1, bit for bit; udr is that without its cap.
+        if BALL == "udr":
+            weight = lam
         factor = 1.0 - (over if BALL == "hard" else weight * over)
     return factor
 

@@ -145,7 +145,7 @@ DRF_ISA_TEMPLATE_CLONES(finish, finish_body,
                          T* out, double* distance),
                         (x, factor, low, high, pixels, work, out, distance))
 
-// The factor in [0, 1] by which the ball shortens a way of this length; NaN shortens nothing.
+// The factor, at most 1, by which the ball multiplies a way of this length; NaN changes nothing.
 double shrinkage(double length, const AdversaryStep& call) {
   const double lam = call.lam > 1.0 ? 1.0 : call.lam;
   const double positive = std::max(length, std::numeric_limits<double>::min());
@@ -161,6 +161,8 @@ double shrinkage(double length, const AdversaryStep& call) {
       return 1.0 - at_least_0(1.0 - call.epsilon / positive);
     case Ball::kExcess:
       return 1.0 - lam * at_least_0(1.0 - call.epsilon / positive);
+    case Ball::kUdr:  // below 0 where lambda is large: to the other side of x
+      return 1.0 - call.lam * at_least_0(1.0 - call.epsilon / positive);
   }
   return 1.0;
 }
@@ -180,7 +182,8 @@ void adversary_step_as(const T* grad, const T* x, const T* x_adv, T* out, T* noi
   const Wide low = call.clamp ? static_cast<Wide>(call.low) : -kInfinity;
   const Wide high = call.clamp ? static_cast<Wide>(call.high) : kInfinity;
   // These balls measure the length of what the box has left, the others the step itself.
-  const bool clamp_first = call.ball != Ball::kProx && call.ball != Ball::kShrink;
+  const bool clamp_first =
+      call.ball == Ball::kNone || call.ball == Ball::kHard || call.ball == Ball::kExcess;
   const Wide first_low = clamp_first ? low : -kInfinity;
   const Wide first_high = clamp_first ? high : kInfinity;
   const bool all_norms_first = call.grad_norm == GradNorm::kBatch;

@@ -56,7 +56,7 @@ void smooth_ce(const LossCall& call);
 void consistency_loss(const LossCall& call, double lam, double eta);
 void macer_loss(const LossCall& call, double sigma, double lam, double gamma, double beta);
 
-enum class Ball { kNone, kHard, kProx, kExcess, kShrink };
+enum class Ball { kNone, kHard, kProx, kShrink, kExcess, kUdr };
 enum class GradNorm { kImage, kBatch, kNone };
 
 struct AdversaryStep {

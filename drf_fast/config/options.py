@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from drf_fast.config import reading
 from drf_fast.config.tags import Of, Range, Role, Tag
 
 Precision = Literal["fp32", "bf16"]
@@ -68,16 +69,22 @@ class TrainConfig:
     """Epochs over which epsilon, and the adversary's step with it, grows linearly to its value."""
     grad_norm: Annotated[Literal["image", "batch", "none"], Role.RESULT, Tag.ADVERSARY] = "image"
     """Normalise the ascent by each image's gradient norm, the batch's mean norm, or not."""
-    lambda0: Annotated[float, Role.RESULT, Tag.SOFT_BALL, Tag.SAME_COST, Range.FROM_ZERO] = 0.5
+    lambda0: Annotated[float, Role.RESULT, Tag.SOFT_BALL, Tag.SAME_COST, Range.FROM_ZERO] = (
+        reading.LAMBDA0
+    )
     """DRF: the price lambda of distance at the start."""
     lambda_lr: Annotated[float, Role.RESULT, Tag.SOFT_BALL, Tag.SAME_COST, Range.ABOVE_ZERO] = 0.02
     """DRF: learning rate zeta of lambda."""
     kappa: Annotated[int, Role.RESULT, Tag.SOFT_BALL, Tag.SAME_COST, Range.COUNT] = 100
     """DRF: number of adversarial examples whose mean distance steers lambda."""
-    form: Annotated[Literal["excess", "prox", "shrink"], Role.RESULT, Tag.SOFT_BALL] = "excess"
+    form: Annotated[reading.Form, Role.RESULT, Tag.SOFT_BALL] = reading.FORM
     """DRF: how distance is priced (see drf_fast.SoftBall)."""
-    lambda_every: Annotated[int | Literal["epoch"], Role.RESULT, Tag.SOFT_BALL] = "epoch"
-    """DRF: change lambda once an 'epoch', or every so many training steps."""
+    lambda_every: Annotated[int | Literal["epoch"], Role.RESULT, Tag.SOFT_BALL] = (
+        reading.LAMBDA_EVERY
+    )
+    """DRF: change lambda every so many training steps, or once an 'epoch'."""
+    tau: Annotated[float | None, Role.RESULT, Tag.SOFT_BALL, Tag.SAME_COST, Range.ABOVE_ZERO] = None
+    """DRF: the scale of --form udr, in pixel units; the default is the adversary's step size."""
     consistency_lam: Annotated[
         float, Role.RESULT, Of("consistency"), Tag.SAME_COST, Range.FROM_ZERO
     ] = 1.0

@@ -8,9 +8,7 @@ Where the sources differ, an option of its own tells the readings apart, and the
 the paper's Nesterov momentum (``nesterov``), one optimiser step a batch (``split_batches``) and lr
 drops in time (``late_drop``); published code differs in all three. epsilon warms up over 10
 epochs (``warmup_epochs``). SmoothMix on MNIST is the published variant with eta 5 (``mix_eta``).
-DRF's lambda0 is the paper's, 1 or 2, and so its form is ``prox`` with lambda changed at every step
-(``lambda_every``), as Algorithm 1 has it: with the defaults, ``excess`` and epochs, these values
-of lambda0 are the hard ball (docs/results.md). Table 1 there is of these recipes.
+DRF is the default reading (``reading``) with the paper's lambda0, 1, and 2 for Consistency.
 
 Our own extensions: cifar10-consistency-adv and cifar10-consistency-drf put the Consistency loss,
 with its MNIST weights, on SmoothAdv's adversary (published, and cifar10-consistency, is the
@@ -23,6 +21,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from drf_fast.config import reading
 from drf_fast.errors import InputError
 
 SIGMAS = (0.25, 0.5, 1.0)
@@ -54,11 +53,11 @@ _CIFAR10 = {
 }
 _DRF = {
     "drf": True,
-    "lambda0": 1.0,
+    "lambda0": reading.LAMBDA0,
     "lambda_lr": 0.02,
     "kappa": 100,
-    "form": "prox",
-    "lambda_every": 1,
+    "form": reading.FORM,
+    "lambda_every": reading.LAMBDA_EVERY,
 }
 
 

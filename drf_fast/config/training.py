@@ -130,7 +130,7 @@ def check(config: TrainConfig, processes: int = 1) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
     for name in tags.having(TrainConfig, Range.ABOVE_ZERO):
         value = getattr(config, name)
-        if not 0 < value < math.inf:
+        if value is not None and not 0 < value < math.inf:
             raise InputError(
                 f"--{name.replace('_', '-')} must be a finite number above 0, got {value}"
             )
@@ -140,6 +140,10 @@ def check(config: TrainConfig, processes: int = 1) -> None:
         raise InputError(f"--momentum must be below 1, got {config.momentum}")
     if isinstance(config.lambda_every, int) and config.lambda_every < 1:
         raise InputError(f"--lambda-every must be at least 1 or 'epoch', got {config.lambda_every}")
+    if config.tau is not None and config.form != "udr":
+        raise InputError(
+            f"--tau belongs to --form udr, got --form {config.form}; leave it out, or choose udr"
+        )
     if any(not 0 < drop < 1 for drop in config.lr_drops):
         raise InputError(
             f"--lr-drops must be fractions between 0 and 1, got {list(config.lr_drops)}"

@@ -196,7 +196,8 @@ def _by_training(method: str, sigma: float | None, logs: Sequence[Log]) -> list[
 def _training(log: Log) -> dict[str, Any]:
     training = (log.config or {}).get("training")
     known = trained(training) if isinstance(training, dict) else {}
-    return {key: value for key, value in known.items() if key != "seed"}
+    # None is what a log says that is older than the setting.
+    return {key: value for key, value in known.items() if key != "seed" and value is not None}
 
 
 def _refuse_mixed(key: str, logs: Sequence[Log]) -> None:

@@ -144,6 +144,7 @@ def _make_ball(config: TrainConfig) -> HardBall | SoftBall | None:
             kappa=config.kappa,
             form=config.form,
             lambda_every=config.lambda_every,
+            tau=config.tau,
         )
     if not uses_adversary(config) or config.method == "smoothmix":  # which ascends unbounded
         return None

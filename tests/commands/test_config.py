@@ -114,7 +114,7 @@ def test_the_sigma_of_a_file_chooses_the_values_of_its_recipe(tmp_path):
         ("sigma = 'big'", "sigma: expected float, got 'big'"),
         ("epochs = 1.5", "epochs: expected int, got 1.5"),
         ("epochs = true", "epochs: expected int, got True"),
-        ("form = 'round'", "expected excess or prox or shrink, got 'round'"),
+        ("form = 'round'", "expected prox or shrink or excess or udr, got 'round'"),
         ("sigma = ", "is not TOML"),
     ],
 )

@@ -55,7 +55,7 @@ def words(text: str) -> set[str]:
 
 
 CALL = "resume force json dry_run"
-OF_THE_BALL = "lambda0 lambda_lr kappa form lambda_every"
+OF_THE_BALL = "lambda0 lambda_lr kappa form lambda_every tau"
 SETS = {
     "may differ on resume": (
         training.FREE_ON_RESUME,
@@ -77,7 +77,7 @@ SETS = {
     ),
     "same cost": (
         cost._FREE,
-        "recipe config lambda0 lambda_lr kappa sigma epsilon warmup_epochs consistency_lam "
+        "recipe config lambda0 lambda_lr kappa tau sigma epsilon warmup_epochs consistency_lam "
         "consistency_eta stability_lam macer_lam macer_gamma macer_beta macer_after_drop mix_alpha "
         "mix_eta mix_warmup epochs lr lr_drops late_drop momentum nesterov weight_decay seed "
         f"certify_images certify_n out max_steps save_every data_dir {CALL}",
@@ -100,7 +100,7 @@ SETS = {
     ),
     "above zero": (
         tags.having(TrainConfig, Range.ABOVE_ZERO),
-        "epsilon lr lambda_lr macer_gamma macer_beta mix_alpha",
+        "epsilon lr lambda_lr tau macer_gamma macer_beta mix_alpha",
     ),
     "measured for a log": (certify._MEASURED, "batch_size memory_format"),
     "counts of certify": (

@@ -165,7 +165,7 @@ def fake_step(ball: drf_fast.SoftBall) -> Any:
     return example.DRFStep(model, optimizer, ball, images())
 
 
-@pytest.mark.parametrize("form", ["prox", "excess", "shrink"])
+@pytest.mark.parametrize("form", ["prox", "excess", "shrink", "udr"])
 def test_the_step_of_the_example_stays_on_the_device(form):
     ball = drf_fast.SoftBall(1.0, kappa=5, form=form)
     step = fake_step(ball)

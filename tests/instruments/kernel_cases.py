@@ -19,7 +19,7 @@ from drf_fast.kernels.launch import Launch, recording
 
 OPERATIONS = tuple(triton.MODULES)
 NOISE = ("noisy_repeat", "noisy_levels", "adversary_step")  # those whose bits are fixed
-BALLS = ("none", "hard", "excess", "prox", "shrink")
+BALLS = ("none", "hard", "prox", "shrink", "excess", "udr")
 
 
 @dataclass(frozen=True)

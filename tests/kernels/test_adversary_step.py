@@ -18,7 +18,7 @@ from drf_fast.backends.reference import operations as reference
 from drf_fast.kernels import adversary_step as kernels
 from drf_fast.kernels.launch import recording
 
-BALLS = ("none", "hard", "prox", "excess", "shrink")
+BALLS = ("none", "hard", "prox", "shrink", "excess", "udr")
 NORMS = ("image", "batch", "none")
 CLAMPS = ((0.0, 1.0), (0.1, 0.9), None)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -105,7 +105,7 @@ def test_an_image_that_no_program_holds():
     assert_is_the_reference(tensors, parameters("prox", "batch"))
 
 
-@pytest.mark.parametrize("ball", ["prox", "excess", "shrink"])
+@pytest.mark.parametrize("ball", ["prox", "excess", "shrink", "udr"])
 @pytest.mark.parametrize("lam", [0.0, 1.0, 2.5, float("inf")])
 def test_prices_at_and_beyond_their_ends(form, ball, lam):
     tensors = case(2, (2, 3, 7), torch.float32)

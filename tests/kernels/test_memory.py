@@ -39,7 +39,7 @@ def small_cases(operation: str) -> list[Case]:
         cases += [
             *(
                 Case(operation, shapes[0], ball=ball)
-                for ball in ("none", "excess", "prox", "shrink")
+                for ball in ("none", "excess", "prox", "shrink", "udr")
             ),
             *(Case(operation, shapes[1], grad_norm=norm) for norm in ("batch", "none")),
             Case(operation, shapes[0], clamp=None),

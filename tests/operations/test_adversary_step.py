@@ -24,6 +24,9 @@ def balls() -> dict[str, Any]:
     table: dict[str, Any] = {"none": None, "hard": drf_fast.HardBall(EPSILON)}
     for form, lam in itertools.product(("prox", "excess", "shrink"), (0.0, 0.3, 1.0, 1.7)):
         table[f"{form}, lambda={lam}"] = drf_fast.SoftBall(EPSILON, lambda0=lam, form=form)
+    for lam, tau in itertools.product((0.0, 0.3, 1.7), (None, 0.3, 2.0)):
+        ball = drf_fast.SoftBall(EPSILON, lambda0=lam, form="udr", tau=tau)
+        table[f"udr, lambda={lam}, tau={tau}"] = ball
     return table
 
 
@@ -58,6 +61,9 @@ def expected_step(
             d = d - min(lam, 1.0) * max(0.0, 1 - EPSILON / length) * d
         elif form == "shrink":
             d = (1 - min(lam, 1.0)) * d
+        elif form == "udr" and length > 0:
+            tau = getattr(ball, "tau", None) or STEP
+            d = d - lam * STEP / tau * max(0.0, 1 - EPSILON / length) * d
         moved = np.clip(origin + d, low, high)
         images.append(moved.reshape(SHAPE))
         distances.append(math.sqrt(((moved - origin) ** 2).sum()))
@@ -139,7 +145,28 @@ def test_excess_at_lambda_1_is_the_hard_ball_bit_for_bit(backend, grad_norm):
                 assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("form", ["prox", "excess", "shrink"])
+@pytest.mark.parametrize("tau", [None, STEP, torch.tensor(STEP)], ids=str)
+def test_udr_at_lambda_alpha_over_tau_1_is_the_hard_ball_where_no_box_is(backend, tau):
+    grad, x, x_adv = case(torch.float32)
+    hard = step(grad, x, x_adv, drf_fast.HardBall(EPSILON), clamp=None)
+    soft = drf_fast.SoftBall(EPSILON, lambda0=1.0, form="udr", tau=tau)
+    for a, b in zip(hard, step(grad, x, x_adv, soft, clamp=None), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-7)
+
+
+def test_udr_has_no_cap_and_goes_to_the_other_side(backend):
+    x = torch.zeros(1, 1, 1, 1)
+    grad = torch.ones(M, 1, 1, 1)
+    ball = drf_fast.SoftBall(0.1, lambda0=3.0, form="udr")
+    noise = {"sigma": 0.25, "seed": 1, "image_ids": torch.tensor([0])}
+    got, _, distance = drf_fast.adversary_step(
+        grad, x, x, step_size=0.4, ball=ball, clamp=None, **noise
+    )
+    # 0.4 - 3 (0.4 - 0.1)
+    assert float(got) == pytest.approx(-0.5, abs=1e-6) and float(distance) == -float(got)
+
+
+@pytest.mark.parametrize("form", ["prox", "excess", "shrink", "udr"])
 def test_lambda_0_is_no_ball_bit_for_bit(backend, form):
     grad, x, x_adv = case(torch.float32)
     free = drf_fast.SoftBall(EPSILON, lambda0=0.0, form=form)

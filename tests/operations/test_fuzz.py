@@ -38,6 +38,7 @@ from drawn import (
 
 import drf_fast
 from drf_fast.backends.native import library
+from drf_fast.balls import FORMS
 
 pytestmark = pytest.mark.skipif(
     not library.available(), reason=library.why_not() or "the C++ core is available"
@@ -253,11 +254,12 @@ def test_adversary_step(data: Any) -> None:
     grad = data.draw(floats((shape[0] * m, *shape[1:]), dtype, data.draw(NUMBERS)))
     ids = data.draw(integers(shape[:1], 0, 2**32 - 1))
     epsilon = data.draw(st.sampled_from([0.5, 1e-3, 1e30]))
-    form = data.draw(st.sampled_from([None, "hard", "prox", "excess", "shrink"]))
+    form: Any = data.draw(st.sampled_from([None, "hard", *FORMS]))
     ball: Any = None if form is None else drf_fast.HardBall(epsilon)
-    if form in ("prox", "excess", "shrink"):
+    if form in FORMS:
         lam = data.draw(st.sampled_from([0.0, 0.3, 1.0, 7.0]))
-        ball = drf_fast.SoftBall(epsilon, lambda0=lam, form=form)
+        tau = data.draw(st.sampled_from([None, 0.1, 30.0])) if form == "udr" else None
+        ball = drf_fast.SoftBall(epsilon, lambda0=lam, form=form, tau=tau)
     options: dict[str, Any] = {
         "step_size": data.draw(st.sampled_from([0.0, 0.25, 1e-6, 30.0])),
         "ball": ball,

@@ -83,6 +83,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "noise_key": (drf_fast.noise_key, {"seed": 1, "step": 2}),
     "HardBall": (drf_fast.HardBall, {"epsilon": 1.0}),
     "SoftBall": (drf_fast.SoftBall, {**SOFT, "lambda_every": 1}),
+    "SoftBall, udr": (drf_fast.SoftBall, {**SOFT, "form": "udr", "tau": 0.5}),
 }
 ARGUMENTS = [(name, argument) for name, (_, sound) in FUNCTIONS.items() for argument in sound]
 TENSORS = ("x", "u", "grad", "x_adv", "logits", "target", "counts", "image_ids")
@@ -202,7 +203,7 @@ def makes_sense(argument: str, value: Any) -> bool:
     if argument == "lambda_every" and value == "epoch":
         return True
     if value is None:
-        return argument in ("seed", "num_samples")
+        return argument in ("seed", "num_samples", "tau")
     whole = argument in (*WHOLE, "lambda_every")
     if tensor:  # 0-dim, but for counts
         kinds = (torch.int64,) if whole else (*DTYPES, torch.bfloat16, torch.int8)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
     not library.available(), reason=library.why_not() or "the C++ core is available"
 )
 
-BALLS = ("none", "hard", "prox", "excess", "shrink")
+BALLS = ("none", "hard", "prox", "shrink", "excess", "udr")
 NORMS = ("image", "batch", "none")
 CLAMPS = ((0.0, 1.0), (0.1, 0.9), None)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -117,7 +117,7 @@ def test_any_shape_in_any_mixture_of_memory_formats(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("batch, shape", [(7, (3, 5, 7)), (33, (1, 9, 9)), (1, (2, 37, 29))])
 def test_threads_and_instruction_sets_change_no_bit(monkeypatch, batch, shape, dtype, grad_norm):
-    for layout, ball in itertools.product(LAYOUTS, ("excess", "prox")):
+    for layout, ball in itertools.product(LAYOUTS, ("excess", "prox", "udr")):
         tensors = case(batch, 3, shape, dtype, layout)
         rest = parameters(batch, ball, grad_norm)
         results: list[Any] = []

@@ -104,6 +104,7 @@ CASES: list[tuple[str, tuple[Any, ...]]] = [
             (image(6, 5), image(2, 5), "hard", "image", [0.0, 1.0]),
             (image(6, 3, 4, 4, last=True), image(2, 3, 4, 4, last=True), "prox", "batch", None),
             (image(6, 3, 4, 4), sliced(2, 3, 4, 4), "excess", "none", [0.0, 1.0]),
+            (image(6, 3, 4, 4), sliced(2, 3, 4, 4), "udr", "image", [0.0, 1.0]),
             (
                 image(6, 5, dtype=torch.float16),
                 image(2, 5, dtype=torch.float16),

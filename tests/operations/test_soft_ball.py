@@ -10,6 +10,8 @@ import torch
 import torch.distributed
 
 import drf_fast
+from drf_fast.config import reading, recipes
+from drf_fast.config.options import TrainConfig
 
 
 def plain_lambda(
@@ -130,7 +132,7 @@ def test_a_state_is_a_snapshot_that_later_updates_leave_alone():
     ball = drf_fast.SoftBall(1.0, kappa=3, lambda_every=1)
     state = ball.state_dict()
     ball.update(torch.tensor([5.0]))
-    assert float(state["lam"]) == 0.5 and bool(state["window"].isnan().all())
+    assert float(state["lam"]) == 1.0 and bool(state["window"].isnan().all())
 
 
 def good_state() -> dict[str, Any]:
@@ -183,7 +185,7 @@ def test_several_processes_hold_one_lambda_from_the_mean_over_all(monkeypatch):
     assert float(ball.lam) == pytest.approx(15 / 5 - 1)
 
 
-@pytest.mark.parametrize("form", ["prox", "excess", "shrink"])
+@pytest.mark.parametrize("form", ["prox", "excess", "shrink", "udr"])
 def test_in_training_lambda_steers_the_mean_distance_to_epsilon(form):
     # A loss whose gradient never vanishes, as an attack sees it; only lambda holds distances back.
     generator = torch.Generator().manual_seed(0)
@@ -191,7 +193,7 @@ def test_in_training_lambda_steers_the_mean_distance_to_epsilon(form):
     x = 0.4 + 0.2 * torch.rand(16, 12, generator=generator, dtype=torch.float64)
     target = torch.randint(3, (16,), generator=generator)
     epsilon = 0.3
-    # excess cannot hold less than epsilon: lambda = 1 is the hard ball.
+    # excess cannot hold less than epsilon: lambda = 1 is the hard ball, of udr too.
     ball = drf_fast.SoftBall(
         epsilon, lambda0=0.2, lambda_lr=0.5, kappa=16, form=form, lambda_every=1
     )
@@ -212,9 +214,34 @@ def test_in_training_lambda_steers_the_mean_distance_to_epsilon(form):
     assert float(adv.distance.mean()) == pytest.approx(epsilon, rel=0.02)
 
 
+def test_the_default_is_one_reading_everywhere():
+    ball, config = drf_fast.SoftBall(1.0), TrainConfig()
+    assert (ball.form, ball.lambda_every, float(ball.lam)) == (
+        reading.FORM, reading.LAMBDA_EVERY, reading.LAMBDA0,
+    )  # fmt: skip
+    assert (config.form, config.lambda_every, config.lambda0, config.lambda_lr, config.kappa) == (
+        ball.form, ball.lambda_every, float(ball.lam), ball.lambda_lr, ball.kappa,
+    )  # fmt: skip
+    assert f"``{reading.FORM}`` (default)" in str(drf_fast.SoftBall.__doc__)
+    for name in recipes.NAMES:
+        values = recipes.get(name, 0.5)
+        if values.get("drf"):
+            lambda0 = 2.0 if "consistency" in name else reading.LAMBDA0
+            assert (values["form"], values["lambda_every"], values["lambda0"]) == (
+                reading.FORM, reading.LAMBDA_EVERY, lambda0,
+            )  # fmt: skip
+
+
+def test_tau_belongs_to_udr():
+    with pytest.raises(ValueError, match="tau belongs to form 'udr', got tau=0.5 with form='prox'"):
+        drf_fast.SoftBall(1.0, form="prox", tau=0.5)
+    with pytest.raises(ValueError, match="tau must be above 0, got 0"):
+        drf_fast.SoftBall(1.0, form="udr", tau=0.0)
+
+
 def test_its_repr_names_every_parameter():
     assert repr(drf_fast.SoftBall(0.5, kappa=8)) == (
-        "SoftBall(epsilon=0.5, lam=0.5, lambda_lr=0.02, kappa=8, form='excess', "
-        "lambda_every='epoch')"
+        "SoftBall(epsilon=0.5, lam=1, lambda_lr=0.02, kappa=8, form='prox', lambda_every=1)"
     )
+    assert repr(drf_fast.SoftBall(0.5, form="udr", tau=0.25)).endswith("lambda_every=1, tau=0.25)")
     assert repr(drf_fast.HardBall(0.5)) == "HardBall(epsilon=0.5)"

@@ -230,7 +230,7 @@ def test_excess_with_lambda_1_is_the_hard_ball(batch):
     assert float(hard.distance.max()) == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("form", ["prox", "shrink", "excess"])
+@pytest.mark.parametrize("form", ["prox", "shrink", "excess", "udr"])
 def test_a_price_of_0_is_unconstrained(batch, form):
     soft = attacked(batch, drf_fast.SoftBall(0.4, lambda0=0.0, form=form))
     free = attacked(batch, None)

@@ -246,7 +246,7 @@ def _norms(values: torch.Tensor) -> torch.Tensor:
 
 
 def _shrinkage(distance, step_size, epsilon, lam, ball):
-    """The factor in [0, 1], float64 (B,), by which the ball shortens x_inter - x."""
+    """The factor, float64 (B,), at most 1, by which the ball multiplies x_inter - x."""
     ones = torch.ones_like(distance)
     if ball == "none":
         return ones
@@ -255,9 +255,12 @@ def _shrinkage(distance, step_size, epsilon, lam, ball):
     positive = distance.clamp(min=torch.finfo(torch.float64).tiny)
     if ball == "prox":
         return torch.where(distance > 0, (1.0 - step_size * lam / positive).clamp(min=0.0), 1.0)
+    over = (1.0 - epsilon / positive).clamp(min=0.0)
+    if ball == "udr":  # below 0 where lambda is large: to the other side of x
+        return 1.0 - lam * over
     # The hard ball is the excess form at lambda = 1, bit for bit.
     weight = torch.ones_like(lam) if ball == "hard" else lam.clamp(max=1.0)
-    return 1.0 - weight * (1.0 - epsilon / positive).clamp(min=0.0)
+    return 1.0 - weight * over
 
 
 def adversary_step(
