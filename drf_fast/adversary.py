@@ -52,6 +52,7 @@ def attack(
     clamp: tuple[float, float] | None = (0, 1),
     seed: int | torch.Tensor | None = None,
     image_ids: torch.Tensor | None = None,
+    start: torch.Tensor | None = None,
 ) -> AttackResult:
     """Ascend ``smooth_ce`` of the noisy copies from x, under one fixed draw of the noise.
 
@@ -70,6 +71,7 @@ def attack(
         step_size: alpha in pixel units; None is 2 epsilon / T, or 1 without a ball.
         grad_norm, clamp: as in ``adversary_step``.
         seed, image_ids: name the noise as in ``noisy_repeat``.
+        start: images like x where the ascent begins, a random start for example; None is x.
 
     Returns:
         AttackResult with detached x, noisy, distance.
@@ -116,8 +118,9 @@ def attack(
     key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
     form, epsilon, lam = ball_arguments(ball, step_size)
 
-    x = x_adv = x.detach()
-    noisy = functional.noisy_repeat(x, sigma, num_samples, seed=key, image_ids=ids)
+    x = x.detach()
+    x_adv = x if start is None else _like(start, x)
+    noisy = functional.noisy_repeat(x_adv, sigma, num_samples, seed=key, image_ids=ids)
     distance = x_adv.new_zeros(x.shape[0])
 
     with frozen(model):
@@ -138,6 +141,17 @@ def attack(
                 box,
             )
     return AttackResult(x_adv, noisy, distance)
+
+
+def _like(start: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The images to start from, which must be like x."""
+    start = check.images(start, "start")
+    if start.shape != x.shape or start.dtype != x.dtype or start.device != x.device:
+        raise ValueError(
+            f"start must be images like x, {tuple(x.shape)} {x.dtype} on {x.device}, got "
+            f"{tuple(start.shape)} {start.dtype} on {start.device}; make it from x"
+        )
+    return start.detach()
 
 
 def _gradient(

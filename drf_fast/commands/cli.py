@@ -1,4 +1,4 @@
-"""The command line: ``drf-fast train | certify | predict | report | sweep | gap | doctor``.
+"""The command line: ``drf-fast COMMAND``; ``_USAGE`` lists the commands.
 
 Nothing heavy is imported before a command runs, so ``--help`` answers at once. Results go to
 stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
@@ -27,6 +27,7 @@ Train and certify provably robust image classifiers by randomized smoothing.
             (no option: DRF on embedded MNIST images, about two minutes on two cores)
   certify   certify test images with a checkpoint, one log line each
   predict   classify test images with the smoothed classifier
+  attack    attack the smoothed classifier and hold it against its certificates
   report    ACR and certified accuracy of certification logs, ours and published ones
   sweep     train and certify a grid of settings; table and figures
   gap       histogram and density of the confidence gap of networks under noise
@@ -68,6 +69,16 @@ def _predict(words: list[str]) -> int:
     from drf_fast.commands import predict
 
     return predict.run(config)
+
+
+def _attack(words: list[str]) -> int:
+    from drf_fast.config.arguments import parse
+    from drf_fast.config.look import AttackConfig
+
+    config = parse(AttackConfig, "attack", words)
+    from drf_fast.commands import attack
+
+    return attack.run(config)
 
 
 def _report(words: list[str]) -> int:
@@ -129,6 +140,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "certify": _certify,
     "predict": _predict,
+    "attack": _attack,
     "report": _report,
     "sweep": _sweep,
     "gap": _gap,
@@ -157,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _fail(_missing(error), 1)
     except KeyboardInterrupt as error:
-        resumable = words[:1] and words[0] in ("train", "certify", "sweep")
+        resumable = words[:1] and words[0] in ("train", "certify", "attack", "sweep")
         hint = "; the same command with --resume (and no --force) goes on" if resumable else ""
         number = error.number if isinstance(error, signals.Stopped) else signal.SIGINT
         word = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"

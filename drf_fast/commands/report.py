@@ -12,6 +12,7 @@ from drf_fast.certification.log import read_log
 from drf_fast.errors import InputError
 from drf_fast.report import machine
 from drf_fast.report import table1 as layout
+from drf_fast.report.attacks import UNDER_ATTACK, AttackCurve, attack_cells, curves_of
 from drf_fast.report.best import Positions
 from drf_fast.report.plot import draw, draw_p
 from drf_fast.report.sources import read_all
@@ -80,10 +81,10 @@ def run(
         raise InputError(
             f"--table1 is a layout without room for {other}: expected one of them; leave one out"
         )
-    pictures = [(Path(at), how) for at, how in ((plot, draw), (plot_p, draw_p)) if at is not None]
-    for path, _ in pictures:
+    pictures = [Path(at) for at in (plot, plot_p) if at is not None]
+    for path in pictures:
         check_path(path, force)
-    if len({path.resolve() for path, _ in pictures}) < len(pictures):
+    if len({path.resolve() for path in pictures}) < len(pictures):
         raise InputError(f"{plot} would be both pictures: expected two names; choose another one")
     found = read_all(logs)
     summary = summarize(
@@ -92,7 +93,7 @@ def run(
     _refuse_for_predictions(summary, table1=bool(table1), radii=radii, plot=bool(pictures))
     if table1 is None:
         readable = format not in ("csv", "json")  # machines get what they always get
-        simple = readable and not any(unfit.values())
+        simple = readable and not any(unfit.values()) and not found.attacks
         table1 = simple and all(entry.paper is not None for entry in summary.groups)
     if table1:
         layout.entries(summary)  # refused before a picture is drawn
@@ -101,14 +102,20 @@ def run(
             "nothing to compare: expected logs of two methods or more, got one "
             f"({', '.join(entry.group.name for entry in summary.groups)}); give the logs of another"
         )
-    for path, picture in pictures:
-        picture(summary, path)
-    for warning in found.warnings():
+    attacks, broken = curves_of(summary, found.attacks)
+    if plot is not None:
+        draw(summary, Path(plot), attacks)
+    if plot_p is not None:
+        draw_p(summary, Path(plot_p))
+    for warning in [*found.warnings(), *broken]:
         print(f"warning: {warning}", file=sys.stderr)
     if summary.missing:
         print(f"warning: incomplete: {incompleteness(summary)}", file=sys.stderr)
-    _print_table1(summary, format) if table1 else _print(summary, format, details, envelope)
-    for path, _ in pictures:
+    if table1:
+        _print_table1(summary, format)
+    else:
+        _print(summary, format, details, envelope, attacks)
+    for path in pictures:
         print(f"wrote {path}", file=sys.stderr)
     return 0
 
@@ -137,15 +144,23 @@ def _refuse_for_predictions(summary: Summary, **asked: object) -> None:
         )
 
 
-def _print(summary: Summary, format: str, details: bool, envelope: bool) -> None:
+def _print(
+    summary: Summary,
+    format: str,
+    details: bool,
+    envelope: bool,
+    attacks: tuple[AttackCurve, ...] = (),
+) -> None:
     if format == "json":
-        print(machine.as_json(summary, envelope))
+        print(machine.as_json(summary, envelope, attacks))
     elif format == "csv":
         print(machine.as_csv(summary, envelope))
     else:
         tables = tables_of(summary, details, envelope)
+        tables += [attack_cells(attacks)] if attacks else []
         bold = best_cells(summary, tables[0], details)
-        _print_tables(tables, caption(summary, details), format, bold)
+        note = caption(summary, details) + (f" {UNDER_ATTACK}" if attacks else "")
+        _print_tables(tables, note, format, bold)
 
 
 def _print_table1(summary: Summary, format: str) -> None:

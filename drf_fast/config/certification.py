@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from drf_fast.config import tags
+from drf_fast.config.look import AttackConfig
 from drf_fast.config.options import CertifyConfig, SmoothedConfig
 from drf_fast.config.tags import Range
 from drf_fast.config.training import check_sigma
@@ -17,11 +18,12 @@ def check_settings(config: SmoothedConfig) -> None:
     Raises:
         InputError: one sentence that names the flag.
     """
-    for name in tags.having(type(config), Range.COUNT):
+    for name in tags.having(type(config), Range.COUNT, Range.FROM_ZERO):
         value = getattr(config, name)
-        if isinstance(value, int) and not 1 <= value < 2**32:
+        least = 1 if Range.COUNT in tags.of(type(config))[name] else 0
+        if isinstance(value, int) and not least <= value < 2**32:
             raise InputError(
-                f"--{name.replace('_', '-')} must lie between 1 and 2^32 - 1, got {value}"
+                f"--{name.replace('_', '-')} must lie between {least} and 2^32 - 1, got {value}"
             )
     if config.sigma is not None:
         check_sigma(config.sigma)
@@ -31,7 +33,7 @@ def check_settings(config: SmoothedConfig) -> None:
         raise InputError(f"--alpha must be a probability between 0 and 1, got {config.alpha}")
 
 
-def shard_of(config: CertifyConfig) -> tuple[int, int]:
+def shard_of(config: CertifyConfig | AttackConfig) -> tuple[int, int]:
     if config.shard is None:
         return 1, 1
     match = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", config.shard)

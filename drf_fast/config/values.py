@@ -10,10 +10,11 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from drf_fast.config.look import AttackConfig
 from drf_fast.config.options import CertifyConfig, TrainConfig
 from drf_fast.errors import InputError
 
-Config = TypeVar("Config", TrainConfig, CertifyConfig)
+Config = TypeVar("Config", TrainConfig, CertifyConfig, AttackConfig)
 
 
 def names_code(arch: str) -> bool:

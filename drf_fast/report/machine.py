@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from drf_fast.certification.log import Log
 from drf_fast.report import paper
+from drf_fast.report.attacks import AttackCurve, as_dicts
 from drf_fast.report.compare import RESAMPLES, Comparison
 from drf_fast.report.summary import (
     QUANTILES,
@@ -49,8 +51,10 @@ def as_csv(summary: Summary, envelope: bool = False) -> str:
     return buffer.getvalue().rstrip("\n")
 
 
-def as_json(summary: Summary, envelope: bool = False) -> str:
-    return json.dumps(as_dict(summary, envelope), indent=2)
+def as_json(summary: Summary, envelope: bool = False, attacks: Sequence[AttackCurve] = ()) -> str:
+    """All of the report, attacks included where there are any."""
+    attacked = {"attacks": as_dicts(attacks)} if attacks else {}
+    return json.dumps({**as_dict(summary, envelope), **attacked}, indent=2)
 
 
 def as_dict(summary: Summary, envelope: bool = False) -> dict[str, Any]:

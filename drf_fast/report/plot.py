@@ -3,6 +3,7 @@ the distribution of p_lower."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +11,9 @@ import numpy as np
 
 from drf_fast.errors import InputError
 from drf_fast.report import style
+from drf_fast.report.attacks import AttackCurve
 from drf_fast.report.groups import Group
+from drf_fast.report.intervals import clopper_pearson
 from drf_fast.report.summary import Summary, certified_accuracy, certified_p
 
 if TYPE_CHECKING:
@@ -54,8 +57,12 @@ def ecdf(group: Group) -> Curve | None:
     return steps, shares.mean(axis=0), shares.min(axis=0), shares.max(axis=0)
 
 
-def draw(summary: Summary, path: Path) -> None:
+def draw(summary: Summary, path: Path, attacks: Sequence[AttackCurve] = ()) -> None:
     """Certified accuracy: a line a group (mean over seeds), a band from lowest to highest seed.
+
+    Where a method was attacked, its accuracy under attack in the same colour above it, of the same
+    images, and then the lines of one network have a band too: the 95 % interval over images. The
+    true robust accuracy lies between the two lines.
 
     Raises:
         InputError: the folder cannot be written.
@@ -63,12 +70,21 @@ def draw(summary: Summary, path: Path) -> None:
     """
     figure, axes = _figure(summary)
     for i, entry in enumerate(summary.groups):
-        r, *shares = (np.append(values, values[-1]) for values in curve(entry.group))
+        attacked = next((one for one in attacks if one.belongs_to(entry.group)), None)
+        group = entry.group if attacked is None else attacked.group
+        r, *shares = (np.append(values, values[-1]) for values in curve(group))
         for share in shares:
             share[-1] = 0.0  # beyond the largest radius nothing is certified
-        _step(axes, i, entry.group, (r, *shares), "pre", f" (ACR {entry.acr_mean:.3f})")
+        if attacked is None:
+            _step(axes, i, group, (r, *shares), "pre", f" (ACR {entry.acr_mean:.3f})")
+            continue
+        if len(group.logs) == 1:
+            shares[1:] = _over_images(shares[0], len(group.logs[0]))
+        few = "" if attacked.images == summary.images else f", {attacked.images:,} images"
+        _step(axes, i, group, (r, *shares), "pre", f", certified{few}", band=True)
+        _under_attack(axes, i, attacked)
     axes.set_xlabel("L2 radius r (pixel units)")
-    axes.set_ylabel("certified accuracy (%)")
+    axes.set_ylabel("accuracy (%)" if attacks else "certified accuracy (%)")
     axes.set_xlim(left=0.0)
     axes.legend(frameon=False, loc=_free_corner(summary))
     style.save(figure, path)
@@ -123,13 +139,37 @@ def _step(
     values: tuple[Any, ...],
     where: Literal["pre", "post"],
     note: str = "",
+    band: bool = False,
 ) -> None:
     x, mean, lowest, highest = values
     colour, dashes = style.colour(i), style.dashes(i)
     label = group.name + ("" if group.sigma is None else f", σ = {group.sigma:g}") + note
     axes.step(x, mean, where=where, color=colour, linestyle=dashes, linewidth=1.6, label=label)
-    if len(group.logs) > 1:
+    if band or len(group.logs) > 1:
         axes.fill_between(x, lowest, highest, step=where, color=colour, alpha=0.2, linewidth=0)
+
+
+def _over_images(shares: np.ndarray, images: int) -> list[np.ndarray]:
+    """The 95 % interval of shares in %, which are of so many images."""
+    lower, upper = clopper_pearson(shares / 100 * images, images)
+    return [100.0 * lower, 100.0 * upper]
+
+
+def _under_attack(axes: Axes, i: int, curve: AttackCurve) -> None:
+    """Strengths are few: a marker each, and straight lines that only lead the eye."""
+    axes.plot(
+        curve.epsilon,
+        curve.correct,
+        color=style.colour(i),
+        linestyle=(0, (4, 2)),
+        linewidth=1.2,
+        marker="o",
+        markersize=4,
+        label=f"{curve.group.name}, under attack",
+    )
+    axes.fill_between(
+        curve.epsilon, curve.lower, curve.upper, color=style.colour(i), alpha=0.1, linewidth=0
+    )
 
 
 def _free_corner(summary: Summary) -> Literal["lower left", "upper right"]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from drf_fast.attacks.log import Attacked, is_attack_log, read_attacked
 from drf_fast.certification.log import Log, bare_name, is_log, read_log
 from drf_fast.errors import InputError
 
@@ -26,10 +27,11 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Found:
-    """The logs that were named, and the files beside them that are none."""
+    """The logs that were named, those of attacks, and the files beside them that are none."""
 
     logs: tuple[Log, ...]
     skipped: tuple[Path, ...]
+    attacks: tuple[Attacked, ...] = ()
 
     def warnings(self) -> list[str]:
         """Sentences for the user."""
@@ -56,12 +58,16 @@ def read_all(words: Sequence[str | Path]) -> Found:
     """
     logs: list[Log] = []
     skipped: list[Path] = []
+    attacks: list[Path] = []
     for word in words:
         name, place = _split(str(word))
         paths, others = _files(place)
-        logs += [dataclasses.replace(read_log(path), name=name) for path in paths]
-        skipped += others
-    return Found(tuple(logs), tuple(dict.fromkeys(skipped)))
+        certified = [path for path in paths if not is_attack_log(path)]
+        logs += [dataclasses.replace(read_log(path), name=name) for path in certified]
+        attacks += [path for path in [*paths, *others] if is_attack_log(path)]
+        skipped += [path for path in others if path not in attacks]
+    attacked = tuple(read_attacked(path) for path in dict.fromkeys(attacks))
+    return Found(tuple(logs), tuple(dict.fromkeys(skipped)), attacked)
 
 
 def _split(word: str) -> tuple[str | None, str]:
@@ -102,6 +108,11 @@ def _files(place: str) -> tuple[list[Path], list[Path]]:
             f"{others}; check the path, or certify first"
         )
     return found
+
+
+def logs_in(folder: Path) -> list[Path]:
+    """The logs of certify and predict in a folder and below it."""
+    return _sorted_out(_below(folder))[0]
 
 
 def _below(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ STREAM_WORDS = {"train": 0, "selection": 1, "estimation": 2, "prediction": 3}
 STREAMS = tuple(STREAM_WORDS)
 
 # Steps of ``noise_key`` that training's noise, which counts steps from 0, never takes.
+ATTACK = 2**62  # the key of all that ``drf-fast attack`` draws, so no certificate shares its noise
 INITIAL_WEIGHTS = 2**63
 # And all above: one for each step and process. Dropout, random crops, whatever a network draws.
 FIRST_NETWORK_STEP = 2**63 + 1

@@ -17,9 +17,20 @@ MOST_LINES = 400
 BELOW = {"errors", "version", "runtime", "config"}
 ALLOWED: dict[str, set[str]] = {
     "commands": BELOW
-    | {"report", "training", "certification", "checkpoints", "models", "data", "face", "ops"}
+    | {
+        "report",
+        "attacks",
+        "training",
+        "certification",
+        "checkpoints",
+        "models",
+        "data",
+        "face",
+        "ops",
+    }
     | {"backends", "top"},  # drf_fast itself, as a user has it: what they test is the public API
-    "report": BELOW | {"certification", "face"},
+    "report": BELOW | {"attacks", "certification", "face"},
+    "attacks": BELOW | {"certification", "data", "face"},
     "training": BELOW | {"checkpoints", "models", "data", "face", "ops", "backends", "kernels"},
     "certification": BELOW | {"checkpoints", "models", "data", "face", "ops", "backends"},
     "checkpoints": BELOW | {"models", "data", "face"},

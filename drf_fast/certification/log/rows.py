@@ -63,7 +63,7 @@ def format_row(row: Row) -> str:
         row.predict,
         round_down(row.radius),
         int(row.label == row.predict),
-        _format_time(row.seconds),
+        format_time(row.seconds),
         row.count,
         row.n,
         round_down(row.p_lower),
@@ -157,7 +157,7 @@ def _check_correct(path: Path, parsed: Parsed, corrects: list[str]) -> str | Non
         for number, text in enumerate(corrects, start=2):
             if text not in ("True", "False"):
                 try:
-                    _number(text)
+                    read_number(text)
                 except ValueError as error:
                     raise _malformed(path, number, str(error)) from error
         got = "running totals" if running else f"{corrects[other or 0][:40]!r}"
@@ -169,7 +169,7 @@ def _check_correct(path: Path, parsed: Parsed, corrects: list[str]) -> str | Non
         zip(corrects, parsed.rows, right, strict=True), start=2
     ):
         try:
-            correct = _integer(text)
+            correct = read_integer(text)
         except ValueError as error:
             raise _malformed(path, number, str(error)) from error
         if correct != truth:
@@ -184,14 +184,14 @@ def _check_correct(path: Path, parsed: Parsed, corrects: list[str]) -> str | Non
 
 def _parse_row(fields: dict[str, str], ours: bool) -> Row:
     row = Row(
-        idx=_integer(fields["idx"]),
-        label=_integer(fields["label"]),
-        predict=_integer(fields["predict"]),
-        radius=_number(fields["radius"]) if "radius" in fields else 0.0,
-        seconds=_parse_time(fields["time"]) if "time" in fields else 0.0,
-        count=_integer(fields["count"]) if ours else 0,
-        n=_integer(fields["n"]) if ours else 0,
-        p_lower=_number(fields["p_lower"]) if ours else 0.0,
+        idx=read_integer(fields["idx"]),
+        label=read_integer(fields["label"]),
+        predict=read_integer(fields["predict"]),
+        radius=read_number(fields["radius"]) if "radius" in fields else 0.0,
+        seconds=parse_time(fields["time"]) if "time" in fields else 0.0,
+        count=read_integer(fields["count"]) if ours else 0,
+        n=read_integer(fields["n"]) if ours else 0,
+        p_lower=read_number(fields["p_lower"]) if ours else 0.0,
     )
     problem = _problem(row, sampled=ours)
     if problem:
@@ -199,13 +199,15 @@ def _parse_row(fields: dict[str, str], ours: bool) -> Row:
     return row
 
 
-def _integer(text: str) -> int:
+def read_integer(text: str) -> int:
+    """A field's integer; ValueError for anything else."""
     if _INTEGER.fullmatch(text) is None:  # int() would read 1_0 as 10
         raise ValueError(f"expected an integer of at most 18 digits, got {text[:40]!r}")
     return int(text)
 
 
-def _number(text: str) -> float:
+def read_number(text: str) -> float:
+    """A field's number; ValueError for anything else."""
     try:
         if "_" not in text:
             return float(text)
@@ -241,19 +243,21 @@ def round_down(value: float) -> str:
     return f"{Decimal(value).quantize(_TWELVE_DECIMALS, ROUND_FLOOR, _EXACT):f}"
 
 
-def _format_time(seconds: float) -> str:
+def format_time(seconds: float) -> str:
+    """Seconds as h:mm:ss.ffffff."""
     microseconds = round(seconds * 1e6)
     minutes, rest = divmod(microseconds, 60_000_000)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest // 1_000_000:02}.{rest % 1_000_000:06}"
 
 
-def _parse_time(text: str) -> float:
+def parse_time(text: str) -> float:
+    """Seconds of h:mm:ss.ffffff, of days before it, or of plain seconds; else ValueError."""
     match = _TIME.fullmatch(text)
     if match is None:
         if ":" not in text:
             with contextlib.suppress(ValueError):
-                return _number(text)
+                return read_number(text)
         raise ValueError(f"expected a time as h:mm:ss.ffffff or in seconds, got {text[:40]!r}")
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups()[:4])
     fraction = float(f"0.{match[5] or 0}")

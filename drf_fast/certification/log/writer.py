@@ -6,7 +6,7 @@ import contextlib
 import os
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -24,6 +24,9 @@ from drf_fast.certification.log.sidecar import (
 )
 from drf_fast.errors import InputError
 from drf_fast.runtime.files import lock, unlock, write_json
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 
 def refuse_other_files(path: Path) -> None:
@@ -55,6 +58,8 @@ class CertificationLog:
         done: indices of the images that it holds.
     """
 
+    columns: tuple[str, ...] = COLUMNS
+
     def __init__(self, path: Path, file: FileIO, done: set[int]) -> None:
         self.path, self.done = path, done
         self._file = file
@@ -62,9 +67,7 @@ class CertificationLog:
         self._guard: CertificationLog | None = None
 
     @classmethod
-    def create(
-        cls, path: str | Path, config: dict[str, Any], force: bool = False
-    ) -> CertificationLog:
+    def create(cls, path: str | Path, config: dict[str, Any], force: bool = False) -> Self:
         """Begin a log and write its sidecar.
 
         Args:
@@ -100,7 +103,7 @@ class CertificationLog:
         return cls._open(path, done=set())
 
     @classmethod
-    def resume(cls, path: str | Path, config: dict[str, Any]) -> CertificationLog:
+    def resume(cls, path: str | Path, config: dict[str, Any]) -> Self:
         """Continue a log, or begin it if neither log nor sidecar exists.
 
         A last line without an end (the run was interrupted while writing) is dropped.
@@ -150,24 +153,29 @@ class CertificationLog:
         return log
 
     def _keep_whole_lines(self) -> None:
-        content = read_bytes(self.path)
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole:
-            parsed = parse_rows(self.path, decode(self.path, whole))
-            if parsed.columns != COLUMNS:
-                raise InputError(
-                    f"cannot resume {self.path}: expected the columns {' '.join(COLUMNS)}, got "
-                    f"{' '.join(parsed.columns)}; choose another --out"
-                )
-            self.done.update(row.idx for row in parsed.rows)
+        whole, done = self._whole(read_bytes(self.path))
+        self.done.update(done)
         with explained(self.path):
             self._file.truncate(len(whole))
             self._file.seek(0, os.SEEK_END)
         if not whole:
-            self._write("\t".join(COLUMNS))
+            self._write("\t".join(self.columns))
+
+    def _whole(self, content: bytes) -> tuple[bytes, set[int]]:
+        """What is whole of a log's content, and the images in it."""
+        whole = content[: content.rfind(b"\n") + 1]
+        if not whole:
+            return whole, set()
+        parsed = parse_rows(self.path, decode(self.path, whole))
+        if parsed.columns != COLUMNS:
+            raise InputError(
+                f"cannot resume {self.path}: expected the columns {' '.join(COLUMNS)}, got "
+                f"{' '.join(parsed.columns)}; choose another --out"
+            )
+        return whole, {row.idx for row in parsed.rows}
 
     @classmethod
-    def _open(cls, path: Path, done: set[int]) -> CertificationLog:
+    def _open(cls, path: Path, done: set[int]) -> Self:
         with explained(path):
             log = cls(path, FileIO(path, "ab"), done)
         try:
@@ -176,7 +184,7 @@ class CertificationLog:
             log._file.close()
             raise
         if log._file.tell() == 0:
-            log._write("\t".join(COLUMNS))
+            log._write("\t".join(cls.columns))
         return log
 
     def append(self, row: Row) -> None:
@@ -217,7 +225,7 @@ class CertificationLog:
         if self._lock is not None:
             unlock(self._lock)
 
-    def __enter__(self) -> CertificationLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

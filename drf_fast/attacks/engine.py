@@ -1,0 +1,159 @@
+"""The attack on a list of images: groups, shards, and one line an image and epsilon.
+
+Images are attacked in groups of consecutive ones, always a whole group, whatever is left to do of
+it, so that an image's result never depends on how the work was divided or interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from drf_fast.attacks.log import AttackLog, AttackRow
+from drf_fast.attacks.search import Search, worst
+from drf_fast.certification.classifier import SmoothedClassifier
+from drf_fast.data.dataset import Dataset
+from drf_fast.runtime.progress import Tracker
+
+_RANKING = 256  # noisy copies that rank the candidates of an image
+_MOST_ROWS = 1024  # of a gradient
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be attacked, and how.
+
+    Attributes:
+        classifier: the smoothed network, the judge; its seed is the attack's key, so that its
+            streams hold the judge's noise, and never that of a certificate.
+        model: the network that gradients go through.
+        images: the data set.
+        indices: positions of all images of the run in the data set, in order.
+        device: where to compute.
+        search: how hard to look.
+        epsilons: ascending, L2 in pixel units.
+        n, alpha: of PREDICT.
+        batch_size: rows of a forward pass of the judge.
+        shard: (i, k): do part i of 1..k.
+    """
+
+    classifier: SmoothedClassifier
+    model: Any
+    images: Dataset
+    indices: tuple[int, ...]
+    device: torch.device
+    search: Search
+    epsilons: tuple[float, ...]
+    n: int
+    alpha: float
+    batch_size: int
+    shard: tuple[int, int] = (1, 1)
+
+    def groups(self) -> list[tuple[int, ...]]:
+        """The groups of this shard."""
+        size = max(1, _MOST_ROWS // self.search.num_samples)
+        cut = [self.indices[at : at + size] for at in range(0, len(self.indices), size)]
+        part, of = self.shard
+        return cut[part - 1 :: of]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The adversarial images of a group at one epsilon.
+
+    Attributes:
+        epsilon: the bound, L2 in pixel units.
+        x: (B, ...) images.
+        clean, predict: (B,) classes by PREDICT of the clean and of these images.
+        distance: (B,) float64, ||x - clean||_2.
+        attacks: B names of searches.
+    """
+
+    epsilon: float
+    x: torch.Tensor
+    clean: torch.Tensor
+    predict: torch.Tensor
+    distance: torch.Tensor
+    attacks: tuple[str, ...]
+
+
+def run(work: Work, log: AttackLog) -> None:
+    """Attack the images of this shard that ``log`` does not hold yet."""
+    left = [group for group in work.groups() if not log.done.issuperset(group)]
+    with Tracker("attack", sum(map(len, left)) * len(work.epsilons)) as tracker:
+        stood = [0, 0]
+        for group in left:
+            start = time.perf_counter()
+            found = []
+            for one in adversarial(work, group):
+                found.append(one)
+                tracker.advance(len(group), _note(one, work, stood))
+            seconds = (time.perf_counter() - start) / len(group) / len(work.epsilons)
+            for at, index in enumerate(group):
+                rows = [_row(work, one, at, index, seconds) for one in found]
+                stood[0] += rows[-1].correct
+                stood[1] += 1
+                if index not in log.done:
+                    log.add(rows)
+
+
+def _note(found: Found, work: Work, stood: list[int]) -> str:
+    """Where the group is, and how many images of those before withstood the largest epsilon."""
+    share = f", {100 * stood[0] / stood[1]:.0f} % stand {work.epsilons[-1]:g}" if stood[1] else ""
+    return f"epsilon {found.epsilon:g}{share}"
+
+
+def adversarial(work: Work, group: tuple[int, ...]) -> Iterator[Found]:
+    """The adversarial images of a group, at each epsilon in ascending order.
+
+    An image is led away from the class that PREDICT gives it, from its label where that abstains.
+    Where a smaller epsilon has changed the class already, its image stands for larger ones too.
+    """
+    judge, sigma = work.classifier, work.classifier.sigma
+    x = work.images.float_images(list(group)).to(work.device)
+    ids = torch.tensor(group, device=work.device)
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        return judge.predict_batch(images, work.n, work.alpha, work.batch_size, image_ids=ids)
+
+    clean = predict(x)
+    labels = work.images.labels[list(group)]
+    target = torch.where(clean == judge.ABSTAIN, labels, clean).to(work.device)
+
+    def votes(images: torch.Tensor) -> torch.Tensor:
+        return judge.estimate(images, target, _RANKING, work.batch_size, image_ids=ids)[0]
+
+    direction = work.search.directions(work.model, x, target, sigma, ids)
+    best, names, predicted = x, ["none"] * len(group), clean
+    for epsilon in work.epsilons:
+        broken = (predicted != clean) & (predicted != judge.ABSTAIN)
+        tried = work.search.candidates(work.model, x, target, sigma, ids, epsilon, direction)
+        new_names, new = worst([*tried, ("before", best)], votes)
+        keep = broken.to(work.device).reshape(-1, *[1] * (x.dim() - 1))
+        names = [
+            old if kept or name == "before" else name
+            for old, name, kept in zip(names, new_names, broken.tolist(), strict=True)
+        ]
+        best = torch.where(keep, best, new)
+        predicted = predict(best)
+        distance = (best.double() - x.double()).flatten(1).norm(dim=1).cpu()
+        yield Found(epsilon, best, clean, predicted, distance, tuple(names))
+
+
+def _row(work: Work, found: Found, at: int, index: int, seconds: float) -> AttackRow:
+    return AttackRow(
+        idx=index,
+        label=int(work.images.labels[index]),
+        epsilon=found.epsilon,
+        clean=int(found.clean[at]),
+        predict=int(found.predict[at]),
+        # The sum of squares is rounded: a hair further off is on the safe side.
+        distance=math.nextafter(float(found.distance[at]) * (1 + 1e-15), math.inf),
+        attack=found.attacks[at],
+        seconds=seconds,
+    )

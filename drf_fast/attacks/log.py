@@ -1,0 +1,207 @@
+"""The attack log: one line an image and epsilon, and a sidecar that says how it was made.
+
+    idx label epsilon clean predict correct distance attack time
+
+``clean`` and ``predict`` are what PREDICT says of the image and of the adversarial one, -1 where it
+abstains; ``correct`` is 1 where both are the label. ``distance`` (L2, in pixel units) is rounded
+*up*, so that who compares it with a certified radius never takes an image for nearer than it is.
+``attack`` names the search that found the image, ``none`` where it is the clean one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context, Decimal
+from pathlib import Path
+from typing import Any
+
+from drf_fast.certification.log import CertificationLog, sidecar
+from drf_fast.certification.log.rows import format_time, parse_time, read_integer, read_number
+from drf_fast.certification.log.sidecar import decode, read_bytes, read_config
+from drf_fast.errors import InputError
+
+COLUMNS = (
+    "idx", "label", "epsilon", "clean", "predict", "correct", "distance", "attack", "time",
+)  # fmt: skip
+ATTACKS = ("none", "pgd", "ddn")
+_TWELVE_DECIMALS, _EXACT = Decimal("1e-12"), Context(prec=400)
+
+
+@dataclass(frozen=True)
+class AttackRow:
+    """What became of one image within one epsilon.
+
+    Attributes:
+        idx: position of the image in its data set.
+        label: true class.
+        epsilon: the bound that the attack had, L2 in pixel units.
+        clean: class of the clean image by PREDICT, -1 for abstention.
+        predict: class of the adversarial image by PREDICT.
+        distance: ||adversarial - clean||_2 in pixel units.
+        attack: one of ``ATTACKS``.
+        seconds: time taken.
+    """
+
+    idx: int
+    label: int
+    epsilon: float
+    clean: int
+    predict: int
+    distance: float
+    attack: str
+    seconds: float
+
+    @property
+    def correct(self) -> bool:
+        """Whether the classifier gives the label before and after the attack."""
+        return self.clean == self.label == self.predict
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it abstains on one of the two and is wrong on none."""
+        return not self.correct and {self.clean, self.predict} <= {self.label, -1}
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """An attack log as read."""
+
+    path: Path
+    config: dict[str, Any]
+    rows: tuple[AttackRow, ...]
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """In ascending order."""
+        return tuple(sorted({row.epsilon for row in self.rows}))
+
+    @property
+    def images(self) -> tuple[int, ...]:
+        """In the order of the log."""
+        return tuple(dict.fromkeys(row.idx for row in self.rows))
+
+
+def format_row(row: AttackRow) -> str:
+    """One line of the log, without its end."""
+    distance = Decimal(row.distance).quantize(_TWELVE_DECIMALS, ROUND_CEILING, _EXACT)
+    fields = (
+        row.idx, row.label, repr(row.epsilon), row.clean, row.predict, int(row.correct),
+        f"{distance:f}", row.attack, format_time(row.seconds),
+    )  # fmt: skip
+    return "\t".join(map(str, fields))
+
+
+class AttackLog(CertificationLog):
+    """An attack log that is being written; an image's lines are written together."""
+
+    columns = COLUMNS
+
+    def add(self, rows: Sequence[AttackRow]) -> None:
+        """Write the lines of one image; they have reached the operating system on return."""
+        self._write("\n".join(map(format_row, rows)))
+        self.done.add(rows[0].idx)
+
+    def _whole(self, content: bytes) -> tuple[bytes, set[int]]:
+        """A last image with fewer lines than the first is dropped: it was being written."""
+        content = content[: content.rfind(b"\n") + 1]
+        if not content:
+            return b"", set()
+        rows = parse(self.path, decode(self.path, content))
+        of = {idx: [row.idx for row in rows].count(idx) for idx in {row.idx for row in rows}}
+        if rows and of[rows[-1].idx] < of[rows[0].idx]:
+            last = rows[-1].idx
+            lines = content.splitlines(keepends=True)
+            content = b"".join(lines[: len(lines) - of.pop(last)])
+        return content, set(of)
+
+
+def parse(path: Path, text: str) -> list[AttackRow]:
+    """Checked rows of an attack log.
+
+    Raises:
+        InputError: another header, or a malformed line; names it.
+    """
+    lines = text.rstrip("\r\n").split("\n")
+    if tuple(lines[0].rstrip("\r").split("\t")) != COLUMNS:
+        raise InputError(
+            f"{path} is not an attack log: expected the tab-separated header {' '.join(COLUMNS)}, "
+            f"got {lines[0][:80]!r}; check the path"
+        )
+    rows: list[AttackRow] = []
+    seen: set[tuple[int, float]] = set()
+    for line_number, line in enumerate(lines[1:], start=2):
+        try:
+            row = _parse_row(line.rstrip("\r").split("\t"))
+            if (row.idx, row.epsilon) in seen:
+                raise ValueError(f"expected image {row.idx} at {row.epsilon:g} once, got it again")
+        except ValueError as error:
+            raise InputError(
+                f"{path}: line {line_number} is malformed: {error}; restore the log or attack again"
+            ) from error
+        seen.add((row.idx, row.epsilon))
+        rows.append(row)
+    return rows
+
+
+def _parse_row(fields: list[str]) -> AttackRow:
+    if len(fields) != len(COLUMNS):
+        raise ValueError(f"expected {len(COLUMNS)} fields, got {len(fields)}")
+    named = dict(zip(COLUMNS, fields, strict=True))
+    whole = {
+        key: read_integer(named[key]) for key in ("idx", "label", "clean", "predict", "correct")
+    }
+    correct = whole.pop("correct")
+    row = AttackRow(
+        **whole,
+        epsilon=read_number(named["epsilon"]),
+        distance=read_number(named["distance"]),
+        attack=named["attack"],
+        seconds=parse_time(named["time"]),
+    )
+    if min(row.idx, row.label, row.clean + 1, row.predict + 1) < 0:
+        raise ValueError(f"expected no number below 0 but for an abstention, got {fields[:5]}")
+    if row.attack not in ATTACKS:
+        raise ValueError(f"expected attack to be one of {', '.join(ATTACKS)}, got {row.attack!r}")
+    if not 0 <= row.distance <= row.epsilon * (1 + 1e-5) < float("inf"):
+        raise ValueError(
+            f"expected a distance from 0 to epsilon, got {row.distance} and {row.epsilon}"
+        )
+    if correct != row.correct:
+        raise ValueError(f"expected correct to be {int(row.correct)}, got {correct}")
+    return row
+
+
+def is_attack_log(path: Path) -> bool:
+    """Whether a file begins as an attack log does; an unreadable one does not."""
+    try:
+        with path.open("rb") as file:
+            return file.readline(200).rstrip(b"\r\n") == "\t".join(COLUMNS).encode()
+    except OSError:
+        return False
+
+
+def read_attacked(path: str | Path) -> Attacked:
+    """Read an attack log and its sidecar.
+
+    Raises:
+        InputError: missing, empty, malformed, torn, or without its sidecar.
+    """
+    path = Path(path)
+    content = read_bytes(path)
+    rows = parse(path, decode(path, content))
+    if not content.endswith(b"\n"):
+        raise InputError(
+            f"{path}: line {len(rows) + 1} is torn: expected a line end, got the end of the file; "
+            "finish the run with --resume"
+        )
+    if not rows:
+        raise InputError(
+            f"{path} holds no attack: expected at least one line below the header; attack again "
+            "or leave it out"
+        )
+    if not sidecar(path).exists():
+        raise InputError(
+            f"{path}: expected its configuration in {sidecar(path)}, got no such file; restore it"
+        )
+    return Attacked(path, read_config(path), tuple(rows))

@@ -1,0 +1,102 @@
+"""Certificates held against attacks: one says what cannot be, the other what is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from drf_fast.attacks.log import AttackRow
+from drf_fast.certification.log import Log
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A certificate that an adversarial image contradicts.
+
+    Attributes:
+        idx: the image.
+        certified: the class that was certified.
+        radius: within which it was, L2 in pixel units.
+        predict: the class that PREDICT gives the adversarial image.
+        distance: how far that is from the image.
+    """
+
+    idx: int
+    certified: int
+    radius: float
+    predict: int
+    distance: float
+
+    def __str__(self) -> str:
+        return (
+            f"image {self.idx} is certified class {self.certified} within {self.radius:.6f}, and "
+            f"at distance {self.distance:.6f} it is class {self.predict}"
+        )
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What certificates and attacks say of the same images at one epsilon, shares in %.
+
+    Attributes:
+        epsilon: L2 in pixel units.
+        images: how many.
+        certified: certified the label within epsilon; None without certificates.
+        correct: given the label before and after the attack.
+        undecided: no wrong class, but an abstention.
+        distance: mean distance of the adversarial images.
+    """
+
+    epsilon: float
+    images: int
+    certified: float | None
+    correct: float
+    undecided: float
+    distance: float
+
+
+def broken(rows: Sequence[AttackRow], log: Log) -> list[Broken]:
+    """The certificates of ``log`` that an adversarial image within their radius contradicts.
+
+    The nearest such image of each; an abstention contradicts nothing, and neither does an image on
+    the far side of the radius, whatever epsilon was allowed.
+    """
+    certificates = {
+        int(idx): (int(label), float(radius))
+        for idx, label, radius in zip(log.idx, log.predict, log.radius, strict=True)
+    }
+    nearest: dict[int, Broken] = {}
+    for row in rows:
+        label, radius = certificates.get(row.idx, (-1, 0.0))
+        if label == -1 or row.predict in (-1, label) or row.distance > radius:
+            continue
+        if row.idx not in nearest or row.distance < nearest[row.idx].distance:
+            nearest[row.idx] = Broken(row.idx, label, radius, row.predict, row.distance)
+    return list(nearest.values())
+
+
+def standings(rows: Sequence[AttackRow], log: Log | None) -> list[Standing]:
+    """What became of the images at each epsilon, ascending; certified shares of the same images."""
+    radius: Mapping[int, float] = {}
+    if log is not None:
+        certified = zip(log.idx, log.radius, log.correct, strict=True)
+        radius = {int(i): float(r) if right else -1.0 for i, r, right in certified}
+    found = []
+    for epsilon in sorted({row.epsilon for row in rows}):
+        here = [row for row in rows if row.epsilon == epsilon]
+        known = all(row.idx in radius for row in here)
+
+        def share(flags: list[bool]) -> float:
+            return 100 * sum(flags) / len(flags)
+
+        found.append(
+            Standing(
+                epsilon,
+                len(here),
+                share([radius[row.idx] >= epsilon for row in here]) if known else None,
+                share([row.correct for row in here]),
+                share([row.undecided for row in here]),
+                sum(row.distance for row in here) / len(here),
+            )
+        )
+    return found

@@ -1,0 +1,217 @@
+"""``drf-fast attack``: PGD and DDN against the smoothed classifier, held against certificates."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from drf_fast.attacks import engine
+from drf_fast.attacks.log import AttackLog, read_attacked
+from drf_fast.attacks.search import Search
+from drf_fast.attacks.verdict import Broken, Standing, broken, standings
+from drf_fast.backends import dispatch
+from drf_fast.certification import loading
+from drf_fast.certification.loading import Loaded
+from drf_fast.certification.log import Log, read_log, sidecar
+from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.config import tags
+from drf_fast.config.certification import check_settings, shard_of
+from drf_fast.config.look import AttackConfig, numbers
+from drf_fast.config.tags import Tag
+from drf_fast.config.training import trained
+from drf_fast.config.values import updated
+from drf_fast.errors import InputError
+from drf_fast.functional import noise_key, noisy_repeat
+from drf_fast.models.faster import faster
+from drf_fast.report.sources import logs_in
+from drf_fast.runtime import machine, processes
+from drf_fast.runtime.files import read_json
+from drf_fast.runtime.progress import say
+from drf_fast.runtime.randomness import ATTACK
+
+_MEASURED = tags.having(AttackConfig, Tag.MEASURED)
+
+
+def run(config: AttackConfig) -> int:
+    """The command: the log, a table of what stood, and every certificate that did not.
+
+    Returns:
+        The exit status: 0, or 1 where an attack contradicts a certificate.
+
+    Raises:
+        InputError: a bad checkpoint, data set, setting or output, or a log of another run.
+    """
+    check_settings(config)
+    if processes.count() > 1:
+        raise InputError(
+            f"attack runs in one process: expected no torchrun, got {processes.count()} processes; "
+            "divide the images with --shard i/k"
+        )
+    if config.resume and config.force:
+        raise InputError("--resume continues a log and --force replaces it: pass one of them")
+    saved = checkpoint.load_any(checkpoint.locate(config.checkpoint), config.arch, config.normalize)
+    certificates = certificates_of(config, saved)
+    if certificates is None:
+        say("no certificates of this network to hold the attack against; 'drf-fast certify' first")
+    out = config.out or _default_out(config, saved)
+    loaded, work = prepare(_resumed(config, out), saved, certificates)
+    description = _description(config, loaded, work)
+    if config.resume:
+        log = AttackLog.resume(out, description)
+    else:
+        log = AttackLog.create(out, description, force=config.force)
+    say(
+        f"attacking {sum(map(len, work.groups()))} images of {work.images.name} at sigma "
+        f"{work.classifier.sigma:g}: PGD of {config.steps} steps and {config.restarts} starts"
+        + (f", DDN of {config.ddn_steps}" if config.ddn_steps else "")
+        + f", m {config.num_samples}; PREDICT with n {config.n:,}"
+    )
+    with log:
+        engine.run(work, log)
+    say(f"log: {out}")
+    rows = read_attacked(out).rows
+    fallen = [] if certificates is None else broken(rows, certificates)
+    _show(standings(rows, certificates), fallen, config.json)
+    return 1 if fallen else 0
+
+
+def prepare(
+    config: AttackConfig, saved: dict[str, Any], certificates: Log | None
+) -> tuple[Loaded, engine.Work]:
+    """The network, the images and the search that ``config`` asks for.
+
+    Everything that is drawn, by the search and by its judge, is under one key of the attack's own.
+    """
+    key = noise_key(config.seed, ATTACK)
+    skip = config.skip
+    if skip is None:
+        recorded = None if certificates is None else (certificates.config or {}).get("skip")
+        skip = recorded if isinstance(recorded, int) and recorded > 0 else 1
+    loaded = loading.load(dataclasses.replace(config, skip=skip, seed=key), saved)
+    sigma = loaded.classifier.sigma
+    example = loaded.images.float_images(list(loaded.indices[:1])).to(loaded.device)
+    rows = noisy_repeat(example, sigma, min(256, 8 * config.num_samples))
+    epsilons = (sigma, 2 * sigma, 3 * sigma)
+    work = engine.Work(
+        classifier=loaded.classifier,
+        model=faster(loaded.classifier.base, rows),
+        images=loaded.images,
+        indices=loaded.indices,
+        device=loaded.device,
+        search=Search(
+            config.num_samples, config.steps, config.restarts, config.ddn_steps, key
+        ),
+        epsilons=epsilons if config.epsilons is None else numbers(config.epsilons, "epsilons"),
+        n=config.n,
+        alpha=config.alpha,
+        batch_size=loaded.batch_size,
+        shard=shard_of(config),
+    )  # fmt: skip
+    return loaded, work
+
+
+def certificates_of(config: AttackConfig, saved: dict[str, Any]) -> Log | None:
+    """The certificates to compare with: those that were named, or the most beside the checkpoint.
+
+    Raises:
+        InputError: certificates of another network, or at another sigma.
+    """
+    sigma = saved["config"]["sigma"] if config.sigma is None else config.sigma
+    wanted = {"checkpoint_sha256": saved["sha256"], "sigma": sigma}
+
+    def of_another(log: Log) -> dict[str, Any]:
+        got = {key: (log.config or {}).get(key) for key in wanted}
+        return got if got != wanted or log.predictions else {}
+
+    if config.certificates is not None:
+        log = read_log(config.certificates)
+        if of_another(log):
+            raise InputError(
+                f"{log.path}: expected certificates of {wanted}, the network that is attacked, got "
+                f"{of_another(log)}; pass its own, or certify it first"
+            )
+        return log
+    found: list[Log] = []
+    for path in logs_in(checkpoint.locate(config.checkpoint).parent):
+        with contextlib.suppress(InputError):  # nobody has named it
+            found.append(read_log(path))
+    found = [log for log in found if not of_another(log)]
+    return max(found, key=lambda log: (len(log), (log.config or {}).get("n", 0)), default=None)
+
+
+def _show(standings: Sequence[Standing], fallen: Sequence[Broken], as_json: bool) -> None:
+    if as_json:
+        listed = {"epsilons": standings, "broken_certificates": fallen}
+        plain = {key: [dataclasses.asdict(one) for one in all] for key, all in listed.items()}
+        print(json.dumps(plain, indent=1))
+    else:
+        print("epsilon  images  certified %  under attack %  undecided %  mean distance")
+        for one in standings:
+            certified = "-" if one.certified is None else f"{one.certified:.1f}"
+            print(
+                f"{one.epsilon:<7g}  {one.images:>6}  {certified:>11}  {one.correct:>14.1f}  "
+                f"{one.undecided:>11.1f}  {one.distance:>13.3f}"
+            )
+    for one in fallen:
+        say(f"BROKEN CERTIFICATE: {one}")
+    if fallen:
+        say(
+            f"{len(fallen)} certificates are contradicted: each certificate and each judgement is "
+            "wrong with probability alpha at most; where that cannot be it, one of the logs is not "
+            "of this network, or certification has an error"
+        )
+
+
+def _description(config: AttackConfig, loaded: Loaded, work: engine.Work) -> dict[str, Any]:
+    """What a log records of how it was made; all but the environment must agree on a resume."""
+    recorded = loaded.saved["config"]
+    shard = {} if config.shard is None else {"shard": config.shard}
+    return {
+        "method": recorded["method_label"],
+        "training": trained(recorded),
+        "checkpoint_sha256": loaded.saved["sha256"],
+        "arch": loaded.saved["arch"],
+        "data": loaded.images.name,
+        "split": loaded.images.split,
+        "fingerprint": loaded.images.fingerprint,
+        "sigma": work.classifier.sigma,
+        "n": config.n,
+        "alpha": config.alpha,
+        "epsilons": list(work.epsilons),
+        "num_samples": config.num_samples,
+        "steps": config.steps,
+        "restarts": config.restarts,
+        "ddn_steps": config.ddn_steps,
+        **shard,
+        "seed": config.seed,
+        "max_images": config.max_images,
+        "indices": [loaded.indices[0], loaded.indices[-1], len(loaded.indices)],
+        "precision": loaded.classifier.choices["precision"],
+        "batch_size": loaded.batch_size,
+        "memory_format": loaded.memory_format,
+        "device": loaded.device.type,
+        "environment": machine.environment(loaded.device, dispatch.current()),
+    }
+
+
+def _default_out(config: AttackConfig, saved: dict[str, Any]) -> Path:
+    sigma = saved["config"]["sigma"] if config.sigma is None else config.sigma
+    name = f"attack-s{sigma or 0:g}-n{config.n}"  # without sigma, loading says what is missing
+    if config.shard is not None:
+        name += f"-shard-{config.shard.replace('/', '-of-')}"
+    return checkpoint.locate(config.checkpoint).parent / f"{name}.tsv"
+
+
+def _resumed(config: AttackConfig, out: Path) -> AttackConfig:
+    """What was measured for the log to be resumed stands in for "auto"."""
+    if not config.resume or not sidecar(out).exists():
+        return config
+    recorded: Any = read_json(sidecar(out))
+    if not isinstance(recorded, dict):
+        return config
+    auto = [key for key in _MEASURED if getattr(config, key) == "auto" and key in recorded]
+    return updated(config, {key: recorded[key] for key in auto}, str(sidecar(out)))

@@ -1,0 +1,72 @@
+"""The settings of the commands that attack a certified network and look at it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Annotated
+
+from drf_fast.config.options import SmoothedConfig
+from drf_fast.config.tags import Range, Role
+from drf_fast.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttackConfig(SmoothedConfig):
+    """Attack the smoothed classifier as Salman et al. (2019) do, and hold it against certificates.
+
+    PGD on the smoothed loss, with restarts, and DDN look for the worst image within each epsilon;
+    PREDICT, on noise that the attack has not seen, says what has become of its class. A log of one
+    line an image and epsilon; an interrupted run goes on with --resume. Exit status 1 where an
+    image inside its certified radius changes its class. For example:
+    drf-fast attack runs/RUN --epsilons 0.25,0.5,1 --max-images 100
+    """
+
+    n: Annotated[int, Role.RESULT, Range.COUNT] = 1000
+    """Samples with which PREDICT judges an image."""
+    alpha: Annotated[float, Role.RESULT] = 0.001
+    """Probability that such a judgement is wrong."""
+    epsilons: Annotated[str | None, Role.RESULT] = None
+    """L2 strengths in pixel units, 0.25,0.5,1 for example; the default is sigma, 2 and 3 sigma."""
+    num_samples: Annotated[int, Role.RESULT, Range.COUNT] = 32
+    """Noisy copies m of an image in each gradient; published attacks take up to 128."""
+    steps: Annotated[int, Role.RESULT, Range.COUNT] = 20
+    """Steps T of PGD, each of size 2 epsilon / T; published attacks take up to 100."""
+    restarts: Annotated[int, Role.RESULT, Range.COUNT] = 2
+    """How often PGD runs: first from the image, then from random places in the ball."""
+    ddn_steps: Annotated[int, Role.RESULT, Range.FROM_ZERO] = 40
+    """Steps of the second attack, DDN (Rony et al. 2019); 0 leaves it out."""
+    certificates: Annotated[Path | None, Role.SOURCE] = None
+    """Certification log to hold the attack against; the default is the one with most images in the
+    run folder that is of this network and sigma."""
+    skip: Annotated[int | None, Role.RESULT, Range.COUNT] = None  # type: ignore[assignment]
+    """Take every so many-th image; the default is that of the certificates."""
+    max_images: Annotated[int | None, Role.RESULT, Range.COUNT] = 20
+    """Take at most so many images; None takes all."""
+    shard: Annotated[str | None, Role.RESULT] = None
+    """Attack part i of k, written i/k, into a log of its own; report takes all of them."""
+    out: Annotated[Path | None, Role.PLACE] = None
+    """Log file; the default lies beside the checkpoint and names sigma and n."""
+    resume: Annotated[bool, Role.CALL] = False
+    """Continue the log, if there is one."""
+    force: Annotated[bool, Role.CALL] = False
+    """Replace the log."""
+
+
+def numbers(text: str, flag: str, example: str = "0.25,0.5,1") -> tuple[float, ...]:
+    """Different numbers above 0 with commas between them, ascending.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        found = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        found = (math.nan,)
+    if not all(0 < value < 1e6 for value in found) or len(set(found)) < len(found):
+        raise InputError(
+            f"--{flag} must be different numbers above 0 with commas between them, {example} for "
+            f"example, got {text!r}"
+        )
+    return tuple(sorted(found))

@@ -1,0 +1,171 @@
+"""Attacks beside certificates: what they left of each method's accuracy, and what they broke."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from drf_fast.attacks.log import Attacked, AttackRow
+from drf_fast.attacks.verdict import broken
+from drf_fast.certification.log import Log
+from drf_fast.report.groups import Group
+from drf_fast.report.intervals import clopper_pearson
+from drf_fast.report.summary import Summary
+
+UNDER_ATTACK = (
+    "Under attack: accuracy in % within each L2 epsilon, an abstention of PREDICT counted as "
+    "wrong; undecided: no wrong class but an abstention; certified: of the same images."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class AttackCurve:
+    """Accuracy of one group under attack; (E,) float64 arrays, shares in %.
+
+    Attributes:
+        group: whose networks were attacked; of their logs the images that were.
+        images: how many images, the fewest where networks or epsilons differ.
+        epsilon: 0 and the strengths, ascending, L2 in pixel units.
+        correct: share that keeps the label, its mean over networks.
+        undecided: share with an abstention and no wrong class.
+        certified: share of the same images that is certified at epsilon.
+        lower, upper: with one network the 95 % interval over images of what keeps the label, from
+            above with the undecided ones; with several the lowest and highest network.
+    """
+
+    group: Group
+    images: int
+    epsilon: np.ndarray
+    correct: np.ndarray
+    undecided: np.ndarray
+    certified: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+
+    def belongs_to(self, group: Group) -> bool:
+        """Whether it is of this group of the report."""
+        return (self.group.name, self.group.sigma) == (group.name, group.sigma)
+
+
+def curves_of(
+    summary: Summary, logs: Sequence[Attacked]
+) -> tuple[tuple[AttackCurve, ...], list[str]]:
+    """The curves of the groups that were attacked, and warnings.
+
+    A log belongs to the group of its network and sigma. Several of one network are one attack: an
+    image stands where it stands in all of them.
+    """
+    curves, warnings, used = [], [], set()
+    for entry in summary.groups:
+        networks = []
+        for log in entry.group.logs:
+            network = (log.config or {}).get("checkpoint_sha256"), entry.group.sigma
+            own = [
+                one
+                for one in logs
+                if (one.config.get("checkpoint_sha256"), one.config.get("sigma")) == network
+            ]
+            if not own or network[0] is None:
+                continue
+            used |= {one.path for one in own}
+            rows = [row for one in own for row in one.rows]
+            networks.append((rows, log))
+            warnings += [f"BROKEN CERTIFICATE in {log.path}: {one}" for one in broken(rows, log)]
+        if networks:
+            curves.append(_curve(entry.group, networks))
+    warnings += [
+        f"{one.path} attacks a network, or a sigma, that no log here certifies: left out"
+        for one in logs
+        if one.path not in used
+    ]
+    return tuple(curves), warnings
+
+
+def _curve(group: Group, networks: list[tuple[list[AttackRow], Log]]) -> AttackCurve:
+    points = [_points(rows, log) for rows, log in networks]
+    epsilons = sorted(set.intersection(*(set(found) for found in points)))
+    # (networks, epsilons, 4): images, keeping the label, undecided, certified
+    counts = np.array([[found[epsilon] for epsilon in epsilons] for found in points])
+    shares = 100.0 * counts[:, :, 1:] / counts[:, :, :1]
+    correct, undecided, certified = shares.mean(axis=0).T
+    if len(networks) > 1:
+        lower, upper = shares[:, :, 0].min(axis=0), shares[:, :, 0].max(axis=0)
+    else:
+        bounds = [
+            (clopper_pearson(kept, total)[0], clopper_pearson(kept + undecided_, total)[1])
+            for total, kept, undecided_, _ in counts[0].tolist()
+        ]
+        lower, upper = 100.0 * np.array(bounds).T
+    images = int(counts[:, :, 0].min())
+    epsilon = np.array(epsilons)
+    attacked = tuple(_only(log, {row.idx for row in rows}) for rows, log in networks)
+    group = dataclasses.replace(group, logs=attacked)
+    return AttackCurve(group, images, epsilon, correct, undecided, certified, lower, upper)
+
+
+def _only(log: Log, images: set[int]) -> Log:
+    """The log of these images alone."""
+    kept = np.isin(log.idx, list(images))
+    columns: dict[str, Any] = {
+        field.name: getattr(log, field.name)[kept]
+        for field in dataclasses.fields(Log)
+        if isinstance(getattr(log, field.name), np.ndarray)
+    }
+    return dataclasses.replace(log, **columns)
+
+
+def _points(rows: Sequence[AttackRow], log: Log) -> dict[float, tuple[int, int, int, int]]:
+    """By epsilon: images, how many keep the label, are undecided, and are certified there."""
+    certified = dict(zip(log.idx.tolist(), np.where(log.correct, log.radius, -1.0), strict=True))
+    found: dict[float, dict[int, tuple[bool, bool]]] = {0.0: {}}
+    for row in rows:
+        clean = (row.clean == row.label, row.clean == -1)
+        for epsilon, (keeps, open_) in ((0.0, clean), (row.epsilon, (row.correct, row.undecided))):
+            before = found.setdefault(epsilon, {}).get(row.idx, (True, False))
+            stands, either = before[0] and keeps, (before[0] or before[1]) and (keeps or open_)
+            found[epsilon][row.idx] = (stands, either and not stands)
+    return {
+        epsilon: (
+            len(images),
+            sum(keeps for keeps, _ in images.values()),
+            sum(open_ for _, open_ in images.values()),
+            sum(certified.get(idx, -1.0) >= epsilon for idx in images),
+        )
+        for epsilon, images in found.items()
+    }
+
+
+def attack_cells(curves: Sequence[AttackCurve]) -> tuple[list[str], list[list[str]]]:
+    """A table: under attack, at each epsilon, beside what is certified of the same images."""
+    epsilons = sorted({float(e) for curve in curves for e in curve.epsilon})
+    header = ["under attack", "sigma", "images", *(f"{e:g}" for e in epsilons)]
+    body = []
+    for curve in curves:
+        at = {float(e): i for i, e in enumerate(curve.epsilon)}
+        sigma = "-" if curve.group.sigma is None else f"{curve.group.sigma:g}"
+        for name, values in (
+            (curve.group.name, curve.correct),
+            ("  undecided", curve.undecided),
+            ("  certified", curve.certified),
+        ):
+            first = [name, sigma, str(curve.images)] if not name.startswith(" ") else [name, "", ""]
+            body.append([*first, *(f"{values[at[e]]:.1f}" if e in at else "" for e in epsilons)])
+    return header, body
+
+
+def as_dicts(curves: Sequence[AttackCurve]) -> list[dict[str, object]]:
+    """The curves as JSON-ready values."""
+    names = ("epsilon", "correct", "undecided", "certified", "lower", "upper")
+    return [
+        {
+            "method": curve.group.name,
+            "sigma": curve.group.sigma,
+            "images": curve.images,
+            **{name: getattr(curve, name).tolist() for name in names},
+        }
+        for curve in curves
+    ]

@@ -1,0 +1,208 @@
+"""drf-fast attack: its log, how it goes on, and a wrong certificate that it must catch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import linear
+import pytest
+
+from drf_fast import functional
+from drf_fast.attacks.log import COLUMNS, AttackRow, format_row, parse, read_attacked
+from drf_fast.attacks.verdict import broken
+from drf_fast.certification.log import read_log
+from drf_fast.certification.log.rows import round_down
+from drf_fast.commands.cli import main
+from drf_fast.errors import InputError
+
+N = 200
+COMMON = ("--arch", "linear:Linear", "--device", "cpu", "--batch-size", "200")
+SEARCH = (
+    "--n", "300", "--epsilons", "0.8,0.2", "--num-samples", "8", "--steps", "4", "--ddn-steps", "5",
+    "--max-images", "24",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    linear.saved(folder)
+    out = str(folder / "certificates.tsv")
+    flags = ("--n", str(N), "--skip", "40", "--max-images", "24", "--out", out)
+    assert main(["certify", str(folder), *COMMON, *flags]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(certified, tmp_path):
+    shutil.copytree(certified, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def attack(run, *words: str) -> int:
+    return main(["attack", str(run), *COMMON, *SEARCH, *words])
+
+
+def without_times(path) -> list[str]:
+    return [line.rpartition("\t")[0] for line in path.read_text().splitlines()]
+
+
+def test_a_line_an_image_and_epsilon_and_no_certificate_breaks(run, capsys):
+    assert attack(run, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    log = read_attacked(run / "attack-s0.5-n300.tsv")
+    assert log.epsilons == (0.2, 0.8) and log.images == tuple(range(0, 960, 40))  # as certified
+    assert len(log.rows) == 48 and shown["broken_certificates"] == []
+    small, large = shown["epsilons"]
+    for one in (small, large):  # certified below, attack above, whatever abstains between
+        assert one["images"] == 24 and one["certified"] <= one["correct"] + one["undecided"]
+    # The network is weak: the larger strength must cost something, or nothing was attacked.
+    assert large["correct"] < small["correct"] and {row.attack for row in log.rows} > {"pgd"}
+    for row in log.rows:
+        assert 0 < row.distance <= row.epsilon * (1 + 1e-6)
+
+
+def test_a_wrong_certificate_is_caught(run, capsys):
+    """All n votes for an image whose class an attack does change."""
+    assert attack(run) == 0
+    row = next(row for row in read_attacked(run / "attack-s0.5-n300.tsv").rows
+               if row.predict not in (-1, row.clean) and row.clean == row.label)  # fmt: skip
+    p_lower = float(functional.clopper_pearson_lower(N, N, 0.001))
+    radius = float(functional.certified_radius(N, N, sigma=0.5, alpha=0.001))
+    path = run / "certificates.tsv"
+    lines = path.read_text().splitlines()
+    at = next(at for at, line in enumerate(lines) if line.startswith(f"{row.idx}\t"))
+    fields = lines[at].split("\t")
+    fields[2:5] = [str(row.clean), round_down(radius), str(int(row.clean == row.label))]
+    fields[6:9] = [str(N), str(N), round_down(p_lower)]
+    lines[at] = "\t".join(fields)
+    path.write_text("\n".join(lines) + "\n")
+    assert read_log(path).radius[at - 1] > row.distance  # the log itself has nothing against it
+    capsys.readouterr()
+    assert attack(run, "--resume") == 1
+    said = capsys.readouterr().err
+    assert f"BROKEN CERTIFICATE: image {row.idx} is certified class {row.clean} within" in said
+    assert said.count("BROKEN") == 1
+    assert main(["report", str(run), "--no-paper"]) == 0
+    assert f"BROKEN CERTIFICATE in {path}: image {row.idx}" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_goes_on_to_the_same_log(run, tmp_path):
+    assert attack(run) == 0
+    path = run / "attack-s0.5-n300.tsv"
+    whole = without_times(path)
+    content = path.read_bytes()
+    for kept in (40, len(content) // 2, len(content) - 3):
+        path.write_bytes(content[:kept])
+        assert attack(run, "--resume") == 0
+        assert without_times(path) == whole, kept
+    with pytest.raises(InputError, match="torn"):
+        path.write_bytes(content[:-3])
+        read_attacked(path)
+
+
+def test_other_settings_do_not_resume_it_and_nothing_is_replaced_unasked(run, capsys):
+    assert attack(run) == 0
+    assert attack(run) == 2 and "exists: expected a new file" in capsys.readouterr().err
+    assert attack(run, "--resume", "--steps", "5") == 2
+    assert "another steps (4 there, 5 now)" in capsys.readouterr().err
+
+
+def test_shards_are_the_whole(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("drf_fast.attacks.engine._MOST_ROWS", 24)  # groups of three images
+    assert attack(run) == 0
+    whole = without_times(run / "attack-s0.5-n300.tsv")
+    parts = []
+    for shard in ("1/3", "2/3", "3/3"):
+        assert attack(run, "--shard", shard) == 0
+        parts += without_times(run / f"attack-s0.5-n300-shard-{shard[0]}-of-3.tsv")[1:]
+    assert sorted(parts) == sorted(whole[1:]) and len(parts) == 48
+
+
+def test_the_judge_draws_noise_that_no_search_and_no_certificate_draws(run, monkeypatch):
+    drawn: dict[str, set] = {}
+    original = functional.schemas.noisy_repeat
+
+    def noted(x, sigma, key, *others):
+        drawn.setdefault(others[-1], set()).add(int(key))
+        return original(x, sigma, key, *others)
+
+    monkeypatch.setattr(functional.schemas, "noisy_repeat", noted)
+    assert attack(run, "--restarts", "3") == 0
+    (judge,) = drawn["prediction"]
+    assert drawn["train"] and judge not in drawn["train"]  # gradients: of other keys altogether
+    assert drawn["estimation"] == {judge} and 0 not in {judge, *drawn["train"]}  # 0: certify's
+    assert len(drawn["train"]) >= 4  # three restarts and DDN
+
+
+def test_the_distance_is_rounded_up_and_read_back(tmp_path):
+    row = AttackRow(3, 7, 0.1, 7, -1, 0.0999999999991, "ddn", 1.5)
+    line = format_row(row)
+    assert line.split("\t")[6] == "0.100000000000" and not row.correct and row.undecided
+    text = "\t".join(COLUMNS) + "\n" + line
+    (read,) = parse(tmp_path / "x", text)
+    assert read.distance >= row.distance and read.attack == "ddn"
+    for old, new, said in (
+        ("ddn", "cw", "expected attack to be one of"),
+        ("\t0\t0.1000", "\t1\t0.1000", "expected correct to be 0"),
+        ("0.100000000000", "0.200000000000", "expected a distance from 0 to epsilon"),
+        ("3\t7", "x\t7", "expected an integer"),
+    ):
+        with pytest.raises(InputError, match=said):
+            parse(tmp_path / "x", text.replace(old, new))
+
+
+def test_only_what_lies_inside_the_radius_and_has_another_class_breaks_a_certificate(run):
+    log = read_log(run / "certificates.tsv")
+    at = int((log.radius > 0.05).argmax())
+    idx, label, radius = int(log.idx[at]), int(log.predict[at]), float(log.radius[at])
+    other = (label + 1) % 10
+
+    def rows(predict, distance):
+        return [AttackRow(idx, label, radius + 1, label, predict, distance, "pgd", 0.0)]
+
+    assert len(broken(rows(other, radius), log)) == 1
+    assert broken(rows(other, radius * (1 + 1e-9)), log) == []
+    assert broken(rows(-1, 0.0), log) == broken(rows(label, 0.0), log) == []
+
+
+def test_bad_words(run, capsys, monkeypatch):
+    for words, said in (
+        (("--epsilons", "0.1,x"), "--epsilons must be different numbers above 0"),
+        (("--epsilons", "0.1,0.1"), "--epsilons must be different numbers above 0"),
+        (("--ddn-steps", "-1"), "--ddn-steps must lie between 0"),
+        (("--certificates", str(run / "none.tsv")), "cannot read"),
+        (("--sigma", "0.4", "--certificates", str(run / "certificates.tsv")), "the network that"),
+        (("--force", "--resume"), "pass one of them"),
+    ):
+        assert attack(run, *words) == 2
+        assert said in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert attack(run) == 2 and "--shard i/k" in capsys.readouterr().err
+
+
+def test_report_draws_both_and_shows_both(run, tmp_path, capsys):
+    assert attack(run) == 0
+    capsys.readouterr()
+    assert main(["report", str(run), "--plot", str(tmp_path / "a.svg")]) == 0
+    shown = capsys.readouterr()
+    assert "under attack" in shown.out and "skipped" not in shown.err
+    svg = (tmp_path / "a.svg").read_text()
+    assert "BROKEN" not in shown.err and "<svg" in svg
+    assert main(["report", str(run), "--format", "json"]) == 0
+    (curve,) = json.loads(capsys.readouterr().out)["attacks"]
+    rows = read_attacked(run / "attack-s0.5-n300.tsv").rows
+    for at, epsilon in enumerate(curve["epsilon"]):
+        here = [row for row in rows if row.epsilon == epsilon] if epsilon else rows[::2]
+        kept = sum(row.correct if epsilon else row.clean == row.label for row in here)
+        assert curve["correct"][at] == pytest.approx(100 * kept / 24)
+        assert curve["lower"][at] <= curve["correct"][at] <= curve["upper"][at]
+        assert curve["certified"][at] <= curve["correct"][at] + curve["undecided"][at]
+    # Without the certificates there is nothing to draw it beside.
+    config = json.loads((run / "attack-s0.5-n300.json").read_text())
+    config["checkpoint_sha256"] = "0" * 64
+    (run / "attack-s0.5-n300.json").write_text(json.dumps(config))
+    assert main(["report", str(run)]) == 0
+    shown = capsys.readouterr()
+    assert "under attack" not in shown.out and "left out" in shown.err
