@@ -45,5 +45,9 @@ DRF_FAST_TEST_KERNELS=cuda part kernel_tests 180 "$python" -m pytest -v --tb=sho
 part gpu_tests 90 "$python" -m pytest -v --tb=short -p no:cacheprovider -m gpu tests \
     --ignore=tests/gpu/test_on_gpu.py
 part training 60 "$python" -m drf_fast train --device cuda --max-steps 300 --out "$out/run"
-part sanitizer 60 compute-sanitizer --tool memcheck "$python" -m drf_fast doctor --self-test
+part certification 60 "$python" -m drf_fast certify "$out/run" --device cuda --max-images 50 \
+    --out "$out/certificates.tsv"
+for tool in memcheck racecheck initcheck; do
+    part "$tool" 60 compute-sanitizer --tool "$tool" "$python" -m drf_fast doctor --self-test
+done
 exit $failed

@@ -309,7 +309,9 @@ class SmoothedClassifier:
     @property
     def left_out(self) -> dict[str, str]:
         """Forms of the network that failed, by name, and how."""
-        return dict(self._votes.network.left_out)
+        reason = self._votes.passes.reason
+        graph = {} if reason is None else {"cuda_graph": reason}
+        return {**self._votes.network.left_out, **graph}
 
     def batch_size(self, x: torch.Tensor) -> int:
         """The rows of a forward pass with the highest rate, measured once for a kind of input."""

@@ -115,6 +115,15 @@ class RunNetwork:
         assert self.form is not None
         return self._run(self._network, self.form, rows)
 
+    def memory(self) -> tuple[int, ...] | None:
+        """Where the numbers of the network that runs lie; None where no CUDA graph may replay it.
+
+        Compiled code makes graphs of its own, and a mere callable may be another at each call.
+        """
+        if self.compiled or not isinstance(self._network, nn.Module):
+            return None
+        return tuple(tensor.data_ptr() for tensor in _tensors(self._network))
+
     def content(self) -> list[torch.Tensor]:
         """Copies of the parameters and buffers of ``base``, none of a mere callable."""
         return [tensor.detach().clone() for tensor in _tensors(self.base)]

@@ -49,7 +49,7 @@ class GaussianNoise:
         x: torch.Tensor,
         num: int,
         image_ids: torch.Tensor,
-        offset: int,
+        offset: int | torch.Tensor,
         stream: str,
         dtype: torch.dtype,
     ) -> torch.Tensor:
@@ -89,7 +89,7 @@ class LevelNoise(GaussianNoise):
         x: torch.Tensor,
         num: int,
         image_ids: torch.Tensor,
-        offset: int,
+        offset: int | torch.Tensor,
         stream: str,
         dtype: torch.dtype,
     ) -> torch.Tensor:

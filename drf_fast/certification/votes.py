@@ -6,6 +6,7 @@ several. Counts stay on the device, in int64, and nothing waits for it.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ import torch
 from drf_fast import functional
 from drf_fast.certification.network import RunNetwork
 from drf_fast.certification.noise import GaussianNoise, RowTest, check_rows, rows_to_test
+from drf_fast.certification.passes import Passes, Votes
 
 _BATCH_SIZES = {"cpu": (64, 128, 256, 512), "cuda": (512, 1024, 2048, 4096, 8192, 16384)}
 _TRIED_ROWS = 128  # of a forward pass with which the network's form is chosen
@@ -31,6 +33,7 @@ class NoisyVotes:
 
     def __init__(self, network: RunNetwork, num_classes: int, noise: GaussianNoise) -> None:
         self.network, self.num_classes, self.noise = network, num_classes, noise
+        self.passes = Passes()
         self._best_batch: dict[tuple[object, ...], int] = {}
         self._row_tests: dict[tuple[object, ...], tuple[RowTest, list[torch.Tensor]]] = {}
 
@@ -68,17 +71,26 @@ class NoisyVotes:
         counts = torch.zeros((x.shape[0], self.num_classes), dtype=torch.int64, device=x.device)
         together = max(1, size // num)  # images of a forward pass
         drawn = num
+        step = functools.partial(self._step, stream, size)
+        memory = self.network.memory()
+        kind = None if memory is None else (stream, size, memory)
         with self.network.borrowed():
             for first in range(0, x.shape[0], together):
                 part = slice(first, first + together)
+                start = torch.zeros((), dtype=torch.int64, device=x.device)
+                votes = Votes(x[part], image_ids[part], start, counts[part])
                 for offset in range(0, num, size):
                     rows = min(size, num - offset)
-                    noisy = self._copies(x[part], rows, image_ids[part], offset, stream)
-                    functional.vote(self._logits(noisy, size), counts[part])
+                    self.passes.run(step, votes, rows, kind)
                     if stop is not None and stop(counts, offset + rows):
                         drawn = offset + rows
                         break
         return counts, drawn
+
+    def _step(self, stream: str, size: int, votes: Votes, rows: int) -> None:
+        noisy = self._copies(votes.x, rows, votes.image_ids, votes.offset, stream)
+        functional.vote(self._logits(noisy, size), votes.counts)
+        votes.offset += rows
 
     def batch_size(self, x: torch.Tensor) -> int:
         """The rows of a forward pass with the highest rate, measured once for a kind of input."""
@@ -118,7 +130,7 @@ class NoisyVotes:
         return self._copies(self.network.laid_out(x[:1]), rows, ids, 0, "prediction")
 
     def _copies(
-        self, x: torch.Tensor, rows: int, ids: torch.Tensor, offset: int, stream: str
+        self, x: torch.Tensor, rows: int, ids: torch.Tensor, offset: int | torch.Tensor, stream: str
     ) -> torch.Tensor:
         return self.noise.copies(x, rows, ids, offset, stream, self.network.dtype)
 

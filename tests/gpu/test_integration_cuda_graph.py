@@ -19,6 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import drf_fast
+from drf_fast.certification import passes
+from drf_fast.certification.network import Form, RunNetwork
+from drf_fast.certification.noise import GaussianNoise
+from drf_fast.certification.passes import Votes
+from drf_fast.certification.votes import NoisyVotes
 from drf_fast.ops import checks as _checks
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cuda_graph.py"
@@ -123,7 +128,22 @@ def prepared_counting() -> Callable[[], Any]:
     return run
 
 
+def prepared_pass_of_certification() -> Callable[[], Any]:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, CLASSES)).to("meta")
+    runner = RunNetwork(model, precision="fp32", compile=False, memory_format="contiguous")
+    runner.form = Form("contiguous", "fp32", False)
+    runner._run = lambda network, form, rows: model(rows)  # the meta device has no autocast
+    # Numbers of the noise are the same in all passes: as on a GPU, where a graph may hold them.
+    noise = GaussianNoise(device_number(0.5), key())  # type: ignore[arg-type]
+    votes = NoisyVotes(runner, CLASSES, noise)
+    offset = torch.zeros((), dtype=torch.int64, device="meta")
+    counts = torch.zeros(B, CLASSES, dtype=torch.int64, device="meta")
+    held = Votes(images(), torch.arange(B, device="meta"), offset, counts)
+    return lambda: votes._step("estimation", B * M, held, M)
+
+
 PREPARED = {
+    "pass_of_certification": prepared_pass_of_certification,
     "noisy_repeat": prepared_noisy_repeat,
     "losses": prepared_losses,
     "adversary_step": prepared_adversary_step,
@@ -328,3 +348,21 @@ def test_a_training_step_never_waits_for_the_gpu():
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sound", [False, True])
+def test_certificates_from_graphs_are_those_of_passes_that_ran(monkeypatch, sound):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, CLASSES)).cuda()
+    x = torch.randint(256, (8, 3, 8, 8), device="cuda") / 255
+
+    def certificates() -> list[Any]:
+        smoothed = drf_fast.SmoothedClassifier(model, CLASSES, 0.5, seed=1, sound=sound)
+        found = [smoothed.certify(image, n0=16, n=256, batch_size=64) for image in x]
+        assert smoothed.left_out == {}
+        return found
+
+    graphed = certificates()
+    monkeypatch.setattr(passes, "_DEVICES", ())
+    assert graphed == certificates()

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "on_gpu.sh"
-PARTS = ["device", "self_test", "times", "kernel_tests", "gpu_tests", "training", "sanitizer"]
+PARTS = [
+    "device", "self_test", "times", "kernel_tests", "gpu_tests", "training", "certification",
+    "memcheck", "racecheck", "initcheck",
+]  # fmt: skip
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
 
@@ -52,5 +55,5 @@ def test_time_that_is_up_ends_the_running_part_and_keeps_what_it_wrote(tmp_path)
     status, summary = run(tmp_path / "out", hangs, seconds=3)
     assert status == 1
     assert [line.split(",")[0].split(": ")[1] for line in summary][2] == "out of time"
-    assert summary[-1].startswith("sanitizer: no time left")
+    assert summary[-1].startswith("initcheck: no time left")
     assert (tmp_path / "out" / "times.txt").read_text() == "begun\n"

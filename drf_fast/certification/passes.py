@@ -1,0 +1,120 @@
+"""One forward pass of certification, noise and votes included; on a GPU as one CUDA graph.
+
+A small network's launches cost a GPU more than its work. A graph replays what was captured, so all
+that changes from pass to pass is memory that it reads: the images, their names, the index of the
+next sample, the votes so far. A pass without a graph uses the same memory.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+
+from drf_fast.runtime.logits import told
+from drf_fast.runtime.progress import say
+
+_DEVICES = ("cuda",)
+_WARM_UP = 3  # passes before a capture: kernels compile, libraries make their state
+_MOST_GRAPHS = 8  # each keeps the memory of its pass
+
+
+@dataclass
+class Votes:
+    """What a pass reads and changes.
+
+    Attributes:
+        x: (B, ...) images.
+        image_ids: (B,) int64 names of the images' noise.
+        offset: 0-dim int64, the index of the next sample.
+        counts: (B, K) int64 votes so far.
+    """
+
+    x: torch.Tensor
+    image_ids: torch.Tensor
+    offset: torch.Tensor
+    counts: torch.Tensor
+
+    def clone(self) -> Votes:
+        return Votes(*(value.clone() for value in self._values()))
+
+    def copy_(self, other: Votes) -> None:
+        for own, value in zip(self._values(), other._values(), strict=True):
+            own.copy_(value, non_blocking=True)
+
+    def _values(self) -> tuple[torch.Tensor, ...]:
+        return self.x, self.image_ids, self.offset, self.counts
+
+
+# Adds the votes of so many more samples of each image, and moves the offset on.
+Step = Callable[[Votes, int], None]
+
+
+class Passes:
+    """Runs passes, on a GPU from the fourth of a kind on as graphs; as they are elsewhere.
+
+    Attributes:
+        reason: why passes run without a graph on a GPU, once one could not be captured.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._seen: collections.Counter[Hashable] = collections.Counter()
+
+    def run(self, step: Step, votes: Votes, rows: int, kind: Hashable | None) -> None:
+        """``step(votes, rows)``, which waits for nothing.
+
+        Args:
+            kind: equal for two passes only if a graph of one does what the other shall do: the
+                stream of the noise, the rows and the memory of the network. None: no graph can.
+        """
+        graph = None
+        if kind is not None and votes.x.device.type in _DEVICES and self.reason is None:
+            key = (kind, rows, votes.x.shape, votes.x.stride(), votes.x.dtype)
+            graph = self._graphs.get(key) or self._captured(step, votes, rows, key)
+        if graph is None:
+            step(votes, rows)
+            return
+        graph.votes.copy_(votes)
+        graph.replay()
+        votes.offset.copy_(graph.votes.offset)
+        votes.counts.copy_(graph.votes.counts)
+
+    def _captured(self, step: Step, votes: Votes, rows: int, key: Hashable) -> _Graph | None:
+        self._seen[key] += 1
+        if self._seen[key] <= _WARM_UP or len(self._graphs) >= _MOST_GRAPHS:
+            return None
+        try:
+            self._graphs[key] = graph = _Graph(step, votes, rows)
+            return graph
+        except Exception as error:  # whatever a network of the user's own does on the CPU
+            self.reason = told(error)
+            say(
+                "the network cannot be captured in a CUDA graph and is certified without one, "
+                f"slower where it is small ({self.reason})"
+            )
+            return None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without graphs, which belong to this process's GPU memory."""
+        return {"reason": self.reason, "_graphs": {}, "_seen": collections.Counter()}
+
+
+class _Graph:
+    """One captured pass, and the memory that it reads and changes."""
+
+    def __init__(self, step: Step, votes: Votes, rows: int) -> None:
+        from drf_fast.kernels import scalars  # pyright: ignore[reportMissingImports]
+
+        self.votes = votes.clone()
+        self._graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(votes.x.device)
+        # sigma and the seed are the same in all passes.
+        with scalars.constants(), torch.cuda.graph(self._graph):
+            step(self.votes, rows)
+
+    def replay(self) -> None:
+        self._graph.replay()

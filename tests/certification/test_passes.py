@@ -1,0 +1,123 @@
+"""Passes of certification as graphs: what is replayed is what would have run.
+
+There is no GPU here. A captured graph runs the same launches on the same memory again, and knows
+nothing of Python any more: so a stand-in keeps the arguments that the step had when it was captured
+and calls it with these. What capture itself forbids, tensors and values off the device, is watched
+on the meta device, see tests/gpu/test_integration_cuda_graph.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import drf_fast
+from drf_fast.certification import passes
+from drf_fast.certification.passes import Passes, Votes
+
+
+class Replayed:
+    """Stands for ``passes._Graph`` without a GPU."""
+
+    made: ClassVar[list[Any]] = []
+
+    def __init__(self, step: Any, votes: Votes, rows: int) -> None:
+        self.votes = votes.clone()
+        self._run = functools.partial(step, self.votes, rows)
+        self.made.append(self)
+
+    def replay(self) -> None:
+        self._run()
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> list[Any]:
+    """Passes on the CPU are captured as on a GPU; the graphs that were made."""
+    monkeypatch.setattr(passes, "_Graph", Replayed)
+    monkeypatch.setattr(passes, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(Replayed, "made", [])
+    return Replayed.made
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+
+
+def smoothed(model: Any, **options: Any) -> drf_fast.SmoothedClassifier:
+    return drf_fast.SmoothedClassifier(model, 5, 0.5, seed=3, memory_format="contiguous", **options)
+
+
+def certificates(classifier: drf_fast.SmoothedClassifier, images: torch.Tensor) -> list[Any]:
+    return [
+        classifier.certify(x, n0=10, n=100, alpha=0.01, batch_size=16, image_id=at)
+        for at, x in enumerate(images)
+    ]
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_replayed_passes_give_the_certificates_of_passes_that_ran(graphs, monkeypatch, sound):
+    images = torch.randint(256, (6, 1, 8, 8), generator=torch.Generator().manual_seed(1)).float()
+    images /= 255
+    replayed = certificates(smoothed(network(), sound=sound), images)
+    # Selection, estimation in whole passes, and what is left of 100 after six of 16.
+    assert len(graphs) == 3
+    monkeypatch.setattr(passes, "_DEVICES", ())
+    assert replayed == certificates(smoothed(network(), sound=sound), images)
+
+
+def test_new_weights_are_never_certified_by_an_old_graph(graphs, monkeypatch):
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    model = network()
+    classifier = smoothed(model)
+    certificates(classifier, images)
+    before = len(graphs)
+    for parameter in model.parameters():
+        parameter.data = -parameter.data.clone()  # in other memory
+    after = certificates(classifier, images)
+    assert len(graphs) > before
+    monkeypatch.setattr(passes, "_DEVICES", ())
+    assert after == certificates(smoothed(model), images)
+
+
+def test_what_cannot_be_captured_runs_as_it_is_and_says_so_once(graphs, monkeypatch, capsys):
+    class Refused:
+        def __init__(self, *arguments: object) -> None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(passes, "_Graph", Refused)
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    classifier = smoothed(network())
+    found = certificates(classifier, images)
+    assert capsys.readouterr().err.count("cannot be captured in a CUDA graph") == 1
+    assert "not permitted" in classifier.left_out["cuda_graph"]
+    monkeypatch.setattr(passes, "_DEVICES", ())
+    assert found == certificates(smoothed(network()), images)
+
+
+def test_a_mere_function_is_never_captured(graphs):
+    model = network()
+    certificates(smoothed(lambda x: model(x)), torch.rand(6, 1, 8, 8))
+    assert not graphs
+
+
+def test_graphs_are_few_and_a_copy_has_none(graphs):
+    model, runner = network(), Passes()
+
+    def step(votes: Votes, rows: int) -> None:
+        votes.counts += rows
+        votes.offset += rows
+
+    for rows in range(1, 30):
+        for _ in range(5):
+            zero = torch.zeros((), dtype=torch.int64)
+            votes = Votes(torch.zeros(1, 3), torch.zeros(1), zero, torch.zeros(1, 2))
+            runner.run(step, votes, rows, ("train", model))
+            assert votes.counts.tolist() == [[rows, rows]] and int(votes.offset) == rows
+    assert len(graphs) == passes._MOST_GRAPHS
+    assert copy.deepcopy(runner)._graphs == {}
