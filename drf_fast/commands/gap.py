@@ -31,6 +31,7 @@ from drf_fast.errors import InputError, RunError
 from drf_fast.functional import noisy_repeat
 from drf_fast.report import style
 from drf_fast.report.tables import draw_tables
+from drf_fast.runtime import machine
 from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.progress import Tracker, say
 
@@ -116,6 +117,7 @@ def run(config: GapConfig) -> int:
     return 0
 
 
+@machine.same_threads()
 def measure(config: GapConfig) -> list[Gaps]:
     """The gaps of each method and sigma, in the order of the checkpoints.
 

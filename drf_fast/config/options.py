@@ -48,6 +48,9 @@ class TrainConfig:
     arch: Annotated[str, Role.RESULT] = "lenet"
     """Network: lenet (28 x 28), resnet20, resnet56, resnet110, resnet50 (32 x 32 and larger), or
     one of your own: package.module:factory, called with num_classes=K, on the command line only."""
+    init: Annotated[Path | None, Role.RESULT, Tag.SAME_COST] = None
+    """Start from the weights in this run folder or checkpoint, ours or of another program
+    (fine-tuning), of the same network and number of classes."""
     normalize: Annotated[str, Role.RESULT] = "auto"
     """Normalising first layer, after the noise: none, cifar10, cifar10-center, imagenet or
     imagenet-center; auto takes that of the data set, none for mnist-like sets and imagefolder."""
@@ -199,6 +202,8 @@ class NetworkConfig:
     """Take at most so many images."""
     device: Annotated[Device, Role.SPEED] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
+    threads: Annotated[int | Literal["auto"], Role.SPEED, Range.COUNT] = "auto"
+    """CPU threads; they are recorded."""
     seed: Annotated[int, Role.RESULT] = 0
     """Names the noise."""
     force: Annotated[bool, Role.CALL] = False

@@ -44,6 +44,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     ball: HardBall | SoftBall | None
     totals: Totals
+    init_sha256: str | None = None  # hash of the file whose weights it started from
     graphs: Any = None  # GraphedSteps, where steps run as CUDA graphs
     epoch: int = 0
     batch: int = 0  # of the epoch
