@@ -26,7 +26,8 @@ import torch
 from drf_fast.certification import loading
 from drf_fast.config import tags
 from drf_fast.config.certification import check_settings
-from drf_fast.config.options import GapConfig, NetworkConfig, PredictConfig
+from drf_fast.config.look import GapConfig
+from drf_fast.config.options import NetworkConfig, PredictConfig
 from drf_fast.errors import InputError, RunError
 from drf_fast.functional import noisy_repeat
 from drf_fast.report import style

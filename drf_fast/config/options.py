@@ -371,30 +371,6 @@ class SweepConfig:
     """Print the summary as JSON."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GapConfig(NetworkConfig):
-    """The confidence gap of networks under noise: histogram, density and quantiles.
-
-    log F^y(x + delta) - max_{c != y} log F^c(x + delta), over test images classified right (Fig. 2
-    of the DRF paper). For example: drf-fast gap runs/smoothadv runs/smoothadv-drf --plot gap.png
-    """
-
-    checkpoints: Annotated[tyro.conf.Positional[tuple[Path, ...]], Role.SOURCE] = ()
-    """Checkpoints or run folders, one curve each; those of one method and sigma are seeds. None
-    where --arch package.module:factory makes a network with its weights."""
-    num_samples: Annotated[int, Role.RESULT, Range.COUNT] = 1
-    """Noisy copies of each image."""
-    over: Annotated[Literal["copy", "vote", "all"], Role.RESULT] = "copy"
-    """Gaps of which copies: those classified right themselves, all copies of images that the
-    majority of copies gets right, or all."""
-    plot: Annotated[Path | None, Role.PLACE] = None
-    """Draw histogram and density into this PNG, PDF or SVG file."""
-    force: Annotated[bool, Role.CALL] = False
-    """Replace the plot file."""
-    json: Annotated[bool, Role.CALL] = False
-    """Print the numbers as JSON."""
-
-
 @dataclasses.dataclass(frozen=True)
 class DoctorConfig:
     """What this installation can do, what is missing, and how to get it."""

@@ -107,8 +107,9 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     run = Run(
         config, folder, train_set, test_set, device, model,
-        network, optimizer, ball, Totals(sums), init_sha256, graphs,
+        network, optimizer, ball, Totals(sums), graphs,
     )  # fmt: skip
+    run.init_sha256 = init_sha256
     if saved:
         state.restore(run, saved)
     several = f", {processes.count()} processes" if processes.count() > 1 else ""

@@ -44,11 +44,11 @@ class Run:
     optimizer: torch.optim.Optimizer
     ball: HardBall | SoftBall | None
     totals: Totals
-    init_sha256: str | None = None  # hash of the file whose weights it started from
     graphs: Any = None  # GraphedSteps, where steps run as CUDA graphs
     epoch: int = 0
     batch: int = 0  # of the epoch
     step: int = 0
+    init_sha256: str | None = None  # hash of the file whose weights it started from
 
     def no_totals(self) -> Totals:
         """Sums of an epoch that begins."""

@@ -12,7 +12,8 @@ from drf_fast.certification.log.sidecar import refuse_other_config
 from drf_fast.commands import certify
 from drf_fast.commands.sweep import cost, grid
 from drf_fast.config import arguments, methods, options, tags, training
-from drf_fast.config.options import CertifyConfig, GapConfig, PredictConfig, TrainConfig
+from drf_fast.config.look import GapConfig
+from drf_fast.config.options import CertifyConfig, PredictConfig, TrainConfig
 from drf_fast.config.tags import Of, Range, Role, Tag
 from drf_fast.errors import InputError
 from drf_fast.training import dry_run
@@ -78,9 +79,9 @@ SETS = {
     "same cost": (
         cost._FREE,
         "recipe config init lambda0 lambda_lr kappa tau sigma epsilon warmup_epochs "
-        "consistency_lam consistency_eta stability_lam macer_lam macer_gamma macer_beta macer_after_drop mix_alpha "
-        "mix_eta mix_warmup epochs lr lr_drops late_drop momentum nesterov weight_decay seed "
-        f"certify_images certify_n out max_steps save_every data_dir {CALL}",
+        "consistency_lam consistency_eta stability_lam macer_lam macer_gamma macer_beta "
+        "macer_after_drop mix_alpha mix_eta mix_warmup epochs lr lr_drops late_drop momentum nesterov "
+        f"weight_decay seed certify_images certify_n out max_steps save_every data_dir {CALL}",
     ),
     "soft ball": (arguments._DRF_FLAGS, OF_THE_BALL),
     "adversary": (arguments._ADVERSARY_FLAGS, "drf steps epsilon warmup_epochs grad_norm"),
