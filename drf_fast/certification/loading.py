@@ -58,6 +58,8 @@ class Loaded:
 def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
     """Read, place and measure; several processes use what process 0 measured.
 
+    The number of CPU threads stays as ``config`` says.
+
     Args:
         config: the settings.
         saved: the checkpoint, if it was read already.
@@ -94,6 +96,8 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
             "pass the data set that it was trained on"
         )
     indices = tuple(range(0, len(images), config.skip))[: config.max_images]
+    if config.threads != "auto":
+        machine.set_threads(config.threads)
     device = machine.pick_device(config.device)
     processes.start(device)
     if model is None:

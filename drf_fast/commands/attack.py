@@ -53,7 +53,7 @@ def run(config: AttackConfig) -> int:
         )
     if config.resume and config.force:
         raise InputError("--resume continues a log and --force replaces it: pass one of them")
-    saved = checkpoint.load_any(checkpoint.locate(config.checkpoint), config.arch, config.normalize)
+    saved = checkpoint.load_any(_path(config), config.arch, config.normalize)
     certificates = certificates_of(config, saved)
     if certificates is None:
         say("no certificates of this network to hold the attack against; 'drf-fast certify' first")
@@ -77,6 +77,17 @@ def run(config: AttackConfig) -> int:
     fallen = [] if certificates is None else broken(rows, certificates)
     _show(standings(rows, certificates), fallen, config.json)
     return 1 if fallen else 0
+
+
+def _path(config: AttackConfig) -> Path:
+    """The checkpoint, by whose hash certificates are found."""
+    if config.checkpoint is None:
+        raise InputError(
+            "attack finds certificates by their checkpoint: expected a run folder or a checkpoint, "
+            "got none; save the weights of a network that brings them, with "
+            "torch.save(network.state_dict(), 'weights.pt'), and pass that file first"
+        )
+    return checkpoint.locate(config.checkpoint)
 
 
 def prepare(
@@ -136,7 +147,7 @@ def certificates_of(config: AttackConfig, saved: dict[str, Any]) -> Log | None:
             )
         return log
     found: list[Log] = []
-    for path in logs_in(checkpoint.locate(config.checkpoint).parent):
+    for path in logs_in(_path(config).parent):
         with contextlib.suppress(InputError):  # nobody has named it
             found.append(read_log(path))
     found = [log for log in found if not of_another(log)]
@@ -203,7 +214,7 @@ def _default_out(config: AttackConfig, saved: dict[str, Any]) -> Path:
     name = f"attack-s{sigma or 0:g}-n{config.n}"  # without sigma, loading says what is missing
     if config.shard is not None:
         name += f"-shard-{config.shard.replace('/', '-of-')}"
-    return checkpoint.locate(config.checkpoint).parent / f"{name}.tsv"
+    return _path(config).parent / f"{name}.tsv"
 
 
 def _resumed(config: AttackConfig, out: Path) -> AttackConfig:

@@ -30,6 +30,7 @@ from drf_fast.runtime.progress import say
 _MEASURED = tags.having(CertifyConfig, Tag.MEASURED)
 
 
+@machine.same_threads()
 def certify(config: CertifyConfig) -> Path | None:
     """Certify as ``config`` says and return the path of the log; None after ``--plan``.
 

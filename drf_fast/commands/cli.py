@@ -114,7 +114,7 @@ def _sweep(words: list[str]) -> int:
 
 def _gap(words: list[str]) -> int:
     from drf_fast.config.arguments import parse
-    from drf_fast.config.options import GapConfig
+    from drf_fast.config.look import GapConfig
 
     config = parse(GapConfig, "gap", words)
     from drf_fast.commands import gap

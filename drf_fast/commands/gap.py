@@ -26,11 +26,13 @@ import torch
 from drf_fast.certification import loading
 from drf_fast.config import tags
 from drf_fast.config.certification import check_settings
-from drf_fast.config.options import GapConfig, NetworkConfig, PredictConfig
+from drf_fast.config.look import GapConfig
+from drf_fast.config.options import NetworkConfig, PredictConfig
 from drf_fast.errors import InputError, RunError
 from drf_fast.functional import noisy_repeat
 from drf_fast.report import style
 from drf_fast.report.tables import draw_tables
+from drf_fast.runtime import machine
 from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.progress import Tracker, say
 
@@ -116,6 +118,7 @@ def run(config: GapConfig) -> int:
     return 0
 
 
+@machine.same_threads()
 def measure(config: GapConfig) -> list[Gaps]:
     """The gaps of each method and sigma, in the order of the checkpoints.
 

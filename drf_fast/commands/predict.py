@@ -24,6 +24,7 @@ from drf_fast.runtime.files import write_atomic, write_json
 from drf_fast.runtime.progress import Tracker, say
 
 
+@machine.same_threads()
 def run(config: PredictConfig) -> int:
     """The command: lines on stdout or into ``--out``, totals on stderr, or on stdout as JSON.
 

@@ -67,6 +67,7 @@ def _certify(config: TrainConfig, folder: Path) -> Path:
             max_images=config.certify_images,
             precision=config.precision,
             device=config.device,
+            threads=config.threads,
             compile=config.compile,
             out=out,
             resume=same,

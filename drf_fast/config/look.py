@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from drf_fast.config.options import SmoothedConfig
+import tyro
+
+from drf_fast.config.options import NetworkConfig, SmoothedConfig
 from drf_fast.config.tags import Range, Role
 from drf_fast.errors import InputError
 
@@ -52,6 +54,30 @@ class AttackConfig(SmoothedConfig):
     """Continue the log, if there is one."""
     force: Annotated[bool, Role.CALL] = False
     """Replace the log."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GapConfig(NetworkConfig):
+    """The confidence gap of networks under noise: histogram, density and quantiles.
+
+    log F^y(x + delta) - max_{c != y} log F^c(x + delta), over test images classified right (Fig. 2
+    of the DRF paper). For example: drf-fast gap runs/smoothadv runs/smoothadv-drf --plot gap.png
+    """
+
+    checkpoints: Annotated[tyro.conf.Positional[tuple[Path, ...]], Role.SOURCE] = ()
+    """Checkpoints or run folders, one curve each; those of one method and sigma are seeds. None
+    where --arch package.module:factory makes a network with its weights."""
+    num_samples: Annotated[int, Role.RESULT, Range.COUNT] = 1
+    """Noisy copies of each image."""
+    over: Annotated[Literal["copy", "vote", "all"], Role.RESULT] = "copy"
+    """Gaps of which copies: those classified right themselves, all copies of images that the
+    majority of copies gets right, or all."""
+    plot: Annotated[Path | None, Role.PLACE] = None
+    """Draw histogram and density into this PNG, PDF or SVG file."""
+    force: Annotated[bool, Role.CALL] = False
+    """Replace the plot file."""
+    json: Annotated[bool, Role.CALL] = False
+    """Print the numbers as JSON."""
 
 
 def numbers(text: str, flag: str, example: str = "0.25,0.5,1") -> tuple[float, ...]:

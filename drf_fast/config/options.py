@@ -48,6 +48,9 @@ class TrainConfig:
     arch: Annotated[str, Role.RESULT] = "lenet"
     """Network: lenet (28 x 28), resnet20, resnet56, resnet110, resnet50 (32 x 32 and larger), or
     one of your own: package.module:factory, called with num_classes=K, on the command line only."""
+    init: Annotated[Path | None, Role.RESULT, Tag.SAME_COST] = None
+    """Start from the weights in this run folder or checkpoint, ours or of another program
+    (fine-tuning), of the same network and number of classes."""
     normalize: Annotated[str, Role.RESULT] = "auto"
     """Normalising first layer, after the noise: none, cifar10, cifar10-center, imagenet or
     imagenet-center; auto takes that of the data set, none for mnist-like sets and imagefolder."""
@@ -199,6 +202,8 @@ class NetworkConfig:
     """Take at most so many images."""
     device: Annotated[Device, Role.SPEED] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
+    threads: Annotated[int | Literal["auto"], Role.SPEED, Range.COUNT] = "auto"
+    """CPU threads; they are recorded."""
     seed: Annotated[int, Role.RESULT] = 0
     """Names the noise."""
     force: Annotated[bool, Role.CALL] = False
@@ -364,30 +369,6 @@ class SweepConfig:
     """Replace the sweep in the folder."""
     json: Annotated[bool, Role.CALL] = False
     """Print the summary as JSON."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GapConfig(NetworkConfig):
-    """The confidence gap of networks under noise: histogram, density and quantiles.
-
-    log F^y(x + delta) - max_{c != y} log F^c(x + delta), over test images classified right (Fig. 2
-    of the DRF paper). For example: drf-fast gap runs/smoothadv runs/smoothadv-drf --plot gap.png
-    """
-
-    checkpoints: Annotated[tyro.conf.Positional[tuple[Path, ...]], Role.SOURCE] = ()
-    """Checkpoints or run folders, one curve each; those of one method and sigma are seeds. None
-    where --arch package.module:factory makes a network with its weights."""
-    num_samples: Annotated[int, Role.RESULT, Range.COUNT] = 1
-    """Noisy copies of each image."""
-    over: Annotated[Literal["copy", "vote", "all"], Role.RESULT] = "copy"
-    """Gaps of which copies: those classified right themselves, all copies of images that the
-    majority of copies gets right, or all."""
-    plot: Annotated[Path | None, Role.PLACE] = None
-    """Draw histogram and density into this PNG, PDF or SVG file."""
-    force: Annotated[bool, Role.CALL] = False
-    """Replace the plot file."""
-    json: Annotated[bool, Role.CALL] = False
-    """Print the numbers as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from drf_fast import data, models
+from drf_fast import data
 from drf_fast.balls import HardBall, SoftBall
 from drf_fast.config.options import TrainConfig
 from drf_fast.config.training import (
@@ -29,7 +29,7 @@ from drf_fast.models import faster, normalize
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.logits import told
 from drf_fast.runtime.randomness import INITIAL_WEIGHTS
-from drf_fast.training import state
+from drf_fast.training import initial, state
 from drf_fast.training.graphs import GraphedSteps
 from drf_fast.training.run import Run, Totals, announce
 from drf_fast.training.step import descend
@@ -65,7 +65,10 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
             f"{test_set.image_shape}: expected one shape; resize them"
         )
     torch.manual_seed(noise_key(config.seed, INITIAL_WEIGHTS) % 2**63)
-    model = models.build(config.arch, train_set.num_classes, shape, config.normalize)
+    start = dataclasses.replace(config, init=None) if saved else config  # whose weights are saved
+    model, init_sha256 = initial.network(start, train_set.num_classes, shape)
+    if saved:
+        init_sha256 = saved["config"].get("init_sha256")
     rows = min(images_of_a_step(config), len(train_set)) * config.num_samples
     # Our own networks are written for the fused operations; those of users are traced for them.
     place = faster.place if names_code(config.arch) and not config.compile else machine.place
@@ -106,6 +109,7 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
         config, folder, train_set, test_set, device, model,
         network, optimizer, ball, Totals(sums), graphs,
     )  # fmt: skip
+    run.init_sha256 = init_sha256
     if saved:
         state.restore(run, saved)
     several = f", {processes.count()} processes" if processes.count() > 1 else ""

@@ -48,6 +48,7 @@ class Run:
     epoch: int = 0
     batch: int = 0  # of the epoch
     step: int = 0
+    init_sha256: str | None = None  # hash of the file whose weights it started from
 
     def no_totals(self) -> Totals:
         """Sums of an epoch that begins."""

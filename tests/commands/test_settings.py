@@ -12,7 +12,8 @@ from drf_fast.certification.log.sidecar import refuse_other_config
 from drf_fast.commands import certify
 from drf_fast.commands.sweep import cost, grid
 from drf_fast.config import arguments, methods, options, tags, training
-from drf_fast.config.options import CertifyConfig, GapConfig, PredictConfig, TrainConfig
+from drf_fast.config.look import GapConfig
+from drf_fast.config.options import CertifyConfig, PredictConfig, TrainConfig
 from drf_fast.config.tags import Of, Range, Role, Tag
 from drf_fast.errors import InputError
 from drf_fast.training import dry_run
@@ -66,7 +67,7 @@ SETS = {
     "not trained": (  # cuda_graph was missing
         training.NOT_TRAINED,
         f"{CALL} recipe config data_dir out max_steps device certify_images certify_n method_label "
-        "memory_format threads accumulate save_every cuda_graph",
+        "memory_format threads accumulate save_every cuda_graph init",
     ),
     "not in a dry run's TOML": (dry_run._NOT_SETTINGS, f"recipe config {CALL}"),
     # resume too: what resumes says so itself
@@ -77,10 +78,10 @@ SETS = {
     ),
     "same cost": (
         cost._FREE,
-        "recipe config lambda0 lambda_lr kappa tau sigma epsilon warmup_epochs consistency_lam "
-        "consistency_eta stability_lam macer_lam macer_gamma macer_beta macer_after_drop mix_alpha "
-        "mix_eta mix_warmup epochs lr lr_drops late_drop momentum nesterov weight_decay seed "
-        f"certify_images certify_n out max_steps save_every data_dir {CALL}",
+        "recipe config init lambda0 lambda_lr kappa tau sigma epsilon warmup_epochs "
+        "consistency_lam consistency_eta stability_lam macer_lam macer_gamma macer_beta "
+        "macer_after_drop mix_alpha mix_eta mix_warmup epochs lr lr_drops late_drop momentum nesterov "
+        f"weight_decay seed certify_images certify_n out max_steps save_every data_dir {CALL}",
     ),
     "soft ball": (arguments._DRF_FLAGS, OF_THE_BALL),
     "adversary": (arguments._ADVERSARY_FLAGS, "drf steps epsilon warmup_epochs grad_norm"),
@@ -105,9 +106,12 @@ SETS = {
     "measured for a log": (certify._MEASURED, "batch_size memory_format"),
     "counts of certify": (
         tags.having(CertifyConfig, Range.COUNT),
-        "n0 n skip max_images batch_size",
+        "n0 n skip max_images batch_size threads",
     ),
-    "counts of predict": (tags.having(PredictConfig, Range.COUNT), "n skip max_images batch_size"),
+    "counts of predict": (
+        tags.having(PredictConfig, Range.COUNT),
+        "n skip max_images batch_size threads",
+    ),
 }
 
 

@@ -1,0 +1,81 @@
+"""The network at the start of a run: fresh weights, or those of ``--init``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import nn
+
+from drf_fast import models
+from drf_fast.checkpoints import fitting, tensorfile
+from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.config.options import TrainConfig
+from drf_fast.config.values import names_code
+from drf_fast.errors import InputError
+from drf_fast.models import normalize
+from drf_fast.models.normalize import Normalize
+from drf_fast.training.run import announce
+
+
+def network(
+    config: TrainConfig, num_classes: int, image_shape: tuple[int, ...]
+) -> tuple[nn.Module, str | None]:
+    """The network of ``--arch`` and ``--normalize``, and the hash of the ``--init`` file if given.
+
+    Raises:
+        InputError: as ``models.build``; a checkpoint that cannot be read, of another network, or
+            of one behind another first layer.
+    """
+    if config.init is None:
+        return models.build(config.arch, num_classes, image_shape, config.normalize), None
+    path = checkpoint.locate(config.init)
+    content, digest = tensorfile.read(path)
+    ours = isinstance(content, dict) and "format" in content
+    if ours:
+        content = checkpoint.load(path)
+        _refuse_other_arch(config.arch, content["arch"], path)
+    model = models.build(config.arch, num_classes, image_shape)
+    weights = content["model"] if ours else content
+    fit = fitting.load_into(model, weights, path, f"--arch {config.arch}")
+    layer = normalize.normalize_layer(config.normalize, image_shape[0])
+    if fit.layer is not None or ours:
+        _refuse_other_layer(config.normalize, fit.layer, path)
+    for note in fit.notes:
+        announce(note)
+    announce(f"starting from the weights in {path}")
+    return (model if layer is None else nn.Sequential(layer, model)), digest
+
+
+def _refuse_other_arch(arch: str, there: str, path: Path) -> None:
+    if arch != there and not names_code(arch) and not names_code(there):
+        raise InputError(
+            f"--init {path} holds the weights of {there}: expected the network to be trained, "
+            f"{arch}; pass --arch {there}, or another checkpoint"
+        )
+
+
+def _refuse_other_layer(name: str, there: Normalize | None, path: Path) -> None:
+    """Behind another first layer the weights would see other images."""
+    found = _name_of(there)
+    if found == name:
+        return
+    got = found or "constants of its own"
+    fix = f"pass --normalize {found}" if found else "pass another checkpoint"
+    raise InputError(
+        f"--init {path} was trained behind another normalising first layer: expected that of "
+        f"--normalize {name}, got {got}; {fix}"
+    )
+
+
+def _name_of(layer: Normalize | None) -> str | None:
+    """What ``--normalize`` calls a layer of these constants, if it knows them."""
+    if layer is None:
+        return "none"
+    known = {"none": ((0.0,) * len(layer.mean), (1.0,) * len(layer.mean)), **normalize.CONSTANTS}
+    own = [_numbers(layer.mean.tolist()), _numbers(layer.std.tolist())]
+    return next((name for name, pair in known.items() if [*map(_numbers, pair)] == own), None)
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{float(value):.6g}" for value in values)
