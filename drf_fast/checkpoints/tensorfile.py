@@ -15,6 +15,7 @@ import torch
 from drf_fast.checkpoints import plain_values
 from drf_fast.checkpoints.names import HOLDERS
 from drf_fast.errors import InputError
+from drf_fast.runtime.files import read_regular
 
 
 def read_bytes(path: Path) -> bytes:
@@ -24,7 +25,7 @@ def read_bytes(path: Path) -> bytes:
         InputError: no such file, or not readable.
     """
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise InputError(
             f"cannot read the checkpoint {path}: expected a file of torch.save, got "

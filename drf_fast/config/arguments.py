@@ -14,7 +14,7 @@ from drf_fast.config.tags import Role, Tag
 from drf_fast.config.training import run_folder, uses_adversary
 from drf_fast.config.values import names_code, updated
 from drf_fast.errors import InputError
-from drf_fast.runtime.files import read_json
+from drf_fast.runtime.files import read_json, read_regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,6 +25,7 @@ _T = TypeVar("_T")
 
 _DRF_FLAGS = frozenset(tags.having(TrainConfig, Tag.SOFT_BALL))
 _ADVERSARY_FLAGS = frozenset(tags.having(TrainConfig, Tag.ADVERSARY))
+_MOST_TOML = 2**16  # bytes; all the settings together take two thousand
 _NOT_INHERITED = frozenset(tags.having(TrainConfig, Role.CALL, Tag.RENEWED))
 
 
@@ -35,7 +36,32 @@ def parse(config_type: type[_T], command: str, words: list[str]) -> _T:
         InputError: a flag of the published code.
     """
     published.refuse(words, _names(config_type))
-    return tyro.cli(config_type, prog=f"drf-fast {command}", args=words)
+    config = tyro.cli(config_type, prog=f"drf-fast {command}", args=words)
+    check_places(config)
+    return config
+
+
+def check_places(config: Any) -> None:
+    """Refuse names of files and folders that cannot be recorded or written.
+
+    Raises:
+        InputError: names the flag.
+    """
+    for name in tags.having(type(config), Role.PLACE):
+        value = str(getattr(config, name))
+        if "\0" in value or not _is_utf8(value):
+            raise InputError(
+                f"--{name.replace('_', '-')} must be a path in UTF-8, for it is recorded with the "
+                f"results, got {value!r}; choose another name"
+            )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _names(config_type: Any) -> set[str]:
@@ -50,6 +76,7 @@ def parse_train(words: list[str]) -> TrainConfig:
     """
 
     config = merged(words)
+    check_places(config)
     refuse_ignored_flags(config, given(words))
     return config
 
@@ -57,7 +84,11 @@ def parse_train(words: list[str]) -> TrainConfig:
 def parse_sweep(words: list[str]) -> tuple[SweepConfig, list[str]]:
     """The configuration of ``drf-fast sweep``, and the words that are meant for ``train``."""
     published.refuse(words, _names(SweepConfig) | _names(TrainConfig))
-    return tyro.cli(SweepConfig, prog="drf-fast sweep", args=words, return_unknown_args=True)
+    config, others = tyro.cli(
+        SweepConfig, prog="drf-fast sweep", args=words, return_unknown_args=True
+    )
+    check_places(config)
+    return config, others
 
 
 def merged(
@@ -121,7 +152,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: unreadable, or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_regular(path, _MOST_TOML).decode("utf-8"))
+    except InputError:  # a ValueError, too
+        raise
     except OSError as error:
         raise InputError(
             f"cannot read {path}: expected a TOML file, got "
@@ -130,6 +163,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(
             f"{path} is not TOML: expected lines such as 'sigma = 0.5', got an error: {error}"
+        ) from error
+    except RecursionError as error:
+        raise InputError(
+            f"{path}: expected lines such as 'sigma = 0.5', got brackets nested too deep; no "
+            "setting needs them"
         ) from error
 
 

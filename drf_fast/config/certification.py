@@ -11,6 +11,8 @@ from drf_fast.config.tags import Range
 from drf_fast.config.training import check_sigma
 from drf_fast.errors import InputError
 
+_LEAST_ALPHA = 1e-300  # float64 can halve it and take its logarithm
+
 
 def check_settings(config: SmoothedConfig) -> None:
     """Refuse numbers out of range before anything is read.
@@ -29,8 +31,16 @@ def check_settings(config: SmoothedConfig) -> None:
         check_sigma(config.sigma)
     if not -(2**63) <= config.seed < 2**63:
         raise InputError(f"--seed must fit 64 bits, got {config.seed}")
-    if not 0 < config.alpha < 1:
-        raise InputError(f"--alpha must be a probability between 0 and 1, got {config.alpha}")
+    if not _LEAST_ALPHA <= config.alpha < 1:
+        raise InputError(
+            f"--alpha must be a probability between 0 and 1, got {config.alpha}; the least that "
+            f"can be computed with is {_LEAST_ALPHA:g}"
+        )
+    if config.out is not None and (not config.out.name or config.out.is_dir()):
+        raise InputError(
+            f"--out must name a file, got {str(config.out)!r}, which is a folder; add a name such "
+            "as certificates.tsv"
+        )
 
 
 def shard_of(config: CertifyConfig | AttackConfig) -> tuple[int, int]:

@@ -307,7 +307,8 @@ class ReportConfig:
 
     logs: Annotated[tyro.conf.Positional[tuple[str, ...]], Role.SOURCE]
     """Logs of certify or predict, ours or published: files, run folders or others, patterns; each
-    as PATH or, to name its row, NAME=PATH. Ours keep their settings in the .json beside them."""
+    as PATH or, to name its row, NAME=PATH; - is standard input. Ours keep their settings in the
+    .json beside them."""
     format: Annotated[Format, Role.CALL] = "table"
     """Output on stdout; json and csv hold everything that --details shows."""
     details: Annotated[bool, Role.CALL] = False

@@ -39,8 +39,8 @@ class Range(Enum):
     """The values that a number may have; others, such as None or 'auto', pass."""
 
     COUNT = "1 to 2^32 - 1"
-    FROM_ZERO = "0 or more, finite"
-    ABOVE_ZERO = "above 0, finite"
+    FROM_ZERO = "0 to 1e30"
+    ABOVE_ZERO = "1e-30 to 1e30"
 
 
 @dataclasses.dataclass(frozen=True)

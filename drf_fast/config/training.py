@@ -28,6 +28,7 @@ NOT_TRAINED = frozenset(tags.of(TrainConfig)) - frozenset(tags.having(TrainConfi
 
 _MOST_EPSILON = 64.0  # published strengths from here on are counted in 0..255
 _MOST = 2**32  # sample indices are 32-bit words of the noise counter
+_LARGEST = 1e30  # float32 holds it, its inverse and products with what training makes of them
 
 
 def trained(recorded: dict[str, Any]) -> dict[str, Any]:
@@ -128,20 +129,26 @@ def check(config: TrainConfig, processes: int = 1) -> None:
             )
     for name in tags.having(TrainConfig, Range.FROM_ZERO):
         value = getattr(config, name)
-        if not 0 <= value < math.inf:
-            raise InputError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
+        if not 0 <= value <= _LARGEST:
+            raise InputError(
+                f"--{name.replace('_', '-')} must be 0 or more, at most {_LARGEST:g}, got {value}"
+            )
     for name in tags.having(TrainConfig, Range.ABOVE_ZERO):
         value = getattr(config, name)
-        if value is not None and not 0 < value < math.inf:
+        if value is not None and not 1 / _LARGEST <= value <= _LARGEST:
             raise InputError(
-                f"--{name.replace('_', '-')} must be a finite number above 0, got {value}"
+                f"--{name.replace('_', '-')} must be a finite number above 0, from "
+                f"{1 / _LARGEST:g} to {_LARGEST:g}, got {value}"
             )
     check_sigma(config.sigma)
     check_epsilon(config.epsilon)
     if config.momentum >= 1:
         raise InputError(f"--momentum must be below 1, got {config.momentum}")
-    if isinstance(config.lambda_every, int) and config.lambda_every < 1:
-        raise InputError(f"--lambda-every must be at least 1 or 'epoch', got {config.lambda_every}")
+    if isinstance(config.lambda_every, int) and not 1 <= config.lambda_every < _MOST:
+        raise InputError(
+            f"--lambda-every must be 'epoch' or lie between 1 and {_MOST - 1}, got "
+            f"{config.lambda_every}"
+        )
     if config.tau is not None and config.form != "udr":
         raise InputError(
             f"--tau belongs to --form udr, got --form {config.form}; leave it out, or choose udr"

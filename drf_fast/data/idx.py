@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from drf_fast.errors import InputError
+from drf_fast.runtime.files import read_regular
 
 _UNSIGNED_BYTE = 0x08
 
@@ -22,7 +23,7 @@ def read_bytes(path: Path) -> bytes:
         InputError: it cannot be read.
     """
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise InputError(
             f"cannot read {path}: expected a readable data file, got "

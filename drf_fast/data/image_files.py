@@ -16,6 +16,7 @@ from torch import Tensor
 
 from drf_fast.data import augment
 from drf_fast.errors import InputError
+from drf_fast.runtime.files import is_regular
 
 _EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 _SHORT_SIDE, _CROP = 256, 224  # the published ImageNet evaluation
@@ -140,6 +141,11 @@ def decode(path: Path) -> Image.Image:
     Raises:
         InputError: it cannot be read or decoded, or has more than 8 bits a channel.
     """
+    if path.exists() and not is_regular(path):  # a pipe would wait for its writer
+        raise InputError(
+            f"{path} is no regular file: expected an image file, got a pipe, device or folder; "
+            "remove it"
+        )
     try:
         with Image.open(path) as image:
             mode = image.mode

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from drf_fast.attacks.log import Attacked, is_attack_log, read_attacked
 from drf_fast.certification.log import Log, bare_name, is_log, read_log
+from drf_fast.certification.log.sidecar import MOST_LOG
 from drf_fast.errors import InputError
 
 # What lies beside logs as a matter of course, and is not worth a word.
@@ -51,7 +53,7 @@ def read_all(words: Sequence[str | Path]) -> Found:
 
     Args:
         words: ``PATH`` or ``NAME=PATH``, where PATH is a log, a folder in which and below which
-            all logs are meant, or a pattern with ``*``, ``?`` or ``[``.
+            all logs are meant, a pattern with ``*``, ``?`` or ``[``, or ``-``: standard input.
 
     Raises:
         InputError: nothing there, no log there, or a malformed one.
@@ -61,6 +63,9 @@ def read_all(words: Sequence[str | Path]) -> Found:
     attacks: list[Path] = []
     for word in words:
         name, place = _split(str(word))
+        if place == "-":
+            logs.append(dataclasses.replace(_from_standard_input(), name=name))
+            continue
         paths, others = _files(place)
         certified = [path for path in paths if not is_attack_log(path)]
         logs += [dataclasses.replace(read_log(path), name=name) for path in certified]
@@ -68,6 +73,17 @@ def read_all(words: Sequence[str | Path]) -> Found:
         skipped += [path for path in others if path not in attacks]
     attacked = tuple(read_attacked(path) for path in dict.fromkeys(attacks))
     return Found(tuple(logs), tuple(dict.fromkeys(skipped)), attacked)
+
+
+def _from_standard_input() -> Log:
+    source = Path("standard input")
+    content = sys.stdin.buffer.read(MOST_LOG + 1) if sys.stdin is not None else b""
+    if len(content) > MOST_LOG:
+        raise InputError(
+            f"cannot read {source}: expected at most {MOST_LOG:,} bytes of a log, got more; check "
+            "what writes it"
+        )
+    return read_log(source, content)
 
 
 def _split(word: str) -> tuple[str | None, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ def dashes(i: int) -> str:
 
 def ordered(count: int) -> list[Any]:
     """Colours of ``count`` values in order, dark to light: cividis without its palest part."""
+    _load_matplotlib()
     from matplotlib import colormaps
 
     return [colormaps["cividis"](0.85 * i / max(1, count - 1)) for i in range(count)]
@@ -62,6 +65,7 @@ def figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
 
 def panels(count: int, width: float, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
     """A figure of ``count`` panels of ``width`` x ``height`` inches that share their axes."""
+    _load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -77,6 +81,18 @@ def panels(count: int, width: float, height: float, columns: int = 3) -> tuple[F
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     return drawn, grid[:count]
+
+
+def _load_matplotlib() -> None:
+    """Without the backend that MPLBACKEND names: it may not exist, and files need none."""
+    if "matplotlib" in sys.modules:
+        return
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib  # noqa: F401
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
 
 
 def title(axes: Axes, text: str) -> None:

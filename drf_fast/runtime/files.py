@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +18,9 @@ from drf_fast.errors import InputError
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _FOLDER_LOCK = ".lock"
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+          stat.S_IFSOCK: "a socket"}  # fmt: skip
+MOST_TEXT = 2**24  # bytes of a text file of ours; they have some thousands
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -70,6 +74,44 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_regular(path: str | Path, most: int | None = None) -> bytes:
+    """The bytes of a regular file, of ``most`` bytes at most.
+
+    A pipe would wait for ever for its writer, and a device such as /dev/zero has no end.
+
+    Raises:
+        InputError: neither a regular file nor a folder, or too long.
+        OSError: missing, a folder, or not readable.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+            raise InputError(
+                f"cannot read {path}: expected a regular file, got {kind}; write its content to a "
+                "file first ('drf-fast report -' reads a log from standard input)"
+            )
+        if most is not None and status.st_size > most:
+            raise InputError(
+                f"cannot read {path}: expected at most {most:,} bytes of text, got "
+                f"{status.st_size:,}; check the path"
+            )
+        return file.read()
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a file can be opened without waiting for another process."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Without waiting for the writer of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
@@ -77,7 +119,9 @@ def read_json(path: str | Path) -> Any:
         InputError: the file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_regular(path, MOST_TEXT).decode("utf-8"))
+    except InputError:  # a ValueError, too
+        raise
     except OSError as error:
         reason = (error.strerror or "an error").lower()
         raise InputError(

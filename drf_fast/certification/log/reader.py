@@ -14,6 +14,7 @@ from drf_fast.certification.log.audit import refuse_other_certificates
 from drf_fast.certification.log.rows import FIELD_COLUMNS, Row, is_header, parse_rows
 from drf_fast.certification.log.sidecar import decode, read_bytes, read_config, sidecar
 from drf_fast.errors import InputError
+from drf_fast.runtime.files import is_regular
 
 _LONGEST_HEADER = 4096  # bytes
 
@@ -49,17 +50,20 @@ class Log:
         return len(self.idx)
 
 
-def read_log(path: str | Path) -> Log:
+def read_log(path: str | Path, content: bytes | None = None) -> Log:
     """Read a certification log, ours or one with the six columns of the field, or one of PREDICT.
 
-    Columns after the known ones are ignored. The sidecar is read if there is one, and then each
-    certificate of ours is computed again from its count: one that differs is refused.
+    ``content`` is what stands there, if it was read already, from standard input for example; such
+    a log has no sidecar. Columns after the known ones are ignored. The sidecar is read if there is
+    one, and then each certificate of ours is computed again from its count: one that differs is
+    refused.
 
     Raises:
         InputError: missing, empty, malformed, or not what the counts certify; names the line.
     """
     path = Path(path)
-    content = read_bytes(path)
+    alone = content is not None
+    content = read_bytes(path) if content is None else content
     if not content.strip():
         raise InputError(
             f"{path} is empty: expected a certification log with the header "
@@ -67,7 +71,7 @@ def read_log(path: str | Path) -> Log:
         )
     parsed = parse_rows(path, decode(path, content))
     rows, ours = parsed.rows, parsed.ours
-    config = _configuration(path) if sidecar(path).exists() else None
+    config = _configuration(path) if not alone and sidecar(path).exists() else None
     if not rows and (config or {}).get("shard") is None:  # a shard may have no image
         raise InputError(
             f"{path} holds no certificates: expected at least one line below the header; "
@@ -105,6 +109,8 @@ def read_log(path: str | Path) -> Log:
 
 def is_log(path: Path) -> bool:
     """Whether a file begins as a log does; an unreadable one does not."""
+    if not is_regular(path):  # a pipe would wait for its writer
+        return False
     try:
         with path.open("rb") as file:
             start = file.readline(_LONGEST_HEADER)

@@ -12,10 +12,11 @@ from typing import Any
 
 from drf_fast.config.training import trained
 from drf_fast.errors import InputError
-from drf_fast.runtime.files import read_json
+from drf_fast.runtime.files import read_json, read_regular
 
 # What may change when a log is resumed: where it was begun, and the places where it went on.
 _ENVIRONMENT, _LATER = "environment", "environments_resumed"
+MOST_LOG = 2**28  # bytes: a log of three million images
 _NOT_COMPARED = {_ENVIRONMENT, _LATER}
 
 
@@ -83,7 +84,7 @@ def with_environment(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]
 
 def read_bytes(path: Path) -> bytes:
     with explained(path, "read"):
-        return path.read_bytes()
+        return read_regular(path, MOST_LOG)
 
 
 def decode(path: Path, content: bytes) -> str:
