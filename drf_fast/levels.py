@@ -49,9 +49,7 @@ def noisy_levels(
     check.level_dtype(dtype)
     num_samples = check.count(num_samples, "num_samples")
     check.choice(stream, "stream", STREAMS)
-    table = check.level_sigma(sigma, u.device)
+    scale = check.level_sigma(sigma)
     key, ids = check.noise_source(seed, image_ids, u.shape[0], u.device)
     offset = check.first_sample(sample_offset, num_samples, u.device)
-    return schemas.noisy_levels(
-        u, table.thresholds, table.guide, key, ids, offset, num_samples, stream, dtype
-    )
+    return schemas.noisy_levels(u, scale, key, ids, offset, num_samples, stream, dtype)

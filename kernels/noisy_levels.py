@@ -14,15 +14,18 @@ import triton.language as tl
 from drf_fast.kernels.dtypes import narrow
 from drf_fast.kernels.images import check_ids, check_levels, dense, layout_of
 from drf_fast.kernels.launch import launch
-from drf_fast.kernels.noisy_repeat import ENOUGH_PROGRAMS, memory_offset
+from drf_fast.kernels.noisy_repeat import (
+    ENOUGH_PROGRAMS,
+    GROUPS,
+    groups_of_thread,
+    like_loaded,
+    memory_offset,
+)
 from drf_fast.kernels.normals import philox
 from drf_fast.kernels.scalars import on_device
 from drf_fast.runtime.randomness import STREAM_WORDS
 from drf_fast.runtime.tensors import is_channels_last
 
-# Counter groups of a program, one a thread in each of the four runs: the look-ups of a thread are
-# independent, so that four of them hide each other's latencies.
-GROUPS = 256
 OCTAVES = 63  # of the guide
 
 
@@ -90,7 +93,7 @@ def noisy_levels_kernel(
     source = u + image * pixels
     u0, u1 = tl.load(source + at0, mask=in0), tl.load(source + at1, mask=in1)
     u2, u3 = tl.load(source + at2, mask=in2), tl.load(source + at3, mask=in3)
-    word = group.to(tl.uint32)
+    word = like_loaded(group, u0.to(tl.float32)).to(tl.uint32)
     target = out + (image * num_samples + first) * pixels
     for copy in range(0, tl.minimum(num_samples - first, samples_each)):
         sample = (first_sample + copy).to(tl.uint32)
@@ -149,7 +152,7 @@ def noisy_levels(
         num_samples,
         samples_each,
         *layout,
-        num_warps=GROUPS // 32,
+        num_warps=GROUPS // (32 * groups_of_thread(dtype, last)),
         BITS=bits,
         STREAM=STREAM_WORDS[stream],
         CHANNELS_LAST=last,

@@ -33,7 +33,7 @@ def memory_offset(pixel, area, channels, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
-def _like_loaded(index, loaded):
+def like_loaded(index, loaded):
     """``index``, int32, spread over the threads as the loaded float32 or float64 values are.
 
     Triton lays out what comes from memory for wide accesses and what comes from arange one value a
@@ -92,7 +92,7 @@ def write_noisy_rows(
     x3 = widen(tl.load(image + at3, mask=in3))
     scale = tl.load(sigma).to(x0.dtype)
     key_bits = tl.load(key)
-    word = _like_loaded(group, x0).to(tl.uint32)
+    word = like_loaded(group, x0).to(tl.uint32)
     dtype: tl.constexpr = noisy.dtype.element_ty
     for first in range(0, rows, ROWS):
         copy = first + row

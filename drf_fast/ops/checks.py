@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from drf_fast.backends.reference.levels import LevelTable, level_table
+from drf_fast.backends.reference.levels import level_table
 from drf_fast.runtime.tensors import FLOATS
 
 Scalar = float | int | torch.Tensor
@@ -94,14 +94,18 @@ def level_dtype(dtype: Any) -> torch.dtype:
     return dtype
 
 
-def level_sigma(sigma: Any, device: torch.device) -> LevelTable:
-    """The table of noise in whole levels: made of a number, so that one on a GPU is refused."""
+def level_sigma(sigma: Any) -> float:
+    """A sigma with a table of noise in whole levels, which is made of a number."""
     if isinstance(sigma, torch.Tensor) and sigma.device.type not in ("cpu", "meta"):
         raise ValueError(
             f"sigma must be a number, of which a table is made, got a tensor on {sigma.device}; "
             "pass float(sigma)"
         )
-    return level_table(float(scalar(sigma, "sigma", positive=True)), device)
+    plain = isinstance(sigma, (int, float)) and not isinstance(sigma, bool)
+    number = float(sigma if plain else scalar(sigma, "sigma", positive=True))
+    if not torch.compiler.is_compiling():  # else its range is checked when the operation runs
+        level_table(number)
+    return number
 
 
 def untransformed(operation: str) -> None:

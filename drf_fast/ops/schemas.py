@@ -3,7 +3,8 @@
 ``torch.ops.drf_fast.*`` take tensors that ``functional.py`` has checked. All that may change from
 step to step (key, sigma, lambda, epsilon, step size, sample offset) is a 0-dim tensor here, never
 a number: a number would be baked into a compiled graph or a CUDA graph, and a graph that replays
-one noise key voids every certificate that rests on it.
+one noise key voids every certificate that rests on it. The one number is noisy_levels' sigma, which
+names a table: it is looked up when the operation runs, and is no part of a graph.
 
 Logits are (B, m, K) in any strides, so both orders of the m noisy rows of an image are views of
 the caller's tensor. A loss returns its value and its whole gradient, both from one read of the
@@ -19,6 +20,7 @@ import torch
 from torch.library import Library, register_fake
 
 from drf_fast.backends.dispatch import implementation
+from drf_fast.backends.reference.levels import level_table
 from drf_fast.runtime.tensors import arithmetic_dtype, memory_format_of
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -28,8 +30,8 @@ _SCHEMAS = {
     "noisy_repeat": "(Tensor x, Tensor sigma, Tensor key, Tensor image_ids, Tensor sample_offset,"
     " SymInt num_samples, str stream) -> Tensor",
     "noisy_repeat_backward": "(Tensor grad, SymInt num_samples) -> Tensor",
-    "noisy_levels": "(Tensor u, Tensor thresholds, Tensor guide, Tensor key, Tensor image_ids,"
-    " Tensor sample_offset, SymInt num_samples, str stream, ScalarType dtype) -> Tensor",
+    "noisy_levels": "(Tensor u, float sigma, Tensor key, Tensor image_ids, Tensor sample_offset,"
+    " SymInt num_samples, str stream, ScalarType dtype) -> Tensor",
     "smooth_ce": "(Tensor logits, Tensor target, str reduction, bool need_grad)"
     " -> (Tensor, Tensor)",
     "consistency_loss": "(Tensor logits, Tensor target, Tensor lam, Tensor eta, str reduction,"
@@ -58,9 +60,17 @@ def _dispatcher(name: str) -> Callable[..., Any]:
     return dispatch
 
 
+def _noisy_levels(u: torch.Tensor, sigma: float, *names: Any) -> torch.Tensor:
+    """The backends take what sigma means: thresholds and guide, on the device of u."""
+    table = level_table(sigma, u.device)
+    run = implementation("noisy_levels", u.device.type)
+    return run(u, table.thresholds, table.guide, *names)
+
+
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema)
-    _library.impl(_name, _dispatcher(_name), "CompositeExplicitAutograd")
+    _implementation = _noisy_levels if _name == "noisy_levels" else _dispatcher(_name)
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
 
 
 def repeated_like(
@@ -78,7 +88,7 @@ def _(x, sigma, key, image_ids, sample_offset, num_samples, stream):
 
 
 @register_fake("drf_fast::noisy_levels", lib=_library)
-def _(u, thresholds, guide, key, image_ids, sample_offset, num_samples, stream, dtype):
+def _(u, sigma, key, image_ids, sample_offset, num_samples, stream, dtype):
     return repeated_like(u, num_samples, dtype)
 
 

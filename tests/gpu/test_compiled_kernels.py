@@ -127,8 +127,10 @@ def fused_in(kernel, number: int, capability: int) -> int:
             launch(kernel, 1, x, torch.empty_like(x), num_warps=1, BLOCK=32 * of)
         return fused(sass.compiled(launches[0], capability))
 
-    one, two = count(1), count(2)  # the second adds no other copy of the slow path
-    return one + (number - 1) * (two - one)
+    if number == 1:
+        return count(1)
+    two, four = count(2), count(4)  # more add no other copy of the slow path
+    return two + (number - 2) * (four - two) // 2
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +164,7 @@ def test_machine_code(case: Case, capability: int, binaries_of):
         if case.operation in NOISE:
             check_exactness(binary, capability)
         if vectors(case) and programs > 1:  # one program sums a number an image
-            check_vectors(binary, case.dtype)
+            check_vectors(binary, case.dtype, bytes_in=case.operation == "noisy_levels")
 
 
 def check_exactness(binary: sass.Binary, capability: int) -> None:
@@ -171,11 +173,13 @@ def check_exactness(binary: sass.Binary, capability: int) -> None:
     assert not re.search(r"\bfma\.|\.approx|\.ftz", binary.ptx), "the contract rounds every step"
     assert binary.count(r"MUFU\.(LG2|SIN|COS|EX2|TANH|SQRT).*") == 0, told
     roots = binary.count(r"MUFU\.RSQ") - 1  # one belongs to the roots' common slow path
-    # Each division (noisy_levels by 255) asks once whether it needs its slow path.
-    divided = binary.count(r"FCHK.*")
+    # Each division is noisy_levels' by 255, and takes 255 times its first quotient off once. Of one
+    # whose result nobody stores, what asks for the slow path (FCHK) may remain.
+    taken_off = (one.operands.split(", ")[2] for one in binary.code if one.name == "FFMA")
+    divided = sum(operand == "-255" for operand in taken_off)
+    assert (divided > 0) == (binary.count("FCHK.*") > 0), told
     made_of = fused_in(square_roots, roots, capability) + fused_in(divisions, divided, capability)
-    # The slow path that they share is two shorter where their numbers are known to be whole.
-    assert made_of - 2 * (divided > 0) <= fused(binary) <= made_of, told
+    assert fused(binary) == made_of, told
 
 
 def vectors(case: Case) -> bool:
@@ -184,19 +188,27 @@ def vectors(case: Case) -> bool:
     in_order = case.layout in ("contiguous", "sample_major") or (
         case.layout == "channels_last" and case.operation == "noisy_repeat_backward"
     )
-    # noisy_levels stores single numbers so far: its pixels are bytes, and its rest is look-ups.
-    in_order = in_order and case.operation != "noisy_levels"
     return in_order and row * case.dtype.itemsize % 16 == 0 and row >= 512
 
 
-def check_vectors(binary: sass.Binary, dtype: torch.dtype) -> None:
-    """The large accesses are of 128 bits; a few others load or store single numbers."""
+def check_vectors(binary: sass.Binary, dtype: torch.dtype, bytes_in: bool = False) -> None:
+    """The large accesses are of 128 bits; a few others load or store single numbers.
+
+    With ``bytes_in`` a thread reads a byte for each number that it stores, those of a store at
+    once, and looks in a table of 64 bits.
+    """
     told = f"{binary.name} {dict(binary.opcodes())}"
     # Where half precisions go with a float32 of the same place, 64 bits go with 128.
     beside = dtype.itemsize == 2 and binary.name in ("sum_copies_kernel", "step_in_passes_kernel")
     wide = r"\.(128|64)" if beside else r"\.128"
-    assert binary.count(rf"LDG\..*{wide}.*") and binary.count(r"STG\..*\.128.*"), told
+    assert binary.count(rf"LDG\..*{wide}.*") or bytes_in, told
+    assert binary.count(r"STG\..*\.128.*"), told
     assert binary.count("STG.*") - binary.count(rf"STG\..*{wide}.*") <= 2, told
+    if bytes_in:
+        together = {2: r"\.64", 4: "", 8: r"\.U16"}[dtype.itemsize]
+        assert binary.count(rf"LDG\.E{together}(\.CONSTANT|\.SYS)?") >= 4, told  # the four runs
+        assert binary.count(r"LDG\..*U8.*") == 0, told
+        return
     width = {2: r"\.U16", 4: "", 8: r"\.64"}[dtype.itemsize]
     # Among those of 64 bits are the norms of a batch, and what the steps are made of.
     singles = binary.count(rf"LDG\.E{width}(\.CONSTANT|\.SYS)?")

@@ -92,6 +92,17 @@ def prepared_noisy_repeat() -> Callable[[], Any]:
     return lambda: drf_fast.noisy_repeat(x, num_samples=M, **names).sum().backward()
 
 
+def prepared_noisy_levels() -> Callable[[], Any]:
+    u = torch.zeros(B, 3, 8, 8, dtype=torch.uint8, device="meta")
+    names: dict[str, Any] = {"seed": key(), "image_ids": torch.arange(B, device="meta")}
+
+    def run() -> torch.Tensor:
+        return drf_fast.noisy_levels(u, 0.5, M, **names)
+
+    run()  # makes the table, as the calls before any capture do
+    return run
+
+
 def prepared_losses() -> Callable[[], Any]:
     logits, target = logits_and_target()
     lam, sigma, eta, gamma, beta = (device_number(v) for v in (2.0, 0.5, 0.5, 8.0, 16.0))
@@ -145,6 +156,7 @@ def prepared_pass_of_certification() -> Callable[[], Any]:
 PREPARED = {
     "pass_of_certification": prepared_pass_of_certification,
     "noisy_repeat": prepared_noisy_repeat,
+    "noisy_levels": prepared_noisy_levels,
     "losses": prepared_losses,
     "adversary_step": prepared_adversary_step,
     "counting": prepared_counting,

@@ -64,7 +64,7 @@ class Case:
             x = self._tensor((batch, *rest), device)
             return x, _number(0.5), key, ids, torch.tensor(3), m, "train"
         if self.operation == "noisy_levels":
-            u = (self._tensor((batch, *rest), device) * 255).to(torch.uint8)
+            u = self._tensor((batch, *rest), device, levels=True)
             table = level_table(0.5, torch.device(device))
             names = (key, ids, torch.tensor(3), m, "train", self.dtype)
             return u, table.thresholds, table.guide, *names
@@ -86,14 +86,19 @@ class Case:
         return logits, target, *weights[self.operation], True
 
     def _tensor(
-        self, shape: Sequence[int], device: str, seed: int = 0, normal: bool = False
+        self,
+        shape: Sequence[int],
+        device: str,
+        seed: int = 0,
+        normal: bool = False,
+        levels: bool = False,
     ) -> torch.Tensor:
         flat = torch.empty(math.prod(shape) + (self.layout == "unaligned"), device=device)
         if device != "meta":
             generator = torch.Generator(device).manual_seed(seed)
             fill = flat.normal_ if normal else flat.uniform_
             fill(generator=generator)
-        flat = flat.to(self.dtype)
+        flat = (flat * 255).to(torch.uint8) if levels else flat.to(self.dtype)
         if self.layout == "unaligned":
             return flat[1:].view(*shape)
         if self.layout == "sample_major":

@@ -271,6 +271,28 @@ def test_counting_and_bounds_are_captured():
             assert float(got[2].min()) > 0.1
 
 
+def test_noise_in_levels_is_captured_and_its_table_is_sigmas_own():
+    u = torch.arange(B * 36, dtype=torch.uint8).reshape(B, 1, 6, 6)
+
+    def noise(sigma: float, seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        names: dict[str, Any] = {"seed": seed, "image_ids": IDS}
+        wide = drf_fast.noisy_levels(u, 2 * sigma, M, **names)  # two tables in one graph
+        return wide, drf_fast.noisy_levels(u, sigma, M, dtype=torch.bfloat16, **names)
+
+    compiled = torch.compile(noise, fullgraph=True, backend="aot_eager")
+    for sigma in (0.25, 0.5):  # a number, of which each new one compiles anew
+        same(compiled(sigma, torch.tensor(0)), noise(sigma, torch.tensor(0)))
+        seen = []
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for index in range(STEPS):
+                got = compiled(sigma, torch.tensor(1000 * index - 7))
+                same(got, noise(sigma, torch.tensor(1000 * index - 7)))
+                seen.append(got[0])
+        assert all(not torch.equal(one, seen[0]) for one in seen[1:])
+    with pytest.raises(ValueError, match="0 < sigma <= 16"):
+        compiled(20.0, torch.tensor(0))
+
+
 def test_autocast_around_compiled_code():
     model = Net().eval()
     x, y = images()
