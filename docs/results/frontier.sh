@@ -6,7 +6,7 @@
 #
 # Two sweeps side by side, of one thread each: epsilon in EPSILONS, seeds in SEEDS (0,1,2), sigma 1.0,
 # all else as in decide.sh. Interrupted, the same command goes on. 36 runs of some ten minutes of one
-# core. PRECISION (fp32) is the arithmetic.
+# core. PRECISION (fp32) is the arithmetic; FLAGS are more flags of sweep, such as --device cuda.
 set -euo pipefail
 export OMP_NUM_THREADS=1
 if [ "$1" = one ]; then # MNIST_FOLDER RUN_FOLDER WHICH
@@ -16,7 +16,7 @@ if [ "$1" = one ]; then # MNIST_FOLDER RUN_FOLDER WHICH
     --seeds "${SEEDS:-0,1,2}" --method smoothadv "${flags[@]}" --data mnist --data-dir "$2" \
     --train-images 20000 --sigma 1.0 --epochs 8 --num-samples 2 --steps 4 --lr 0.02 \
     --precision "${PRECISION:-fp32}" --memory-format channels_last --threads 1 --n 1000 --skip 10 \
-    >>"$3/$4.log" 2>&1
+    ${FLAGS:-} >>"$3/$4.log" 2>&1
   exit
 fi
 data=$(realpath "$1") runs=$2

@@ -12,8 +12,8 @@
 #
 # JOBS (2) networks side by side, of one thread each; interrupted, at any place, the same command
 # goes on. PRECISION (bf16) is the arithmetic; on a processor without it fp32 is faster. BATCH
-# (auto) are the rows of a forward pass in certification; TRAIN and CERTIFY are more flags of the two
-# commands, such as --device cuda.
+# (auto) are the rows of a forward pass in certification; FLAGS are more flags of both commands, such
+# as --device cuda.
 set -euo pipefail
 export OMP_NUM_THREADS=1
 if [ "$1" = one ]; then # MNIST_FOLDER RUN_FOLDER METHOD
@@ -23,15 +23,15 @@ if [ "$1" = one ]; then # MNIST_FOLDER RUN_FOLDER METHOD
     recipe=smoothadv flags=(--split-batches --late-drop --no-nesterov)
   fi
   precision=(--precision "${PRECISION:-bf16}" --memory-format channels_last)
-  # shellcheck disable=SC2086  # TRAIN and CERTIFY are several words
+  # shellcheck disable=SC2086  # FLAGS are several words
   drf-fast train --out "$run" --resume --recipe "mnist-$recipe" "${flags[@]}" \
     --sigma "${SIGMA:-1.0}" --seed "${SEED:-0}" --data-dir "$2" --threads 1 --certify-images 0 \
-    "${precision[@]}" ${TRAIN:-} >>"$run.log" 2>&1
+    "${precision[@]}" ${FLAGS:-} >>"$run.log" 2>&1
   certify() { # FOLDER OF THE LOGS, FLAGS
     mkdir -p "$1"
     # shellcheck disable=SC2086
     drf-fast certify "$run" --out "$1/$name.tsv" --resume --data-dir "$data" "${@:2}" \
-      "${precision[@]}" --batch-size "${BATCH:-auto}" ${CERTIFY:-} >>"$run.log" 2>&1
+      "${precision[@]}" --batch-size "${BATCH:-auto}" ${FLAGS:-} >>"$run.log" 2>&1
   }
   data=$2
   certify "$3/n100000" --n 100000 --skip 5

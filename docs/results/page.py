@@ -114,7 +114,7 @@ def decide() -> str:
     head = ("", "σ", "seeds", "ACR", "ACR − SmoothAdv", "r = 0", "r = 1", "r = 2", "distance")
     gains = {form: interval(values) for form, values in found["gain"].items()}
     between = interval(found["shrink_minus_prox"])
-    so_far = "" if found["complete"] else "So far, not all runs being there: "
+    so_far = "" if found["complete"] else "Not all runs are there. So far: "
     verdict = (
         f"By the rule `{found['winner']}` is the default."
         if found["complete"]
@@ -124,7 +124,7 @@ def decide() -> str:
     )
     return (
         f"{so_far}{_seeds(found)}, {', '.join(found['precision'])}; 95 % intervals over images and "
-        f"seeds\n"
+        f"seeds{'' if found['complete'] else ', too narrow with so few'}\n"
         f"([decide.json](results/decide.json)). Over all pairs of σ and seed `prox` gains "
         f"{gains['prox']} of ACR,\n`shrink` {gains['shrink']}; `shrink` − `prox` is {between}.\n"
         f"{verdict}\n\n{table(head, rows)}"

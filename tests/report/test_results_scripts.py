@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
+import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ import torch
 
 import drf_fast
 from drf_fast.certification.log import CertificationLog, Row
+from drf_fast.config import arguments, training
+from drf_fast.config.options import CertifyConfig
 from drf_fast.report import paper
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -83,11 +88,11 @@ def test_the_control_variate_refuses_other_images(part, same, whole):
 
 
 def test_a_row_of_the_full_protocol_is_made_of_both_logs(tmp_path):
-    full, training = script("full"), {"seed": 0, "epochs": 90, "precision": "bf16"}
+    full, trained = script("full"), {"seed": 0, "epochs": 90, "precision": "bf16"}
     wide = [900, 950, 990, 700, 400, 999]
     deep = {0: 90_100, 4: 41_000, 2: 99_050}
     name = "1.0-smoothadv-drf-0.tsv"
-    options = {"training": training}
+    options = {"training": trained}
     certified(tmp_path / "n1000" / name, list(range(6)), wide, 1000, **options)
     certified(tmp_path / "n100000" / name, list(deep), list(deep.values()), 100_000, **options)
     certified(tmp_path / "n100000" / "1.0-gaussian-0.tsv", [0], [90_000], 100_000, **options)
@@ -218,6 +223,54 @@ def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path):
     )
     frontier.draw(found["points"], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+# --------------------------------------------------------------------------------- the commands
+
+RECORDER = """#!/bin/sh
+printf '%s\\n' "$@" >"$RECORDED/$$"
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs bash")
+@pytest.mark.parametrize(
+    ("name", "commands"),
+    [
+        ("decide", {"train": 25, "certify": 25}),
+        ("frontier", {"sweep": 2}),
+        ("full", {"train": 6, "certify": 12}),
+    ],
+)
+def test_every_command_of_a_script_is_one_that_there_is(tmp_path, name, commands):
+    """A program that records its words stands for drf-fast."""
+    (tmp_path / "bin").mkdir()
+    recorded = tmp_path / "recorded"
+    recorded.mkdir()
+    recorder = tmp_path / "bin" / "drf-fast"
+    recorder.write_text(RECORDER)
+    recorder.chmod(0o755)
+    methods = {"METHODS": " ".join(script("full").METHODS)} if name == "full" else {}
+    environment = {
+        **os.environ, **methods, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "RECORDED": str(recorded), "FLAGS": "--device cpu",
+    }  # fmt: skip
+    words = [RESULTS / f"{name}.sh", tmp_path, tmp_path / "runs"]
+    subprocess.run(["bash", *words], env=environment, check=True, timeout=120)
+    called = [path.read_text().splitlines() for path in recorded.iterdir()]
+    assert Counter(each[0] for each in called) == commands
+    for command, *rest in called:
+        if command == "train":
+            config = arguments.parse_train(rest)
+            training.check(config)
+            assert config.resume and config.threads == 1 and config.device == "cpu"
+            assert name == "decide" or (config.epochs, config.batch_size) == (90, 256)
+        elif command == "sweep":
+            config, of_train = arguments.parse_sweep(rest)
+            assert config.vary == ("epsilon=0.5,0.75,1,1.25,1.5,2",) and config.n == 1000
+            assert "cpu" in of_train
+        else:
+            config = arguments.parse(CertifyConfig, "certify", rest)
+            assert config.resume and config.n in (1000, 100_000) and config.device == "cpu"
 
 
 # ------------------------------------------------------------------------------------- the page
