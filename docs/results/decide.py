@@ -113,17 +113,17 @@ def report(runs: Path) -> dict[str, Any]:
         sigma: {form: sorted(paired(found, sigma, form)) for form in (EXACT, OTHER)}
         for sigma in SEEDS
     }
-    gains = {form: over_all(found, form) for form in (EXACT, OTHER)}
+    exact, other = (over_all(found, form) for form in (EXACT, OTHER))
     complete = all(of == list(SEEDS[sigma]) for sigma in SEEDS for of in pairs[sigma].values())
     winner = None
-    if complete and gains[EXACT] and gains[OTHER]:
-        winner = verdict(gains[EXACT][0], gains[OTHER][0])
+    if complete and exact and other:
+        winner = verdict(exact[0], other[0])
     settings = [json.loads((runs / f"{name}.json").read_text()) for name in found]
     return {
         "networks": {name: network(runs, name) for name in found},
         "precision": sorted({each["training"]["precision"] for each in settings}),
         "seeds": pairs,
-        "gain": gains,
+        "gain": {EXACT: exact, OTHER: other},
         "gain_by_sigma": {
             sigma: {
                 form: gain({sigma: np.array(list(of.values()))})
