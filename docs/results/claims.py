@@ -1,4 +1,4 @@
-"""What the readings of DRF show of the paper's claims, as the rule of docs/results.md counts them.
+"""What the readings of DRF show of the paper's claims; docs/results.md has the claims.
 
     docs/results/reading.sh MNIST_FOLDER RUN_FOLDER baseline prox-image ...
     docs/results/reading.sh MNIST_FOLDER RUN_FOLDER report
@@ -80,16 +80,21 @@ def line(name: str, found: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main(runs: Path) -> None:
-    names = sorted(path.name.removeprefix("claim2-")[:-5] for path in runs.glob("claim2-*.json"))
-    found = {name: reading(runs, name) for name in names}
-    baseline = settings(runs / "baseline", "grad-norm")
+def table(readings: dict[str, Any]) -> str:
+    """All readings, in markdown."""
     head = (
         "| reading | ACR at λ₀ = 0.5 / 1 / 2 | mean distance | ACR − baseline at λ₀ = 1 | "
         f"r = {CLEAN}: λ₀ = 2 − 0.5 | r = {FAR}: λ₀ = 2 − 0.5 | 1 | 2 | 3 | 4 |\n"
         f"|---|---|---|---|---|---|{'---|' * 4}"
     )
-    print(head, *(line(*item) for item in found.items()), sep="\n", file=sys.stderr)
+    return "\n".join([head, *(line(*item) for item in readings.items())])
+
+
+def main(runs: Path) -> None:
+    names = sorted(path.name.removeprefix("claim2-")[:-5] for path in runs.glob("claim2-*.json"))
+    found = {name: reading(runs, name) for name in names}
+    baseline = settings(runs / "baseline", "grad-norm")
+    print(table(found), file=sys.stderr)
     json.dump({"baseline": baseline, "readings": found}, sys.stdout, indent=1)
     print()
 

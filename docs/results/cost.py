@@ -1,8 +1,8 @@
 """What the paper's protocol costs, from the benchmarks of a training step and of certification.
 
-    pytest benchmarks/test_training_step.py benchmarks/test_certify.py --benchmark-only \
-        --benchmark-json=cost.json
-    python docs/results/cost.py cost.json
+    python docs/results/cost.py docs/benchmarks.json
+
+docs/benchmarks.json is what ``python benchmarks/report.py`` makes of a run of the benchmarks.
 
 Scaled by rows through the network: a step of the benchmark is 64 images at m = 4 and T = 10, the
 recipe of smoothadv; an image of the other benchmark is certified with 100 + 10,000 samples.
@@ -38,11 +38,11 @@ H100_TRAINING, H100_CERTIFYING = 28_967 * 2 * (4 + 1), 3_700_000
 
 def table(path: Path) -> str:
     """A markdown table: one line a way to compute, seconds and days."""
-    found: dict[str, dict[str, float]] = {STEP: {}, CERTIFY: {}}
-    for entry in json.loads(path.read_text())["benchmarks"]:
-        if entry["group"] in found:
-            provider = entry["extra_info"]["provider"]
-            found[entry["group"]][provider] = entry["stats"]["median"]
+    groups = json.loads(path.read_text(encoding="utf-8"))
+    found = {
+        group: {provider: entry["seconds"] for provider, entry in groups[group].items()}
+        for group in (STEP, CERTIFY)
+    }
     pairs = [
         ("published code, eager fp32", "eager", "eager, batch 400"),
         ("drf_fast, fp32", "drf_fast fp32", "drf_fast fp32"),

@@ -28,5 +28,5 @@ fi
 mnist=$(realpath "$1") cifar=$(realpath "$2") runs=$3
 shift 3
 mkdir -p "$runs"
-python3 -c "from drf_fast import recipes; print(*recipes.NAMES, sep='\n')" |
+python3 -c "from drf_fast.config import recipes; print(*recipes.NAMES, sep='\n')" |
   xargs -P "${JOBS:-2}" -I '{}' "$0" one '{}' "$mnist" "$cifar" "$runs" "$@"

@@ -128,7 +128,7 @@ def test_the_noisy_batch_is_noisy_repeat_of_the_result_bit_for_bit(backend, dtyp
     grad, x, x_adv = case(dtype)
     for layout in (torch.contiguous_format, torch.channels_last):
         a, b, c = (t.contiguous(memory_format=layout) for t in (grad, x, x_adv))
-        got, noisy, _ = step(a, b, c, drf_fast.SoftBall(EPSILON))
+        got, noisy, _ = step(a, b, c, drf_fast.SoftBall(EPSILON, lambda0=0.3))
         expected = drf_fast.noisy_repeat(got, num_samples=M, **NOISE)
         assert torch.equal(noisy, expected) and noisy.stride() == expected.stride()
         assert got.is_contiguous(memory_format=layout)

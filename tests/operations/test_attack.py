@@ -182,7 +182,7 @@ def test_an_image_that_requires_a_gradient_gets_none(backend, model):
 def test_it_works_under_no_grad_and_trains_from_its_batch(backend, model):
     _, target = case()
     with torch.no_grad():
-        got = run(model, drf_fast.SoftBall(0.5))
+        got = run(model, drf_fast.SoftBall(0.5, lambda0=0.4))
     loss = nn.functional.cross_entropy(model(got.noisy), target.repeat_interleave(M))
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -226,8 +226,14 @@ def test_a_wrapped_network_is_refused_by_name(model, process_group):
 
 @pytest.mark.parametrize(
     "ball",
-    [drf_fast.HardBall(0.5), drf_fast.SoftBall(0.5), drf_fast.SoftBall(0.5, form="excess"), None],
-    ids=["hard", "prox", "excess", "unbounded"],
+    [
+        drf_fast.HardBall(0.5),
+        drf_fast.SoftBall(0.5, lambda0=0.4, form="prox"),
+        drf_fast.SoftBall(0.5, lambda0=0.4, form="excess"),
+        drf_fast.SoftBall(0.5, lambda0=0.4, form="udr", tau=0.2),
+        None,
+    ],
+    ids=["hard", "prox", "excess", "udr", "unbounded"],
 )
 def test_images_stay_in_their_range_and_another_range_may_be_given(backend, model, ball):
     x, target = case()

@@ -303,6 +303,18 @@ def test_different_trainings_are_not_averaged_but_named_by_their_difference(tmp_
     assert named == [("gaussian lambda0=1.0", 2), ("gaussian lambda0=2.0", 1), ("gaussian", 1)]
 
 
+def test_a_setting_that_one_log_does_not_know_and_the_other_does_not_use_makes_no_difference(
+    tmp_path,
+):
+    older = {"seed": 1, "kappa": 100}
+    a = ours(tmp_path / "a.tsv", training=older)
+    b = ours(tmp_path / "b.tsv", training=older | {"seed": 2, "tau": None})
+    (together,) = summary_of(a, b).groups
+    assert len(together.acr) == 2 and together.group.name == "gaussian"
+    c = ours(tmp_path / "c.tsv", training=older | {"seed": 2, "tau": 0.5})
+    assert len(summary_of(a, c).groups) == 2
+
+
 @pytest.mark.parametrize(
     ("certificates", "first_idx", "message"),
     [

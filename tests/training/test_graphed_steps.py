@@ -27,7 +27,7 @@ METHODS = {
     "smoothmix-near": ["--no-drf", "--mix-step", "1"],
     "smoothmix+drf": ["--drf", "--epsilon", "2"],
     "smoothadv": ["--no-drf", "--warmup-epochs", "2"],
-    "smoothadv+drf": ["--drf", "--lambda-every", "3"],
+    "smoothadv+drf": ["--drf", "--lambda0", "0.4", "--lambda-every", "3"],
     "smoothadv+drf-parts": ["--drf", "--accumulate", "2"],
     "consistency": ["--no-drf", "--precision", "bf16"],
     "consistency+drf": ["--drf", "--form", "excess", "--grad-norm", "batch"],

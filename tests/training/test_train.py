@@ -66,6 +66,7 @@ def test_training_learns(tmp_path):
         ["--method", "smoothadv", "--no-drf"],
         ["--method", "smoothadv", "--form", "excess", "--lambda-every", "epoch"],
         ["--method", "consistency", "--form", "shrink", "--lambda-every", "2"],
+        ["--method", "smoothadv", "--form", "udr", "--tau", "0.4", "--lambda-every", "10"],
         ["--method", "consistency", "--precision", "bf16", "--grad-norm", "batch"],
     ],
     ids=lambda flags: " ".join(flags[1:4]),
@@ -73,6 +74,28 @@ def test_training_learns(tmp_path):
 def test_every_adversary_and_loss_trains(tmp_path, flags):
     assert train(tmp_path / "r", "--max-steps", "2", *UNCERTIFIED, *flags) == 0
     assert load(tmp_path / "r")["step"] == 2
+
+
+def test_a_run_of_the_former_default_goes_on_as_what_it_was(tmp_path):
+    former = {"form": "excess", "lambda_every": "epoch", "lambda0": 0.5}
+    flags = ["--form", "excess", "--lambda-every", "epoch", "--lambda0", "0.5"]
+    folder = tmp_path / "r"
+    assert train(folder, "--max-steps", "2", *UNCERTIFIED, *flags) == 0
+    # Its files, written before there was --tau.
+    content, config = load(folder), json.loads((folder / "config.json").read_text())
+    del content["config"]["tau"], config["tau"]
+    checkpoint.save(folder / "checkpoint.pt", content)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["train", "--out", str(folder), "--resume", *UNCERTIFIED]) == 0
+    done = load(folder)
+    assert done["step"] > 2 and former.items() <= done["config"].items()
+    # Two epochs: lambda changed twice, each time by at most lambda_lr times the greatest distance.
+    assert done["ball"]["updates"] == done["step"] and 0.4 < float(done["ball"]["lam"]) < 0.6
+
+
+def test_tau_without_its_form_is_refused(tmp_path, capsys):
+    assert train(tmp_path / "r", "--tau", "0.4") == 2
+    assert "--tau belongs to --form udr, got --form prox" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,0 +1,117 @@
+"""ACR against the mean distance of training: is DRF above SmoothAdv's curve, or on it?
+
+    python docs/results/frontier.py RUN_FOLDER frontier.png > frontier.json
+
+from the sweeps of frontier.sh. A point of DRF lies above the curve by its value minus SmoothAdv's
+at the same mean distance and seed, interpolated between the two nearest points of that seed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+METHODS = {"smoothadv": "SmoothAdv", "drf": "SmoothAdv + DRF"}
+VALUES = {
+    "acr": "average certified radius",
+    "r0.00": "accuracy at r = 0 (%)",
+    "r1.00": "accuracy at r = 1 (%)",
+    "r2.00": "accuracy at r = 2 (%)",
+}
+
+
+def points(runs: Path) -> dict[str, list[dict[str, float]]]:
+    """Of each method every finished run: epsilon, seed, mean distance and what it certifies."""
+    found = {}
+    for name in METHODS:
+        summary = json.loads((runs / name / "summary.json").read_text())
+        found[name] = [
+            {
+                "epsilon": setting["values"]["epsilon"],
+                **{key: run[key] for key in ("seed", "distance", *VALUES)},
+            }
+            for setting in summary["settings"]
+            for run in setting["runs"]
+        ]
+    return found
+
+
+def curve(of: list[dict[str, float]], value: str) -> np.ndarray:
+    """(E, 4): of each epsilon the mean distance, and mean, least and greatest value of seeds."""
+    rows = []
+    for epsilon in sorted({point["epsilon"] for point in of}):
+        here = [point for point in of if point["epsilon"] == epsilon]
+        values = [point[value] for point in here]
+        distance = np.mean([point["distance"] for point in here])
+        rows.append((distance, np.mean(values), min(values), max(values)))
+    return np.array(rows)
+
+
+def above(found: dict[str, list[dict[str, float]]], value: str) -> list[dict[str, float]]:
+    """How far DRF lies above SmoothAdv's curve: of each epsilon the mean over seeds and its error.
+
+    The error is the standard error over seeds, None of one seed. Points beyond the ends of the
+    curve are left out.
+    """
+    result = []
+    for epsilon in sorted({point["epsilon"] for point in found["drf"]}):
+        gains = []
+        for point in found["drf"]:
+            if point["epsilon"] != epsilon:
+                continue
+            base = sorted(
+                (other["distance"], other[value])
+                for other in found["smoothadv"]
+                if other["seed"] == point["seed"]
+            )
+            # A hundredth beyond an end is the end: the mean distance of one epsilon wavers so much.
+            if not base or not 0.99 * base[0][0] <= point["distance"] <= 1.01 * base[-1][0]:
+                continue
+            distances, values = zip(*base, strict=True)
+            gains.append(point[value] - float(np.interp(point["distance"], distances, values)))
+        if gains:
+            spread = float(np.std(gains, ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else None
+            result.append(
+                {
+                    "epsilon": epsilon,
+                    "seeds": len(gains),
+                    "gain": float(np.mean(gains)),
+                    "error": spread,
+                }
+            )
+    return result
+
+
+def draw(found: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Both curves of each value, with the band of the seeds."""
+    from matplotlib.figure import Figure
+
+    from drf_fast.report import style
+
+    figure = Figure(figsize=(8.6, 6.4), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True).ravel()
+    for axes, (value, text) in zip(panels, VALUES.items(), strict=True):
+        for number, (name, label) in enumerate(METHODS.items()):
+            rows = curve(found[name], value)
+            colour = style.colour(number)
+            axes.fill_between(rows[:, 0], rows[:, 2], rows[:, 3], color=colour, alpha=0.2, lw=0)
+            axes.plot(rows[:, 0], rows[:, 1], "o-", color=colour, markersize=3, label=label)
+        axes.set(xlabel="mean distance of training", ylabel=text)
+    panels[0].legend()
+    style.save(figure, path)
+
+
+def report(runs: Path) -> dict[str, Any]:
+    found = points(runs)
+    return {"points": found, "above": {value: above(found, value) for value in VALUES}}
+
+
+if __name__ == "__main__":
+    result = report(Path(sys.argv[1]))
+    draw(result["points"], Path(sys.argv[2]))
+    json.dump(result, sys.stdout, indent=1)
+    print()

@@ -1,0 +1,306 @@
+"""Fills the tables and figures of docs/results.md from the JSON beside this file.
+
+    python docs/results/page.py
+
+What lies between <!-- NAME --> and <!-- /NAME --> comes from the function of that name; a test
+compares the page with what this writes. Results that do not exist yet are a sentence, not a table.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "results.md"
+# The order of the paper's table.
+METHODS = (
+    "gaussian", "stability", "macer", "smoothmix", "smoothadv", "smoothadv+drf", "consistency",
+    "consistency+drf",
+)  # fmt: skip
+
+
+def read(name: str, folder: Path = HERE) -> Any:
+    """The content of NAME.json; None if there is none."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def script(name: str) -> Any:
+    """Another program of this folder, as a module."""
+    spec = importlib.util.spec_from_file_location(f"results_{name}", HERE / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """Markdown: the first columns are words, the others numbers."""
+    rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
+    lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
+    return "\n".join(lines)
+
+
+def interval(values: Sequence[float], digits: int = 4) -> str:
+    middle, low, high = (f"{value:+.{digits}f}" for value in values)
+    return f"{middle} [{low}, {high}]"
+
+
+def full() -> str:
+    found = read("full")
+    if not found or not found["rows"]:
+        return (
+            "Not yet run: a row with an adversary takes hours of two cores that have bf16 "
+            "arithmetic, and about a\nday of one core without. The command is "
+            "`docs/results/full.sh MNIST_FOLDER RUN_FOLDER`, then\n"
+            "`python docs/results/full.py RUN_FOLDER > docs/results/full.json`."
+        )
+    rows = [
+        [
+            row["method"],
+            f"{row['sigma']:g}",
+            row["precision"],
+            f"{row['acr']:.3f}",
+            f"{row['paper']:.3f}",
+            f"{row['difference']:+.3f}",
+            f"{row['error']:.3f}",
+        ]
+        for row in found["rows"]
+    ]
+    head = ("method", "σ", "arithmetic", "ACR", "paper", "difference", "standard error")
+    return table(head, rows, 3)
+
+
+def _seeds(found: dict[str, Any]) -> str:
+    """How many seeds each σ has of both forms."""
+    parts = []
+    for sigma, forms in found["seeds"].items():
+        count = len(set(forms["prox"]) & set(forms["shrink"]))
+        if count:
+            parts.append(f"{count} seed{'s' * (count > 1)} at σ = {sigma}")
+    return " and ".join(parts)
+
+
+def decide() -> str:
+    found = read("decide")
+    if not found or not found["gain"]["prox"]:
+        return (
+            "Not yet run; the command is `docs/results/decide.sh MNIST_FOLDER RUN_FOLDER`, then\n"
+            "`python docs/results/decide.py RUN_FOLDER > docs/results/decide.json`."
+        )
+    networks, rows = found["networks"], []
+    for sigma, forms in found["gain_by_sigma"].items():
+        for form, gain in {"baseline": None, **forms}.items():
+            here = [
+                value for name, value in networks.items() if name.startswith(f"{sigma}-{form}-")
+            ]
+            if not here:
+                continue
+            mean = {key: sum(each[key] for each in here) / len(here) for key in
+                    ("acr", "r0", "r1", "r2", "distance")}  # fmt: skip
+            rows.append(
+                [
+                    "SmoothAdv" if form == "baseline" else f"`{form}`", sigma, str(len(here)),
+                    f"{mean['acr']:.4f}", "" if gain is None else interval(gain),
+                    *(f"{mean[key]:.1f}" for key in ("r0", "r1", "r2")), f"{mean['distance']:.3f}",
+                ]
+            )  # fmt: skip
+    head = ("", "σ", "seeds", "ACR", "ACR − SmoothAdv", "r = 0", "r = 1", "r = 2", "distance")
+    gains = {form: interval(values) for form, values in found["gain"].items()}
+    between = interval(found["shrink_minus_prox"])
+    so_far = "" if found["complete"] else "Not all runs are there. So far: "
+    verdict = (
+        f"By the rule `{found['winner']}` is the default."
+        if found["complete"]
+        else "Until all are, `prox` is the default: no difference of 0.002 or more is shown."
+        if found["shrink_minus_prox"][0] < 0.002
+        else "That is no verdict yet; `prox` is the default until it is one."
+    )
+    return (
+        f"{so_far}{_seeds(found)}, {', '.join(found['precision'])}; 95 % intervals over images and "
+        f"seeds{'' if found['complete'] else ', too narrow with so few'}\n"
+        f"([decide.json](results/decide.json)). Over all pairs of σ and seed `prox` gains "
+        f"{gains['prox']} of ACR,\n`shrink` {gains['shrink']}; `shrink` − `prox` is {between}.\n"
+        f"{verdict}\n\n{table(head, rows)}"
+    )
+
+
+def frontier() -> str:
+    found = read("frontier")
+    if not found:
+        return (
+            "Not yet run; the command is `docs/results/frontier.sh MNIST_FOLDER RUN_FOLDER`, then\n"
+            "`python docs/results/frontier.py RUN_FOLDER docs/results/frontier.png > "
+            "docs/results/frontier.json`."
+        )
+    rows = [
+        [
+            f"{point['epsilon']:g}", str(point["seeds"]), f"{point['gain']:+.4f}",
+            "" if point["error"] is None else f"{point['error']:.4f}",
+        ]
+        for point in found["above"]["acr"]
+    ]  # fmt: skip
+    text = table(("ε of DRF", "seeds", "ACR above the curve", "standard error"), rows)
+    return f"![ACR against mean distance](results/frontier.png)\n\n{text}"
+
+
+def table1(sigma: float) -> str:
+    found = read("n1000")
+    groups = {group["method"]: group for group in found["groups"] if group["sigma"] == sigma}
+    wanted = [place for place, radius in enumerate(found["radii"]) if radius <= 2.46 * sigma]
+    wanted = wanted[:: 2 if sigma == 1.0 else 1]
+    rows = []
+    for method in METHODS:
+        group = groups[method]
+        spread = "" if group["acr_std"] is None else f" ± {group['acr_std']:.3f}"
+        shares = [f"{group['certified_accuracy'][place]:.1f}" for place in wanted]
+        rows.append([method, str(group["seeds"]), f"{group['acr']:.3f}{spread}", *shares])
+    head = ("method", "seeds", "ACR", *(f"{found['radii'][place]:.2f}" for place in wanted))
+    return table(head, rows)
+
+
+def pairs() -> str:
+    rows = []
+    for sigma in ("1.0", "0.5"):
+        for base in ("smoothadv", "consistency"):
+            rows.append([base, sigma, *_difference(f"n1000-{sigma}-{base}", (0.0, 1.0, 2.0))])
+    return table(("DRF − baseline", "σ", "seeds", "ACR", "r = 0", "r = 1", "r = 2"), rows)
+
+
+def _difference(name: str, radii: Sequence[float]) -> list[str]:
+    """Seeds, difference in ACR and at the radii that the report has."""
+    found = read(name)
+    group = found["groups"][1]
+    sides = [group["comparison"][side] for side in ("difference", "lower", "upper")]
+    cells = [str(group["seeds"]), interval([side["acr"] for side in sides])]
+    for radius in radii:
+        known = radius in found["radii"]
+        place = found["radii"].index(radius) if known else 0
+        shares = [side["certified_accuracy"][place] for side in sides]
+        cells.append(interval(shares, 1) if known else "")
+    return cells
+
+
+def n100000() -> str:
+    rows = []
+    found = read("n100000")
+    for group in found["groups"]:
+        shares = group["certified_accuracy"][:13:2]
+        rows.append([group["method"], f"{group['sigma']:g}", f"{group['acr']:.3f}",
+                     *(f"{share:.1f}" for share in shares)])  # fmt: skip
+    head = ("method", "σ", "ACR", *(f"{radius:.2f}" for radius in found["radii"][:13:2]))
+    differences = [
+        f"{_difference(f'n100000-{sigma}-smoothadv', ())[1]} at σ = {sigma} (paper {printed})"
+        for sigma, printed in (("0.5", "+0.005"), ("1.0", "+0.012"))
+    ]
+    return f"{table(head, rows, 2)}\n\nDRF − SmoothAdv, ACR: {' and '.join(differences)}."
+
+
+def readings() -> str:
+    claims = script("claims")
+    found = read("readings")["readings"]
+    return claims.table(found)
+
+
+def h100() -> str:
+    rows = []
+    for path in sorted(HERE.glob("h100-*.json")):
+        base, group = json.loads(path.read_text())["groups"]
+        acr = [" / ".join(f"{each['acr']:.3f}" for each in of["logs"]) for of in (base, group)]
+        rows.append([path.stem.removeprefix("h100-"), *acr, _difference(path.stem, ())[1]])
+    head = ("reading", "SmoothAdv, seeds 0 / 1", "DRF, seeds 0 / 1", "ACR − SmoothAdv")
+    return table(head, rows)
+
+
+def fig2() -> str:
+    parts = [
+        f"{method['name'].split(',')[0]} {method['mean']:.2f} and {method['quantiles']['0.5']:.2f}"
+        for method in read("fig2")["methods"]
+    ]
+    return f"Mean and median gap: {', '.join(parts)}."
+
+
+def sweeps() -> str:
+    """ACR against λ₀, ζ and κ."""
+    found = read("readings")["readings"]
+    every, rare = found["prox-image"], found["excess-image-epoch"]
+    wanted = (
+        ("λ₀, `prox`, every step (the default)", every["lambda0"]),
+        ("λ₀, `excess`, once an epoch", rare["lambda0"]),
+        ("ζ, `excess`, once an epoch", rare["rate"]),
+        ("κ, `excess`, once an epoch", rare["kappa"]),
+    )
+    rows = [
+        [
+            name, " / ".join(f"{float(value):g}" for value in of),
+            *(" / ".join(f"{each[key]:{style}}" for each in of.values())
+              for key, style in (("acr", ".3f"), ("r0.00", ".1f"), ("r2.00", ".1f"),
+                                 ("distance", ".2f"))),
+        ]
+        for name, of in wanted
+    ]  # fmt: skip
+    return table(("swept", "values", "ACR", "r = 0", "r = 2", "mean distance"), rows, 2)
+
+
+def costs() -> str:
+    return script("cost").table(HERE.parent / "benchmarks.json")
+
+
+def default() -> str:
+    found = read("default")
+    if not found:
+        return (
+            "Not yet run in the present reading; the command is\n"
+            "`drf-fast train --json > docs/results/default.json`."
+        )
+    return (
+        f"ACR {found['acr']:.3f} over {found['images']} images (σ = {found['sigma']:g}, n = "
+        f"{found['n']:,}, α = {found['alpha']:g}),\n{100 * found['accuracy_under_noise']:.1f} % "
+        f"accuracy under noise, mean distance {found['distance']:.3f}, λ {found['lambda']:.3f}."
+    )
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "full": full,
+    "decide": decide,
+    "frontier": frontier,
+    "pairs": pairs,
+    "sweeps": sweeps,
+    "cost": costs,
+    "table1-1.0": lambda: table1(1.0),
+    "table1-0.5": lambda: table1(0.5),
+    "n100000": n100000,
+    "readings": readings,
+    "h100": h100,
+    "fig2": fig2,
+    "default": default,
+}
+
+
+def filled(text: str) -> str:
+    """The page with every block written anew.
+
+    Raises:
+        ValueError: a block is missing, unknown or there twice.
+    """
+    names = re.findall(r"^<!-- (?!/)(\S+) -->$", text, re.MULTILINE)
+    if sorted(names) != sorted(BLOCKS):
+        raise ValueError(f"expected one block each of {', '.join(BLOCKS)}, got {', '.join(names)}")
+    for name, made in BLOCKS.items():
+        pattern = rf"(?s)(?<=^<!-- {re.escape(name)} -->\n).*?(?=^<!-- /{re.escape(name)} -->$)"
+        content = made()
+        text, count = re.subn(pattern, lambda _, c=content: f"{c}\n", text, flags=re.MULTILINE)
+        if count != 1:
+            raise ValueError(f"block {name} has no end: expected <!-- /{name} -->")
+    return text
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,324 @@
+"""The programs of docs/results: their estimators, and that the page says what its JSON says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import drf_fast
+from drf_fast.certification.log import CertificationLog, Row
+from drf_fast.config import arguments, training
+from drf_fast.config.options import CertifyConfig
+from drf_fast.report import paper
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"results_{name}", RESULTS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def certified(path: Path, images: list[int], counts: list[int], n: int, **settings: Any) -> None:
+    """A log whose certificates follow from its counts; every image is of class 0 and right."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    described = {
+        "method": "smoothadv", "sigma": 1.0, "n0": 100, "n": n, "alpha": 0.001,
+        "budget": "fixed", "indices_total": len(images), **settings,
+    }  # fmt: skip
+    successes = torch.tensor(counts)
+    lower = drf_fast.clopper_pearson_lower(successes, n, 0.001).tolist()
+    radii = drf_fast.certified_radius(successes, n, sigma=1.0, alpha=0.001).tolist()
+    with CertificationLog.create(path, described) as log:
+        for row in zip(images, radii, counts, lower, strict=True):
+            image, radius, count, p = row
+            log.append(Row(image, 0, 0 if radius > 0 else -1, radius, 1.0, count, n, p))
+
+
+# --------------------------------------------------------------------------- the control variate
+
+
+def test_the_control_variate_is_its_formula():
+    full = script("full")
+    estimate, error = full.control_variate(
+        np.array([3.0, 5.0]), np.array([1.0, 2.0]), np.array([1.0, 2.0, 6.0, 7.0])
+    )
+    assert estimate == pytest.approx(4.0 + 2.5)
+    assert error == pytest.approx(math.sqrt(0.5) / math.sqrt(2) * math.sqrt(1 / 2))
+
+
+def test_the_control_variate_of_all_images_is_their_mean_without_error():
+    deep, wide = np.array([1.0, 2.0, 4.0]), np.array([0.5, 1.0, 1.0])
+    estimate, error = script("full").control_variate(deep, wide, wide)
+    assert estimate == pytest.approx(deep.mean()) and error == 0.0
+
+
+def test_the_control_variate_has_no_bias_its_error_is_right_and_less_than_without():
+    full, generator = script("full"), np.random.default_rng(0)
+    wide = generator.uniform(0, 2.4, 1000)
+    deep = 1.2 * wide + generator.normal(0, 0.1, 1000)
+    found = []
+    for _ in range(2000):
+        part = generator.choice(1000, 200, replace=False)
+        found.append(full.control_variate(deep[part], wide[part], wide))
+    estimates, errors = np.array(found).T
+    spread = estimates.std()
+    assert abs(estimates.mean() - deep.mean()) < 4 * spread / math.sqrt(2000)
+    assert errors.mean() == pytest.approx(spread, rel=0.06)  # 4 standard errors of a deviation
+    assert spread < 0.5 * deep.std() / math.sqrt(200) * math.sqrt(0.8)
+
+
+@pytest.mark.parametrize("part, same, whole", [(1, 1, 9), (3, 2, 9), (3, 3, 2)])
+def test_the_control_variate_refuses_other_images(part, same, whole):
+    with pytest.raises(ValueError, match="expected both values of the same 2 to"):
+        script("full").control_variate(np.ones(part), np.ones(same), np.ones(whole))
+
+
+def test_a_row_of_the_full_protocol_is_made_of_both_logs(tmp_path):
+    full, trained = script("full"), {"seed": 0, "epochs": 90, "precision": "bf16"}
+    wide = [900, 950, 990, 700, 400, 999]
+    deep = {0: 90_100, 4: 41_000, 2: 99_050}
+    name = "1.0-smoothadv-drf-0.tsv"
+    options = {"training": trained}
+    certified(tmp_path / "n1000" / name, list(range(6)), wide, 1000, **options)
+    certified(tmp_path / "n100000" / name, list(deep), list(deep.values()), 100_000, **options)
+    certified(tmp_path / "n100000" / "1.0-gaussian-0.tsv", [0], [90_000], 100_000, **options)
+    (row,) = full.report(tmp_path)  # of gaussian one log is not there
+
+    def radius(count: int, n: int) -> float:
+        return float(drf_fast.certified_radius(count, n, sigma=1.0, alpha=0.001))
+
+    left = [radius(count, 100_000) - radius(wide[image], 1000) for image, count in deep.items()]
+    acr = np.mean([radius(count, 1000) for count in wide]) + np.mean(left)
+    assert row["acr"] == pytest.approx(acr, abs=1e-9)
+    assert row["error"] == pytest.approx(np.std(left, ddof=1) / math.sqrt(3) * math.sqrt(0.5))
+    printed = paper.table()[1.0, "smoothadv+drf"].acr
+    assert row["difference"] == pytest.approx(acr - printed) and row["paper"] == printed
+    assert row["certified"]["1.00"] == pytest.approx(200 / 3)
+
+
+# ------------------------------------------------------------------------------- which form wins
+
+
+def networks(folder: Path, gains: dict[str, float], seeds: dict[str, tuple[int, ...]]) -> None:
+    """Logs of decide.sh, ``gains`` more of 1,000 votes for each form."""
+    generator = np.random.default_rng(1)
+    base = generator.integers(600, 950, 40)
+    for sigma, of in seeds.items():
+        for seed in of:
+            for kind, more in {"baseline": 0.0, **gains}.items():
+                path = folder / f"{sigma}-{kind}-{seed}.tsv"
+                counts = (base + 3 * seed + more).astype(int).tolist()
+                certified(path, list(range(40)), counts, 1000, training={"precision": "fp32"})
+                run = path.with_suffix("")
+                run.mkdir()
+                (run / "metrics.jsonl").write_text(json.dumps({"distance": 1.0, "lambda": 0.4}))
+
+
+def test_gains_are_means_over_pairs_and_images_with_an_interval_around_them():
+    decide, generator = script("decide"), np.random.default_rng(3)
+    large, small = generator.normal(0.01, 0.05, (5, 300)), generator.normal(0.0, 0.05, (3, 300))
+    middle, low, high = decide.gain({"1.0": large, "0.5": small})
+    assert middle == pytest.approx(np.concatenate([large, small]).mean())
+    assert low < middle < high
+    # Images and seeds are independent here, so the error is near that of all values.
+    error = np.concatenate([large, small]).std() / math.sqrt(8 * 300)
+    assert 0.8 * 3.92 * error < high - low < 2.5 * 3.92 * error
+
+
+def test_a_gain_of_all_alike_has_no_interval():
+    middle, low, high = script("decide").gain({"1.0": np.full((3, 50), 0.25)})
+    assert (middle, low, high) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_an_interval_over_seeds_covers_as_often_as_it_says():
+    decide, generator = script("decide"), np.random.default_rng(5)
+    decide.RESAMPLES = decide.CHUNK = 400
+    covered = 0
+    for _ in range(200):
+        seeds = generator.normal(0, 0.02, (8, 1)) + generator.normal(0, 0.02, (1, 100))
+        _, low, high = decide.gain({"1.0": seeds + generator.normal(0, 0.05, (8, 100))})
+        covered += low <= 0 <= high
+    assert 0.86 <= covered / 200 <= 0.99
+
+
+@pytest.mark.parametrize(
+    "prox, shrink, winner",
+    [(0.01, 0.0119, "prox"), (0.01, 0.0121, "shrink"), (0.01, 0.0, "prox"), (0.0, 0.0, "prox")],
+)
+def test_a_difference_below_the_tie_is_won_by_the_exact_step(prox, shrink, winner):
+    assert script("decide").verdict(prox, shrink) == winner
+
+
+def test_there_is_no_winner_before_all_runs_are_there(tmp_path):
+    decide = script("decide")
+    networks(tmp_path, {"prox": 4.0, "shrink": 20.0}, {"1.0": (0, 2), "0.5": (1,)})
+    found = decide.report(tmp_path)
+    assert found["winner"] is None and not found["complete"]
+    assert found["seeds"] == {
+        "1.0": {"prox": [0, 2], "shrink": [0, 2]},
+        "0.5": {"prox": [1], "shrink": [1]},
+    }
+    assert len(found["networks"]) == 9
+    assert found["gain"]["shrink"][0] > found["gain"]["prox"][0] > 0
+    (tmp_path / "rest").mkdir()
+    networks(tmp_path / "rest", {"prox": 4.0, "shrink": 20.0}, decide.SEEDS)
+    whole = decide.report(tmp_path / "rest")
+    assert whole["complete"] and whole["winner"] == "shrink"
+    assert whole["shrink_minus_prox"][0] == pytest.approx(
+        whole["gain"]["shrink"][0] - whole["gain"]["prox"][0]
+    )
+
+
+def test_a_log_that_is_not_whole_does_not_count(tmp_path):
+    decide = script("decide")
+    networks(tmp_path, {"prox": 4.0, "shrink": 4.0}, {"1.0": (0, 1)})
+    log = tmp_path / "1.0-prox-1.tsv"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    assert decide.report(tmp_path)["seeds"]["1.0"] == {"prox": [0], "shrink": [0, 1]}
+
+
+# ------------------------------------------------------------------------------- the fair frontier
+
+
+def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path):
+    frontier = script("frontier")
+
+    def sweep(name: str, rows: list[tuple[float, int, float, float]]) -> None:
+        (tmp_path / name).mkdir()
+        settings = [
+            {
+                "values": {"epsilon": epsilon},
+                "runs": [
+                    {"seed": seed, "distance": distance, "acr": acr, "r0.00": 90.0,
+                     "r1.00": 70.0, "r2.00": 30.0}
+                ],
+            }
+            for epsilon, seed, distance, acr in rows
+        ]  # fmt: skip
+        (tmp_path / name / "summary.json").write_text(json.dumps({"settings": settings}))
+
+    sweep("smoothadv", [(1, 0, 1.0, 1.4), (2, 0, 2.0, 1.5), (1, 1, 1.0, 1.3), (2, 1, 2.0, 1.5)])
+    sweep("drf", [(1, 0, 1.25, 1.45), (1, 1, 1.5, 1.45), (2, 0, 2.5, 1.6)])
+    found = frontier.report(tmp_path)
+    (point,) = found["above"]["acr"]  # epsilon 2 lies beyond the end of the curve
+    assert (point["epsilon"], point["seeds"]) == (1, 2)
+    assert point["gain"] == pytest.approx(np.mean([1.45 - 1.425, 1.45 - 1.4]))
+    assert point["error"] == pytest.approx(0.025 / 2)
+    assert frontier.curve(found["points"]["smoothadv"], "acr")[0] == pytest.approx(
+        (1.0, 1.35, 1.3, 1.4)
+    )
+    frontier.draw(found["points"], tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+# --------------------------------------------------------------------------------- the commands
+
+RECORDER = """#!/bin/sh
+printf '%s\\n' "$@" >"$RECORDED/$$"
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs bash")
+@pytest.mark.parametrize(
+    ("name", "commands"),
+    [
+        ("decide", {"train": 25, "certify": 25}),
+        ("frontier", {"sweep": 2}),
+        ("full", {"train": 6, "certify": 12}),
+    ],
+)
+def test_every_command_of_a_script_is_one_that_there_is(tmp_path, name, commands):
+    """A program that records its words stands for drf-fast."""
+    (tmp_path / "bin").mkdir()
+    recorded = tmp_path / "recorded"
+    recorded.mkdir()
+    recorder = tmp_path / "bin" / "drf-fast"
+    recorder.write_text(RECORDER)
+    recorder.chmod(0o755)
+    methods = {"METHODS": " ".join(script("full").METHODS)} if name == "full" else {}
+    environment = {
+        **os.environ, **methods, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "RECORDED": str(recorded), "FLAGS": "--device cpu",
+    }  # fmt: skip
+    words = [RESULTS / f"{name}.sh", tmp_path, tmp_path / "runs"]
+    subprocess.run(["bash", *words], env=environment, check=True, timeout=120)
+    called = [path.read_text().splitlines() for path in recorded.iterdir()]
+    assert Counter(each[0] for each in called) == commands
+    for command, *rest in called:
+        if command == "train":
+            config = arguments.parse_train(rest)
+            training.check(config)
+            assert config.resume and config.threads == 1 and config.device == "cpu"
+            assert name == "decide" or (config.epochs, config.batch_size) == (90, 256)
+        elif command == "sweep":
+            config, of_train = arguments.parse_sweep(rest)
+            assert config.vary == ("epsilon=0.5,0.75,1,1.25,1.5,2",) and config.n == 1000
+            assert "cpu" in of_train
+        else:
+            config = arguments.parse(CertifyConfig, "certify", rest)
+            assert config.resume and config.n in (1000, 100_000) and config.device == "cpu"
+
+
+# ------------------------------------------------------------------------------------- the page
+
+
+def test_the_page_says_what_its_json_says():
+    page = script("page")
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.filled(text) == text, "run python docs/results/page.py"
+
+
+def test_another_number_in_the_page_is_noticed():
+    page = script("page")
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert "1.437 ± 0.000" in text  # of n1000.json
+    assert page.filled(text.replace("1.437 ± 0.000", "1.438 ± 0.000")) == text
+
+
+def test_another_number_in_the_json_is_noticed(tmp_path, monkeypatch):
+    page = script("page")
+    for path in RESULTS.glob("*.json"):
+        (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    found = json.loads((tmp_path / "n1000.json").read_text())
+    found["groups"][0]["acr"] += 0.01
+    (tmp_path / "n1000.json").write_text(json.dumps(found))
+    text = page.PAGE.read_text(encoding="utf-8")
+    monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
+    assert page.filled(text) != text
+
+
+@pytest.mark.parametrize("change", ["missing", "twice", "without an end"])
+def test_a_damaged_page_is_refused(change):
+    page = script("page")
+    text = page.PAGE.read_text(encoding="utf-8")
+    if change == "missing":
+        text = text.replace("<!-- full -->", "")
+    elif change == "twice":
+        text += "\n<!-- full -->\n<!-- /full -->\n"
+    else:
+        text = text.replace("<!-- /full -->", "")
+    with pytest.raises(ValueError, match="expected"):
+        page.filled(text)
+
+
+def test_what_is_not_yet_run_is_a_sentence_with_its_command(tmp_path, monkeypatch):
+    page = script("page")
+    monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
+    for name in ("full", "decide", "frontier"):
+        said = page.BLOCKS[name]()
+        assert said.startswith("Not yet run") and f"docs/results/{name}.sh" in said
+        assert "|" not in said and (RESULTS / f"{name}.sh").exists()
