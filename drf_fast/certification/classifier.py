@@ -274,6 +274,24 @@ class SmoothedClassifier:
                     labels[b] = classes[b, 0]
         return labels
 
+    def votes(
+        self,
+        x: torch.Tensor,
+        n: int,
+        batch_size: int | None = None,
+        *,
+        image_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """How the n samples with which PREDICT decides vote: (B, K) int64 on the CPU.
+
+        Arguments as ``predict_batch``. To look at: a class that was chosen by these votes has to be
+        bounded with others.
+
+        Raises:
+            TypeError, ValueError: bad arguments, or a network of another width.
+        """
+        return self._counts(x, check.count(n, "n"), "prediction", batch_size, image_ids)[0].cpu()
+
     def _counts(
         self,
         x: torch.Tensor,

@@ -28,6 +28,7 @@ Train and certify provably robust image classifiers by randomized smoothing.
   certify   certify test images with a checkpoint, one log line each
   predict   classify test images with the smoothed classifier
   attack    attack the smoothed classifier and hold it against its certificates
+  show      a figure of test images: noisy, attacked, their votes and certificates
   report    ACR and certified accuracy of certification logs, ours and published ones
   sweep     train and certify a grid of settings; table and figures
   gap       histogram and density of the confidence gap of networks under noise
@@ -79,6 +80,16 @@ def _attack(words: list[str]) -> int:
     from drf_fast.commands import attack
 
     return attack.run(config)
+
+
+def _show(words: list[str]) -> int:
+    from drf_fast.config.arguments import parse
+    from drf_fast.config.look import ShowConfig
+
+    config = parse(ShowConfig, "show", words)
+    from drf_fast.commands import show
+
+    return show.run(config)
 
 
 def _report(words: list[str]) -> int:
@@ -141,6 +152,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "certify": _certify,
     "predict": _predict,
     "attack": _attack,
+    "show": _show,
     "report": _report,
     "sweep": _sweep,
     "gap": _gap,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from drf_fast.config.options import NetworkConfig, SmoothedConfig
+from drf_fast.config.options import Device, NetworkConfig, SmoothedConfig
 from drf_fast.config.tags import Range, Role
 from drf_fast.errors import InputError
 
@@ -78,6 +78,56 @@ class GapConfig(NetworkConfig):
     """Replace the plot file."""
     json: Annotated[bool, Role.CALL] = False
     """Print the numbers as JSON."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShowConfig:
+    """Look at test images as the smoothed classifier sees them, or at what noise levels look like.
+
+    Of each image: itself, a noisy copy, the adversarial image, their difference, the votes for the
+    classes and the certificate. For example:
+    drf-fast show runs/RUN --sort radius --images 12 --out images.pdf
+    drf-fast show --noise cifar10 --sigma 0.25,0.5,1
+    """
+
+    run: Annotated[tyro.conf.Positional[Path | None], Role.SOURCE] = None
+    """Run folder, or a checkpoint with its certificates beside it."""
+    noise: Annotated[str | None, Role.RESULT] = None
+    """Instead of a run: a data set, whose images are shown at each of --sigma."""
+    sigma: Annotated[str | None, Role.RESULT] = None
+    """Noise level in pixel units, with --noise several, 0.25,0.5,1 for example (the default there);
+    of a run the default is that of its training."""
+    images: Annotated[int, Role.RESULT, Range.COUNT] = 8
+    """How many images."""
+    sort: Annotated[Literal["radius", "idx", "abstain", "broken"], Role.RESULT] = "radius"
+    """Which: radius takes them evenly from the hardest to the easiest, idx the first, abstain the
+    abstentions and smallest radii, broken those whose class 'drf-fast attack' has changed."""
+    epsilon: Annotated[float | None, Role.RESULT, Range.ABOVE_ZERO] = None
+    """L2 strength of the attack in pixel units; the default is 2 sigma."""
+    num_samples: Annotated[int, Role.RESULT, Range.COUNT] = 32
+    """Noisy copies m in each gradient of the attack."""
+    steps: Annotated[int, Role.RESULT, Range.COUNT] = 20
+    """Steps T of the attack."""
+    n: Annotated[int, Role.RESULT, Range.COUNT] = 1000
+    """Noisy copies whose votes are shown, and with which PREDICT judges the adversarial image."""
+    certificates: Annotated[Path | None, Role.SOURCE] = None
+    """Certification log to show; the default is the one with most images in the run folder."""
+    data_dir: Annotated[Path | None, Role.PLACE] = None
+    """Folder of the data set; the default is that of the training run."""
+    split: Annotated[Literal["test", "train"], Role.RESULT] = "test"
+    """Which images of --noise."""
+    arch: Annotated[str | None, Role.RESULT] = None
+    """Architecture, as 'drf-fast certify' takes it."""
+    normalize: Annotated[str | None, Role.RESULT] = None
+    """Normalising first layer, as 'drf-fast certify' takes it."""
+    device: Annotated[Device, Role.SPEED] = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+    seed: Annotated[int, Role.RESULT] = 0
+    """Names the noise."""
+    out: Annotated[Path | None, Role.PLACE] = None
+    """PNG, PDF or SVG file; the default is images.png in the run folder, or noise.png."""
+    force: Annotated[bool, Role.CALL] = False
+    """Replace the file."""
 
 
 def numbers(text: str, flag: str, example: str = "0.25,0.5,1") -> tuple[float, ...]:

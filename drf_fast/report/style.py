@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,24 @@ def _load_matplotlib() -> None:
     finally:
         if named is not None:
             os.environ["MPLBACKEND"] = named
+
+
+def grid(
+    rows: int, widths: Sequence[float], cell: float, left: float = 0.0, below: float = 0.0
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of ``rows`` x ``len(widths)`` panels, ``cell`` inches high and widths x cell wide.
+
+    ``left``: inches for the labels of the rows; ``below``: inches between rows.
+    """
+    _load_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = (left + 1.08 * cell * sum(widths), 0.5 + (1.06 * cell + below) * rows)
+    drawn = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(drawn)
+    axes = drawn.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
+    return drawn, axes.tolist()
 
 
 def title(axes: Axes, text: str) -> None:

@@ -17,7 +17,7 @@ from drf_fast.commands.cli import main
 from drf_fast.errors import InputError
 from drf_fast.runtime import files
 
-COMMANDS = ["train", "certify", "predict", "attack", "report", "sweep", "gap", "doctor"]
+COMMANDS = ["train", "certify", "predict", "attack", "show", "report", "sweep", "gap", "doctor"]
 
 
 def run(*words: str, **options) -> subprocess.CompletedProcess[str]:
@@ -58,7 +58,7 @@ def test_no_command_and_an_unknown_command_exit_with_2(capsys):
     assert main([]) == 2
     assert main(["trian"]) == 2
     captured = capsys.readouterr()
-    commands = "train, certify, predict, attack, report, sweep, gap, doctor"
+    commands = "train, certify, predict, attack, show, report, sweep, gap, doctor"
     assert f"expected a command ({commands}), got 'trian'" in captured.err
     assert captured.out == ""
 
