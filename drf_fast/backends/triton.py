@@ -7,11 +7,12 @@ looked up for it: most machines without a GPU have none.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # Operation -> module of drf_fast.kernels.
@@ -110,3 +111,18 @@ def warn_once(message: str) -> None:
         warnings.warn(
             f"CUDA tensors run on the reference backend: {message}", RuntimeWarning, stacklevel=3
         )
+
+
+@contextlib.contextmanager
+def captured(graph: Any) -> Iterator[None]:
+    """Inside, launches become part of a ``torch.cuda.CUDAGraph`` instead of running.
+
+    Numbers on the CPU are captured as constants: the caller makes a new graph for new ones.
+    """
+    import torch
+
+    # Not above: a source tree that was never installed has no drf_fast.kernels.
+    from drf_fast.kernels import scalars  # pyright: ignore[reportMissingImports]
+
+    with scalars.constants(), torch.cuda.graph(graph):
+        yield

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from drf_fast.backends.triton import captured
 from drf_fast.runtime.logits import told
 from drf_fast.runtime.progress import say
 
@@ -107,13 +108,11 @@ class _Graph:
     """One captured pass, and the memory that it reads and changes."""
 
     def __init__(self, step: Step, votes: Votes, rows: int) -> None:
-        from drf_fast.kernels import scalars  # pyright: ignore[reportMissingImports]
-
         self.votes = votes.clone()
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(votes.x.device)
         # sigma and the seed are the same in all passes.
-        with scalars.constants(), torch.cuda.graph(self._graph):
+        with captured(self._graph):
             step(self.votes, rows)
 
     def replay(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from drf_fast.backends.triton import captured
 from drf_fast.training.methods.common import Batch, MethodOptions
 from drf_fast.training.run import Run, announce
 
@@ -78,14 +79,12 @@ class _Graph:
     """One captured step, and the batch that it reads."""
 
     def __init__(self, descend: Descend, run: Run, batch: Batch, options: MethodOptions) -> None:
-        from drf_fast.kernels import scalars  # pyright: ignore[reportMissingImports]
-
         key = torch.zeros((), dtype=torch.int64, device=run.device)
         self.batch = Batch(batch.x.clone(), batch.target.clone(), key, batch.image_ids.clone())
         self._graph = torch.cuda.CUDAGraph()
         run.optimizer.zero_grad(set_to_none=True)  # or gradients would be added to those of before
         torch.cuda.synchronize(run.device)
-        with scalars.constants(), torch.cuda.graph(self._graph):
+        with captured(self._graph):
             self._seen = descend(run, self.batch, options)
 
     def replay(self, batch: Batch) -> torch.Tensor:
