@@ -52,8 +52,8 @@ class SmoothedClassifier:
         sound: noise of whole levels (``functional.noisy_levels``), and bounds that allow for what
             it differs from the Gaussian's: certificates hold for the program as it runs, not for
             real numbers alone. Images must be uint8 or exactly float32(u)/255, sigma at most 16;
-            forward passes all have ``batch_size`` rows, and whether a row's logits depend on the
-            others is tested before the first.
+            forward passes that prove something all have ``batch_size`` rows, and whether a row's
+            logits depend on the others is tested before the first.
         seed: names the noise together with the image id, so certificates can be reproduced.
 
     Raises:

@@ -76,7 +76,7 @@ def level_images(x: Any) -> torch.Tensor:
         raise ValueError(
             "sound certificates are of 8-bit images: expected uint8, or floats that are exactly "
             f"float32(u) / 255 for a whole u in 0..255, got a pixel of {float(x[wrong][0]):.9g}; "
-            "round the images to levels, or certify without sound"
+            "pass them as uint8, or certify without sound"
         )
     return levels
 

@@ -3,7 +3,7 @@
 A sound certificate rests on two things beside Cohen's theorem: that the counter generator's words
 are independent and uniform, and that the network is a function of one row. The second is tested,
 on the network and the machine at hand, by ``check_rows``; for it to hold, all forward passes of a
-run have the same number of rows.
+run that count for a bound have the same number of rows.
 """
 
 from __future__ import annotations

@@ -65,15 +65,20 @@ class NoisyVotes:
                 network's rows depend on each other.
         """
         self.prepare(x)
-        if self.noise.sound:
+        # What is proved is proved of one function of a row. Selection proves nothing: it chooses
+        # the class of which something is to be proved.
+        proves = self.noise.sound and stream != "selection"
+        if proves:
             self.row_test(x, size)
         x = self.network.laid_out(x)
         counts = torch.zeros((x.shape[0], self.num_classes), dtype=torch.int64, device=x.device)
         together = max(1, size // num)  # images of a forward pass
         drawn = num
-        step = functools.partial(self._step, stream, size)
+        fill = proves or self.network.compiled
+        step = functools.partial(self._step, stream, size if fill else None)
         memory = self.network.memory()
-        kind = None if memory is None else (stream, size, memory)
+        # Rows are tested without a graph, in which a library may choose other code.
+        kind = None if memory is None or proves else (stream, size, memory)
         with self.network.borrowed():
             for first in range(0, x.shape[0], together):
                 part = slice(first, first + together)
@@ -87,7 +92,7 @@ class NoisyVotes:
                         break
         return counts, drawn
 
-    def _step(self, stream: str, size: int, votes: Votes, rows: int) -> None:
+    def _step(self, stream: str, size: int | None, votes: Votes, rows: int) -> None:
         noisy = self._copies(votes.x, rows, votes.image_ids, votes.offset, stream)
         functional.vote(self._logits(noisy, size), votes.counts)
         votes.offset += rows
@@ -146,18 +151,17 @@ class NoisyVotes:
             self._row_tests[key] = test, content
         return test
 
-    def _logits(self, rows: torch.Tensor, size: int) -> torch.Tensor:
-        """Logits of the rows; compiled code gets ``size`` of them, whatever the caller has.
+    def _logits(self, rows: torch.Tensor, size: int | None) -> torch.Tensor:
+        """Logits of the rows, filled up with zeros to a forward pass of ``size``.
 
-        So does the network of sound certificates: with another number of rows it may be another
-        function.
+        Compiled code is for one number of rows, and with another number the network of sound
+        certificates may be another function.
         """
         count = rows.shape[0]
-        if (self.network.compiled or self.noise.sound) and count < size:
+        if size is not None and count < size:
             filling = rows.new_zeros((size - count, *rows.shape[1:]))
-            logits = self.network(torch.cat([rows, filling]))
-        else:
-            logits = self.network(rows)
+            rows = torch.cat([rows, filling])
+        logits = self.network(rows)
         if logits.dim() != 2 or logits.shape[1] != self.num_classes:
             raise ValueError(
                 f"the network must return ({count}, {self.num_classes}) logits, got shape "

@@ -101,10 +101,11 @@ def level_sigma(sigma: Any) -> float:
             f"sigma must be a number, of which a table is made, got a tensor on {sigma.device}; "
             "pass float(sigma)"
         )
-    plain = isinstance(sigma, (int, float)) and not isinstance(sigma, bool)
-    number = float(sigma if plain else scalar(sigma, "sigma", positive=True))
-    if not torch.compiler.is_compiling():  # else its range is checked when the operation runs
-        level_table(number)
+    if torch.compiler.is_compiling() and isinstance(sigma, (int, float)):
+        return float(sigma)  # its range is checked when the operation runs
+    # No tensor of a float, which a CUDA graph could not capture.
+    number = sigma if type(sigma) is float else float(scalar(sigma, "sigma", positive=True))
+    level_table(number)
     return number
 
 

@@ -65,8 +65,9 @@ def test_replayed_passes_give_the_certificates_of_passes_that_ran(graphs, monkey
     images = torch.randint(256, (6, 1, 8, 8), generator=torch.Generator().manual_seed(1)).float()
     images /= 255
     replayed = certificates(smoothed(network(), sound=sound), images)
-    # Selection, estimation in whole passes, and what is left of 100 after six of 16.
-    assert len(graphs) == 3
+    # Selection, estimation in whole passes, and what is left of 100 after six of 16. Of sound noise
+    # selection alone: the test that rows are independent runs without a graph, so must the votes.
+    assert len(graphs) == (1 if sound else 3)
     monkeypatch.setattr(passes, "_DEVICES", ())
     assert replayed == certificates(smoothed(network(), sound=sound), images)
 

@@ -367,11 +367,11 @@ def test_a_training_step_never_waits_for_the_gpu():
 def test_certificates_from_graphs_are_those_of_passes_that_ran(monkeypatch, sound):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, CLASSES)).cuda()
-    x = torch.randint(256, (8, 3, 8, 8), device="cuda") / 255
+    x = (torch.randint(256, (8, 3, 8, 8)) / 255).cuda()  # a GPU would multiply by 1/255
 
     def certificates() -> list[Any]:
         smoothed = drf_fast.SmoothedClassifier(model, CLASSES, 0.5, seed=1, sound=sound)
-        found = [smoothed.certify(image, n0=16, n=256, batch_size=64) for image in x]
+        found = [smoothed.certify(image, 16, 256, 0.01, 64) for image in x]
         assert smoothed.left_out == {}
         return found
 
