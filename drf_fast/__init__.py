@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from drf_fast.backends.dispatch import use as use_backend
     from drf_fast.balls import HardBall, SoftBall
     from drf_fast.certification.classifier import CertifyResult, SmoothedClassifier
+    from drf_fast.certification.dataset import DatasetCertificates, certify_dataset
     from drf_fast.checkpoints.runs import TrainedRun, load_run
     from drf_fast.functional import (
         adversary_step,
@@ -54,7 +55,9 @@ _HOME = {
     "MacerLoss": "nn",
     "SmoothCELoss": "nn",
     "SmoothedClassifier": "certification.classifier",
+    "DatasetCertificates": "certification.dataset",
     "TrainedRun": "checkpoints.runs",
+    "certify_dataset": "certification.dataset",
     "load_run": "checkpoints.runs",
     "use_backend": "backends.dispatch",
 }
@@ -63,6 +66,7 @@ __all__ = [
     "AttackResult",
     "CertifyResult",
     "ConsistencyLoss",
+    "DatasetCertificates",
     "HardBall",
     "MacerLoss",
     "SmoothCELoss",
@@ -73,6 +77,7 @@ __all__ = [
     "adversary_step",
     "attack",
     "certified_radius",
+    "certify_dataset",
     "clopper_pearson_lower",
     "consistency_loss",
     "faster",

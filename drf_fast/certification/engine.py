@@ -12,14 +12,40 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
 from drf_fast.certification.classifier import SmoothedClassifier
-from drf_fast.certification.log import CertificationLog, Row
+from drf_fast.certification.log import Row
 from drf_fast.certification.stopping import Fixed, Rule
-from drf_fast.data.dataset import Dataset
 from drf_fast.runtime.progress import Tracker
+
+
+class Images(Protocol):
+    """Images by position, as ``drf_fast.data.Dataset`` has them."""
+
+    @property
+    def labels(self) -> Any:
+        """``labels[index]`` is the class of an image."""
+
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    def float_images(self, index: list[int]) -> torch.Tensor:
+        """(B, C, H, W) in pixel units."""
+        ...
+
+
+class Sink(Protocol):
+    """Where certificates go: a log, or a list of them."""
+
+    done: set[int]
+
+    def append(self, row: Row) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +65,7 @@ class Work:
     """
 
     classifier: SmoothedClassifier
-    images: Dataset
+    images: Images
     indices: tuple[int, ...]
     device: torch.device
     n0: int
@@ -62,12 +88,12 @@ class Work:
         return whole and 2 * self.rule.n <= self.batch_size
 
 
-def run(work: Work, log: CertificationLog, rank: int = 0, processes: int = 1) -> None:
+def run(work: Work, log: Sink, rank: int = 0, processes: int = 1, *, quiet: bool = False) -> None:
     """Certify this process's share of the images that ``log`` does not hold yet."""
     groups = work.groups()[rank::processes]
     left = [group for group in groups if not log.done.issuperset(group)]
     todo = sum(index not in log.done for group in left for index in group)
-    with Tracker("certify", todo, quiet=rank > 0) as tracker:
+    with Tracker("certify", todo, quiet=quiet or rank > 0) as tracker:
         for group in left:
             for row, drawn in _rows(work, group, log.done):
                 log.append(row)

@@ -136,7 +136,7 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
         classifier,
         batch_size,
         memory_format,
-        sound=_soundness(classifier, sample, batch_size) if config.sound else None,
+        sound=_checked_soundness(classifier, sample, batch_size) if config.sound else None,
         distance=classifier.distance(sample),
     )
 
@@ -149,14 +149,24 @@ def _check_sound(config: SmoothedConfig, sigma: float) -> None:
             raise InputError(f"--sound: {error}") from error
 
 
-def _soundness(
+def _checked_soundness(
     classifier: SmoothedClassifier, sample: torch.Tensor, batch_size: int
 ) -> dict[str, Any]:
-    """Test that rows are independent, and say on what sound certificates rest."""
     try:
-        tested = classifier.row_test(sample, batch_size)
+        return soundness(classifier, sample, batch_size)
     except ValueError as error:
         raise InputError(f"--sound: {error}") from error
+
+
+def soundness(
+    classifier: SmoothedClassifier, sample: torch.Tensor, batch_size: int
+) -> dict[str, Any]:
+    """Test that rows are independent, and say on what sound certificates rest.
+
+    Raises:
+        ValueError: they are not.
+    """
+    tested = classifier.row_test(sample, batch_size)
     return {
         "s": 255 * classifier.sigma,
         "tau": level_table(classifier.sigma).distance,

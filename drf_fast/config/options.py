@@ -37,8 +37,9 @@ class TrainConfig:
     """TOML file with any of these settings; the names are those of the flags."""
 
     data: Annotated[str, Role.RESULT, Tag.ONE_PER_SWEEP] = "mnist-mini"
-    """Data set: mnist-mini (embedded), mnist, fashion-mnist, cifar10; imagefolder (train/ and test/
-    or val/ with a folder a class) or imagenet (the same, brought to 224 x 224), with --data-dir."""
+    """Data set: mnist-mini (embedded), mnist, fashion-mnist, cifar10, cifar100, svhn; imagefolder
+    (train/ and test/ or val/ with a folder a class) or imagenet (the same, brought to 224 x 224),
+    with --data-dir."""
     data_dir: Annotated[Path | None, Role.PLACE, Tag.ONE_PER_SWEEP] = None
     """Folder of the data set; without it, a cache folder into which it is downloaded."""
     train_images: Annotated[int | None, Role.RESULT, Range.COUNT] = None

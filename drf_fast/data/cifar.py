@@ -1,6 +1,7 @@
-"""CIFAR-10 from its published binary version: records of a label and 3,072 pixels.
+"""CIFAR-10 and CIFAR-100: their binary version, and the pickled one where it is as published.
 
-The better known Python version is pickled, and reading a pickle runs whatever code is in it.
+The binary version is records of a label (of CIFAR-100 a coarse one, then the fine one, which is
+the class) and 3,072 pixels.
 """
 
 from __future__ import annotations
@@ -9,130 +10,211 @@ import hashlib
 import io
 import tarfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from drf_fast.data import pickled
 from drf_fast.data.download import fetch
 from drf_fast.data.idx import read_bytes
 from drf_fast.data.mnist import Arrays
 from drf_fast.errors import InputError
 
-CLASS_NAMES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
+_SITE = "https://www.cs.toronto.edu/~kriz"
+_PIXELS = 3 * 32 * 32
 
-_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # published beside the archive
-_ARCHIVE = "cifar-10-binary.tar.gz"
-_FOLDER = "cifar-10-batches-bin"  # inside the archive
-_FILES = {
-    "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-    "test": ("test_batch.bin",),
+
+@dataclass(frozen=True)
+class Version:
+    """One archive of a data set, its MD5, the folder inside, and the files of each split."""
+
+    archive: str
+    md5: str
+    folder: str
+    files: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A data set.
+
+    ``binary`` holds ``records`` a file of each split, with ``label_bytes`` of which the last one is
+    the class; ``python`` is the pickled version, whose files have the MD5s ``python_md5`` and whose
+    labels lie under ``python_labels``.
+    """
+
+    title: str
+    classes: int
+    records: dict[str, int]
+    label_bytes: int
+    binary: Version
+    python: Version
+    python_md5: dict[str, str]
+    python_labels: bytes
+
+
+# The MD5s are published beside the archives, those of the pickled files in torchvision.
+KINDS = {
+    "cifar10": Kind(
+        title="CIFAR-10",
+        classes=10,
+        records={"train": 10_000, "test": 10_000},
+        label_bytes=1,
+        binary=Version(
+            "cifar-10-binary.tar.gz",
+            "c32a1d4ab5d03f1284b67883e8d87530",
+            "cifar-10-batches-bin",
+            {
+                "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+                "test": ("test_batch.bin",),
+            },
+        ),
+        python=Version(
+            "cifar-10-python.tar.gz",
+            "c58f30108f718f92721af3b95e74349a",
+            "cifar-10-batches-py",
+            {
+                "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
+                "test": ("test_batch",),
+            },
+        ),
+        python_md5={
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "test_batch": "40351d587109b95175f43aff81a1287e",
+        },
+        python_labels=b"labels",
+    ),
+    "cifar100": Kind(
+        title="CIFAR-100",
+        classes=100,
+        records={"train": 50_000, "test": 10_000},
+        label_bytes=2,
+        binary=Version(
+            "cifar-100-binary.tar.gz",
+            "03b5dce01913d631647c71ecec9e9cb8",
+            "cifar-100-binary",
+            {"train": ("train.bin",), "test": ("test.bin",)},
+        ),
+        python=Version(
+            "cifar-100-python.tar.gz",
+            "eb9058c3a382ffc7106e4002c42a8d85",
+            "cifar-100-python",
+            {"train": ("train",), "test": ("test",)},
+        ),
+        python_md5={
+            "train": "16019d7e3df5f24257cddd939b257f8d",
+            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        },
+        python_labels=b"fine_labels",
+    ),
 }
-_PICKLED = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
-_RECORD = 1 + 3 * 32 * 32
-_RECORDS = 10_000  # in each file
 
 
-def read_cifar10(split: str, data_dir: Path, download: bool) -> Arrays:
+def read_cifar(name: str, split: str, data_dir: Path, download: bool) -> Arrays:
     """Read one split.
 
-    The unpacked files may lie in ``data_dir/cifar-10-batches-bin`` or ``data_dir``; otherwise the
-    archive ``data_dir/cifar-10-binary.tar.gz`` is read as it is, once its MD5 is the published one.
+    Looked for, in this order: the unpacked files of the binary version, those of the pickled one,
+    each in its folder in ``data_dir`` or in ``data_dir`` itself; then the archives in ``data_dir``,
+    which are read as they are, once their MD5 is the published one.
 
     Args:
-        split: ``"train"`` or ``"test"``.
+        name: "cifar10" or "cifar100".
+        split: "train" or "test".
         data_dir: where to look.
-        download: fetch a missing archive into ``data_dir``.
+        download: fetch a missing archive of the binary version into ``data_dir``.
 
     Returns:
         images (N, 3, 32, 32) uint8 and labels (N,) uint8.
 
     Raises:
-        InputError: files are missing, damaged or of the Python version, or cannot be fetched.
+        InputError: files are missing, damaged or not the published ones, or cannot be fetched.
         OSError: the disk is full.
     """
-    for folder in (data_dir / _FOLDER, data_dir):
-        paths = [folder / name for name in _FILES[split]]
-        if all(path.is_file() for path in paths):
-            return _joined([_records(read_bytes(path), path) for path in paths])
-    archive = data_dir / _ARCHIVE
-    if not archive.is_file():
-        if not download:
-            raise InputError(_missing(split, data_dir))
-        try:
-            _download(data_dir)
-        except InputError as error:
-            if _pickled(data_dir) is None:
-                raise
-            raise InputError(_missing(split, data_dir)) from error
-    return _joined(_unpacked(archive, split))
-
-
-def _pickled(data_dir: Path) -> Path | None:
-    return next((path for path in map(data_dir.joinpath, _PICKLED) if path.exists()), None)
-
-
-def _missing(split: str, data_dir: Path) -> str:
-    pickled = _pickled(data_dir)
-    found = f"the {split} files of CIFAR-10 are missing"
-    if pickled is not None:
-        found = (
-            f"{pickled} is the Python version of CIFAR-10, which is pickled: reading it could run "
-            "code, and drf_fast does not"
+    kind = KINDS[name]
+    for version in (kind.binary, kind.python):
+        for folder in (data_dir / version.folder, data_dir):
+            paths = [folder / file for file in version.files[split]]
+            if all(path.is_file() for path in paths):
+                return _joined([_part(kind, split, read_bytes(path), path) for path in paths])
+    for version in (kind.binary, kind.python):
+        if (data_dir / version.archive).is_file():
+            return _joined(_unpacked(kind, version, split, data_dir / version.archive))
+    if not download:
+        raise InputError(
+            f"the {split} files of {kind.title} are missing: expected the binary version, "
+            f"{kind.binary.archive} or the folder {kind.binary.folder} unpacked from it, or the "
+            f"Python version, {kind.python.archive} or {kind.python.folder}, in {data_dir}; fetch "
+            f"one from {_SITE}/cifar.html, or name its folder with --data-dir"
         )
-    return (
-        f"{found}: expected the binary version, {_ARCHIVE} or the folder {_FOLDER} unpacked from "
-        f"it, in {data_dir}; fetch it from {_URL}, or name its folder with --data-dir"
-    )
+    _download(kind, data_dir)
+    return read_cifar(name, split, data_dir, download=False)
 
 
-def _download(data_dir: Path) -> None:
+def _download(kind: Kind, data_dir: Path) -> None:
+    binary = kind.binary
+
     def get(scratch: str) -> Path:
         from torchvision.datasets.utils import download_url
 
-        download_url(_URL, scratch, _ARCHIVE, md5=_MD5)
+        download_url(f"{_SITE}/{binary.archive}", scratch, binary.archive, md5=binary.md5)
         return Path(scratch)
 
-    fetch("CIFAR-10", data_dir, data_dir, [_ARCHIVE], get)
+    fetch(kind.title, data_dir, data_dir, [binary.archive], get)
 
 
-def _unpacked(archive: Path, split: str) -> list[Arrays]:
+def _unpacked(kind: Kind, version: Version, split: str, archive: Path) -> list[Arrays]:
     """The files of a split out of the archive; nothing is written."""
     repair = "delete it and fetch it again"
     content = read_bytes(archive)
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != _MD5:
+    if found != version.md5:
         raise InputError(
-            f"{archive} is damaged or another file: expected the MD5 {_MD5}, got {found}; {repair}"
+            f"{archive} is damaged or another file: expected the MD5 {version.md5}, got {found}; "
+            f"{repair}"
         )
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
             result = []
-            for name in _FILES[split]:
-                member = tar.extractfile(f"{_FOLDER}/{name}")
+            for name in version.files[split]:
+                member = tar.extractfile(f"{version.folder}/{name}")
                 assert member is not None  # the checksum was right
-                result.append(_records(member.read(), archive / _FOLDER / name))
+                path = archive / version.folder / name
+                result.append(_part(kind, split, member.read(), path))
             return result
     except (tarfile.TarError, OSError, EOFError, KeyError, zlib.error) as error:
         raise InputError(f"cannot unpack {archive}: got '{error}'; {repair}") from error
 
 
-def _records(content: bytes, path: Path) -> Arrays:
-    repair = "delete it and fetch the archive again"
-    if len(content) != _RECORDS * _RECORD:
+def _part(kind: Kind, split: str, content: bytes, path: Path) -> Arrays:
+    """One file, of either version: binary ones have a suffix."""
+    if path.name in kind.python_md5:
+        md5 = kind.python_md5[path.name]
+        images, labels = pickled.read(content, md5, path, kind.python_labels)
+    else:
+        images, labels = _records(kind, content, kind.records[split], path)
+    if labels.max(initial=0) >= kind.classes:
         raise InputError(
-            f"{path} is damaged: expected {_RECORDS:,} records of {_RECORD} bytes, together "
-            f"{_RECORDS * _RECORD:,}, got {len(content):,} bytes; {repair}"
+            f"{path} is damaged: expected labels from 0 to {kind.classes - 1}, got "
+            f"{labels.max()}; delete it and fetch the archive again"
         )
-    records = np.frombuffer(content, np.uint8).reshape(_RECORDS, _RECORD)
-    labels = records[:, 0]
-    if labels.max() > 9:
+    return images, labels
+
+
+def _records(kind: Kind, content: bytes, count: int, path: Path) -> Arrays:
+    record = kind.label_bytes + _PIXELS
+    if len(content) != count * record:
         raise InputError(
-            f"{path} is damaged: expected labels from 0 to 9, got {labels.max()}; {repair}"
+            f"{path} is damaged: expected {count:,} records of {record} bytes, together "
+            f"{count * record:,}, got {len(content):,} bytes; delete it and fetch the archive again"
         )
-    return records[:, 1:].reshape(-1, 3, 32, 32), labels
+    records = np.frombuffer(content, np.uint8).reshape(count, record)
+    images = records[:, kind.label_bytes :].reshape(-1, 3, 32, 32)
+    return images, records[:, kind.label_bytes - 1]
 
 
 def _joined(parts: list[Arrays]) -> Arrays:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from drf_fast.data import folders
-from drf_fast.data.cifar import CLASS_NAMES, read_cifar10
+from drf_fast.data.cifar import read_cifar
 from drf_fast.data.dataset import Dataset, fingerprint
 from drf_fast.data.mnist import read_mini, read_mnist
+from drf_fast.data.svhn import read_svhn
 from drf_fast.errors import InputError
 
 _SPLITS = ("train", "test")
@@ -34,6 +36,19 @@ class _Source:
 
 
 _DIGITS = tuple("0123456789")
+_CIFAR10 = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+_CIFAR100 = (
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus "
+    "butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch "
+    "crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo "
+    "keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse "
+    "mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy "
+    "porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper "
+    "snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television "
+    "tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+)
 _SOURCES = {
     "mnist-mini": _Source(
         _DIGITS,
@@ -64,7 +79,9 @@ _SOURCES = {
         lambda split, data_dir, download: read_mnist("FashionMNIST", split, data_dir, download),
         {},
     ),
-    "cifar10": _Source(CLASS_NAMES, read_cifar10, {}),
+    "cifar10": _Source(_CIFAR10, partial(read_cifar, "cifar10"), {}),
+    "cifar100": _Source(tuple(_CIFAR100.split()), partial(read_cifar, "cifar100"), {}),
+    "svhn": _Source(_DIGITS, read_svhn, {}),
 }
 
 NAMES: tuple[str, ...] = (*_SOURCES, *folders.NAMES)

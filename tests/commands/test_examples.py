@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples"
-SHORT = ("smooth_ce_loop", "drf_own_network", "certify_torchvision")
+SHORT = ("smooth_ce_loop", "drf_own_network", "certify_torchvision", "denoised_smoothing")
 
 
 def example(name: str) -> ModuleType:
@@ -54,3 +54,10 @@ def test_a_torchvision_network_is_certified(capsys):
         assert (radius == 0) == (found == -1)
         assert radius < 0.76  # sigma * Phi^-1(0.001 ** (1 / 100)) is the largest at n = 100
     assert capsys.readouterr().out.count("certified as") == 2
+
+
+@pytest.mark.slow
+def test_a_denoiser_makes_a_classifier_certifiable(capsys):
+    without, behind = example("denoised_smoothing").main(images=2000, certified=20, n=200)
+    assert 0 < without < behind < 1.4  # 0.75 Phi^-1(0.001 ** (1 / 200)) is the largest
+    assert "behind the denoiser" in capsys.readouterr().out

@@ -64,6 +64,12 @@ def test_a_block_runs(block, tmp_path, monkeypatch):
         "m": 2,
         "i": 7,
     }
+    if "certify_dataset" in block:
+        monkeypatch.chdir(tmp_path)
+        names["smoothed"] = drf_fast.SmoothedClassifier(model, 10, 0.5)
+        names["test_set"] = torch.utils.data.TensorDataset(
+            torch.rand(100, 1, 6, 6), torch.arange(100) % 10
+        )
     if "certify" in block:
         names["x"] = images[0]
         block = block.replace("100_000", "1_000")

@@ -82,7 +82,7 @@ SETS = {
         "consistency_lam consistency_eta stability_lam macer_lam macer_gamma macer_beta "
         "macer_after_drop mix_alpha mix_eta mix_warmup epochs lr lr_drops late_drop momentum "
         "nesterov weight_decay seed certify_images certify_n out max_steps save_every data_dir "
-        + CALL,
+        f"{CALL}",
     ),
     "soft ball": (arguments._DRF_FLAGS, OF_THE_BALL),
     "adversary": (arguments._ADVERSARY_FLAGS, "drf steps epsilon warmup_epochs grad_norm"),

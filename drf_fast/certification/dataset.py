@@ -1,0 +1,310 @@
+"""``certify_dataset``: the engine of ``drf-fast certify`` from Python."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from drf_fast.backends import dispatch
+from drf_fast.certification import engine, plan
+from drf_fast.certification.classifier import SmoothedClassifier
+from drf_fast.certification.images import DatasetImages, TensorImages
+from drf_fast.certification.loading import soundness
+from drf_fast.certification.log import CertificationLog, Row, read_log, sidecar
+from drf_fast.certification.stopping import Decide, Fixed, Rule, Tolerance
+from drf_fast.checkpoints.checksum import content_sha256
+from drf_fast.data.dataset import Dataset
+from drf_fast.ops import checks as check
+from drf_fast.runtime import machine
+
+
+class DatasetCertificates(NamedTuple):
+    """The certificates of M images, all on the CPU, in the order of ``index``.
+
+    Attributes:
+        index: (M,) int64 positions in the data set.
+        label: (M,) int64 true classes.
+        predict: (M,) int64 certified classes, -1 where it abstains.
+        radius: (M,) float64 certified L2 radii in pixel units, 0 where it abstains.
+        count: (M,) int64 votes of the chosen class among ``n``.
+        n: (M,) int64 samples drawn for the bound.
+        p_lower: (M,) float64 lower bounds of the chosen class's probability.
+    """
+
+    index: torch.Tensor
+    label: torch.Tensor
+    predict: torch.Tensor
+    radius: torch.Tensor
+    count: torch.Tensor
+    n: torch.Tensor
+    p_lower: torch.Tensor
+
+    @property
+    def acr(self) -> float:
+        """The average certified radius: wrong and abstained images count as 0."""
+        return float(torch.where(self.predict == self.label, self.radius, 0.0).mean())
+
+    def certified_accuracy(self, radius: float = 0.0) -> float:
+        """The share of images that are right and certified at ``radius`` at least."""
+        right = self.predict == self.label
+        return float((right & (self.radius >= radius)).double().mean())
+
+
+class _Kept:
+    """Certificates in memory."""
+
+    def __init__(self) -> None:
+        self.done: set[int] = set()
+        self.rows: list[Row] = []
+
+    def append(self, row: Row) -> None:
+        self.done.add(row.idx)
+        self.rows.append(row)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """As a log that was read has them."""
+        names = (field.name for field in dataclasses.fields(Row))
+        return {name: [getattr(row, name) for row in self.rows] for name in names}
+
+
+def certify_dataset(
+    classifier: SmoothedClassifier,
+    images: Any,
+    labels: Any = None,
+    *,
+    n0: int = 100,
+    n: int = 100_000,
+    alpha: float = 0.001,
+    batch_size: int | None = None,
+    indices: Iterable[int] | None = None,
+    radius: float | None = None,
+    tolerance: float | None = None,
+    skip_wrong: bool = False,
+    out: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    method: str | None = None,
+    name: str = "images",
+    progress: bool = True,
+) -> DatasetCertificates:
+    """CERTIFY many images as ``drf-fast certify`` does: packed, logged, to be resumed.
+
+    The noise of an image is named by its position in the data set, so the certificates are those of
+    ``classifier.certify(..., image_id=position)``, whichever images are asked for and however the
+    work was interrupted. ::
+
+        found = drf_fast.certify_dataset(smoothed, test_set, indices=range(0, 10_000, 20),
+                                         out="certificates.tsv", resume=True)
+        print(found.acr, found.certified_accuracy(0.5))
+
+    Args:
+        classifier: the smoothed network, on the device where to compute.
+        images: (N, C, H, W) float pixels in [0, 1], or uint8 levels (divided by 255), as tensor or
+            array; a torch data set of pairs (image, label); or a data set of ``drf_fast.data``.
+        labels: (N,) true classes; None for a data set that has them.
+        n0: samples that choose the class.
+        n: fresh samples that bound its probability, at most.
+        alpha: probability that a certificate is wrong.
+        batch_size: rows of a forward pass; None measures the best one.
+        indices: positions of the images to certify; None takes all.
+        radius: stop an image as soon as it is decided whether its radius is at least this, with the
+            same guarantee.
+        tolerance: stop an image when n samples would add less than this to its radius.
+        skip_wrong: spend no samples where the chosen class is wrong.
+        out: log to write, one line an image, with its settings in the .json beside it; ``drf-fast
+            report`` reads it. None keeps the certificates in memory alone.
+        resume: continue the log, if there is one of the same network, images and settings. Of a
+            torch data set the first 32 images are compared.
+        force: replace the log.
+        method: name of the log's row in reports; None names it by its path.
+        name: name of the data, for the log.
+        progress: show cost, warnings and progress on stderr.
+
+    Raises:
+        TypeError, ValueError: bad arguments, images or labels; a log that exists, or that was made
+            with another network, other images or settings; a network of another width.
+        OSError: the disk is full.
+
+    Reference:
+        Cohen, Rosenfeld, Kolter 2019, CERTIFY.
+    """
+    data = _images(images, labels, classifier.num_classes, name)
+    chosen = _chosen(indices, len(data))
+    check.count(n0, "n0")
+    rule = _rule(classifier, data.float_images([chosen[0]]), n, alpha, radius, tolerance)
+    device = _device(classifier.base)
+    sample = data.float_images([chosen[0]]).to(device)
+    classifier.measure(sample)
+    if batch_size is None:
+        batch_size = min(classifier.batch_size(sample), max(n, n0))
+    work = engine.Work(
+        classifier,
+        data,
+        chosen,
+        device,
+        n0,
+        rule,
+        check.count(batch_size, "batch_size"),
+        skip_wrong=skip_wrong,
+    )
+    if out is None and (resume or force):
+        raise ValueError("resume and force are of a log: expected out= with them, got none")
+    log: Any = _Kept()
+    if out is not None:
+        log = _log(Path(out), _description(work, data, method, sample), resume, force)
+    with contextlib.nullcontext() if out is None else log:
+        if progress:
+            plan.show(plan.make(work), work)
+        engine.run(work, log, quiet=not progress)
+    columns = log.columns() if out is None else vars(read_log(Path(out)))
+    return _result(columns, chosen)
+
+
+def _images(images: Any, labels: Any, num_classes: int, name: str) -> Any:
+    if isinstance(images, Dataset):
+        if images.num_classes != num_classes:
+            raise ValueError(
+                f"the data set has {images.num_classes} classes: expected the classifier's "
+                f"{num_classes}; pass the data that it was trained on"
+            )
+        return images
+    if isinstance(images, torch.utils.data.DataLoader):
+        raise TypeError(
+            "images must be a data set, whose positions name the noise, got a DataLoader; pass "
+            "loader.dataset"
+        )
+    kind = DatasetImages
+    if not (hasattr(images, "__getitem__") and hasattr(images, "__len__")) or hasattr(
+        images, "dtype"
+    ):
+        kind = TensorImages
+    return kind(images, labels, num_classes, name)
+
+
+def _chosen(indices: Iterable[int] | None, count: int) -> tuple[int, ...]:
+    chosen = tuple(range(count) if indices is None else map(int, indices))
+    if not chosen:
+        raise ValueError("indices must name one image or more, got none")
+    if len(set(chosen)) < len(chosen) or not all(0 <= index < count for index in chosen):
+        raise ValueError(
+            f"indices must be different positions from 0 to {count - 1}, got {chosen[:5]} and "
+            f"{max(0, len(chosen) - 5)} more"
+        )
+    return chosen
+
+
+def _rule(
+    classifier: SmoothedClassifier,
+    sample: torch.Tensor,
+    n: int,
+    alpha: float,
+    radius: float | None,
+    tolerance: float | None,
+) -> Rule:
+    common: dict[str, Any] = {
+        "n": n,
+        "sigma": classifier.sigma,
+        "alpha": alpha,
+        "distance": classifier.distance(sample),
+    }
+    if radius is not None and tolerance is not None:
+        raise ValueError(
+            "radius and tolerance are two ways to stop: expected one of them, got both"
+        )
+    if radius is not None:
+        return Decide(**common, radius=radius)
+    if tolerance is not None:
+        return Tolerance(**common, tolerance=tolerance)
+    return Fixed(**common)
+
+
+def _device(base: Any) -> torch.device:
+    tensors = [*base.parameters(), *base.buffers()] if isinstance(base, nn.Module) else []
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _log(out: Path, description: dict[str, Any], resume: bool, force: bool) -> CertificationLog:
+    if resume and force:
+        raise ValueError("resume continues a log and force replaces it: expected one of them")
+    if resume:
+        return CertificationLog.resume(out, description)
+    for path in (out, sidecar(out)):
+        if path.exists() and not force:
+            raise ValueError(
+                f"{path} exists: expected a new file; continue it with resume=True, replace it "
+                "with force=True, or choose another out"
+            )
+    return CertificationLog.create(out, description, force=force)
+
+
+def _description(
+    work: engine.Work, data: Any, method: str | None, sample: torch.Tensor
+) -> dict[str, Any]:
+    """As ``drf-fast certify`` records it."""
+    classifier, rule = work.classifier, work.rule
+    base, choices = classifier.base, classifier.choices
+    optional = {
+        "radius": getattr(rule, "radius", None),
+        "tolerance": getattr(rule, "tolerance", None),
+        "skip_wrong": work.skip_wrong or None,
+        "sound": soundness(classifier, sample, work.batch_size) if classifier.sound else None,
+        # Of a function nothing is known that could be compared.
+        "checkpoint_sha256": content_sha256(dict(base.state_dict()))
+        if isinstance(base, nn.Module)
+        else None,
+    }
+    known = data.fingerprint if isinstance(data, Dataset) else data.fingerprint(work.indices)
+    return {
+        "method": method or "foreign",
+        "training": {},
+        "arch": type(base).__name__,
+        "data": data.name,
+        "split": data.split,
+        "fingerprint": known,
+        "sigma": classifier.sigma,
+        "n0": work.n0,
+        "n": rule.n,
+        "alpha": rule.alpha,
+        "budget": rule.budget,
+        **{key: value for key, value in optional.items() if value is not None},
+        "seed": classifier.seed,
+        **_positions(work.indices),
+        "precision": choices["precision"],
+        "batch_size": work.batch_size,
+        "memory_format": choices["memory_format"],
+        "compile": choices["compile"],
+        "device": work.device.type,
+        "environment": machine.environment(work.device, dispatch.current()),
+    }
+
+
+def _positions(indices: tuple[int, ...]) -> dict[str, Any]:
+    """Every k-th image from the first one, of which a report sees what is missing, or a list."""
+    step = indices[1] - indices[0] if len(indices) > 1 else 1
+    if step > 0 and indices == tuple(range(0, step * len(indices), step)):
+        return {"skip": step, "indices_total": len(indices)}
+    return {"indices": list(indices)}
+
+
+def _result(columns: dict[str, Any], chosen: tuple[int, ...]) -> DatasetCertificates:
+    at = {int(index): row for row, index in enumerate(columns["idx"])}
+    order = torch.tensor([at[index] for index in chosen])
+
+    def column(name: str, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.as_tensor(columns[name], dtype=dtype)[order]
+
+    return DatasetCertificates(
+        column("idx"),
+        column("label"),
+        column("predict"),
+        column("radius", torch.float64),
+        column("count"),
+        column("n"),
+        column("p_lower", torch.float64),
+    )

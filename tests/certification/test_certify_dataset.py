@@ -1,0 +1,265 @@
+"""``drf_fast.certify_dataset``: the engine of the command, from Python."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import drf_fast
+from drf_fast import data
+from drf_fast.certification.log import read_log
+from drf_fast.commands.cli import main
+
+K, COUNT = 4, 9
+FEW: Any = {"n0": 20, "n": 200, "alpha": 0.01, "batch_size": 64, "progress": False}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, K))
+
+
+def images() -> torch.Tensor:
+    return torch.rand(COUNT, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def labels() -> torch.Tensor:
+    return torch.arange(COUNT) % K
+
+
+def smoothed(**options: Any) -> drf_fast.SmoothedClassifier:
+    return drf_fast.SmoothedClassifier(network(), K, 0.25, **options)
+
+
+def same(one: Any, other: Any, radii: float = 0.0) -> None:
+    for name, a, b in zip(one._fields, one, other, strict=True):
+        if name in ("radius", "p_lower"):  # a log rounds them down to 12 decimals
+            torch.testing.assert_close(a, b, rtol=0, atol=radii)
+        else:
+            assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("batch_size", [64, 1024])  # one image a pass, and several
+def test_each_certificate_is_that_of_certify(batch_size):
+    few = {**FEW, "batch_size": batch_size}
+    found = drf_fast.certify_dataset(smoothed(), images(), labels(), **few)
+    for index, x in enumerate(images()):
+        expected = smoothed().certify(x, 20, 200, 0.01, 64, image_id=index)
+        assert (int(found.predict[index]), float(found.radius[index])) == expected
+    assert found.index.tolist() == list(range(COUNT)) and torch.equal(found.label, labels())
+    right = [r for r, p, t in zip(found.radius, found.predict, labels(), strict=True) if p == t]
+    assert found.acr == pytest.approx(sum(map(float, right)) / COUNT)
+    assert found.acr > 0 and found.certified_accuracy() == len(right) / COUNT
+    assert found.certified_accuracy(10.0) == 0
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Items that are read when they are asked for."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int):
+        self.read.append(index)
+        return images()[index], int(labels()[index])
+
+
+def test_every_kind_of_data_gives_the_same(tmp_path):
+    chosen = [7, 1, 4]
+    expected = drf_fast.certify_dataset(smoothed(), images(), labels(), indices=chosen, **FEW)
+    assert expected.index.tolist() == chosen
+    kinds: list[tuple[Any, Any]] = [
+        (images().numpy(), labels().tolist()),
+        (images(), labels().numpy()),
+        (TensorDataset(images(), labels()), None),
+        (TensorDataset(images()), labels()),
+        (Pairs(), None),
+    ]
+    for pictures, classes in kinds:
+        found = drf_fast.certify_dataset(smoothed(), pictures, classes, indices=chosen, **FEW)
+        same(found, expected)
+    pairs = Pairs()
+    drf_fast.certify_dataset(smoothed(), pairs, indices=chosen, **FEW)
+    assert set(pairs.read) == {0, *chosen}  # the others are never read
+
+
+def test_levels_are_divided_by_255_and_sound_certificates_take_them():
+    levels = (images() * 255).round().to(torch.uint8)
+    expected = drf_fast.certify_dataset(smoothed(), levels.float() / 255, labels(), **FEW)
+    same(drf_fast.certify_dataset(smoothed(), levels, labels(), **FEW), expected)
+    found = drf_fast.certify_dataset(smoothed(sound=True), levels, labels(), **FEW)
+    direct = smoothed(sound=True).certify_batch(levels, 20, 200, 0.01, 64)
+    assert torch.equal(found.predict, direct.label) and torch.equal(found.radius, direct.radius)
+
+
+def test_an_interrupted_log_goes_on_and_is_that_of_the_report(tmp_path, capsys):
+    out = tmp_path / "log.tsv"
+
+    class Interrupted(Pairs):
+        def __getitem__(self, index: int):
+            if index == 5:
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    few = {**FEW, "n0": 60}  # a group of one image
+    with pytest.raises(KeyboardInterrupt):
+        drf_fast.certify_dataset(smoothed(), Interrupted(), indices=range(2, 8), out=out, **few)
+    assert not out.exists()  # its fingerprint was not read to the end
+    first = drf_fast.certify_dataset(smoothed(), Pairs(), indices=range(2, 8), out=out, **few)
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:4]) + lines[4][:10])
+    again = drf_fast.certify_dataset(
+        smoothed(), Pairs(), indices=range(2, 8), out=out, resume=True, **few
+    )
+    same(again, first)
+    columns = [line.split(b"\t")[:5] + line.split(b"\t")[6:] for line in whole.splitlines()]
+    assert columns == [
+        line.split(b"\t")[:5] + line.split(b"\t")[6:] for line in out.read_bytes().splitlines()
+    ]  # all but the times
+    memory = drf_fast.certify_dataset(smoothed(), images(), labels(), indices=range(2, 8), **few)
+    same(memory, again, radii=1e-12)
+    assert bool((again.radius <= memory.radius).all())
+    assert len(read_log(out)) == 6
+    assert main(["report", f"mine={out}", "--format", "json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert f"{memory.acr:.6f}"[:6] in json.dumps(row)
+
+
+def test_a_log_is_neither_lost_nor_mixed(tmp_path):
+    out = tmp_path / "log.tsv"
+    drf_fast.certify_dataset(smoothed(), images(), labels(), out=out, **FEW)
+    with pytest.raises(ValueError, match=r"log\.tsv exists: .*resume=True, .*force=True"):
+        drf_fast.certify_dataset(smoothed(), images(), labels(), out=out, **FEW)
+    base = network()
+    base.get_parameter("1.bias").data[0] += 1
+    changed = drf_fast.SmoothedClassifier(base, K, 0.25)
+    others: list[tuple[Any, Any, Any, dict[str, Any], str]] = [
+        (changed, images(), labels(), {}, "checkpoint_sha256"),
+        (smoothed(), images() / 2, labels(), {}, "fingerprint"),
+        (smoothed(), images(), labels().flip(0), {}, "fingerprint"),
+        (smoothed(seed=1), images(), labels(), {}, "seed"),
+        (smoothed(), images(), labels(), {"n": 201}, "n "),
+        (smoothed(), images(), labels(), {"indices": range(3)}, "indices_total"),
+        (smoothed(), images(), labels(), {"indices": [1, 4]}, "indices"),
+    ]
+    for classifier, x, y, more, message in others:
+        with pytest.raises(ValueError, match=f"cannot resume .*{message}"):
+            drf_fast.certify_dataset(classifier, x, y, out=out, resume=True, **{**FEW, **more})
+    drf_fast.certify_dataset(changed, images(), labels(), out=out, force=True, **FEW)
+
+
+def test_budgets_stop_early_and_prove_what_they_may():
+    full = drf_fast.certify_dataset(smoothed(), images(), labels(), **{**FEW, "n": 4000})
+    early = drf_fast.certify_dataset(
+        smoothed(), images(), labels(), radius=0.05, **{**FEW, "n": 4000}
+    )
+    assert bool((early.n <= 4000).all()) and int(early.n.min()) < 4000
+    assert bool((full.n == 4000).all())
+    skipped = drf_fast.certify_dataset(smoothed(), images(), labels(), skip_wrong=True, **FEW)
+    plain = drf_fast.certify_dataset(smoothed(), images(), labels(), **FEW)
+    assert skipped.acr == plain.acr and 0 in skipped.n.tolist()
+    with pytest.raises(ValueError, match="two ways to stop"):
+        drf_fast.certify_dataset(smoothed(), images(), labels(), radius=0.1, tolerance=0.1, **FEW)
+
+
+def test_the_data_sets_of_drf_fast_are_taken_as_they_are():
+    mini = data.load("mnist-mini", "test")
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    classifier = drf_fast.SmoothedClassifier(base, 10, 0.5)
+    found = drf_fast.certify_dataset(classifier, mini, indices=[3, 5], **FEW)
+    expected = classifier.certify(mini.float_images([5])[0], 20, 200, 0.01, 64, image_id=5)
+    assert (int(found.predict[1]), float(found.radius[1])) == expected
+    assert found.label.tolist() == mini.labels[[3, 5]].tolist()
+    with pytest.raises(ValueError, match="has 10 classes: expected the classifier's 4"):
+        drf_fast.certify_dataset(smoothed(), mini, **FEW)
+
+
+class Random(Pairs):
+    def __getitem__(self, index: int):
+        return torch.rand(1, 6, 6), 0
+
+
+class Pictures(Pairs):
+    def __getitem__(self, index: int):
+        return "a picture", 0
+
+
+class Alone(Pairs):
+    def __getitem__(self, index: int):
+        return images()[index]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "classes", "more", "error", "message"),
+    [
+        (images(), None, {}, TypeError, "labels must be given"),
+        (images(), labels()[:3], {}, ValueError, "labels must be 9 whole numbers"),
+        (images(), labels() + 1, {}, ValueError, "labels must lie between 0 and 3.* got 4"),
+        (images(), labels().double(), {}, ValueError, "whole numbers"),
+        (Random(), None, {}, ValueError, "leave random transforms out"),
+        (Pictures(), None, {}, TypeError, r"got str; make them with .*ToTensor\(\)"),
+        (Alone(), None, {}, TypeError, r"pairs \(image, label\), got Tensor; pass labels="),
+        (3.5, labels(), {}, TypeError, "images must be a tensor or array .*got float"),
+        (images(), labels(), {"indices": []}, ValueError, "got none"),
+        (images(), labels(), {"indices": [0, 9]}, ValueError, "positions from 0 to 8"),
+        (images(), labels(), {"indices": [1, 1]}, ValueError, "must be different positions"),
+        (images(), labels(), {"resume": True}, ValueError, "expected out= with them"),
+        (images(), labels(), {"n0": 0}, ValueError, "n0"),
+        (images(), labels(), {"batch_size": 0}, ValueError, "batch_size"),
+    ],
+)
+def test_what_cannot_be_certified_gets_one_sentence(pictures, classes, more, error, message):
+    with pytest.raises(error, match=message):
+        drf_fast.certify_dataset(smoothed(), pictures, classes, **{**FEW, **more})
+
+
+def test_a_loader_is_answered_with_its_data_set():
+    loader = DataLoader(TensorDataset(images(), labels()), batch_size=2)
+    with pytest.raises(TypeError, match=r"pass loader\.dataset"):
+        drf_fast.certify_dataset(smoothed(), loader, **FEW)
+
+
+def test_progress_says_cost_and_warns(capsys):
+    drf_fast.certify_dataset(smoothed(), images() * 3, labels(), **{**FEW, "progress": True})
+    said = capsys.readouterr().err
+    assert "certifying 9 images of images (test) at sigma 0.25" in said
+    assert "warning: pixels lie between" in said and "9/9 done" in said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drf_fast.certify_dataset(smoothed(), images(), labels(), **FEW)
+    assert capsys.readouterr().err == ""
+
+
+def test_arrays_of_levels_are_read_as_tensors_are():
+    levels = (images() * 255).round().to(torch.uint8)
+    a = drf_fast.certify_dataset(smoothed(), np.asarray(levels), labels(), **FEW)
+    same(a, drf_fast.certify_dataset(smoothed(), levels, labels(), **FEW))
+
+
+def test_every_kth_image_is_seen_to_be_complete(tmp_path, capsys):
+    out = tmp_path / "log.tsv"
+    drf_fast.certify_dataset(smoothed(), images(), labels(), indices=range(0, 9, 3), out=out, **FEW)
+    recorded = json.loads(out.with_suffix(".json").read_text())
+    assert (recorded["skip"], recorded["indices_total"]) == (3, 3)
+    assert main(["report", str(out)]) == 0 and "lacks" not in capsys.readouterr().err
+    out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:3]))
+    assert main(["report", str(out)]) == 0 and "lacks 1 of 3 images" in capsys.readouterr().err
+
+
+def test_a_path_may_be_a_string(tmp_path):
+    out = str(tmp_path / "log.tsv")
+    drf_fast.certify_dataset(smoothed(), images(), labels(), out=out, method="mine", **FEW)
+    assert json.loads(Path(out).with_suffix(".json").read_text())["method"] == "mine"
