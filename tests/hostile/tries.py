@@ -43,14 +43,20 @@ from drf_fast.errors import InputError
 
 HANG = 60  # seconds of one try; the slowest takes less than one on an idle core
 CONFIGS: dict[str, type] = {
-    "train": options.TrainConfig,
-    "certify": options.CertifyConfig,
-    "predict": options.PredictConfig,
-    "attack": look.AttackConfig,
-    "report": options.ReportConfig,
-    "sweep": options.SweepConfig,
-    "gap": options.GapConfig,
-    "doctor": options.DoctorConfig,
+    name: getattr(module, f"{name.title()}Config")
+    for name in (
+        "train",
+        "certify",
+        "predict",
+        "attack",
+        "report",
+        "sweep",
+        "gap",
+        "show",
+        "doctor",
+    )
+    for module in (options, look)
+    if hasattr(module, f"{name.title()}Config")
 }
 VALUES = [
     "", " ", "0", "-0", "1", "-1", "2", "3.5", "0.5", "nan", "inf", "-inf", "1e308", "1e-320",
@@ -68,7 +74,7 @@ TOML = [
 LONG = {"self_test", "compile"}
 COUNTS = {
     "epochs", "n", "n0", "steps", "num_samples", "restarts", "ddn_steps", "max_images",
-    "batch_size", "max_steps", "skip", "train_images", "certify_images", "certify_n",
+    "batch_size", "max_steps", "skip", "train_images", "images", "certify_images", "certify_n",
 }  # fmt: skip
 
 
@@ -241,6 +247,7 @@ def flags(place: Place, rng: random.Random) -> tuple[str, str | None]:
         "doctor": [],
         "sweep": split("--plan --data mnist --data-dir none --out s"),
         "gap": split("run --max-images 2"),
+        "show": split("run --images 1 --num-samples 2 --steps 1 --n 20 --out z.png --force"),
     }
     words += base[name]
     fields = list(tags.of(CONFIGS[name]))
