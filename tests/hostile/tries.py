@@ -101,6 +101,8 @@ def command(words: list[str]) -> Outcome:
             status = end.code if isinstance(end.code, int) else 1
         except Exception:
             traceback.print_exc()
+    if status is not None and status >= 128:  # a signal meant for all the tries
+        raise KeyboardInterrupt
     return Outcome(status, error.getvalue())
 
 
