@@ -88,6 +88,13 @@ def attack(
             "attack cannot be recorded by torch.jit.trace or torch.export, which keep no gradient "
             "that is taken inside; record the network alone, or use torch.compile"
         )
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):  # there is no gradient in it
+            return attack(
+                model, x, target, sigma=sigma, num_samples=num_samples, steps=steps, ball=ball,
+                step_size=step_size, grad_norm=grad_norm, clamp=clamp, seed=seed,
+                image_ids=image_ids, start=start,
+            )  # fmt: skip
     check.images(x)
     check.count(steps, "steps")
     wrapped = getattr(model, "_orig_mod", model)  # what torch.compile was given

@@ -20,6 +20,7 @@ from drf_fast.certification.log import CertificationLog, sidecar
 from drf_fast.certification.log.rows import format_time, parse_time, read_integer, read_number
 from drf_fast.certification.log.sidecar import decode, read_bytes, read_config
 from drf_fast.errors import InputError
+from drf_fast.runtime.files import first_line
 
 COLUMNS = (
     "idx", "label", "epsilon", "clean", "predict", "correct", "distance", "attack", "time",
@@ -174,11 +175,7 @@ def _parse_row(fields: list[str]) -> AttackRow:
 
 def is_attack_log(path: Path) -> bool:
     """Whether a file begins as an attack log does; an unreadable one does not."""
-    try:
-        with path.open("rb") as file:
-            return file.readline(200).rstrip(b"\r\n") == "\t".join(COLUMNS).encode()
-    except OSError:
-        return False
+    return first_line(path, 200).rstrip(b"\r\n") == "\t".join(COLUMNS).encode()
 
 
 def read_attacked(path: str | Path) -> Attacked:

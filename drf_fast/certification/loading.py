@@ -15,7 +15,8 @@ from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.noise import ASSUMPTIONS
 from drf_fast.checkpoints import first_layer, given
 from drf_fast.checkpoints import ours as checkpoint
-from drf_fast.config.options import SmoothedConfig
+from drf_fast.config.durations import seconds
+from drf_fast.config.options import CertifyConfig, SmoothedConfig
 from drf_fast.data.dataset import Dataset
 from drf_fast.errors import InputError
 from drf_fast.functional import noisy_repeat
@@ -99,7 +100,13 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
     if config.threads != "auto":
         machine.set_threads(config.threads)
     device = machine.pick_device(config.device)
-    processes.start(device)
+    if isinstance(config, CertifyConfig):
+        processes.start(device, seconds(config.timeout, "timeout"))
+    elif processes.count() > 1:
+        raise InputError(
+            f"expected one process, got {processes.count()} (WORLD_SIZE): only train and certify "
+            "divide their work; start this command without torchrun"
+        )
     if model is None:
         assert path is not None  # without a file it was made above
         model = checkpoint.build_model(saved, path, config.arch)

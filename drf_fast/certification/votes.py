@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -16,6 +16,8 @@ from drf_fast import functional
 from drf_fast.certification.network import RunNetwork
 from drf_fast.certification.noise import GaussianNoise, RowTest, check_rows, rows_to_test
 from drf_fast.certification.passes import Passes, Votes
+from drf_fast.runtime import processes
+from drf_fast.runtime.memory import is_out_of_memory
 
 _BATCH_SIZES = {"cpu": (64, 128, 256, 512), "cuda": (512, 1024, 2048, 4096, 8192, 16384)}
 _TRIED_ROWS = 128  # of a forward pass with which the network's form is chosen
@@ -85,6 +87,7 @@ class NoisyVotes:
                 start = torch.zeros((), dtype=torch.int64, device=x.device)
                 votes = Votes(x[part], image_ids[part], start, counts[part])
                 for offset in range(0, num, size):
+                    processes.beat()
                     rows = min(size, num - offset)
                     self.passes.run(step, votes, rows, kind)
                     if stop is not None and stop(counts, offset + rows):
@@ -106,8 +109,20 @@ class NoisyVotes:
             sizes = sizes[1:] if self.network.compiled else sizes
             pixels = x[:1].numel()
             sizes = [size for size in sizes if size * pixels <= _MOST_PIXELS] or sizes[:1]
-            self._best_batch[key] = max(sizes, key=lambda size: self.rate(x, size))
+            self._best_batch[key] = self._fastest(x, sizes)
         return self._best_batch[key]
+
+    def _fastest(self, x: torch.Tensor, sizes: Sequence[int]) -> int:
+        """Of ``sizes``, ascending, the fastest memory holds; the first is halved if need be."""
+        rates: dict[int, float] = {}
+        size = 0
+        try:
+            for size in sizes:
+                rates[size] = self.rate(x, size)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or size == 1:
+                raise
+        return max(rates, key=lambda size: rates[size]) if rates else self._fastest(x, [size // 2])
 
     def rate(self, x: torch.Tensor, size: int) -> float:
         """Rows per second of forward passes of ``size`` rows of images like x (1, ...)."""

@@ -37,6 +37,7 @@ def certify(config: CertifyConfig) -> Path | None:
     Raises:
         InputError: a bad checkpoint, data set, setting or output, or a log of another run.
     """
+    processes.check_environment()
     check_settings(config)
     shard = shard_of(config)
     if config.resume and config.force:
@@ -69,7 +70,7 @@ def certify(config: CertifyConfig) -> Path | None:
     assert out is not None  # set above
     with _open_log(config, out, _description(config, loaded)) as log:
         engine.run(work, log, processes.rank(), processes.count())
-    processes.barrier()
+    processes.wait_for_all()
     if processes.rank() == 0:
         collect(out)
         say(f"log: {out}")

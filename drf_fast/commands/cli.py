@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from drf_fast.errors import InputError, RunError
 from drf_fast.runtime import signals
+from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.version import __version__
 
 _USAGE = """\
@@ -165,6 +166,18 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     _open_streams()
     try:
+        return _main(words)
+    except SystemExit as error:  # of the parser of the flags
+        if error.code:
+            _tell_others(words, "its flags are wrong, as it says itself")
+        raise
+    except BaseException as error:
+        _tell_others(words, _brief(error))
+        raise
+
+
+def _main(words: list[str]) -> int:
+    try:
         with signals.sigterm_interrupts():
             status = _run(words)
         sys.stdout.flush()  # a full device says so here, not after the last word of Python
@@ -173,23 +186,35 @@ def main(arguments: list[str] | None = None) -> int:
         _drop_output()
         return 0
     except (InputError, RunError) as error:
-        return _fail(str(error), 2 if isinstance(error, InputError) else 1)
+        return _ended(words, str(error), 2 if isinstance(error, InputError) else 1)
     except OSError as error:
         _drop_output()
         where = f" ({error.filename!r})" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}; what was written before is kept", 1)
+        return _ended(
+            words, f"{error.strerror or error}{where}; what was written before is kept", 1
+        )
     except ModuleNotFoundError as error:
-        return _fail(_missing(error), 1)
+        return _ended(words, _missing(error), 1)
+    except ImportError as error:
+        if "shared object" not in str(error):
+            raise
+        return _ended(
+            words,
+            f"expected to load the libraries of torch, got {_brief(error)}; allow more memory "
+            "(ulimit -v unlimited), or install torch again",
+            1,
+        )
     except KeyboardInterrupt as error:
         resumable = words[:1] and words[0] in ("train", "certify", "attack", "sweep")
         hint = "; the same command with --resume (and no --force) goes on" if resumable else ""
         number = error.number if isinstance(error, signals.Stopped) else signal.SIGINT
         word = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
-        return _fail(f"{word}{hint}", 128 + number)
+        return _ended(words, f"{word}{hint}", 128 + number)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        return _fail(
+        return _ended(
+            words,
             f"expected enough memory for the batches asked for, got {_brief(error)}; lower "
             "--batch-size or --num-samples",
             1,
@@ -238,14 +263,24 @@ def _missing(error: ModuleNotFoundError) -> str:
     )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("allocate memory", "out of memory")
-    )
-
-
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     return f"{type(error).__name__} ({' '.join(str(error).split())[:160] or 'no more memory'})"
+
+
+def _ended(words: list[str], message: str, status: int) -> int:
+    _fail(message, status)
+    _tell_others(words, message)
+    return status
+
+
+def _tell_others(words: list[str], reason: str) -> None:
+    """Of several processes on one job, none waits for one that has ended."""
+    divided = words[:1] and words[0] in ("train", "certify")
+    if divided and os.environ.get("WORLD_SIZE", "") not in ("", "1"):
+        with contextlib.suppress(ImportError):  # of torch, which may be what is missing
+            from drf_fast.runtime import processes
+
+            processes.refuse(reason)
 
 
 def _fail(message: str, status: int) -> int:

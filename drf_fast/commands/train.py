@@ -26,6 +26,7 @@ def run(config: TrainConfig) -> int:
     Raises:
         InputError, RunError: see ``train``.
     """
+    processes.check_environment()
     if config.dry_run:
         with machine.same_threads():
             dry = prepare(config, run_folder(config))
@@ -69,6 +70,7 @@ def _certify(config: TrainConfig, folder: Path) -> Path:
             device=config.device,
             threads=config.threads,
             compile=config.compile,
+            timeout=config.timeout,
             out=out,
             resume=same,
             force=not same,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from drf_fast.config import tags
+from drf_fast.config.durations import seconds
 from drf_fast.config.look import AttackConfig
 from drf_fast.config.options import CertifyConfig, SmoothedConfig
 from drf_fast.config.tags import Range
@@ -36,6 +37,8 @@ def check_settings(config: SmoothedConfig) -> None:
             f"--alpha must be a probability between 0 and 1, got {config.alpha}; the least that "
             f"can be computed with is {_LEAST_ALPHA:g}"
         )
+    if isinstance(config, CertifyConfig):
+        seconds(config.timeout, "timeout")
     if config.out is not None and (not config.out.name or config.out.is_dir()):
         raise InputError(
             f"--out must name a file, got {str(config.out)!r}, which is a folder; add a name such "

@@ -173,6 +173,9 @@ class TrainConfig:
     """Save every so many steps too, not only after each epoch."""
     max_steps: Annotated[int | None, Role.LIMIT, Tag.RENEWED, Tag.ONE_PER_SWEEP, Range.COUNT] = None
     """Stop after so many training steps (for trials)."""
+    timeout: Annotated[float | str, Role.LIMIT, Tag.RENEWED, Tag.ONE_PER_SWEEP] = "10min"
+    """Of several processes: how long to wait for an answer of the others, in seconds or with a unit
+    (s, min, h, d), before the run ends and names those that gave none."""
     dry_run: Annotated[bool, Role.CALL, Tag.ONE_PER_SWEEP] = False
     """Print the resolved settings (as TOML) and the time they would take; write nothing."""
     json: Annotated[bool, Role.CALL, Tag.ONE_PER_SWEEP] = False
@@ -265,6 +268,9 @@ class CertifyConfig(SmoothedConfig):
     """Spend no samples where the chosen class is wrong; certified accuracy stays as it is."""
     shard: Annotated[str | None, Role.RESULT] = None
     """Certify part i of k, written i/k, into a log of its own; report joins them."""
+    timeout: Annotated[float | str, Role.CALL] = "10min"
+    """Of several processes: how long to wait for a sign of life of the others, in seconds or with a
+    unit (s, min, h, d), before the run ends and names those that gave none."""
     plan: Annotated[bool, Role.CALL] = False
     """Print what the run would cost and could show, and stop."""
     batch_size: Annotated[int | Literal["auto"], Role.SPEED, Tag.MEASURED, Range.COUNT] = "auto"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from drf_fast.config import methods, tags
+from drf_fast.config.durations import seconds
 from drf_fast.config.options import TrainConfig
 from drf_fast.config.tags import Range, Role, Tag
 from drf_fast.config.values import to_dict
@@ -140,6 +141,7 @@ def check(config: TrainConfig, processes: int = 1) -> None:
                 f"--{name.replace('_', '-')} must be a finite number above 0, from "
                 f"{1 / _LARGEST:g} to {_LARGEST:g}, got {value}"
             )
+    seconds(config.timeout, "timeout")
     check_sigma(config.sigma)
     check_epsilon(config.epsilon)
     if config.momentum >= 1:

@@ -51,9 +51,11 @@ def has_value(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 def floating(tensor: Any, name: str) -> torch.Tensor:
     if is_tensor(tensor, name).dtype not in FLOATS:
+        # 0..255 as they are would be certified in other units than sigma's.
+        how = f"{name}.float()" + (" / 255" if tensor.dtype == torch.uint8 else "")
         raise TypeError(
             f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}; "
-            f"convert it, for example with {name}.float()"
+            f"convert it, for example with {how}"
         )
     return tensor
 

@@ -99,6 +99,17 @@ def read_regular(path: str | Path, most: int | None = None) -> bytes:
         return file.read()
 
 
+def first_line(path: Path, most: int) -> bytes:
+    """Up to ``most`` bytes of the first line; none of what is no regular file or unreadable."""
+    if not is_regular(path):
+        return b""
+    try:
+        with path.open("rb") as file:
+            return file.readline(most)
+    except OSError:
+        return b""
+
+
 def is_regular(path: Path) -> bool:
     """Whether a file can be opened without waiting for another process."""
     try:

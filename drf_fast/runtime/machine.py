@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from drf_fast.errors import InputError
+from drf_fast.errors import InputError, RunError
 from drf_fast.runtime import processes
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of, told
+from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.progress import say
 from drf_fast.version import __version__
 
@@ -60,6 +61,7 @@ def place(
 
     Raises:
         InputError: it takes none of them.
+        RunError: memory does not hold the rows.
     """
     model = model.to(device)
     names = list(MEMORY_FORMATS) if memory_format == "auto" else [memory_format]
@@ -70,6 +72,12 @@ def place(
             laid_out = model.to(memory_format=MEMORY_FORMATS[name])  # type: ignore[call-overload]
             times[name] = _seconds(laid_out, device, precision, image_shape, rows)
         except Exception as error:  # whatever a network of the user's own does
+            if is_out_of_memory(error):
+                raise RunError(
+                    f"expected memory for a forward and a backward pass of {rows:,} rows "
+                    f"{image_shape} (a batch times --num-samples), got {told(error, 160)}; lower "
+                    "--batch-size or --num-samples, or raise --accumulate"
+                ) from error
             failures[name] = told(error)
     if not times:
         raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,8 @@ _FILES = (
     "certificates.json",
     "curve.png",
 )
+
+_STEPS_BETWEEN_WORDS = 16  # of several processes with GPUs
 
 
 def _remove_run(folder: Path) -> None:
@@ -147,10 +150,21 @@ def _stop_if_asked(run: Run, saved: bool = False) -> None:
         Stopped: always, after one of them.
     """
     number = signals.received()
+    if processes.count() > 1:
+        number = _agreed(run, number)
     if number is not None:
         if not saved:
             state.save(run)
         raise signals.Stopped(number)
+
+
+def _agreed(run: Run, number: int | None) -> int | None:
+    """Several processes stop after the same step, whichever of them were asked to."""
+    if run.device.type == "cuda" and run.step % _STEPS_BETWEEN_WORDS:
+        return None  # an answer from a GPU waits for all its work
+    asked = torch.tensor([number is not None], dtype=torch.float32, device=run.device)
+    processes.all_reduce_sum(asked)
+    return (number or signal.SIGTERM) if float(asked) > 0 else None
 
 
 def batches(run: Run) -> Iterator[Batch]:

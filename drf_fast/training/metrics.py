@@ -10,6 +10,7 @@ from typing import Any
 
 from drf_fast.runtime.files import write_atomic
 from drf_fast.runtime.progress import say
+from drf_fast.training.events import Events
 
 _FILE_NAME = "metrics.jsonl"
 
@@ -35,23 +36,18 @@ class Metrics:
     """One JSON line per epoch in metrics.jsonl, and the same as TensorBoard events."""
 
     def __init__(self, folder: Path, epochs_done: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self._path = folder / _FILE_NAME
         # An epoch that was logged but not saved is trained again.
         kept = [row for row in _rows(folder) if row["epoch"] <= epochs_done]
         write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
+        self._events = Events(folder / "tensorboard", purge_step=epochs_done + 1)
 
     def write(self, metrics: dict[str, Any]) -> None:
         with self._path.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
             file.flush()
             os.fsync(file.fileno())  # the checkpoint that follows claims this line
-        for name, value in metrics.items():
-            if name != "epoch":
-                self._events.add_scalar(name, value, metrics["epoch"])
-        self._events.flush()
+        self._events.write(metrics["epoch"], {k: v for k, v in metrics.items() if k != "epoch"})
         text = f"  loss {metrics['loss']:.4f}, test accuracy under noise "
         text += f"{100 * metrics['test_accuracy_under_noise']:.1f} %"
         if "distance" in metrics:

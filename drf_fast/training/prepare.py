@@ -10,6 +10,7 @@ import torch
 
 from drf_fast import data
 from drf_fast.balls import HardBall, SoftBall
+from drf_fast.config.durations import seconds
 from drf_fast.config.options import TrainConfig
 from drf_fast.config.training import (
     MEASURED,
@@ -49,7 +50,7 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     )
     test_set = data.load(config.data, "test", data_dir=config.data_dir, download=not config.dry_run)
     device = machine.pick_device(config.device)
-    processes.start(device)
+    processes.start(device, seconds(config.timeout, "timeout"))
     saved = processes.broadcast(state.read(folder) if config.resume else None)
     if saved:
         refuse_other_settings(config, saved["config"], train_set.fingerprint, folder)
@@ -69,7 +70,8 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     model, init_sha256 = initial.network(start, train_set.num_classes, shape)
     if saved:
         init_sha256 = saved["config"].get("init_sha256")
-    rows = min(images_of_a_step(config), len(train_set)) * config.num_samples
+    parts = config.accumulate * processes.count()
+    rows = -(-min(images_of_a_step(config), len(train_set)) // parts) * config.num_samples
     # Our own networks are written for the fused operations; those of users are traced for them.
     place = faster.place if names_code(config.arch) and not config.compile else machine.place
     try:

@@ -61,20 +61,20 @@ SETS = {
     "may differ on resume": (
         training.FREE_ON_RESUME,
         f"{CALL} out config recipe data_dir max_steps save_every certify_images certify_n "
-        "cuda_graph",
+        "cuda_graph timeout",
     ),
     "measured": (training.MEASURED, "memory_format threads"),
     "not trained": (  # cuda_graph was missing
         training.NOT_TRAINED,
         f"{CALL} recipe config data_dir out max_steps device certify_images certify_n method_label "
-        "memory_format threads accumulate save_every cuda_graph init",
+        "memory_format threads accumulate save_every cuda_graph init timeout",
     ),
     "not in a dry run's TOML": (dry_run._NOT_SETTINGS, f"recipe config {CALL}"),
     # resume too: what resumes says so itself
-    "not inherited": (arguments._NOT_INHERITED, f"{CALL} max_steps"),
+    "not inherited": (arguments._NOT_INHERITED, f"{CALL} max_steps timeout"),
     "one per sweep": (  # dry_run was missing
         grid._FIXED,
-        f"config data data_dir out device max_steps certify_images certify_n seed {CALL}",
+        f"config data data_dir out device max_steps certify_images certify_n seed timeout {CALL}",
     ),
     "same cost": (
         cost._FREE,
@@ -82,7 +82,7 @@ SETS = {
         "consistency_lam consistency_eta stability_lam macer_lam macer_gamma macer_beta "
         "macer_after_drop mix_alpha mix_eta mix_warmup epochs lr lr_drops late_drop momentum "
         "nesterov weight_decay seed certify_images certify_n out max_steps save_every data_dir "
-        f"{CALL}",
+        f"timeout {CALL}",
     ),
     "soft ball": (arguments._DRF_FLAGS, OF_THE_BALL),
     "adversary": (arguments._ADVERSARY_FLAGS, "drf steps epsilon warmup_epochs grad_norm"),

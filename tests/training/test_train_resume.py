@@ -82,7 +82,6 @@ def child(words: list[str], where: str = "", call: int = 0, threads: int = 1) ->
 
 def worker(base: Path) -> None:
     """The uninterrupted run, and one that is killed and resumed for each of KILLS."""
-    from torch.utils.tensorboard import SummaryWriter  # noqa: F401  once, not in each child
 
     from drf_fast.training import loop
 

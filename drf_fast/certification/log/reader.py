@@ -14,7 +14,7 @@ from drf_fast.certification.log.audit import refuse_other_certificates
 from drf_fast.certification.log.rows import FIELD_COLUMNS, Row, is_header, parse_rows
 from drf_fast.certification.log.sidecar import decode, read_bytes, read_config, sidecar
 from drf_fast.errors import InputError
-from drf_fast.runtime.files import is_regular
+from drf_fast.runtime.files import first_line
 
 _LONGEST_HEADER = 4096  # bytes
 
@@ -109,14 +109,7 @@ def read_log(path: str | Path, content: bytes | None = None) -> Log:
 
 def is_log(path: Path) -> bool:
     """Whether a file begins as a log does; an unreadable one does not."""
-    if not is_regular(path):  # a pipe would wait for its writer
-        return False
-    try:
-        with path.open("rb") as file:
-            start = file.readline(_LONGEST_HEADER)
-    except OSError:
-        return False
-    return is_header(start.decode("utf-8-sig", errors="replace"))
+    return is_header(first_line(path, _LONGEST_HEADER).decode("utf-8-sig", errors="replace"))
 
 
 def _configuration(path: Path) -> dict[str, Any]:

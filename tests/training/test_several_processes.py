@@ -1,0 +1,207 @@
+"""Processes of one job that refuse, never come or stop: no other waits for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch.distributed
+
+from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.commands.cli import main
+from drf_fast.config.durations import seconds
+from drf_fast.errors import InputError
+from drf_fast.runtime import processes
+
+needs_distributed = pytest.mark.skipif(
+    not torch.distributed.is_available() or os.name != "posix", reason="needs torch.distributed"
+)
+TRAIN = [
+    "train", "--train-images", "640", "--batch-size", "8", "--epochs", "50", "--steps", "1",
+    "--device", "cpu", "--threads", "1", "--memory-format", "contiguous", "--certify-images", "0",
+]  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Job:
+    """Processes as a cluster starts them, without torchrun, which would end the others itself."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.running: list[subprocess.Popen[str]] = []
+
+    def start(self, rank: int, words: list[str], size: int = 2) -> subprocess.Popen[str]:
+        variables = {
+            "RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self.port), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
+        }  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "drf_fast", *words], env={**os.environ, **variables},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.running.append(process)
+        return process
+
+
+@pytest.fixture
+def job() -> Iterator[Job]:
+    started = Job()
+    yield started
+    for process in started.running:
+        process.kill()
+        process.communicate()
+
+
+def end_of(process: subprocess.Popen[str], within: float = 120) -> tuple[int, str]:
+    _, error = process.communicate(timeout=within)
+    assert "Traceback" not in error, error
+    return process.returncode, error
+
+
+def wait_for_line(process: subprocess.Popen[str], start: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(start):
+            return
+    raise AssertionError(f"no line begins with {start!r}")
+
+
+@needs_distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("refusing", [0, 1])
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [(["--sigma", "0"], "--sigma must be a finite number"), (["--no-such"], "its flags are wrong")],
+)
+def test_a_process_that_refuses_tells_the_others(tmp_path, job, refusing, flags, reason):
+    words = [*TRAIN, "--out", str(tmp_path / "r")]
+    ready = job.start(1 - refusing, words)
+    refused = job.start(refusing, [*words, *flags])
+    status, error = end_of(refused)
+    assert status == 2
+    status, error = end_of(ready)
+    assert status == 1
+    assert f"got the end of process {refusing}: " in error and reason in error
+
+
+@needs_distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_process_that_never_comes_is_named(tmp_path, job, missing):
+    words = [*TRAIN, "--out", str(tmp_path / "r"), "--timeout", "3s"]
+    status, error = end_of(job.start(1 - missing, words))
+    assert status == 1
+    assert ("got no process 1" if missing else "start process 0 too") in error
+
+
+@needs_distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_process_is_named(tmp_path, job, stopped):
+    words = [*TRAIN, "--out", str(tmp_path / "r"), "--timeout", "20"]
+    both = [job.start(rank, words) for rank in (0, 1)]
+    wait_for_line(both[0], "epoch 1/50: ")
+    os.kill(both[stopped].pid, signal.SIGSTOP)
+    status, error = end_of(both[1 - stopped], within=60)
+    assert status == 1
+    # Process 0 keeps the store too: where it is stopped, its address is all that answers not.
+    assert ("got none of process 1" if stopped else "which process 0 or torchrun keeps") in error
+
+
+@needs_distributed
+@pytest.mark.slow
+def test_a_killed_process_is_named(tmp_path, job):
+    both = [job.start(rank, [*TRAIN, "--out", str(tmp_path / "r")]) for rank in (0, 1)]
+    wait_for_line(both[0], "epoch 1/50: ")
+    both[1].kill()
+    status, error = end_of(both[0], within=60)
+    assert status == 1 and "got none of process 1" in error
+
+
+@needs_distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [0, 1])
+def test_one_signal_stops_all_after_the_same_step(tmp_path, job, told):
+    both = [job.start(rank, [*TRAIN, "--out", str(tmp_path / "r")]) for rank in (0, 1)]
+    wait_for_line(both[0], "epoch 1/50: ")
+    both[told].send_signal(signal.SIGTERM)
+    for process in both:
+        status, error = end_of(process, within=60)
+        assert status == 143 and "with --resume" in error
+    saved = checkpoint.load(tmp_path / "r" / "checkpoint.pt")
+    assert saved["step"] == 80 * saved["epoch"] + saved["batch"] > 0
+
+
+@needs_distributed
+@pytest.mark.slow
+def test_certify_waits_for_the_slowest_beyond_the_timeout_and_not_for_a_stopped_one(tmp_path, job):
+    words = ["train", *TRAIN[1:], "--max-steps", "1", "--out", str(tmp_path / "r")]
+    assert main(words) == 0
+    # One image each; the second process is slowed by stopping it for less than the time-out.
+    words = ["certify", str(tmp_path / "r"), "--n", "30000", "--skip", "1000", "--batch-size"]
+    words += ["256", "--device", "cpu", "--memory-format", "contiguous", "--timeout", "20"]
+    both = [job.start(rank, [*words, "--out", str(tmp_path / "c.tsv")]) for rank in (0, 1)]
+    wait_for_line(both[0], "certify: ")  # process 0 is done
+    began = time.monotonic()
+    while both[1].poll() is None and time.monotonic() - began < 25:
+        os.kill(both[1].pid, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.kill(both[1].pid, signal.SIGCONT)
+        time.sleep(0.1)
+    assert end_of(both[0])[0] == 0 and end_of(both[1])[0] == 0
+    assert len((tmp_path / "c.tsv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "abc"}, "RANK must be a number from 0 to"),
+        ({"RANK": "-1"}, "RANK must be a number from 0 to"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be a number from 1 to"),
+        ({"WORLD_SIZE": "9" * 50}, "WORLD_SIZE must be a number from 1 to"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK must be a number below WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is not set"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x"}, "MASTER_PORT is not set"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1e4"},
+            "MASTER_PORT must be a port",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", [["train"], ["certify", "run"]])
+def test_a_wrong_environment_is_a_sentence(monkeypatch, capsys, command, variables, message):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+    assert processes._meeting is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), (90, 90), (2.5, 2.5), ("90s", 90), ("10min", 600), ("1.5 h", 5400), ("1d", 86400)],
+)
+def test_durations(text, expected):
+    assert seconds(text, "timeout") == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0.5s", "31d", "-3", "nan", "inf", "1e3", "10 minutes", True]
+)
+def test_other_durations_are_a_sentence(text):
+    with pytest.raises(InputError, match="--timeout must be a time from 1 s to 30 d"):
+        seconds(text, "timeout")
