@@ -81,7 +81,8 @@ SETS = {
         "recipe config init lambda0 lambda_lr kappa tau sigma epsilon warmup_epochs "
         "consistency_lam consistency_eta stability_lam macer_lam macer_gamma macer_beta "
         "macer_after_drop mix_alpha mix_eta mix_warmup epochs lr lr_drops late_drop momentum "
-        f"nesterov weight_decay seed certify_images certify_n out max_steps save_every data_dir {CALL}",
+        "nesterov weight_decay seed certify_images certify_n out max_steps save_every data_dir "
+        f"{CALL}",
     ),
     "soft ball": (arguments._DRF_FLAGS, OF_THE_BALL),
     "adversary": (arguments._ADVERSARY_FLAGS, "drf steps epsilon warmup_epochs grad_norm"),
