@@ -143,9 +143,14 @@ def test_what_needs_no_gradient_itself_is_attacked_all_the_same(name):
     assert float(got[2].min()) > 0.1
 
 
-def test_a_step_with_attack_loss_and_dual_update_is_one_graph():
+# Of udr the price is computed in the graph, from lambda, the step size and tau.
+FORMS: list[dict[str, Any]] = [{"form": "prox"}, {"form": "udr", "tau": 0.3}]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_step_with_attack_loss_and_dual_update_is_one_graph(form):
     """All of DRF's step but the optimizer's: lambda moves inside the graph."""
-    options = {"lambda0": 0.3, "lambda_lr": 0.1, "kappa": 6, "form": "prox", "lambda_every": 1}
+    options = {"lambda0": 0.3, "lambda_lr": 0.1, "kappa": 6, "lambda_every": 1, **form}
     balls = [drf_fast.SoftBall(0.5, **options) for _ in range(2)]
     models = [Net().eval(), Net().eval()]
 
@@ -216,10 +221,11 @@ def test_python_numbers_compile_twice_at_most_without_dynamic_true():
     assert counter.frame_count == 2
 
 
-def test_a_soft_ball_whose_lambda_moves_between_steps_compiles_once():
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_soft_ball_whose_lambda_moves_between_steps_compiles_once(form):
     model = Net().eval()
     x, y = images()
-    ball = drf_fast.SoftBall(0.2, lambda0=0.5, lambda_lr=0.5, kappa=B, form="prox", lambda_every=1)
+    ball = drf_fast.SoftBall(0.2, lambda0=0.5, lambda_lr=0.5, kappa=B, lambda_every=1, **form)
 
     def step(seed: torch.Tensor) -> drf_fast.AttackResult:
         return drf_fast.attack(
