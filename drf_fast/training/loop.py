@@ -44,6 +44,7 @@ _FILES = (
     "certificates.tsv",
     "certificates.json",
     "curve.png",
+    "page.html",
 )
 
 
