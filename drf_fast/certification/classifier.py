@@ -12,6 +12,7 @@ from drf_fast import functional
 from drf_fast.certification import inputs
 from drf_fast.certification.network import PRECISIONS, RunNetwork
 from drf_fast.certification.noise import GaussianNoise, LevelNoise, RowTest
+from drf_fast.certification.shown import as_html
 from drf_fast.certification.stopping import certificate, spared
 from drf_fast.certification.votes import NoisyVotes
 from drf_fast.ops import checks as check
@@ -32,6 +33,10 @@ class CertifyResult(NamedTuple):
     radius: torch.Tensor
     count: torch.Tensor
     p_lower: torch.Tensor
+
+    def _repr_html_(self) -> str:
+        """A table in a notebook."""
+        return as_html(self.label, self.radius, self.count, self.p_lower)
 
 
 class SmoothedClassifier:

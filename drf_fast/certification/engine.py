@@ -10,7 +10,7 @@ divided or interrupted.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,11 +93,21 @@ def run(work: Work, log: Sink, rank: int = 0, processes: int = 1, *, quiet: bool
     groups = work.groups()[rank::processes]
     left = [group for group in groups if not log.done.issuperset(group)]
     todo = sum(index not in log.done for group in left for index in group)
+    so_far: list[float] = []  # radius of each image of this run, -1 where it is wrong
     with Tracker("certify", todo, quiet=quiet or rank > 0) as tracker:
         for group in left:
             for row, drawn in _rows(work, group, log.done):
                 log.append(row)
-                tracker.advance(note=f"{drawn / max(row.seconds, 1e-9):,.0f} samples/s")
+                so_far.append(row.radius if row.predict == row.label else -1.0)
+                rate = f"{drawn / max(row.seconds, 1e-9):,.0f} samples/s"
+                tracker.advance(note=lambda rate=rate: f"{rate}, {running(so_far)}")
+
+
+def running(radii: Sequence[float]) -> str:
+    """The ACR and the certified accuracy of the images so far; radii, -1 where one is wrong."""
+    acr = sum(max(radius, 0.0) for radius in radii) / len(radii)
+    shares = (100 * sum(radius >= r for radius in radii) / len(radii) for r in (0.0, 0.5, 1.0))
+    return f"ACR {acr:.3f}, certified {'/'.join(f'{share:.0f}' for share in shares)} % at 0/0.5/1"
 
 
 def _rows(work: Work, group: tuple[int, ...], done: set[int]) -> Iterator[tuple[Row, int]]:

@@ -107,6 +107,7 @@ def _report(words: list[str]) -> int:
         compare=config.compare,
         plot=config.plot,
         plot_p=config.plot_p,
+        html=config.html,
         paper=None if config.paper else False,
         table1=config.table1 or None,
         radii=config.radii,

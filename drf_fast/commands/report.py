@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drf_fast.certification.log import read_log
+from drf_fast.commands import page
 from drf_fast.errors import InputError
 from drf_fast.report import machine
 from drf_fast.report import table1 as layout
@@ -38,6 +39,7 @@ def run(
     compare: bool = False,
     plot: str | Path | None = None,
     plot_p: str | Path | None = None,
+    html: str | Path | None = None,
     paper: bool | None = None,
     table1: bool | None = False,
     radii: str | None = None,
@@ -55,6 +57,7 @@ def run(
         compare: show each further group's paired difference to the first.
         plot: draw certified accuracy against radius to this file (PNG, PDF or SVG).
         plot_p: draw the distribution of p_lower to this file.
+        html: write it as one page to this file.
         paper: compare with the paper's Table 1; ``None``: where the logs are like the paper's.
         table1: lay it out as the paper's Table 1, whatever n, alpha and images; ``None``: in a
             format for people, where every group is to be compared with a row of it and neither
@@ -84,13 +87,16 @@ def run(
     pictures = [Path(at) for at in (plot, plot_p) if at is not None]
     for path in pictures:
         check_path(path, force)
+    if html is not None:
+        check_path(Path(html), force, suffixes=(".html", ".htm"))
     if len({path.resolve() for path in pictures}) < len(pictures):
         raise InputError(f"{plot} would be both pictures: expected two names; choose another one")
     found = read_all(logs)
     summary = summarize(
         found.logs, paper=True if table1 else paper, compare_groups=compare, radii=chosen
     )
-    _refuse_for_predictions(summary, table1=bool(table1), radii=radii, plot=bool(pictures))
+    _refuse_for_predictions(summary, table1=bool(table1), radii=radii, plot=bool(pictures),
+                           html=html is not None)  # fmt: skip
     if table1 is None:
         readable = format not in ("csv", "json")  # machines get what they always get
         simple = readable and not any(unfit.values()) and not found.attacks
@@ -107,6 +113,8 @@ def run(
         draw(summary, Path(plot), attacks)
     if plot_p is not None:
         draw_p(summary, Path(plot_p))
+    if html is not None:
+        page.write(Path(html), summary, found.attacks, found.warnings())
     for warning in [*found.warnings(), *broken]:
         print(f"warning: {warning}", file=sys.stderr)
     if summary.missing:
@@ -115,7 +123,7 @@ def run(
         _print_table1(summary, format)
     else:
         _print(summary, format, details, envelope, attacks)
-    for path in pictures:
+    for path in [*pictures, *([html] if html is not None else [])]:
         print(f"wrote {path}", file=sys.stderr)
     return 0
 

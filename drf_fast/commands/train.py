@@ -8,7 +8,7 @@ from pathlib import Path
 from drf_fast import data
 from drf_fast.certification.log import sidecar
 from drf_fast.checkpoints import ours as checkpoint
-from drf_fast.commands import certify, report
+from drf_fast.commands import certify, page, report
 from drf_fast.config.options import CertifyConfig, TrainConfig
 from drf_fast.config.training import run_folder
 from drf_fast.config.values import names_code
@@ -44,6 +44,9 @@ def run(config: TrainConfig) -> int:
         return 0
     if log is not None:
         announce(f"curve: {folder / 'curve.png'}")
+        at = page.write_beside(folder, [log])
+        if at is not None:
+            announce(f"page: {at}")
     if config.json:
         shown = None if log is None else report.as_json([log], plot=folder / "curve.png")
         print(json.dumps({"folder": str(folder), "metrics": metrics, "report": shown}, indent=2))

@@ -334,6 +334,8 @@ class ReportConfig:
     plot_p: Annotated[Path | None, Role.PLACE] = None
     """Draw the distribution of p_lower (ECDF) into this file: the ACR rewards easy images, this
     shows the hard ones too."""
+    html: Annotated[Path | None, Role.PLACE] = None
+    """Write all of it as one HTML page that needs no network: charts, table, training, images."""
     paper: Annotated[bool, Role.CALL] = True
     """Show the row of Table 1 of the DRF paper beside ours where it has one."""
     table1: Annotated[bool, Role.CALL] = False

@@ -41,15 +41,15 @@ def ordered(count: int) -> list[Any]:
     return [colormaps["cividis"](0.85 * i / max(1, count - 1)) for i in range(count)]
 
 
-def check_path(path: Path, force: bool) -> None:
+def check_path(path: Path, force: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Refuse a picture that could not be written, before any work is done.
 
     Raises:
         InputError: unknown format, or the file exists.
     """
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in suffixes:
         raise InputError(
-            f"cannot plot to {path}: expected a name that ends in {', '.join(SUFFIXES)}, got "
+            f"cannot plot to {path}: expected a name that ends in {', '.join(suffixes)}, got "
             f"'{path.suffix}'; choose one of them"
         )
     if path.exists() and not force:

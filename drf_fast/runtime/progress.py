@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-_PLAIN_SECONDS = 10.0
+_PLAIN_SECONDS, _BAR_SECONDS = 10.0, 0.5
 
 
 def say(message: str) -> None:
@@ -34,10 +35,12 @@ def duration(seconds: float) -> str:
 class Tracker:
     """Counts ``total`` steps under ``label``; a context manager. A quiet one only counts.
 
-    ``advance`` takes the number of steps done and a short text (loss, rate) shown beside them.
+    ``advance`` takes the number of steps done and a short text (loss, rate) shown beside them, or
+    what makes it: called only where it is shown, twice a second at most, since to read a number
+    may be to wait for a GPU. The bar of a ``passing`` one leaves the terminal at its end.
     """
 
-    def __init__(self, label: str, total: int, quiet: bool = False) -> None:
+    def __init__(self, label: str, total: int, quiet: bool = False, passing: bool = False) -> None:
         self._label, self._total, self._done, self._quiet = label, total, 0, quiet
         self._started = self._printed = time.monotonic()
         self._bar: Progress | None = None
@@ -50,6 +53,7 @@ class Tracker:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
                 console=Console(stderr=True),
+                transient=passing,
             )
             self._task = self._bar.add_task(label, total=total, note="")
 
@@ -70,13 +74,18 @@ class Tracker:
             seconds = time.monotonic() - self._started
             say(f"{self._label}: {self._done}/{self._total} done in {seconds:.1f} s")
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
+    def advance(self, steps: int = 1, note: str | Callable[[], str] = "") -> None:
+        """``steps`` more are done."""
         self._done += steps
-        if self._bar is not None:
-            self._bar.update(self._task, advance=steps, note=note)
-            return
         now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, advance=steps)
+            if now - self._printed >= _BAR_SECONDS or self._done >= self._total:
+                self._printed = now
+                self._bar.update(self._task, note=note if isinstance(note, str) else note())
+            return
         if now - self._printed >= _PLAIN_SECONDS and not self._quiet:
             self._printed = now
+            note = note if isinstance(note, str) else note()
             left = (now - self._started) / self._done * (self._total - self._done)
             say(f"{self._label}: {self._done}/{self._total}, {left:.0f} s left {note}".rstrip())

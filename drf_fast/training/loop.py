@@ -30,7 +30,7 @@ from drf_fast.functional import noise_key, noisy_repeat
 from drf_fast.runtime import machine, processes, signals
 from drf_fast.runtime.files import locked, new_folder, write_json
 from drf_fast.runtime.logits import logits_of
-from drf_fast.runtime.progress import Tracker
+from drf_fast.runtime.progress import Tracker, duration
 from drf_fast.training import schedule, state
 from drf_fast.training.methods.common import Batch
 from drf_fast.training.metrics import Metrics
@@ -45,6 +45,7 @@ _FILES = (
     "certificates.tsv",
     "certificates.json",
     "curve.png",
+    "page.html",
 )
 
 _STEPS_BETWEEN_WORDS = 16  # of several processes with GPUs
@@ -120,14 +121,15 @@ def _train_epoch(run: Run) -> None:
     run.model.train()
     steps = steps_of_an_epoch(config, len(run.train_set), processes.count())
     label, left = f"epoch {run.epoch + 1}/{config.epochs}", steps - run.batch
-    with Tracker(label, left, quiet=processes.rank() > 0) as tracker:
+    quiet = processes.rank() > 0
+    with Tracker(label, left, quiet=quiet, passing=True) as tracker:
         began = time.perf_counter()
         for batch in batches(run):
             one_step(run, batch, options)
             ended = time.perf_counter()
             run.totals.seconds += ended - began
             began = ended
-            tracker.advance()
+            tracker.advance(note=lambda: _running(run, steps))
             if run.batch == steps:
                 break
             _stop_if_asked(run)
@@ -141,6 +143,19 @@ def _train_epoch(run: Run) -> None:
     run.batch = 0
     if isinstance(run.ball, SoftBall):
         run.ball.end_epoch()
+
+
+def _running(run: Run, steps: int) -> str:
+    """The epoch so far, and how long the epochs after it will take; waits for the device."""
+    images, seconds = max(1, run.totals.images), max(run.totals.seconds, 1e-9)
+    loss, hits, distance = (value / images for value in run.totals.sums.tolist())
+    text = f"{images / seconds:,.0f} images/s, loss {loss:.3f}, {100 * hits:.1f} % under noise"
+    if uses_adversary(run.config):
+        text += f", distance {distance:.2f}"
+    if isinstance(run.ball, SoftBall):
+        text += f", lambda {float(run.ball.lam):.3f}"
+    after = run.config.epochs - run.epoch - 1
+    return text + (f"; {duration(after * steps * seconds / run.batch)} after it" if after else "")
 
 
 def _stop_if_asked(run: Run, saved: bool = False) -> None:

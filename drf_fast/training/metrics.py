@@ -17,11 +17,11 @@ _FILE_NAME = "metrics.jsonl"
 
 def last_metrics(folder: Path) -> dict[str, Any]:
     """The metrics of the last whole epoch of a run; empty where there is none."""
-    return next(reversed(_rows(folder)), {})
+    return next(reversed(read_metrics(folder)), {})
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl up to the first that is damaged; none where it is missing."""
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl up to the first damaged one; none where it is missing."""
     rows: list[dict[str, Any]] = []
     with contextlib.suppress(OSError, ValueError):
         for line in (folder / _FILE_NAME).read_text(encoding="utf-8").splitlines():
@@ -38,7 +38,7 @@ class Metrics:
     def __init__(self, folder: Path, epochs_done: int) -> None:
         self._path = folder / _FILE_NAME
         # An epoch that was logged but not saved is trained again.
-        kept = [row for row in _rows(folder) if row["epoch"] <= epochs_done]
+        kept = [row for row in read_metrics(folder) if row["epoch"] <= epochs_done]
         write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._events = Events(folder / "tensorboard", purge_step=epochs_done + 1)
 

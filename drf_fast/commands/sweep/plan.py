@@ -29,7 +29,14 @@ from drf_fast.runtime import processes
 from drf_fast.runtime.files import locked, new_folder, read_json, write_json
 
 FILE_NAME = "sweep.json"
-_WRITTEN = ("summary.tsv", "summary.json", "runs.tsv", "certified_accuracy.png", "acr-*.png")
+_WRITTEN = (
+    "page.html",
+    "summary.tsv",
+    "summary.json",
+    "runs.tsv",
+    "certified_accuracy.png",
+    "acr-*.png",
+)
 _FORMAT = "drf_fast sweep 1"
 _CERTIFICATION = {"n": 10_000, "n0": 100, "alpha": 0.001, "certify_images": None, "skip": None}
 _IMAGES = 100  # where neither certify_images nor skip is given

@@ -10,7 +10,7 @@ import torch
 
 from drf_fast import data
 from drf_fast.checkpoints import ours as checkpoint
-from drf_fast.commands import certify
+from drf_fast.commands import certify, page
 from drf_fast.commands.sweep import cost, figures, plan, summary
 from drf_fast.commands.sweep.grid import SweepRun
 from drf_fast.commands.sweep.plan import Sweep
@@ -54,6 +54,10 @@ def run(config: SweepConfig, words: list[str]) -> int:
             print(summary.as_json(result) if config.json else summary.as_text(result))
             for path in drawn:
                 say(f"figure: {path}")
+            at = page.write_beside(sweep.folder, [log.path for s in result.settings
+                                                  for log in s.group.logs])  # fmt: skip
+            if at is not None:
+                say(f"page: {at}")
             say(f"table: {sweep.folder / summary.TABLE}, {summary.RUNS} and {summary.JSON}")
     failed = {run.name: sweep.failed[run.name] for run in sweep.runs if run.name in sweep.failed}
     if failed:

@@ -1,0 +1,166 @@
+"""The page of ``report --html``, which ``train`` and ``sweep`` write into their folder too."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from drf_fast import data
+from drf_fast.attacks.log import Attacked
+from drf_fast.certification.log import Log
+from drf_fast.data.dataset import Dataset
+from drf_fast.errors import InputError
+from drf_fast.functional import noisy_repeat
+from drf_fast.report import page
+from drf_fast.report.attacks import curves_of
+from drf_fast.report.charts import label
+from drf_fast.report.sources import read_all
+from drf_fast.report.summary import Summary, summarize
+from drf_fast.runtime.progress import say
+from drf_fast.training.metrics import read_metrics
+
+NAME = "page.html"
+_MOST_PICTURES, _MOST_PIXELS = 200, 64
+
+
+def write(
+    path: Path, summary: Summary, attacked: Sequence[Attacked] = (), warnings: Sequence[str] = ()
+) -> None:
+    """Write the page of a summary, with what lies beside its logs: training, images, attacks.
+
+    Raises:
+        InputError: a package is missing, or the folder cannot be written.
+    """
+    curves, broken = curves_of(summary, attacked)
+    pictures, of = _gallery(summary, attacked)
+    page.write(
+        path,
+        summary,
+        attacks=curves,
+        training=_training(summary),
+        gallery=pictures,
+        gallery_of=of,
+        warnings=[*warnings, *broken],
+    )
+
+
+def write_beside(folder: Path, logs: Sequence[str | Path]) -> Path | None:
+    """The page of a run's or a sweep's folder; None, said once, where a package is missing."""
+    if page.missing():
+        needed = " and ".join(page.missing())
+        say(f"no {NAME}: it needs {needed}, which are not installed; everything else is written")
+        return None
+    found = read_all(logs)
+    write(folder / NAME, summarize(found.logs, paper=False), found.attacks)
+    return folder / NAME
+
+
+def _training(summary: Summary) -> dict[str, list[Mapping[str, Any]]]:
+    """The epochs of the runs whose folders hold the logs."""
+    runs: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in summary.groups:
+        for log in entry.group.logs:
+            rows = read_metrics(log.path.parent)
+            seed = ((log.config or {}).get("training") or {}).get("seed")
+            name = label(entry.group) + (f", seed {seed}" if len(entry.group.logs) > 1 else "")
+            if rows:
+                runs[name] = list(rows)
+    return runs
+
+
+def _gallery(summary: Summary, attacked: Sequence[Attacked]) -> tuple[list[page.Picture], str]:
+    """Images of the first log, from the smallest to the largest radius, wrong ones first."""
+    log = summary.groups[0].group.logs[0]
+    try:
+        images = _images_of(log)
+    except InputError as error:
+        say(f"the page has no images: {error}")
+        return [], ""
+    radius = np.where(log.correct, log.radius, -1.0)
+    order = np.lexsort((log.idx, radius))
+    if len(order) > _MOST_PICTURES:
+        order = order[np.linspace(0, len(order) - 1, _MOST_PICTURES).round().astype(int)]
+    fates = _fates(log, attacked, images)
+    sigma = summary.groups[0].group.sigma
+    return [_picture(log, int(at), images, sigma, fates) for at in order], str(
+        label(summary.groups[0].group)
+    )
+
+
+def _images_of(log: Log) -> Dataset:
+    """The data set that a log certifies.
+
+    Raises:
+        InputError: unknown, not there, or another one than it was.
+    """
+    config = log.config or {}
+    if not isinstance(config.get("data"), str) or config.get("split") not in ("test", "train"):
+        raise InputError(f"{log.path} does not say of which data set it is")
+    place = (config.get("training") or {}).get("data_dir")
+    images = data.load(
+        config["data"], config["split"], data_dir=Path(place) if place else None, download=False
+    )
+    if images.fingerprint != config.get("fingerprint") or log.idx.max() >= len(images):
+        raise InputError(f"{config['data']} holds other images than {log.path} was made of")
+    return images
+
+
+def _fates(log: Log, attacked: Sequence[Attacked], images: Dataset) -> dict[int, tuple[str, bool]]:
+    """What attacks made of the log's images: at the smallest epsilon that changed the class."""
+    sha256 = (log.config or {}).get("checkpoint_sha256")
+    rows = [row for one in attacked if one.config.get("checkpoint_sha256") == sha256
+            for row in one.rows]  # fmt: skip
+    fates: dict[int, tuple[str, bool]] = {}
+    for row in sorted(rows, key=lambda row: row.epsilon):
+        if fates.get(row.idx, ("", False))[1]:
+            continue
+        changed = row.predict not in (-1, row.clean)
+        became = images.class_names[row.predict] if changed else ""
+        said = f"attacked: {became} at {row.distance:.2f}" if changed else (
+            f"withstands {row.epsilon:g}" if row.predict == row.clean
+            else f"undecided at {row.epsilon:g}"
+        )  # fmt: skip
+        fates[row.idx] = (said, changed)
+    return fates
+
+
+def _picture(
+    log: Log, at: int, images: Dataset, sigma: float | None, fates: Mapping[int, tuple[str, bool]]
+) -> page.Picture:
+    idx, predict = int(log.idx[at]), int(log.predict[at])
+    x = images.float_images([idx])
+    shown = [x[0]]
+    if sigma is not None:
+        ids = torch.tensor([idx])
+        shown.append(noisy_repeat(x, sigma, 1, seed=0, image_ids=ids, stream="selection")[0])
+    said, changed = fates.get(idx, ("", False))
+    return page.Picture(
+        idx=idx,
+        label=images.class_names[int(log.label[at])],
+        predict="" if predict == -1 else images.class_names[predict],
+        radius=float(log.radius[at]),
+        state="abstains" if predict == -1 else "right" if log.correct[at] else "wrong",
+        attacked=said,
+        changed=changed,
+        sources=tuple(map(_source, shown)),
+    )
+
+
+def _source(picture: torch.Tensor) -> str:
+    """A (C, H, W) picture as the data: URI of a PNG of at most 64 x 64 pixels."""
+    levels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    image = Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels)
+    factor = math.ceil(max(image.size) / _MOST_PIXELS)
+    if factor > 1:
+        image = image.reduce(factor)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

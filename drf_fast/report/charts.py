@@ -1,0 +1,255 @@
+"""The charts of the page, as plotly.js reads them: plain data, drawn in the reader's browser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from drf_fast.report import style
+from drf_fast.report.attacks import AttackCurve
+from drf_fast.report.compare import resample, statistics
+from drf_fast.report.groups import Group
+from drf_fast.report.intervals import LEVEL, clopper_pearson
+from drf_fast.report.plot import curve, ecdf
+from drf_fast.report.summary import Summary
+
+_MOST_STEPS = 400  # of a curve; a screen shows no more
+_POINTS = 151  # of a curve where the mouse finds a value
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+_MARKS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart: what plotly.js draws, and the same numbers as a table for who does not see it.
+
+    Attributes:
+        key: its name in the page.
+        title, about: what it shows, in a few words and in a sentence.
+        data, layout: of plotly.js.
+        header, body: the table.
+    """
+
+    key: str
+    title: str
+    about: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    header: list[str]
+    body: list[list[str]]
+
+
+def label(group: Group) -> str:
+    """Method, variant and sigma."""
+    return group.name + ("" if group.sigma is None else f", σ = {group.sigma:g}")
+
+
+def certified(summary: Summary, attacks: Sequence[AttackCurve]) -> Chart:
+    """Certified accuracy against radius, accuracy under attack above it."""
+    data, body = [], []
+    for i, entry in enumerate(summary.groups):
+        r, mean, lowest, highest = _pointed(*_thinned(*curve(entry.group)))
+        if len(entry.group.logs) == 1:
+            lowest, highest = (100 * v for v in clopper_pearson(mean / 100 * summary.images,
+                                                                summary.images))  # fmt: skip
+        r, mean = np.append(r, r[-1]), np.append(mean, 0.0)
+        lowest, highest = np.append(lowest, lowest[-1]), np.append(highest, highest[-1])
+        data += _band(i, r, lowest, highest, shape="vh")
+        data.append(_line(i, label(entry.group), r, mean, shape="vh"))
+        shares = [f"{share:.1f}" for share in entry.certified]
+        body.append([label(entry.group), *shares])
+    for curve_ in attacks:
+        i = next(i for i, e in enumerate(summary.groups) if curve_.belongs_to(e.group))
+        line = _line(i, f"{label(curve_.group)}, under attack", curve_.epsilon, curve_.correct)
+        line |= {"mode": "lines+markers", "line": {**line["line"], "dash": "dash", "width": 1.5}}
+        line["marker"] = {"size": 8, "symbol": _MARKS[i % len(_MARKS)]}
+        data.append(line)
+        if curve_.images < summary.images:  # which may be easier or harder than all of them
+            r, mean, *_ = _pointed(*_thinned(*curve(curve_.group)))
+            name = f"{label(curve_.group)}, the {curve_.images:,} images attacked"
+            line = _line(i, name, np.append(r, r[-1]), np.append(mean, 0.0), shape="vh")
+            data.append({**line, "line": {**line["line"], "dash": "dot", "width": 1.2}})
+    of = " Bands: " + (
+        "lowest to highest seed." if max(len(e.acr) for e in summary.groups) > 1
+        else "95 % Clopper-Pearson intervals over images."
+    )  # fmt: skip
+    about = (
+        "The share of test images whose class provably cannot be changed by moving the pixels less "
+        "than r (L2)." + (" Broken lines: what an attack of that strength left." if attacks else "")
+    )
+    layout = _layout("L2 radius r (pixel units)", "accuracy (%)", yaxis={"range": [0, 100]})
+    header = ["method", *(f"r = {radius:g}" for radius in summary.radii)]
+    return Chart("certified", "Certified accuracy", about + of, data, layout, header, body)
+
+
+def acr(summary: Summary) -> Chart:
+    """The average certified radius of each group with a bootstrap interval."""
+    names, means, lows, highs = [], [], [], []
+    for entry in summary.groups:
+        values = statistics(entry.group, ())[:, :, :1]
+        drawn = resample(np.zeros_like(values), values, np.random.default_rng(0))[:, 0]
+        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        names.append(_text(label(entry.group)))
+        means.append(entry.acr_mean)
+        lows.append(float(low))
+        highs.append(float(high))
+    error = {
+        "type": "data",
+        "symmetric": False,
+        "color": "#7f7f7f",
+        "array": [round(high - mean, 4) for high, mean in zip(highs, means, strict=True)],
+        "arrayminus": [round(mean - low, 4) for low, mean in zip(lows, means, strict=True)],
+    }
+    marker = {"size": 11, "color": [_colour(i) for i in range(len(names))],
+              "symbol": [_MARKS[i % len(_MARKS)] for i in range(len(names))]}  # fmt: skip
+    trace = {
+        "type": "scatter", "mode": "markers", "x": [round(m, 4) for m in means], "y": names,
+        "error_x": error, "marker": marker, "showlegend": False,
+        "hovertemplate": "%{y}: %{x:.3f}<extra></extra>",
+    }  # fmt: skip
+    layout = _layout("ACR (pixel units)", "", yaxis={"automargin": True, "autorange": "reversed"})
+    layout["height"] = 150 + 34 * len(names)
+    layout["hovermode"] = "closest"
+    body = [
+        [label(entry.group), f"{mean:.3f}", f"{low:.3f}", f"{high:.3f}"]
+        for entry, mean, low, high in zip(summary.groups, means, lows, highs, strict=True)
+    ]
+    about = (
+        "The average certified radius, 0 counted where the class is wrong, with 95 % bootstrap "
+        "intervals over images" + (" and seeds." if max(map(len, (e.acr for e in summary.groups)))
+                                   > 1 else ".")
+    )  # fmt: skip
+    header = ["method", "ACR", "from", "to"]
+    return Chart("acr", "Average certified radius", about, [trace], layout, header, body)
+
+
+def p_lower(summary: Summary) -> Chart | None:
+    """The distribution of p_lower; None where no log has it."""
+    data, body, largest = [], [], 0.0
+    for i, entry in enumerate(summary.groups):
+        steps = ecdf(entry.group)
+        if steps is None:
+            continue
+        p, mean, lowest, highest = _thinned(*steps)
+        largest = max(largest, float(p[-1]))
+        x = _nines(p)
+        if len(entry.group.logs) > 1:
+            data += _band(i, x, lowest, highest, shape="hv")
+        line = _line(i, label(entry.group), x, mean, shape="hv")
+        line["customdata"] = [float(f"{value:.6f}") for value in p]
+        line["hovertemplate"] = "%{y:.1f} % have p_lower at most %{customdata}"
+        data.append(line)
+        body.append([label(entry.group), *("-" if q is None else f"{q:.5f}"
+                                           for q in entry.p_quantiles)])  # fmt: skip
+    if not data:
+        return None
+    ticks = [0.5, 0.8, *(1 - 10.0**-k for k in range(1, int(_nines(largest)) + 2))]
+    axis = {"tickvals": [float(_nines(p)) for p in ticks], "ticktext": [f"{p:.9g}" for p in ticks]}
+    layout = _layout("p_lower of the true class", "images with at most this p_lower (%)",
+                     yaxis={"range": [0, 100]}, xaxis=axis)  # fmt: skip
+    header = ["method", "10 %", "25 %", "50 %", "75 %", "90 %"]
+    about = (
+        "How sure the classifier provably is of the true class: at the left the images of which "
+        "nothing is certified. The ACR rewards easy images, this shows the hard ones too."
+    )
+    return Chart("p_lower", "Distribution of p_lower", about, data, layout, header, body)
+
+
+_TRAINING = (
+    ("loss", "Loss", "Training loss of each epoch.", 1.0),
+    ("test_accuracy_under_noise", "Accuracy under noise",
+     "Share of noisy test images classified right after each epoch, in %.", 100.0),
+    ("distance", "Distance", "Mean L2 distance of the adversarial images, in pixel units.", 1.0),
+    ("lambda", "Lambda", "DRF's price of distance after each epoch.", 1.0),
+)  # fmt: skip
+
+
+def training(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
+    """Training curves of runs by name, one chart a quantity that some run has recorded."""
+    charts = []
+    for key, title, about, factor in _TRAINING:
+        data, body = [], []
+        for i, (name, rows) in enumerate(runs.items()):
+            known = [row for row in rows if isinstance(row.get(key), (int, float))]
+            if not known:
+                continue
+            values = np.array([factor * row[key] for row in known])
+            line = _line(i, name, np.array([row["epoch"] for row in known]), values)
+            data.append({**line, "mode": "lines+markers"})
+            body.append([name, str(known[-1]["epoch"]), f"{values[-1]:.4g}"])
+        if data:
+            layout = _layout("epoch", title.lower() + (" (%)" if factor > 1 else ""))
+            layout["height"] = 260
+            header = ["run", "last epoch", title.lower()]
+            charts.append(Chart(f"training-{key}", title, about, data, layout, header, body))
+    return charts
+
+
+def _thinned(x: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """At most so many steps, the first and the last among them."""
+    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), _MOST_STEPS)).round().astype(int))
+    return tuple(values[kept] for values in (x, *others))
+
+
+def _pointed(r: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Further points on a curve that is continuous from the left: a browser shows only points."""
+    at = np.union1d(r, np.linspace(r[0], r[-1], _POINTS))
+    return (at, *(values[np.searchsorted(r, at, side="left")] for values in others))
+
+
+def _colour(i: int) -> str:
+    """As in pictures, but for black, which a dark page has as its ground."""
+    colour = style.colour(i)
+    return "#7f7f7f" if colour == "#000000" else colour
+
+
+def _text(name: str) -> str:
+    """A name as plotly.js writes it: it reads some tags, and entities."""
+    return name.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _line(i: int, name: str, x: np.ndarray, y: np.ndarray, shape: str = "linear") -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": _text(name),
+        "x": np.round(np.asarray(x, float), 6).tolist(),
+        "y": np.round(np.asarray(y, float), 4).tolist(),
+        "line": {"color": _colour(i), "dash": _DASHES[i % len(_DASHES)], "shape": shape,
+                 "width": 2},
+        "hovertemplate": "%{y:.4~g}",
+    }  # fmt: skip
+
+
+def _band(
+    i: int, x: np.ndarray, lower: np.ndarray, upper: np.ndarray, shape: str
+) -> list[dict[str, Any]]:
+    quiet = {"type": "scatter", "mode": "lines", "showlegend": False, "hoverinfo": "skip",
+             "line": {"width": 0, "shape": shape, "color": _colour(i)}}  # fmt: skip
+    at = np.round(x, 6).tolist()
+    filled = {"fill": "tonexty", "fillcolor": _colour(i) + "26"}
+    return [
+        {**quiet, "x": at, "y": np.round(lower, 4).tolist()},
+        {**quiet, "x": at, "y": np.round(upper, 4).tolist(), **filled},
+    ]
+
+
+def _layout(
+    x: str, y: str, xaxis: dict[str, Any] | None = None, yaxis: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {
+        "height": 420,
+        "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
+        "hovermode": "x unified",
+        "hoverdistance": -1,
+        "legend": {"orientation": "h", "y": -0.2},
+        "xaxis": {"title": {"text": x}, "rangemode": "tozero", **(xaxis or {})},
+        "yaxis": {"title": {"text": y}, **(yaxis or {})},
+    }
+
+
+def _nines(p: np.ndarray | float) -> Any:
+    return -np.log10(np.maximum(1.0 - np.asarray(p), 1e-15))

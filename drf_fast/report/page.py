@@ -1,0 +1,173 @@
+"""A report as one page that anyone can open: no network, nothing installed, nothing fetched.
+
+plotly.js draws the charts: its Python package brings the whole library as one file, it reads plain
+data, draws in SVG, which prints well, and needs no evaluation of text as code, so that the page can
+forbid all else. Jinja2 fills the page in and escapes what it fills in.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drf_fast.errors import InputError
+from drf_fast.report import charts
+from drf_fast.report.attacks import UNDER_ATTACK, AttackCurve, attack_cells
+from drf_fast.report.summary import GroupSummary, Summary
+from drf_fast.report.tables import best_cells, caption, cells, incompleteness
+from drf_fast.runtime.files import write_atomic
+from drf_fast.version import __version__
+
+NEEDS = ("jinja2", "plotly")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One test image of the gallery.
+
+    Attributes:
+        idx: its position in the data set.
+        label, predict: names of its true and its certified class.
+        radius: certified L2 radius.
+        state: "right", "wrong" or "abstains".
+        attacked: what an attack made of it; empty where it was not attacked.
+        changed: whether that was another class.
+        sources: data: URIs of the image and of a noisy copy.
+    """
+
+    idx: int
+    label: str
+    predict: str
+    radius: float
+    state: str
+    attacked: str
+    changed: bool
+    sources: tuple[str, ...]
+
+
+def missing() -> list[str]:
+    """The packages that a page needs and that are not there."""
+    return [name for name in NEEDS if importlib.util.find_spec(name) is None]
+
+
+def write(
+    path: Path,
+    summary: Summary,
+    *,
+    attacks: Sequence[AttackCurve] = (),
+    training: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    gallery: Sequence[Picture] = (),
+    gallery_of: str = "",
+    warnings: Sequence[str] = (),
+) -> None:
+    """Write the page.
+
+    Args:
+        path: an .html file.
+        summary: the report.
+        attacks: what attacks left.
+        training: the epochs of training runs, by name.
+        gallery: test images, and ``gallery_of`` whose certificates they show.
+        warnings: sentences for the reader.
+
+    Raises:
+        InputError: a package is missing, or the folder cannot be written.
+        OSError: the disk is full.
+    """
+    if missing():
+        raise InputError(
+            f"a page needs {' and '.join(NEEDS)}: expected both, got no {', '.join(missing())}; "
+            f"pip install {' '.join(missing())}"
+        )
+    import jinja2
+    from plotly.offline import get_plotlyjs
+
+    if summary.missing:
+        warnings = [*warnings, f"incomplete: {incompleteness(summary)}"]
+    shown = [charts.certified(summary, attacks), charts.acr(summary), charts.p_lower(summary)]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    text = environment.get_template("page.html.j2").render(
+        title=_title(summary),
+        words=[words(entry, summary, attacks) for entry in summary.groups],
+        warnings=warnings,
+        charts=[chart for chart in shown if chart is not None],
+        training=charts.training(training or {}),
+        tables=_tables(summary, attacks),
+        caption=caption(summary) + (f" {UNDER_ATTACK}" if attacks else ""),
+        gallery=gallery,
+        gallery_of=gallery_of,
+        settings=[(charts.label(entry.group), _settings(entry)) for entry in summary.groups],
+        plotly=get_plotlyjs(),
+        version=__version__,
+    )
+    write_atomic(path, text)
+
+
+def words(entry: GroupSummary, summary: Summary, attacks: Sequence[AttackCurve]) -> str:
+    """What a group's numbers say, in sentences."""
+    radius = _telling_radius(entry, summary)
+    at = summary.radii.index(radius)
+    data = summary.setting("data")
+    images = f"{summary.images:,} test images" + (f" of {data}" if data else "")
+    seeds = f" and {len(entry.acr)} training seeds" if len(entry.acr) > 1 else ""
+    said = [
+        f"{charts.label(entry.group)}: over {images}{seeds} the average certified radius is "
+        f"{entry.acr_mean:.3f}.",
+        f"{entry.certified[at]:.1f} % of the images keep their right class, provably, however "
+        f"their pixels are moved by less than {radius:g} (L2, pixels from 0 to 1).",
+        f"The classifier abstains on {entry.abstained:.1f} %.",
+    ]
+    attacked = next((one for one in attacks if one.belongs_to(entry.group)), None)
+    if attacked is not None:
+        said.append(
+            f"Within {attacked.epsilon[-1]:g} an attack on {attacked.images:,} images left "
+            f"{attacked.correct[-1]:.1f} % right; {attacked.certified[-1]:.1f} % of them are "
+            "certified there."
+        )
+    return " ".join(said)
+
+
+def _telling_radius(entry: GroupSummary, summary: Summary) -> float:
+    """The largest radius of the report at which half of the images are certified still."""
+    half = [r for r, share in zip(summary.radii, entry.certified, strict=True) if share >= 50]
+    return max(half, default=summary.radii[0])
+
+
+def _tables(summary: Summary, attacks: Sequence[AttackCurve]) -> list[dict[str, Any]]:
+    header, body = cells(summary, envelope=len(summary.groups) > 1)
+    bold = best_cells(summary, (header, body))
+    rows = [[(cell, (i, j) in bold) for j, cell in enumerate(row)] for i, row in enumerate(body)]
+    found = [{"header": header, "rows": rows}]
+    if attacks:
+        header, body = attack_cells(attacks)
+        found.append({"header": header, "rows": [[(cell, False) for cell in row] for row in body]})
+    return found
+
+
+def _settings(entry: GroupSummary) -> list[tuple[str, str]]:
+    """Settings of certification, training and environment of a group's first log, flat."""
+    flat: list[tuple[str, str]] = [("log", str(entry.group.logs[0].path.name))]
+
+    def add(prefix: str, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                add(f"{prefix}{key}.", value)
+            else:
+                flat.append((prefix + key, "-" if value is None else str(value)))
+
+    add("", entry.group.logs[0].config or {})
+    return flat
+
+
+def _title(summary: Summary) -> str:
+    names = [charts.label(entry.group) for entry in summary.groups]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,112 @@
+"""The page of report --html: what is in it, and that it fetches nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from drf_fast.certification.log import read_log
+from drf_fast.commands.cli import main
+from drf_fast.errors import InputError
+from drf_fast.report import charts, page
+from drf_fast.report.plot import curve
+from drf_fast.report.summary import certified_accuracy, summarize
+
+
+def test_it_is_one_file_that_fetches_nothing(written_page):
+    text = written_page.read_text()
+    assert written_page.stat().st_size < 6e6
+    assert "default-src 'none'" in text
+    own = text.replace(re.findall(r"<script>(.*?)</script>", text, re.DOTALL)[0], "")
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", own)
+    assert "http://" not in own and "https://" not in own and "@import" not in own
+
+
+def test_names_are_escaped_everywhere(written_page):
+    text = written_page.read_text()
+    assert "<b onload" not in text and "&lt;b onload" in text and "\\u0026lt;b onload" in text
+
+
+def test_it_has_all_parts(written_page):
+    text = written_page.read_text()
+    for part in (
+        "certified", "acr", "p_lower", "table", "training", "training-loss", "training-distance",
+        "training-lambda", "gallery", "settings",
+    ):  # fmt: skip
+        assert f'id="{part}"' in text, part
+    assert text.count("<li data-state=") == 30 and "under attack" in text
+    assert text.count('<img src="data:image/png;base64,') == 60
+    assert "checkpoint_sha256" in text and "environment.torch" in text
+
+
+def test_the_chart_is_the_curve(page_run):
+    log = read_log(page_run / "certificates.tsv")
+    summary = summarize([log], paper=False)
+    chart = charts.certified(summary, ())
+    (line,) = (trace for trace in chart.data if trace.get("name"))
+    r, mean, _, _ = curve(summary.groups[0].group)
+    shown = dict(zip(line["x"][:-1], line["y"][:-1], strict=True))
+    steps = dict(zip(np.round(r, 6).tolist(), np.round(mean, 4).tolist(), strict=True))
+    assert {x: shown[x] for x in steps} == steps
+    between = [x for x in shown if x not in steps]  # for the mouse: no step of their own
+    exact = 100 * certified_accuracy(log, np.array(between))
+    assert len(between) > 100 and [shown[x] for x in between] == np.round(exact, 4).tolist()
+    assert line["y"][-1] == 0 and line["line"]["shape"] == "vh"  # continuous from the left
+    acr = charts.acr(summary)
+    ((_, mean_, low, high),) = acr.body
+    values = np.where(log.correct, log.radius, 0)
+    error = 1.96 * values.std() / len(values) ** 0.5
+    assert float(mean_) == pytest.approx(values.mean(), abs=1e-3)
+    assert float(high) - float(low) == pytest.approx(2 * error, rel=0.15)
+
+
+def test_long_curves_are_thinned_and_keep_their_ends():
+    x = np.arange(10_000.0)
+    (thin,) = charts._thinned(x)
+    assert len(thin) == 400 and (thin[0], thin[-1]) == (0, 9999)
+    assert charts._thinned(x[:7])[0].tolist() == x[:7].tolist()
+
+
+def test_words_say_the_largest_radius_that_half_of_the_images_keep(page_run):
+    summary = summarize([read_log(page_run / "certificates.tsv")], paper=False)
+    entry = summary.groups[0]
+    said = page.words(entry, summary, ())
+    kept = [r for r, share in zip(summary.radii, entry.certified, strict=True) if share >= 50]
+    assert f"less than {max(kept):g} (L2" in said and f"is {entry.acr_mean:.3f}." in said
+
+
+def test_a_missing_package_is_one_sentence(page_run, tmp_path, monkeypatch, capsys):
+    from drf_fast.commands import page as command
+
+    monkeypatch.setattr(page, "missing", lambda: ["plotly"])
+    out = tmp_path / "p.html"
+    assert main(["report", str(page_run), "--html", str(out)]) == 2
+    assert "pip install plotly" in capsys.readouterr().err and not out.exists()
+    assert command.write_beside(tmp_path, [page_run / "certificates.tsv"]) is None
+    assert capsys.readouterr().err.count("plotly") == 1  # and train goes on
+
+
+def test_other_images_than_were_certified_are_not_shown(page_run, tmp_path, capsys):
+    copied = tmp_path / "run"
+    shutil.copytree(page_run, copied)
+    path = copied / "certificates.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "0" * 64}))
+    assert main(["report", str(copied), "--html", str(tmp_path / "p.html")]) == 0
+    assert "holds other images" in capsys.readouterr().err
+    assert 'id="gallery"' not in (tmp_path / "p.html").read_text()
+
+
+def test_bad_names(page_run, tmp_path, capsys):
+    assert main(["report", str(page_run), "--html", str(tmp_path / "p.png")]) == 2
+    assert "ends in .html" in capsys.readouterr().err
+    (tmp_path / "p.html").write_text("mine")
+    assert main(["report", str(page_run), "--html", str(tmp_path / "p.html")]) == 2
+    assert (tmp_path / "p.html").read_text() == "mine"
+    with pytest.raises(InputError, match="ends in"):
+        from drf_fast.report.style import check_path
+
+        check_path(tmp_path / "p.txt", False, (".html",))
