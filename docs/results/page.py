@@ -256,13 +256,16 @@ def default() -> str:
     found = read("default")
     if not found:
         return (
-            "Not yet run in the present reading; the command is\n"
-            "`drf-fast train --json > docs/results/default.json`."
+            "Not yet run to its end in the present reading, so the curve is of the former "
+            "default; the command is\n`drf-fast train --json > docs/results/default.json`."
         )
+    report, metrics = found["report"], found["metrics"]
+    group = report["groups"][0]
     return (
-        f"ACR {found['acr']:.3f} over {found['images']} images (σ = {found['sigma']:g}, n = "
-        f"{found['n']:,}, α = {found['alpha']:g}),\n{100 * found['accuracy_under_noise']:.1f} % "
-        f"accuracy under noise, mean distance {found['distance']:.3f}, λ {found['lambda']:.3f}."
+        f"ACR {group['acr']:.3f} over {report['images']} images (σ = {group['sigma']:g}, n = "
+        f"{report['n']:,}, α = {report['alpha']:g}),\n"
+        f"{100 * metrics['test_accuracy_under_noise']:.1f} % accuracy under noise, mean distance "
+        f"{metrics['distance']:.3f}, λ {metrics['lambda']:.3f}."
     )
 
 

@@ -315,6 +315,17 @@ def test_a_damaged_page_is_refused(change):
         page.filled(text)
 
 
+def test_the_default_run_is_told_from_what_train_prints_as_json(tmp_path, monkeypatch):
+    page = script("page")
+    report = json.loads((RESULTS / "n1000-0.5-smoothadv.json").read_text())
+    metrics = {"test_accuracy_under_noise": 0.9694, "distance": 1.0004, "lambda": 0.455}
+    (tmp_path / "default.json").write_text(json.dumps({"report": report, "metrics": metrics}))
+    monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
+    said = page.default()
+    assert f"ACR {report['groups'][0]['acr']:.3f} over 10000 images (σ = 0.5, n = 1,000" in said
+    assert "96.9 % accuracy under noise, mean distance 1.000, λ 0.455." in said
+
+
 def test_what_is_not_yet_run_is_a_sentence_with_its_command(tmp_path, monkeypatch):
     page = script("page")
     monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
