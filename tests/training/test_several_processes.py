@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -16,8 +17,9 @@ import torch.distributed
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
 from drf_fast.config.durations import seconds
-from drf_fast.errors import InputError
-from drf_fast.runtime import processes
+from drf_fast.errors import InputError, RunError
+from drf_fast.runtime import meeting, processes
+from drf_fast.runtime.meeting import Meeting
 
 needs_distributed = pytest.mark.skipif(
     not torch.distributed.is_available() or os.name != "posix", reason="needs torch.distributed"
@@ -143,24 +145,60 @@ def test_one_signal_stops_all_after_the_same_step(tmp_path, job, told):
     assert saved["step"] == 80 * saved["epoch"] + saved["batch"] > 0
 
 
+# ---- two of them in one process
+
+
+@pytest.fixture
+def met(monkeypatch: pytest.MonkeyPatch) -> tuple[Meeting, Meeting]:
+    """Processes 0 and 1 of two, with a time-out of a second."""
+    monkeypatch.setattr(meeting, "_BEAT", 0.05)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    return Meeting(0, 2, 1.0), Meeting(1, 2, 1.0)
+
+
 @needs_distributed
-@pytest.mark.slow
-def test_certify_waits_for_the_slowest_beyond_the_timeout_and_not_for_a_stopped_one(tmp_path, job):
-    words = ["train", *TRAIN[1:], "--max-steps", "1", "--out", str(tmp_path / "r")]
-    assert main(words) == 0
-    # One image each; the second process is slowed by stopping it for less than the time-out.
-    words = ["certify", str(tmp_path / "r"), "--n", "30000", "--skip", "1000", "--batch-size"]
-    words += ["256", "--device", "cpu", "--memory-format", "contiguous", "--timeout", "20"]
-    both = [job.start(rank, [*words, "--out", str(tmp_path / "c.tsv")]) for rank in (0, 1)]
-    wait_for_line(both[0], "certify: ")  # process 0 is done
+def test_a_slow_process_is_waited_for_beyond_the_timeout(met):
+    first, second = met
+
+    def work() -> None:
+        until = time.monotonic() + 1.8
+        while time.monotonic() < until:
+            second.beat()
+            time.sleep(0.02)
+        second.wait_for_all("certified")
+
+    thread = threading.Thread(target=work)
     began = time.monotonic()
-    while both[1].poll() is None and time.monotonic() - began < 25:
-        os.kill(both[1].pid, signal.SIGSTOP)
-        time.sleep(1.5)
-        os.kill(both[1].pid, signal.SIGCONT)
-        time.sleep(0.1)
-    assert end_of(both[0])[0] == 0 and end_of(both[1])[0] == 0
-    assert len((tmp_path / "c.tsv").read_text().splitlines()) == 3
+    thread.start()
+    first.wait_for_all("certified")
+    assert time.monotonic() - began > 1.7
+    thread.join()
+
+
+@needs_distributed
+def test_a_silent_process_is_not_waited_for(met):
+    met[1].beat()
+    began = time.monotonic()
+    with pytest.raises(RunError, match="within 1 s, got none of process 1; see whether it"):
+        met[0].wait_for_all("certified")
+    assert time.monotonic() - began > 1
+
+
+@needs_distributed
+def test_who_refuses_while_the_others_wait_is_heard(met):
+    threading.Timer(0.3, met[1].refuse, ["the disk is full"]).start()
+    with pytest.raises(RunError, match="got the end of process 1: the disk is full"):
+        met[0].wait_for_all("certified")
+
+
+@needs_distributed
+def test_one_rank_twice_is_refused(met):
+    with pytest.raises(RunError, match="got no process 0"):
+        met[1].arrive()
+    with pytest.raises(InputError, match="RANK 1 is that of two processes"):
+        Meeting(1, 2, 1.0).arrive()
 
 
 @pytest.mark.parametrize(
