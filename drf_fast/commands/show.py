@@ -41,6 +41,8 @@ def run(config: ShowConfig) -> int:
         if not 1 <= getattr(config, name) < 2**32:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} must be 1 or more, got {getattr(config, name)}")
+    if not -(2**63) <= config.seed < 2**63:
+        raise InputError(f"--seed must fit 64 bits, got {config.seed}")
     out = config.out or _default_out(config)
     check_path(out, config.force)
     if config.run is None:
