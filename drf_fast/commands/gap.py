@@ -104,6 +104,8 @@ def run(config: GapConfig) -> int:
     """
     if not 1 <= config.num_samples < 2**32:
         raise InputError(f"--num-samples must be 1 or more, got {config.num_samples}")
+    if not -(2**63) <= config.seed < 2**63:
+        raise InputError(f"--seed must fit 64 bits, got {config.seed}")
     if config.plot is not None:
         style.check_path(config.plot, config.force)
     found = measure(config)

@@ -107,6 +107,7 @@ def test_report_reads_standard_input(monkeypatch, capsys):
         (["certify", "c.pt", "--alpha", "1e-320"], "least that can be computed with is 1e-300"),
         (["predict", "c.pt", "--alpha", "1e-301"], "least that can be computed with is 1e-300"),
         (["show", "run", "--seed", "18446744073709551616"], "--seed must fit 64 bits"),
+        (["gap", "run", "--seed", "18446744073709551616"], "--seed must fit 64 bits"),
         (["train", "--lr", "1e308"], "--lr must be a finite number above 0, from 1e-30 to 1e+30"),
         (["train", "--weight-decay", "1e39"], "--weight-decay must be 0 or more, at most 1e+30"),
         (["train", "--lambda-every", "4294967296"], "--lambda-every must be 'epoch' or lie"),
