@@ -3,8 +3,8 @@
     python examples/denoised_smoothing.py
 
 A classifier is trained on clean digits and left alone; a small denoiser is trained so that behind
-it the classifier sees the digit through the noise; both together are the network to be smoothed. With networks of your own put them into a
-factory, ``make(num_classes)``: ``drf-fast certify --arch module:make --data ... --sigma ...``.
+it the classifier sees the digit through the noise; both together are the network to be smoothed.
+For ``drf-fast certify --arch module:make`` let ``make(num_classes)`` return such a network.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ class SmoothedClassifier:
             is no module, bfloat16 autocast).
         compile: run ``base`` through ``torch.compile``, its weights frozen into the code.
         memory_format: "contiguous", "channels_last", or None: the faster one, measured once.
+        batch_size: rows of a forward pass where a call gives none; None: the best one, measured.
         sound: noise of whole levels (``functional.noisy_levels``), and bounds that allow for what
             it differs from the Gaussian's: certificates hold for the program as it runs, not for
             real numbers alone. Images must be uint8 or exactly float32(u)/255, sigma at most 16;
@@ -79,6 +80,7 @@ class SmoothedClassifier:
         precision: str = "fp32",
         compile: bool = False,
         memory_format: str | None = None,
+        batch_size: int | None = None,
         sound: bool = False,
         seed: int = 0,
     ) -> None:
@@ -89,6 +91,8 @@ class SmoothedClassifier:
         self.sigma = float(check.scalar(sigma, "sigma", positive=True))
         if memory_format is not None:
             check.choice(memory_format, "memory_format", tuple(MEMORY_FORMATS))
+        self._asked = None if batch_size is None else check.count(batch_size, "batch_size")
+        self._rows = self._asked  # as chosen last
         self.precision = check.choice(precision, "precision", PRECISIONS)
         self.seed = seed
         check.signed_key(seed)
@@ -311,7 +315,7 @@ class SmoothedClassifier:
         if image_ids is None:
             image_ids = torch.arange(x.shape[0], device=x.device)
         check.noise_source(self.seed, image_ids, x.shape[0], x.device)
-        size = self._votes.batch_size(x) if batch_size is None else batch_size
+        size = self._best_rows(x) if batch_size is None else batch_size
         check.count(size, "batch_size")
         return self._votes.counts(x, num, stream, size, image_ids, stop)
 
@@ -319,10 +323,11 @@ class SmoothedClassifier:
     def choices(self) -> dict[str, Any]:
         """How the network is run: ``SmoothedClassifier(base, K, sigma, **other.choices)`` repeats.
 
-        precision, compile and memory_format; measured with the first images, and before that what
-        was asked for. What the network could not take is in ``left_out``, with the reason.
+        precision, compile and memory_format, measured with the first images, and batch_size, with
+        the first call that gives none; before that what was asked for. What the network could not
+        take is in ``left_out``, with the reason.
         """
-        return self._votes.network.choices
+        return {**self._votes.network.choices, "batch_size": self._rows}
 
     def measure(self, x: torch.Tensor) -> dict[str, Any]:
         """Choose how to run the network on images like x (B, C, H, W), once; the ``choices``."""
@@ -338,7 +343,14 @@ class SmoothedClassifier:
 
     def batch_size(self, x: torch.Tensor) -> int:
         """The rows of a forward pass with the highest rate, measured once for a kind of input."""
-        return self._votes.batch_size(self._noise.images(x))
+        return self._best_rows(self._noise.images(x))
+
+    def _best_rows(self, x: torch.Tensor) -> int:
+        """The batch size that was given, or the best one for such images."""
+        if self._asked is None:
+            self._rows = self._votes.batch_size(x)
+            return self._rows
+        return self._asked
 
     def rate(self, x: torch.Tensor, batch_size: int) -> float:
         """Rows per second of forward passes of ``batch_size`` rows of images like x (B, ...)."""

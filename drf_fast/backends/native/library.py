@@ -12,6 +12,7 @@ import functools
 import importlib
 import json
 import os
+import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType
@@ -90,7 +91,15 @@ def _load(name: str) -> tuple[ModuleType | None, str | None]:
     try:
         module = importlib.import_module(f"drf_fast.{name}")
     except ModuleNotFoundError:
-        return None, _why_missing(name)
+        reason = _why_missing(name)
+        if name == "_C" and "got a source tree" in reason:  # once: this function is cached
+            print(
+                f"drf_fast runs from the source tree {_FOLDER.parent}, where nothing is built, on "
+                "plain PyTorch; for an installed drf_fast start in another folder, or run 'pip "
+                "install -e .' here",
+                file=sys.stderr,
+            )
+        return None, reason
     except Exception as error:  # a missing library or symbol, or a broken file: never fatal
         return None, (
             f"drf_fast.{name} was built but does not load here ({error}); reinstall drf_fast on "
