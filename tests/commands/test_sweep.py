@@ -61,7 +61,7 @@ def test_a_sweep_leaves_runs_tables_and_figures(whole):
     assert {path.name for path in whole.iterdir()} == {
         "sweep.json", "summary.tsv", "summary.json", "runs.tsv", "certified_accuracy.png",
         "acr-lambda0.png", "lambda0=0.5_seed=0", "lambda0=0.5_seed=1", "lambda0=2_seed=0",
-        "lambda0=2_seed=1",
+        "lambda0=2_seed=1", "page.html",
     }  # fmt: skip
     for picture in ("certified_accuracy.png", "acr-lambda0.png"):
         assert (whole / picture).read_bytes().startswith(b"\x89PNG")

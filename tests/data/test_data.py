@@ -199,7 +199,7 @@ def test_float_images_are_the_bytes_over_255():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("svhn", "test"), "unknown data set 'svhn': expected one of mnist-mini, mnist"),
+        (("emnist", "test"), "unknown data set 'emnist': expected one of mnist-mini, mnist"),
         (("mnist-mini", "valid"), "unknown split 'valid'"),
     ],
 )

@@ -38,7 +38,7 @@ def test_a_run_leaves_everything_that_describes_it(run_folder):
     names = {path.name for path in run_folder.iterdir()}
     assert names == {
         "config.json", "checkpoint.pt", "metrics.jsonl", "tensorboard",
-        "certificates.tsv", "certificates.json", "curve.png",
+        "certificates.tsv", "certificates.json", "curve.png", "page.html",
     }  # fmt: skip
     assert (run_folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert any((run_folder / "tensorboard").iterdir())

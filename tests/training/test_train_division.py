@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -215,7 +216,12 @@ def test_an_error_in_one_process_ends_all(tmp_path):
 
 
 def test_normalising_by_the_batch_is_refused_in_several_processes(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in job.items():
+        monkeypatch.setenv(name, str(value))
     assert train(tmp_path / "r", "--grad-norm", "batch") == 2
     assert "--grad-norm batch needs the whole batch" in capsys.readouterr().err
 
