@@ -21,6 +21,7 @@ import torch.distributed
 
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
+from drf_fast.runtime import processes
 
 # The last batch of an epoch is a single image: one of two processes then has none. The seed is one
 # with which rounding makes no maximum or ReLU of the network switch sides: there its gradient
@@ -216,6 +217,7 @@ def test_an_error_in_one_process_ends_all(tmp_path):
 
 
 def test_normalising_by_the_batch_is_refused_in_several_processes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(processes, "_meeting", None)  # where it would go on in the next test
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
