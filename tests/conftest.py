@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import interpreted
+import kernel_sessions
 import like_gpu
 import on_gpu
 import on_ptx
@@ -94,6 +95,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if kernel_sessions.SHARE > 1:
+        runs = kernel_sessions.chosen([item.nodeid for item in items])
+        config.hook.pytest_deselected(
+            items=[item for item, run in zip(items, runs, strict=True) if not run]
+        )
+        items[:] = [item for item, run in zip(items, runs, strict=True) if run]
     if KERNELS:  # what does not run a kernel ran in the ordinary session
         kernels = Path(__file__).parent / "kernels"
         chosen = [

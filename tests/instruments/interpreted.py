@@ -1,8 +1,8 @@
-"""Triton's interpreter without a repetition that takes half of its time.
+"""Triton's interpreter without a repetition that takes much of its time.
 
-Functions that compute with NumPy take the place of those of ``triton.language`` when a kernel is
-launched, and once more at each call of one of a kernel's own functions, where the second and all
-further calls into the same module change nothing.
+At each launch, and at each call of one of a kernel's own functions, the interpreter puts functions
+that compute with NumPy in the place of those of ``triton.language``. Here that is done once for
+each module that kernels are written in, and undone at the end.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -19,24 +20,19 @@ CHOSEN = os.environ.get("TRITON_INTERPRET") == "1"
 
 @contextlib.contextmanager
 def faster() -> Iterator[None]:
-    """Inside, a launch replaces the language once for each module that its functions are from."""
+    """Inside, the language stays replaced between launches."""
     from triton.runtime import interpreter
 
-    launch = interpreter.GridExecutor.__call__
-    replaced: set[str] = set()
+    replace = interpreter._patch_lang
+    scopes: dict[str, Any] = {}
 
-    def launched(self: Any, *args: Any, **kwargs: Any) -> None:
-        replaced.clear()
-        launch(self, *args, **kwargs)
+    def once(fn: Any) -> Any:
+        if fn.__module__ not in scopes:
+            scopes[fn.__module__] = replace(fn)
+        return SimpleNamespace(restore=lambda: None)
 
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.fn.__module__ not in replaced:
-            interpreter._patch_lang(self.fn)
-            replaced.add(self.fn.__module__)
-        return self.rewrite()(*args, **kwargs)
-
-    with (
-        mock.patch.object(interpreter.GridExecutor, "__call__", launched),
-        mock.patch.object(interpreter.InterpretedFunction, "__call__", call),
-    ):
+    with mock.patch.object(interpreter, "_patch_lang", once):
         yield
+    for scope in reversed(scopes.values()):
+        if scope is not None:  # of a Triton that never puts the language back
+            scope.restore()

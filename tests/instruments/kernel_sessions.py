@@ -6,11 +6,13 @@ backend, on its kernel. A failure shows the output of that session.
 
 from __future__ import annotations
 
+import collections
 import importlib.util
 import os
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +29,8 @@ ANY_BACKEND = (
     "attack",
     "ops",
 )
+# In a session of a share, of the tests with more cases than this about one case in so many runs.
+SHARE, _FEW_CASES = int(os.environ.get("DRF_FAST_TEST_SHARE", "1")), 12
 FILES = [
     *sorted((TESTS / "kernels").glob("test_*.py")),
     *(TESTS / "operations" / f"test_{name}.py" for name in ANY_BACKEND),
@@ -51,3 +55,20 @@ def passes(files: Sequence[Path | str], processes: int, **environment: str) -> N
     summary = result.stdout.splitlines()[-1]
     counted = re.search(r"(\d+) passed", summary)
     assert counted and int(counted[1]) > len(files), f"expected every file to run, got: {summary}"
+
+
+def chosen(names: Sequence[str]) -> list[bool]:
+    """Which of the tests belong to this session's share; at least one case of each function.
+
+    A checksum chooses, so that the choice does not follow the order of dtypes, losses and shapes.
+    """
+    functions = [name.split("[")[0] for name in names]
+    cases = collections.Counter(functions)
+    marks = [zlib.crc32(name.encode()) for name in names]
+    least: dict[str, int] = {}
+    for function, mark in zip(functions, marks, strict=True):
+        least[function] = min(mark, least.get(function, mark))
+    return [
+        cases[function] <= _FEW_CASES or mark % SHARE == 0 or mark == least[function]
+        for function, mark in zip(functions, marks, strict=True)
+    ]
