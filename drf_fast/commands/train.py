@@ -14,7 +14,7 @@ from drf_fast.config.training import run_folder
 from drf_fast.config.values import names_code
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.files import read_json
-from drf_fast.training import dry_run, loop
+from drf_fast.training import dry_run, loop, teacher
 from drf_fast.training.metrics import last_metrics
 from drf_fast.training.prepare import prepare
 from drf_fast.training.run import announce
@@ -30,6 +30,7 @@ def run(config: TrainConfig) -> int:
     if config.dry_run:
         with machine.same_threads():
             dry = prepare(config, run_folder(config))
+            teacher.attach(dry)
             dry_run.show(dry, loop.batches(dry), loop.accuracy_under_noise)
         processes.finish()
         return 0

@@ -14,6 +14,7 @@ _USES_ADVERSARY = {
     "smoothmix": True,
     "smoothadv": True,
     "consistency": True,
+    "catrs": True,
 }
 NAMES = tuple(_USES_ADVERSARY)
 FLAGS = tags.of_methods(TrainConfig)

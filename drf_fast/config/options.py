@@ -30,9 +30,9 @@ class TrainConfig:
 
     recipe: Annotated[str | None, Role.SOURCE] = None
     """Named hyperparameters of a published run: mnist- or cifar10- and gaussian, stability, macer,
-    smoothmix[-drf], smoothadv[-drf], consistency[-drf]; cifar10-consistency-adv. Values depend on
-    --sigma: the nearest of 0.25, 0.5 and 1 counts. Recipes follow the DRF paper; the published code
-    it builds on is --split-batches --late-drop --no-nesterov."""
+    smoothmix[-drf], smoothadv[-drf], consistency[-drf], catrs[-drf]; cifar10-consistency-adv.
+    Values depend on --sigma: the nearest of 0.25, 0.5 and 1 counts. Recipes follow the DRF paper;
+    the published code it builds on is --split-batches --late-drop --no-nesterov."""
     config: Annotated[Path | None, Role.SOURCE, Tag.ONE_PER_SWEEP] = None
     """TOML file with any of these settings; the names are those of the flags."""
 
@@ -57,16 +57,16 @@ class TrainConfig:
     imagenet-center; auto takes that of the data set, none for mnist-like sets and imagefolder."""
 
     method: Annotated[str, Role.RESULT] = "smoothadv"
-    """Training loss: gaussian, stability, macer, smoothmix, smoothadv or consistency."""
+    """Training loss: gaussian, stability, macer, smoothmix, smoothadv, consistency or catrs."""
     drf: Annotated[bool, Role.RESULT, Tag.ADVERSARY] = True
     """Soft ball (DRF) instead of the hard one, for methods that have an adversary (of smoothmix,
-    which has no ball, our own extension)."""
+    which has no ball, and of catrs our own extension)."""
     sigma: Annotated[float, Role.RESULT, Tag.SAME_COST] = 0.5
     """Standard deviation of the noise, in pixel units (images in [0, 1])."""
     num_samples: Annotated[int, Role.RESULT, Range.COUNT] = 2
     """Noisy copies m of each image."""
     steps: Annotated[int, Role.RESULT, Tag.ADVERSARY, Range.FROM_ZERO] = 4
-    """Steps T of the adversary; 0 trains consistency without one (its Gaussian variant)."""
+    """Steps T of the adversary; 0 trains consistency (its Gaussian variant) or catrs without."""
     epsilon: Annotated[float, Role.RESULT, Tag.ADVERSARY, Tag.SAME_COST, Range.ABOVE_ZERO] = 1.0
     """L2 strength of the adversary in pixel units (the literature's 255 is 1.0 here)."""
     warmup_epochs: Annotated[int, Role.RESULT, Tag.ADVERSARY, Tag.SAME_COST, Range.FROM_ZERO] = 0
@@ -119,6 +119,13 @@ class TrainConfig:
     """SmoothMix: the near end of the line is the image (0) or the adversary after one step (1)."""
     mix_warmup: Annotated[int, Role.RESULT, Of("smoothmix"), Tag.SAME_COST, Range.FROM_ZERO] = 0
     """SmoothMix: epochs over which --mix-eta, and the reach of that one step, grow linearly."""
+    catrs_lam: Annotated[float, Role.RESULT, Of("catrs"), Tag.SAME_COST, Range.FROM_ZERO] = 1.0
+    """CAT-RS: weight lambda of the worst noise."""
+    catrs_teacher: Annotated[Path | None, Role.RESULT, Of("catrs"), Tag.SAME_COST] = None
+    """CAT-RS: run folder of the network whose smoothed prediction is the target (published: of
+    gaussian at sigma 0.25); the method needs one."""
+    catrs_n: Annotated[int, Role.RESULT, Of("catrs"), Tag.SAME_COST, Range.COUNT] = 100
+    """CAT-RS: votes of that network on each training image, counted once before the training."""
 
     epochs: Annotated[int, Role.RESULT, Tag.SAME_COST, Range.COUNT] = 6
     """Passes over the training images."""
@@ -387,6 +394,5 @@ class DoctorConfig:
 
     json: Annotated[bool, Role.CALL] = False
     """Print as JSON."""
-
     self_test: Annotated[bool, Role.CALL] = False
     """Run every operation on the devices at hand and compare it with the reference."""

@@ -23,7 +23,7 @@ _MORE = {
     "max": " (--max counts images of the data set, --max-images those that are certified: with "
     "--skip K, --max M is --max-images M/K)",
     "lbd": " with --method consistency, or --macer-lam with --method macer, --stability-lam with "
-    "--method stability, --mix-eta with --method smoothmix",
+    "--method stability, --mix-eta with --method smoothmix, --catrs-lam with --method catrs",
 }
 
 

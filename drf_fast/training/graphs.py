@@ -80,7 +80,9 @@ class _Graph:
 
     def __init__(self, descend: Descend, run: Run, batch: Batch, options: MethodOptions) -> None:
         key = torch.zeros((), dtype=torch.int64, device=run.device)
-        self.batch = Batch(batch.x.clone(), batch.target.clone(), key, batch.image_ids.clone())
+        smoothed = None if batch.smoothed is None else batch.smoothed.clone()
+        ids = batch.image_ids.clone()
+        self.batch = Batch(batch.x.clone(), batch.target.clone(), key, ids, smoothed)
         self._graph = torch.cuda.CUDAGraph()
         run.optimizer.zero_grad(set_to_none=True)  # or gradients would be added to those of before
         torch.cuda.synchronize(run.device)
@@ -91,6 +93,8 @@ class _Graph:
         self.batch.x.copy_(batch.x, non_blocking=True)
         self.batch.target.copy_(batch.target, non_blocking=True)
         self.batch.image_ids.copy_(batch.image_ids, non_blocking=True)
+        if self.batch.smoothed is not None and batch.smoothed is not None:
+            self.batch.smoothed.copy_(batch.smoothed, non_blocking=True)
         torch.as_tensor(self.batch.key).fill_(batch.key)
         self._graph.replay()
         return self._seen

@@ -31,7 +31,7 @@ from drf_fast.runtime import machine, processes, signals
 from drf_fast.runtime.files import locked, new_folder, write_json
 from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.progress import Tracker, duration
-from drf_fast.training import schedule, state
+from drf_fast.training import schedule, state, teacher
 from drf_fast.training.methods.common import Batch
 from drf_fast.training.metrics import Metrics
 from drf_fast.training.prepare import prepare
@@ -41,6 +41,7 @@ from drf_fast.training.step import one_step
 _FILES = (
     checkpoint.FILE_NAME,
     "config.json",
+    teacher.FILE_NAME,
     "metrics.jsonl",
     "certificates.tsv",
     "certificates.json",
@@ -92,6 +93,7 @@ def train(config: TrainConfig) -> Path:
             recorded = {**state.description(run), "environment": environment}
             write_json(folder / "config.json", recorded)
             log = held.enter_context(contextlib.closing(Metrics(folder, run.epoch)))
+        teacher.attach(run)
         held.enter_context(signals.held_back())
         while run.epoch < config.epochs and not _finished(run):
             _train_epoch(run)
@@ -194,11 +196,13 @@ def batches(run: Run) -> Iterator[Batch]:
         augment=config.augment,
         smallest=smallest_batch(config, processes.count()),
     ):
+        ids = ids.to(run.device)
         yield Batch(
             x.to(run.device),
             target.to(run.device),
             noise_key(config.seed, run.step),
-            ids.to(run.device),
+            ids,
+            None if run.smoothed is None else run.smoothed[ids],
         )
 
 

@@ -30,7 +30,7 @@ from drf_fast.models import faster, normalize
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.logits import told
 from drf_fast.runtime.randomness import INITIAL_WEIGHTS
-from drf_fast.training import initial, state
+from drf_fast.training import initial, state, teacher
 from drf_fast.training.graphs import GraphedSteps
 from drf_fast.training.run import Run, Totals, announce
 from drf_fast.training.step import descend
@@ -114,6 +114,9 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     run.init_sha256 = init_sha256
     if saved:
         state.restore(run, saved)
+    kept = processes.broadcast(bool(saved) and (folder / teacher.FILE_NAME).exists())
+    if config.method == "catrs" and not kept:
+        run.teacher = teacher.load(config, train_set.num_classes, shape, device)
     several = f", {processes.count()} processes" if processes.count() > 1 else ""
     announce(
         f"training {config.arch} with {method_label(config)} at sigma {config.sigma:g} on "

@@ -49,6 +49,8 @@ class Run:
     batch: int = 0  # of the epoch
     step: int = 0
     init_sha256: str | None = None  # hash of the file whose weights it started from
+    teacher: Any = None  # of catrs, where its votes are still to be counted
+    smoothed: torch.Tensor | None = None  # (N, K) float32 on the device, of catrs alone
 
     def no_totals(self) -> Totals:
         """Sums of an epoch that begins."""

@@ -78,6 +78,13 @@ PUBLISHED = [
     ("cifar10-consistency", "consistency_lam", (20.0, 10.0, 10.0)),
     ("cifar10-consistency", "steps", (0, 0, 0)),
     ("cifar10-consistency-drf", "consistency_lam", (1.0, 1.0, 1.0)),
+    ("mnist-catrs", "catrs_lam", (1.0, 1.0, 1.0)),
+    ("mnist-catrs", "num_samples", (4, 4, 4)),
+    ("cifar10-catrs", "catrs_lam", (0.5, 1.0, 2.0)),
+    ("cifar10-catrs", "catrs_n", (10_000,) * 3),
+    ("cifar10-catrs", "steps", (4, 4, 4)),
+    ("cifar10-catrs", "epsilon", (1.0, 1.0, 1.0)),
+    ("cifar10-catrs-drf", "lambda0", (1.0, 1.0, 1.0)),
 ]
 
 

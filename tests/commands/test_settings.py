@@ -80,8 +80,9 @@ SETS = {
         cost._FREE,
         "recipe config init lambda0 lambda_lr kappa tau sigma epsilon warmup_epochs "
         "consistency_lam consistency_eta stability_lam macer_lam macer_gamma macer_beta "
-        "macer_after_drop mix_alpha mix_eta mix_warmup epochs lr lr_drops late_drop momentum "
-        "nesterov weight_decay seed certify_images certify_n out max_steps save_every data_dir "
+        "macer_after_drop mix_alpha mix_eta mix_warmup catrs_lam catrs_teacher catrs_n "
+        "epochs lr lr_drops late_drop momentum nesterov weight_decay seed certify_images "
+        "certify_n out max_steps save_every data_dir "
         f"timeout {CALL}",
     ),
     "soft ball": (arguments._DRF_FLAGS, OF_THE_BALL),
@@ -90,15 +91,16 @@ SETS = {
     "macer": (methods.FLAGS["macer"], "macer_lam macer_gamma macer_beta macer_after_drop"),
     "smoothmix": (methods.FLAGS["smoothmix"], "mix_alpha mix_eta mix_step mix_warmup"),
     "consistency": (methods.FLAGS["consistency"], "consistency_lam consistency_eta"),
+    "catrs": (methods.FLAGS["catrs"], "catrs_lam catrs_teacher catrs_n"),
     "counts": (
         tags.having(TrainConfig, Range.COUNT),
         "num_samples epochs batch_size kappa train_images max_steps certify_n accumulate "
-        "save_every threads",
+        "save_every threads catrs_n",
     ),
     "from zero": (
         tags.having(TrainConfig, Range.FROM_ZERO),
         "steps warmup_epochs certify_images lambda0 weight_decay momentum consistency_lam "
-        "consistency_eta stability_lam macer_lam mix_eta mix_warmup",
+        "consistency_eta stability_lam macer_lam mix_eta mix_warmup catrs_lam",
     ),
     "above zero": (
         tags.having(TrainConfig, Range.ABOVE_ZERO),

@@ -31,6 +31,8 @@ METHODS = {
     "smoothadv+drf-parts": ["--drf", "--accumulate", "2"],
     "consistency": ["--no-drf", "--precision", "bf16"],
     "consistency+drf": ["--drf", "--form", "excess", "--grad-norm", "batch"],
+    "catrs": ["--no-drf", "--num-samples", "4", "--catrs-n", "20"],
+    "catrs+drf": ["--drf", "--num-samples", "4", "--catrs-n", "20"],
 }
 
 
@@ -44,6 +46,9 @@ def test_graphs_train_as_uncaptured_steps_do(tmp_path, name, capsys, monkeypatch
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     method = name.split("+")[0].split("-")[0]
     flags = ["--method", method, *METHODS[name]]
+    if method == "catrs":
+        train(tmp_path / "teacher", "--method", "gaussian")
+        flags += ["--catrs-teacher", str(tmp_path / "teacher")]
     graphed = train(tmp_path / "graphed", *flags)
     assert "cannot be captured" not in capsys.readouterr().err
     plain = train(tmp_path / "plain", "--no-cuda-graph", *flags)

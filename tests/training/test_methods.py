@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import Any
@@ -15,7 +16,7 @@ from drf_fast.commands.cli import main
 from drf_fast.training import methods
 from drf_fast.training.methods.common import Batch, MethodOptions
 
-B, M, K, SIGMA = 6, 3, 5, 0.3
+B, M, K, SIGMA, EPSILON = 6, 3, 5, 0.3, 0.4
 OPTIONS: dict[str, Any] = {"sigma": SIGMA, "num_samples": M, "steps": 3, "mix_alpha": 0.4}
 
 
@@ -38,7 +39,11 @@ def batch() -> Batch:
     x = torch.rand(B, 1, 3, 3, generator=generator, dtype=torch.float64)
     target = Net()(x).argmax(1)
     target[:2] = (target[:2] + 1) % K  # so that some are classified wrong
-    return Batch(x, target, drf_fast.noise_key(5, 7), torch.arange(20, 20 + B))
+    smoothed = torch.rand(B, K, generator=generator, dtype=torch.float64)
+    smoothed[3] = 0
+    smoothed[3, 1] = 7  # all votes for one class
+    smoothed /= smoothed.sum(1, keepdim=True)
+    return Batch(x, target, drf_fast.noise_key(5, 7), torch.arange(20, 20 + B), smoothed)
 
 
 def noisy(x: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -132,6 +137,47 @@ def plain_consistency(net: Net, batch: Batch, o: MethodOptions) -> torch.Tensor:
     return total
 
 
+def kl(q: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    log_p = logits - torch.logsumexp(logits, 0)
+    terms = [q[k] * (q[k].log() - log_p[k]) for k in range(K) if q[k] > 0]
+    return torch.stack(terms).sum()
+
+
+def kept_copies(batch: Batch, b: int, right: int) -> int:
+    """K of image b, from the normals that ``catrs`` names; others in the distribution's test."""
+    rows = drf_fast.noisy_repeat(torch.zeros(B, 1), 1.0, M, sample_offset=M, **batch.noise)
+    uniform = torch.special.ndtr(rows.double()).view(B, M)[b]
+    return max(1, sum(float(u) < right / M for u in uniform))
+
+
+def worst_noise(net: Net, x: torch.Tensor, q: torch.Tensor, first: torch.Tensor, o: MethodOptions):
+    """The ascent of one copy (1, 3, 3) in the ball of radius EPSILON, T steps, moments restored."""
+    noise, level = first, (first**2).mean().sqrt()
+    for _ in range(o.steps):
+        noise = noise.detach().requires_grad_()
+        (g,) = torch.autograd.grad(kl(q, net((x + noise)[None])[0]), noise)
+        moved = noise.detach() + 2 * EPSILON / o.steps * g / g.norm() - first
+        noise = first + moved * min(1.0, EPSILON / float(moved.norm()))
+        noise = (noise - noise.mean()) / (noise**2).mean().sqrt() * level + first.mean()
+    return noise
+
+
+def plain_catrs(net: Net, batch: Batch, o: MethodOptions, attacked: bool = True) -> torch.Tensor:
+    assert batch.smoothed is not None
+    total = torch.zeros((), dtype=torch.float64)
+    for b, y in enumerate(batch.target.tolist()):
+        x, q, copies = batch.x[b], batch.smoothed[b], noisy(batch.x, batch)[b]
+        logits = net(copies)
+        kept = kept_copies(batch, b, int((logits.argmax(1) == y).sum()))
+        losses = sorted((cross_entropy(row, y) for row in logits), key=torch.Tensor.item)
+        total = total + torch.stack(losses[:kept]).sum() / (B * M)
+        if kept == M:
+            noise = [c - x if not attacked else worst_noise(net, x, q, c - x, o) for c in copies]
+            worst = max((kl(q, net((x + n)[None])[0]) for n in noise), key=torch.Tensor.item)
+            total = total + o.catrs_lam * worst / B
+    return total
+
+
 CASES = [
     ("gaussian", plain_gaussian, {}),
     ("stability", plain_stability, {"stability_lam": 1.7}),
@@ -140,6 +186,8 @@ CASES = [
     ("smoothmix", plain_smoothmix, {"mix_eta": 5.0}),
     ("smoothmix", plain_smoothmix, {"mix_eta": 2.0, "mix_step": 1, "mix_radius": 0.15}),
     ("consistency", plain_consistency, {"consistency_lam": 4.0, "consistency_eta": 0.7}),
+    ("catrs", plain_catrs, {"catrs_lam": 0.0}),
+    ("catrs", plain_catrs, {"catrs_lam": 1.7}),
 ]
 
 
@@ -154,7 +202,8 @@ def test_value_and_gradient_are_those_of_the_formula(batch, monkeypatch, name, p
     # Losses that lift half precision by .float() would lower float64.
     monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
     net, twin = Net(), Net()
-    got = methods.get(name).step(net, batch, options, None)
+    ball = drf_fast.HardBall(EPSILON) if name == "catrs" else None
+    got = methods.get(name).step(net, batch, options, ball)
     expected = plain(twin, batch, options)
     got.loss.backward()
     expected.backward()
@@ -172,6 +221,10 @@ def test_the_batch_of_these_cases_reaches_every_term(batch):
     whole = MethodOptions(**OPTIONS, macer_lam=3.0, macer_gamma=6.0, macer_beta=2.0)
     none = MethodOptions(**OPTIONS, macer_lam=0.0)
     assert (plain_macer(net, batch, whole) - plain_macer(net, batch, none)).item() > 0.05
+    classes = net(noisy(batch.x, batch).flatten(0, 1)).argmax(1).view(B, M)
+    right = (classes == batch.target[:, None]).sum(1)
+    kept = [kept_copies(batch, b, int(r)) for b, r in enumerate(right)]
+    assert {1, M} <= set(kept) and set(right.tolist()) - {0, M}  # also where K is left to chance
     one = ascend(net, batch.x, batch, whole, 1)
     assert float((one - batch.x).flatten(1).norm(dim=1).max()) > 0.15  # mix_radius cuts
 
@@ -194,6 +247,58 @@ def test_mixing_weights_are_uniform_to_one_half_and_belong_to_step_and_image():
     z = torch.special.ndtri(2 * u[:50].double())
     noise = drf_fast.noisy_repeat(torch.zeros(50, 1), 1.0, M, seed=3, image_ids=ids[:50])
     assert float((noise.unflatten(0, (50, M)).squeeze(2) - z[:, None]).abs().min()) > 1e-5
+
+
+def test_the_number_of_kept_copies_is_binomial_and_belongs_to_step_and_image():
+    from drf_fast.training.methods.catrs import _kept
+
+    def kept(key: int, ids: torch.Tensor, right: int, m: int = 4) -> torch.Tensor:
+        nothing = torch.zeros(len(ids), 1)
+        rows = (torch.arange(m) < right).expand(len(ids), m)
+        return _kept(Batch(nothing, torch.zeros(len(ids)), key, ids), rows)
+
+    ids = torch.arange(20_000)
+    assert set(kept(3, ids, 0).tolist()) == {1} and set(kept(3, ids, 4).tolist()) == {4}
+    for right in (1, 2, 3):
+        p = right / 4
+        exact = [math.comb(4, k) * p**k * (1 - p) ** (4 - k) for k in range(5)]
+        exact = [0.0, exact[0] + exact[1], *exact[2:]]  # none is raised to one
+        found = torch.bincount(kept(3, ids, right), minlength=5) / len(ids)
+        for share, expected in zip(found.tolist(), exact, strict=True):
+            assert abs(share - expected) <= 5 * math.sqrt(expected * (1 - expected) / len(ids))
+    assert torch.equal(kept(3, ids[100:110], 2), kept(3, ids, 2)[100:110])
+    assert not torch.equal(kept(4, ids, 2), kept(3, ids, 2))
+
+
+def test_catrs_without_a_ball_or_at_a_price_of_1_has_the_noise_itself(batch, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
+    options = MethodOptions(**OPTIONS, catrs_lam=1.7)
+    expected = plain_catrs(Net(), batch, options, attacked=False).item()
+    assert plain_catrs(Net(), batch, options).item() > 1.02 * expected
+    free = methods.get("catrs").step(Net(), batch, options, None)
+    assert free.distance is None and free.loss.item() == pytest.approx(expected, rel=1e-6)
+    ball = drf_fast.SoftBall(EPSILON, lambda0=1.0, form="prox")
+    priced = methods.get("catrs").step(Net(), batch, options, ball)
+    assert priced.loss.item() == pytest.approx(expected, rel=1e-6)
+    assert float(priced.distance.max()) < 1e-6
+
+
+def test_drf_on_catrs_prices_the_noise(batch):
+    def step(ball: Any) -> Any:
+        return methods.get("catrs").step(Net(), batch, MethodOptions(**OPTIONS), ball)
+
+    hard = step(drf_fast.HardBall(EPSILON))
+    same = step(drf_fast.SoftBall(EPSILON, lambda0=1.0, form="excess"))
+    assert torch.equal(same.distance, hard.distance) and torch.equal(same.loss, hard.loss)
+    prices = [step(drf_fast.SoftBall(EPSILON, lambda0=lam)).distance for lam in (0.0, 0.4, 0.8)]
+    assert all(bool((a > b).all()) for a, b in itertools.pairwise(prices))
+    assert hard.distance.shape == (B,) and float(hard.distance.min()) > 0.5 * EPSILON
+
+
+def test_catrs_without_smoothed_predictions_is_refused(batch):
+    bare = Batch(batch.x, batch.target, batch.key, batch.image_ids)
+    with pytest.raises(ValueError, match="catrs needs batch.smoothed"):
+        methods.get("catrs").step(Net(), bare, MethodOptions(**OPTIONS), None)
 
 
 def test_drf_on_smoothmix_prices_the_distance(batch):

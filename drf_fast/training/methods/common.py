@@ -22,12 +22,14 @@ class Batch:
         target: (B,) int64 labels.
         key: the noise key of this step, see ``noise_key``; in a CUDA graph a tensor.
         image_ids: (B,) int64 indices into the data set.
+        smoothed: (B, K) smoothed predictions of a network trained before, for catrs alone.
     """
 
     x: torch.Tensor
     target: torch.Tensor
     key: int | torch.Tensor
     image_ids: torch.Tensor
+    smoothed: torch.Tensor | None = None
 
     @property
     def noise(self) -> dict[str, Any]:
@@ -36,7 +38,8 @@ class Batch:
 
     def part(self, rows: slice) -> Batch:
         """Some of the images; their noise stays theirs."""
-        return Batch(self.x[rows], self.target[rows], self.key, self.image_ids[rows])
+        smoothed = None if self.smoothed is None else self.smoothed[rows]
+        return Batch(self.x[rows], self.target[rows], self.key, self.image_ids[rows], smoothed)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class MethodOptions:
         stability_lam: weight of the stability term.
         macer_lam, macer_gamma, macer_beta: see ``macer_loss``.
         mix_alpha, mix_eta, mix_step, mix_radius: see ``smoothmix``.
+        catrs_lam: see ``catrs``.
     """
 
     sigma: float
@@ -68,6 +72,7 @@ class MethodOptions:
     mix_eta: float = 5.0
     mix_step: int = 0
     mix_radius: float = 1.0
+    catrs_lam: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,135 @@
+"""The smoothed prediction of a network trained before on every training image: CAT-RS's target.
+
+Its votes are counted once, at the start of a run, on the images as they are (not cropped or
+flipped) and at the noise level that the network was trained with. They are kept in the run folder,
+so a resumed run goes on with the same numbers and needs the network no more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from drf_fast import data
+from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.config.options import TrainConfig
+from drf_fast.errors import InputError
+from drf_fast.functional import noisy_repeat, vote
+from drf_fast.runtime import processes
+from drf_fast.runtime.files import atomic_file
+from drf_fast.runtime.logits import logits_of
+from drf_fast.runtime.progress import Tracker
+from drf_fast.training.run import Run
+
+FILE_NAME = "smoothed.npy"
+_IMAGES, _COPIES = 64, 16  # of a forward pass
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network, in eval mode, and its noise level in pixel units."""
+
+    network: nn.Module
+    sigma: float
+
+
+def load(
+    config: TrainConfig, num_classes: int, image_shape: tuple[int, ...], device: torch.device
+) -> Teacher:
+    """The network of ``--catrs-teacher``.
+
+    Raises:
+        InputError: none named, not a checkpoint of ours, or one of other images or classes.
+    """
+    if config.catrs_teacher is None:
+        raise InputError(
+            "--method catrs needs --catrs-teacher, a run folder of a network for the same images "
+            "(published: of --method gaussian at sigma 0.25), got none; train one first, as in "
+            f"'drf-fast train --method gaussian --sigma 0.25 --data {config.data} --out runs/G'"
+        )
+    path = checkpoint.locate(config.catrs_teacher)
+    saved = checkpoint.load(path)
+    got = tuple(saved["image_shape"]), saved["num_classes"]
+    if got != (tuple(image_shape), num_classes):
+        raise InputError(
+            f"--catrs-teacher {config.catrs_teacher} must classify images of shape "
+            f"{tuple(image_shape)} into {num_classes} classes, as --data {config.data} has them, "
+            f"got {got[0]} and {got[1]}; pass a network that was trained on them"
+        )
+    network = checkpoint.build_model(saved, path, config.arch).to(device)
+    return Teacher(network.eval(), float(saved["config"]["sigma"]))
+
+
+def attach(run: Run) -> None:
+    """Give ``run`` its smoothed predictions, counted or, without a teacher, from its folder.
+
+    A dry run counts one copy of each image and writes nothing.
+
+    Raises:
+        InputError: the file in the folder is damaged or cannot be written.
+    """
+    if run.config.method != "catrs":
+        return
+    path = run.folder / FILE_NAME
+    shape = len(run.train_set), run.train_set.num_classes
+    if run.teacher is None:
+        run.smoothed = torch.zeros(shape, device=run.device)
+        if processes.rank() == 0:
+            run.smoothed.copy_(torch.from_numpy(_read(path, shape)))
+        processes.all_reduce_sum(run.smoothed)
+        return
+    copies = 1 if run.config.dry_run else run.config.catrs_n
+    run.smoothed = _votes(run, run.teacher, copies).div(copies).float()
+    if not run.config.dry_run and processes.rank() == 0:
+        with atomic_file(path) as file:
+            np.save(file, run.smoothed.cpu().numpy(), allow_pickle=False)
+
+
+@torch.no_grad()
+def _votes(run: Run, teacher: Teacher, copies: int) -> torch.Tensor:
+    """(N, K) int64: the classes of ``copies`` noisy copies of each training image."""
+    shape = len(run.train_set), run.train_set.num_classes
+    votes = torch.zeros(shape, dtype=torch.int64, device=run.device)
+    parts = data.batches(run.train_set, _IMAGES, shuffle_seed=None, epoch=0)
+    quiet = processes.rank() > 0
+    with Tracker("smoothed predictions", shape[0], quiet=quiet, passing=True) as tracker:
+        for number, (x, _, ids) in enumerate(parts):
+            if number % processes.count() == processes.rank():
+                x, ids = x.to(run.device), ids.to(run.device)
+                counts = torch.zeros(len(ids), shape[1], dtype=torch.int64, device=run.device)
+                for first in range(0, copies, _COPIES):
+                    noisy = noisy_repeat(
+                        x,
+                        teacher.sigma,
+                        min(_COPIES, copies - first),
+                        seed=run.config.seed,
+                        image_ids=ids,
+                        sample_offset=first,
+                        stream="selection",  # training's noise is of another stream
+                    )
+                    vote(logits_of(teacher.network(noisy)), counts)
+                    processes.beat()
+                votes[ids] = counts
+            tracker.advance(len(ids))
+    processes.all_reduce_sum(votes)
+    return votes
+
+
+def _read(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"cannot read {path}: expected the smoothed predictions that the run was started with, "
+            f"got {type(error).__name__}; delete the file, and --resume counts them again"
+        ) from error
+    if found.shape != shape or found.dtype != np.float32:
+        raise InputError(
+            f"{path}: expected float32 smoothed predictions of shape {shape}, got {found.dtype} "
+            f"{found.shape}; delete the file, and --resume counts them again"
+        )
+    return found
