@@ -64,7 +64,9 @@ class GapConfig(NetworkConfig):
     of the DRF paper). For example: drf-fast gap runs/smoothadv runs/smoothadv-drf --plot gap.png
     """
 
-    checkpoints: Annotated[tyro.conf.Positional[tuple[Path, ...]], Role.SOURCE] = ()
+    checkpoints: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN...]"), Role.SOURCE
+    ] = ()
     """Checkpoints or run folders, one curve each; those of one method and sigma are seeds. None
     where --arch package.module:factory makes a network with its weights."""
     num_samples: Annotated[int, Role.RESULT, Range.COUNT] = 1
@@ -90,7 +92,9 @@ class ShowConfig:
     drf-fast show --noise cifar10 --sigma 0.25,0.5,1
     """
 
-    run: Annotated[tyro.conf.Positional[Path | None], Role.SOURCE] = None
+    run: Annotated[
+        tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]"), Role.SOURCE
+    ] = None
     """Run folder, or a checkpoint with its certificates beside it."""
     noise: Annotated[str | None, Role.RESULT] = None
     """Instead of a run: a data set, whose images are shown at each of --sigma."""

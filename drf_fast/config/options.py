@@ -221,7 +221,7 @@ class SmoothedConfig(NetworkConfig):
     """What certify and predict share: one network, smoothed."""
 
     checkpoint: Annotated[
-        tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[PATH]"), Role.SOURCE
+        tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]"), Role.SOURCE
     ] = None
     """Run folder or checkpoint, ours or of another program; not needed where --arch
     package.module:factory makes a network with its weights."""
@@ -312,7 +312,9 @@ class ReportConfig:
     first. For example: drf-fast report gaussian=runs/g smoothadv='logs/adv_*.tsv' --compare
     """
 
-    logs: Annotated[tyro.conf.Positional[tuple[str, ...]], Role.SOURCE]
+    logs: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="LOG..."), Role.SOURCE
+    ]
     """Logs of certify or predict, ours or published: files, run folders or others, patterns; each
     as PATH or, to name its row, NAME=PATH; - is standard input. Ours keep their settings in the
     .json beside them."""
