@@ -45,7 +45,7 @@ def parse(config_type: type[_T], command: str, words: list[str]) -> _T:
 def _cli(config_type: Any, command: str, words: list[str], **options: Any) -> Any:
     """``tyro.cli``, with the texts of the help where it is asked for."""
     if {"-h", "--help"} & set(words):
-        describe(config_type)
+        options["description"] = describe(config_type)
     return tyro.cli(config_type, prog=f"drf-fast {command}", args=words, **options)
 
 

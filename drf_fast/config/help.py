@@ -16,12 +16,13 @@ from typing import Annotated, Any
 
 import tyro
 
+STATUS = "Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated."
 _WORDS = {Path: "PATH", str: "STR", int: "INT", float: "FLOAT"}
 _POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1]
 
 
-def describe(config_type: type) -> None:
-    """Add to each field's annotation what its help is to show, for ``tyro.cli``."""
+def describe(config_type: type) -> str:
+    """Add to each field's annotation what its help shows; the description of the command."""
     hints = typing.get_type_hints(config_type, include_extras=True)
     texts = _texts(config_type)
     for field in dataclasses.fields(config_type):
@@ -33,6 +34,7 @@ def describe(config_type: type) -> None:
             options["metavar"] = word
         extended = Annotated[hint, tyro.conf.arg(**options)]  # type: ignore[valid-type]
         config_type.__annotations__[field.name] = extended
+    return f"{inspect.getdoc(config_type)}\n\n{STATUS}"
 
 
 def _default(label: str) -> str:
