@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -43,16 +44,24 @@ def images(x: Any) -> torch.Tensor:
             "x.float() / 255"
         )
     check.images(x)
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def warn_if_far(x: torch.Tensor) -> bool:
+    """Warn, at the line that called drf_fast, of images far outside [0, 1]; whether it did."""
     low, high = (float(value) for value in torch.aminmax(x.detach()))
-    if low < -_FAR or high > 1 + _FAR:
-        warnings.warn(
-            f"images hold values from {low:.4g} to {high:.4g}: sigma and radii are in the same "
-            "units, and published ones are for pixels in [0, 1]; divide by 255 and normalise "
-            "inside the network",
-            stacklevel=5,
-        )
-    return x
+    if low >= -_FAR and high <= 1 + _FAR:
+        return False
+    level, frame = 1, sys._getframe()
+    while frame.f_back and str(frame.f_globals.get("__name__")).startswith("drf_fast."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        f"images hold values from {low:.4g} to {high:.4g}: sigma and radii are in the same "
+        "units, and published ones are for pixels in [0, 1]; divide by 255 and normalise "
+        "inside the network",
+        stacklevel=level,
+    )
+    return True
 
 
 def level_images(x: Any) -> torch.Tensor:

@@ -39,10 +39,13 @@ class GaussianNoise:
 
     def __init__(self, sigma: float, seed: int) -> None:
         self.sigma, self.seed = sigma, seed
+        self._warned = False
 
     def images(self, x: Any) -> torch.Tensor:
-        """The images that ``copies`` takes, of what a user hands over."""
-        return inputs.images(x)
+        """The images that ``copies`` takes, of what a user passes; warns once of odd ranges."""
+        x = inputs.images(x)
+        self._warned = self._warned or inputs.warn_if_far(x)
+        return x
 
     def copies(
         self,

@@ -1,7 +1,7 @@
 """The command line: ``drf-fast COMMAND``; ``_USAGE`` lists the commands.
 
 Nothing heavy is imported before a command runs, so ``--help`` answers at once. Results go to
-stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
+stdout, everything else to stderr.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ usage: drf-fast COMMAND [OPTIONS]
 Train and certify provably robust image classifiers by randomized smoothing.
 
   train     train a classifier, certify some test images, draw the curve
-            (no option: DRF on embedded MNIST images, about two minutes on two cores)
-  certify   certify test images with a checkpoint, one log line each
+            (no option: DRF on embedded MNIST images, two to four minutes on two cores)
+  certify   certify test images with a trained network, one log line each
   predict   classify test images with the smoothed classifier
-  attack    attack the smoothed classifier and hold it against its certificates
-  show      a figure of test images: noisy, attacked, their votes and certificates
-  report    ACR and certified accuracy of certification logs, ours and published ones
+  attack    attack the smoothed classifier and check its certificates
+  show      draw test images: noisy, attacked, their votes and certificates
+  report    summarize certification logs, ours and published ones: tables and figures
   sweep     train and certify a grid of settings; table and figures
-  gap       histogram and density of the confidence gap of networks under noise
-  doctor    what this installation can do, and how to get what is missing; --self-test
-            compares every operation on the devices at hand with the reference
+  gap       measure and draw the confidence gap of networks under noise
+  doctor    say what this installation can do, and how to get what is missing; --self-test
+            compares every operation on every device of this machine with the reference
 
 drf-fast COMMAND --help lists the options of a command; --version prints the version.
+Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated.
 """
 
 

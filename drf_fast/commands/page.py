@@ -16,6 +16,7 @@ from PIL import Image
 from drf_fast import data
 from drf_fast.attacks.log import Attacked
 from drf_fast.certification.log import Log
+from drf_fast.data import folders
 from drf_fast.data.dataset import Dataset
 from drf_fast.errors import InputError
 from drf_fast.functional import noisy_repeat
@@ -24,6 +25,7 @@ from drf_fast.report.attacks import curves_of
 from drf_fast.report.charts import label
 from drf_fast.report.sources import read_all
 from drf_fast.report.summary import Summary, summarize
+from drf_fast.runtime.files import read_json
 from drf_fast.runtime.progress import say
 from drf_fast.training.metrics import read_metrics
 
@@ -104,13 +106,22 @@ def _images_of(log: Log) -> Dataset:
     config = log.config or {}
     if not isinstance(config.get("data"), str) or config.get("split") not in ("test", "train"):
         raise InputError(f"{log.path} does not say of which data set it is")
-    place = (config.get("training") or {}).get("data_dir")
-    images = data.load(
-        config["data"], config["split"], data_dir=Path(place) if place else None, download=False
-    )
+    place = _data_dir(log.path.parent / "config.json")
+    if place is None and config["data"] in folders.NAMES:
+        raise InputError(f"no run folder beside {log.path} says where its {config['data']} lies")
+    images = data.load(config["data"], config["split"], data_dir=place, download=False)
     if images.fingerprint != config.get("fingerprint") or log.idx.max() >= len(images):
         raise InputError(f"{config['data']} holds other images than {log.path} was made of")
     return images
+
+
+def _data_dir(settings: Path) -> Path | None:
+    """Where a training run read its images, if its settings are there and say so."""
+    try:
+        place = read_json(settings).get("data_dir")
+    except (InputError, AttributeError):
+        return None
+    return Path(place) if isinstance(place, str) else None
 
 
 def _fates(log: Log, attacked: Sequence[Attacked], images: Dataset) -> dict[int, tuple[str, bool]]:

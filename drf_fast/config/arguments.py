@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import tyro
 
 from drf_fast.config import methods, published, recipes, tags
+from drf_fast.config.help import describe
 from drf_fast.config.options import SweepConfig, TrainConfig
 from drf_fast.config.tags import Role, Tag
 from drf_fast.config.training import run_folder, uses_adversary
@@ -36,9 +37,16 @@ def parse(config_type: type[_T], command: str, words: list[str]) -> _T:
         InputError: a flag of the published code.
     """
     published.refuse(words, _names(config_type))
-    config = tyro.cli(config_type, prog=f"drf-fast {command}", args=words)
+    config = _cli(config_type, command, words)
     check_places(config)
     return config
+
+
+def _cli(config_type: Any, command: str, words: list[str], **options: Any) -> Any:
+    """``tyro.cli``, with the texts of the help where it is asked for."""
+    if {"-h", "--help"} & set(words):
+        options["description"] = describe(config_type)
+    return tyro.cli(config_type, prog=f"drf-fast {command}", args=words, **options)
 
 
 def check_places(config: Any) -> None:
@@ -84,9 +92,7 @@ def parse_train(words: list[str]) -> TrainConfig:
 def parse_sweep(words: list[str]) -> tuple[SweepConfig, list[str]]:
     """The configuration of ``drf-fast sweep``, and the words that are meant for ``train``."""
     published.refuse(words, _names(SweepConfig) | _names(TrainConfig))
-    config, others = tyro.cli(
-        SweepConfig, prog="drf-fast sweep", args=words, return_unknown_args=True
-    )
+    config, others = _cli(SweepConfig, "sweep", words, return_unknown_args=True)
     check_places(config)
     return config, others
 
@@ -104,7 +110,7 @@ def merged(
     published.refuse(words, _names(TrainConfig))
 
     def flags_over(base: TrainConfig) -> TrainConfig:
-        return tyro.cli(TrainConfig, prog=f"drf-fast {command}", args=words, default=base)
+        return _cli(TrainConfig, command, words, default=base)
 
     if start is not None:
         return flags_over(start)

@@ -16,13 +16,13 @@ from drf_fast.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttackConfig(SmoothedConfig):
-    """Attack the smoothed classifier as Salman et al. (2019) do, and hold it against certificates.
+    """Attack the smoothed classifier as Salman et al. (2019) do, and check its certificates.
 
     PGD on the smoothed loss, with restarts, and DDN look for the worst image within each epsilon;
     PREDICT, on noise that the attack has not seen, says what has become of its class. A log of one
-    line an image and epsilon; an interrupted run goes on with --resume. Exit status 1 where an
-    image inside its certified radius changes its class. For example:
-    drf-fast attack runs/RUN --epsilons 0.25,0.5,1 --max-images 100
+    line an image and epsilon; an interrupted run goes on with --resume. The exit status is 1 too
+    where an image changes its class inside its certified radius. For example:
+      drf-fast attack runs/RUN --epsilons 0.25,0.5,1 --max-images 100
     """
 
     n: Annotated[int, Role.RESULT, Range.COUNT] = 1000
@@ -40,10 +40,10 @@ class AttackConfig(SmoothedConfig):
     ddn_steps: Annotated[int, Role.RESULT, Range.FROM_ZERO] = 40
     """Steps of the second attack, DDN (Rony et al. 2019); 0 leaves it out."""
     certificates: Annotated[Path | None, Role.SOURCE] = None
-    """Certification log to hold the attack against; the default is the one with most images in the
+    """Certification log to compare with; the default is the one with most images in the
     run folder that is of this network and sigma."""
     skip: Annotated[int | None, Role.RESULT, Range.COUNT] = None  # type: ignore[assignment]
-    """Take every so many-th image; the default is that of the certificates."""
+    """Take every K-th image, from the first on; the default is that of the certificates."""
     max_images: Annotated[int | None, Role.RESULT, Range.COUNT] = 20
     """Take at most so many images; None takes all."""
     shard: Annotated[str | None, Role.RESULT] = None
@@ -58,15 +58,18 @@ class AttackConfig(SmoothedConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GapConfig(NetworkConfig):
-    """The confidence gap of networks under noise: histogram, density and quantiles.
+    """Measure the confidence gap of networks under noise: quantiles, histogram and density.
 
     log F^y(x + delta) - max_{c != y} log F^c(x + delta), over test images classified right (Fig. 2
-    of the DRF paper). For example: drf-fast gap runs/smoothadv runs/smoothadv-drf --plot gap.png
+    of the DRF paper). For example:
+      drf-fast gap runs/smoothadv runs/smoothadv-drf --plot gap.png
     """
 
-    checkpoints: Annotated[tyro.conf.Positional[tuple[Path, ...]], Role.SOURCE] = ()
-    """Checkpoints or run folders, one curve each; those of one method and sigma are seeds. None
-    where --arch package.module:factory makes a network with its weights."""
+    checkpoints: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN...]"), Role.SOURCE
+    ] = ()
+    """Checkpoints or run folders, one curve each; those of one method and sigma are seeds; not
+    needed where --arch package.module:factory makes a network with its weights."""
     num_samples: Annotated[int, Role.RESULT, Range.COUNT] = 1
     """Noisy copies of each image."""
     over: Annotated[Literal["copy", "vote", "all"], Role.RESULT] = "copy"
@@ -82,15 +85,17 @@ class GapConfig(NetworkConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShowConfig:
-    """Look at test images as the smoothed classifier sees them, or at what noise levels look like.
+    """Draw test images as the smoothed classifier sees them, or under several levels of noise.
 
     Of each image: itself, a noisy copy, the adversarial image, their difference, the votes for the
     classes and the certificate. For example:
-    drf-fast show runs/RUN --sort radius --images 12 --out images.pdf
-    drf-fast show --noise cifar10 --sigma 0.25,0.5,1
+      drf-fast show runs/RUN --sort radius --images 12 --out images.pdf
+      drf-fast show --noise cifar10 --sigma 0.25,0.5,1
     """
 
-    run: Annotated[tyro.conf.Positional[Path | None], Role.SOURCE] = None
+    run: Annotated[
+        tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]"), Role.SOURCE
+    ] = None
     """Run folder, or a checkpoint with its certificates beside it."""
     noise: Annotated[str | None, Role.RESULT] = None
     """Instead of a run: a data set, whose images are shown at each of --sigma."""
@@ -98,7 +103,7 @@ class ShowConfig:
     """Noise level in pixel units, with --noise several, 0.25,0.5,1 for example (the default there);
     of a run the default is that of its training."""
     images: Annotated[int, Role.RESULT, Range.COUNT] = 8
-    """How many images."""
+    """Number of images."""
     sort: Annotated[Literal["radius", "idx", "abstain", "broken"], Role.RESULT] = "radius"
     """Which: radius takes them evenly from the hardest to the easiest, idx the first, abstain the
     abstentions and smallest radii, broken those whose class 'drf-fast attack' has changed."""
@@ -115,7 +120,7 @@ class ShowConfig:
     data_dir: Annotated[Path | None, Role.PLACE] = None
     """Folder of the data set; the default is that of the training run."""
     split: Annotated[Literal["test", "train"], Role.RESULT] = "test"
-    """Which images of --noise."""
+    """Part of the data set of --noise from which images are taken."""
     arch: Annotated[str | None, Role.RESULT] = None
     """Architecture, as 'drf-fast certify' takes it."""
     normalize: Annotated[str | None, Role.RESULT] = None
@@ -123,7 +128,7 @@ class ShowConfig:
     device: Annotated[Device, Role.SPEED] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     seed: Annotated[int, Role.RESULT] = 0
-    """Names the noise."""
+    """Seed of the noise."""
     out: Annotated[Path | None, Role.PLACE] = None
     """PNG, PDF or SVG file; the default is images.png in the run folder, or noise.png."""
     force: Annotated[bool, Role.CALL] = False

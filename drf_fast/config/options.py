@@ -1,4 +1,4 @@
-"""What every command can be told: one dataclass per command, the one source of its flags, of the
+"""The settings of every command: one dataclass per command, the one source of its flags, of the
 keys of a TOML file and of Python's keyword arguments. Nothing here imports torch."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Format = Literal["table", "markdown", "latex", "csv", "json"]
 class TrainConfig:
     """Train a classifier for randomized smoothing, then certify some test images.
 
-    With no flag: SmoothAdv + DRF at sigma 0.5 on 10,000 embedded MNIST images, about two minutes
+    With no flag: SmoothAdv + DRF at sigma 0.5 on 10,000 embedded MNIST images, two to four minutes
     on two CPU cores. Flags win over the TOML file, the file over the recipe, the recipe over the
     defaults.
     """
@@ -43,7 +43,8 @@ class TrainConfig:
     data_dir: Annotated[Path | None, Role.PLACE, Tag.ONE_PER_SWEEP] = None
     """Folder of the data set; without it, a cache folder into which it is downloaded."""
     train_images: Annotated[int | None, Role.RESULT, Range.COUNT] = None
-    """Use only the first so many training images; of class folders, as many evenly spaced ones."""
+    """Use only the first so many training images (of class folders, so many evenly spaced ones);
+    the default is all."""
     augment: Annotated[Literal["none", "crop-flip"], Role.RESULT] = "none"
     """Random crops (4 pixels of padding; of imagenet, a random part of the image) and flips."""
     arch: Annotated[str, Role.RESULT] = "lenet"
@@ -177,9 +178,9 @@ class TrainConfig:
     force: Annotated[bool, Role.CALL, Tag.ONE_PER_SWEEP] = False
     """Replace the run in the run folder."""
     save_every: Annotated[int | None, Role.LIMIT, Range.COUNT] = None
-    """Save every so many steps too, not only after each epoch."""
+    """Save every so many steps too; the default is after each epoch only."""
     max_steps: Annotated[int | None, Role.LIMIT, Tag.RENEWED, Tag.ONE_PER_SWEEP, Range.COUNT] = None
-    """Stop after so many training steps (for trials)."""
+    """Stop after so many training steps, for trials; the default is no limit."""
     timeout: Annotated[float | str, Role.LIMIT, Tag.RENEWED, Tag.ONE_PER_SWEEP] = "10min"
     """Of several processes: how long to wait for an answer of the others, in seconds or with a unit
     (s, min, h, d), before the run ends and names those that gave none."""
@@ -198,7 +199,7 @@ class NetworkConfig:
     data_dir: Annotated[Path | None, Role.PLACE] = None
     """Folder of the data set; the default is that of the training run."""
     split: Annotated[Literal["test", "train"], Role.RESULT] = "test"
-    """Which images."""
+    """Part of the data set from which images are taken."""
     sigma: Annotated[float | None, Role.RESULT] = None
     """Noise level in pixel units; the default is that of the training run."""
     arch: Annotated[str | None, Role.RESULT] = None
@@ -206,17 +207,18 @@ class NetworkConfig:
     package.module:factory of a network of your own, called with num_classes=K: with a checkpoint of
     any origin, or alone where the network comes with its weights."""
     normalize: Annotated[str | None, Role.RESULT] = None
-    """Its normalising first layer: none, cifar10, cifar10-center, imagenet or imagenet-center."""
+    """Normalising first layer of such a checkpoint: none, cifar10, cifar10-center, imagenet or
+    imagenet-center; the default is what it says itself."""
     skip: Annotated[int, Role.RESULT, Range.COUNT] = 1
-    """Take every so many-th image."""
+    """Take every K-th image, from the first on."""
     max_images: Annotated[int | None, Role.RESULT, Range.COUNT] = None
-    """Take at most so many images."""
+    """Take at most so many images; the default is all."""
     device: Annotated[Device, Role.SPEED] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     threads: Annotated[int | Literal["auto"], Role.SPEED, Range.COUNT] = "auto"
-    """CPU threads; they are recorded."""
+    """CPU threads, which are recorded; auto takes torch's number."""
     seed: Annotated[int, Role.RESULT] = 0
-    """Names the noise."""
+    """Seed of the noise."""
     force: Annotated[bool, Role.CALL] = False
     """Replace the output file."""
     json: Annotated[bool, Role.CALL] = False
@@ -228,7 +230,7 @@ class SmoothedConfig(NetworkConfig):
     """What certify and predict share: one network, smoothed."""
 
     checkpoint: Annotated[
-        tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[PATH]"), Role.SOURCE
+        tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]"), Role.SOURCE
     ] = None
     """Run folder or checkpoint, ours or of another program; not needed where --arch
     package.module:factory makes a network with its weights."""
@@ -313,13 +315,16 @@ class PredictConfig(SmoothedConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """ACR and certified accuracy of certification logs, ours and published ones.
+    """Summarize certification logs, ours and published ones: ACR and certified accuracy.
 
     Logs that differ in nothing but a training seed are averaged; shards of one run are joined
-    first. For example: drf-fast report gaussian=runs/g smoothadv='logs/adv_*.tsv' --compare
+    first. For example:
+      drf-fast report gaussian=runs/g smoothadv='logs/adv_*.tsv' --compare
     """
 
-    logs: Annotated[tyro.conf.Positional[tuple[str, ...]], Role.SOURCE]
+    logs: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="LOG..."), Role.SOURCE
+    ]
     """Logs of certify or predict, ours or published: files, run folders or others, patterns; each
     as PATH or, to name its row, NAME=PATH; - is standard input. Ours keep their settings in the
     .json beside them."""
@@ -349,16 +354,16 @@ class ReportConfig:
     """Lay the report out as Table 1 of the DRF paper, ours beside the paper's and the difference;
     tables do so by themselves where all logs have a row there and were made as the paper's."""
     force: Annotated[bool, Role.CALL] = False
-    """Replace the plot files."""
+    """Replace the files of plots and page."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
     """Train and certify a grid of settings, and draw what they do to the certified radius.
 
-    Any flag of 'drf-fast train' holds for all runs. For example the paper's Fig. 3:
-    drf-fast sweep --recipe mnist-smoothadv-drf --vary lambda0=0.5,1,2 --seeds 0,1,2 --sigma 1
-    Each run has a sub-folder of its own; an interrupted sweep goes on with --resume.
+    Any flag of 'drf-fast train' holds for all runs. Each run has a sub-folder of its own; an
+    interrupted sweep goes on with --resume. For example the paper's Fig. 3:
+      drf-fast sweep --recipe mnist-smoothadv-drf --vary lambda0=0.5,1,2 --seeds 0,1,2 --sigma 1
     """
 
     vary: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], Role.RESULT] = ()
@@ -374,7 +379,7 @@ class SweepConfig:
     certify_images: Annotated[int | None, Role.CERTIFICATES] = None
     """Test images to certify of each run, every k-th for the largest k; the default is 100."""
     skip: Annotated[int | None, Role.RESULT, Range.COUNT] = None
-    """Certify every so many-th test image instead; 1 takes all."""
+    """Certify every K-th test image instead; 1 takes all."""
     out: Annotated[Path | None, Role.PLACE] = None
     """Folder of the sweep; the default is runs/ and a name made of the data, method and grid."""
     plan: Annotated[bool, tyro.conf.arg(aliases=("--dry-run",)), Role.CALL] = False
@@ -390,9 +395,9 @@ class SweepConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DoctorConfig:
-    """What this installation can do, what is missing, and how to get it."""
+    """Say what this installation can do, what is missing, and how to get it."""
 
     json: Annotated[bool, Role.CALL] = False
     """Print as JSON."""
     self_test: Annotated[bool, Role.CALL] = False
-    """Run every operation on the devices at hand and compare it with the reference."""
+    """Run every operation on every device of this machine and compare it with the reference."""

@@ -50,6 +50,17 @@ def test_the_help_of_a_command_imports_no_torch(command):
     assert f"usage: drf-fast {command}" in done.stdout
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_flag_is_one_paragraph_without_empty_defaults(command):
+    said = run(command, "--help", env={**os.environ, "COLUMNS": "100"}).stdout
+    assert "(default: None)" not in said and "{None}" not in said and "(default: )" not in said
+    lines = [line.strip("│ ") for line in said.splitlines() if line.startswith("│")]
+    assert len(lines) > 2 and "default" in said
+    if command == "train":
+        text = "stability, macer, smoothmix[-drf], smoothadv[-drf], consistency[-drf];"
+        assert text in lines  # as long as a line can be
+
+
 def test_version():
     assert run("--version").stdout == f"drf-fast {drf_fast.__version__}\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -175,8 +176,12 @@ def test_images_with_one_meaning_work_and_pixels_up_to_255_are_warned_of():
     kinds: list[Any] = [x, x.double(), x.float().numpy()]
     for same in kinds:
         assert smoothed.certify(same, 20, 100, 0.01, 64) == expected
-    with pytest.warns(UserWarning, match="divide by 255"):
-        smoothed.certify_batch(255 * images("view"), 20, 100, 0.01, 64)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        smoothed.certify(255 * images("view")[0], 20, 100, 0.01, 64)
+        smoothed.predict_batch(255 * images("view"), 20, 0.01, 64)
+    assert ["divide by 255" in str(warning.message) for warning in said] == [True]
+    assert said[0].filename == __file__
 
 
 def test_predict_batch_is_predict():

@@ -53,6 +53,22 @@ def test_the_first_layer_is_trained_with_recorded_and_certified(pictures, tmp_pa
 
 
 @pytest.mark.slow
+def test_the_page_finds_the_images_by_the_settings_of_the_run(pictures, tmp_path, capsys):
+    run = tmp_path / "run"
+    run_on(pictures, run, "--epochs", "1")
+    few = ["--max-images", "2", "--n", "32", "--n0", "4", "--batch-size", "32"]
+    few += ["--memory-format", "contiguous", "--device", "cpu"]
+    assert main(["certify", str(run), *few]) == 0
+    assert main(["report", str(run), "--html", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").read_text().count("<li data-state=") == 2
+    (run / "config.json").unlink()
+    capsys.readouterr()
+    assert main(["report", str(run), "--force", "--html", str(tmp_path / "page.html")]) == 0
+    assert "says where its imagefolder lies" in capsys.readouterr().err
+    assert 'id="gallery"' not in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.slow
 def test_cropped_images_are_the_same_after_a_break(pictures, tmp_path):
     flags = ["--augment", "crop-flip"]
     whole = run_on(pictures, tmp_path / "d", *flags)
