@@ -96,7 +96,7 @@ def _show(words: list[str]) -> int:
 
 def _report(words: list[str]) -> int:
     from drf_fast.config.arguments import parse
-    from drf_fast.config.options import ReportConfig
+    from drf_fast.config.look import ReportConfig
 
     config = parse(ReportConfig, "report", words)
     from drf_fast.commands import report

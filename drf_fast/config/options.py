@@ -314,50 +314,6 @@ class PredictConfig(SmoothedConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportConfig:
-    """Summarize certification logs, ours and published ones: ACR and certified accuracy.
-
-    Logs that differ in nothing but a training seed are averaged; shards of one run are joined
-    first. For example:
-      drf-fast report gaussian=runs/g smoothadv='logs/adv_*.tsv' --compare
-    """
-
-    logs: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="LOG..."), Role.SOURCE
-    ]
-    """Logs of certify or predict, ours or published: files, run folders or others, patterns; each
-    as PATH or, to name its row, NAME=PATH; - is standard input. Ours keep their settings in the
-    .json beside them."""
-    format: Annotated[Format, Role.CALL] = "table"
-    """Output on stdout; json and csv hold everything that --details shows."""
-    details: Annotated[bool, Role.CALL] = False
-    """Also show 95 % bounds of certified accuracy over images, the largest possible radius and who
-    reaches it, and quantiles of p_lower."""
-    compare: Annotated[bool, Role.CALL] = False
-    """Also show the difference of each method to the first, paired by images, with a 95 % bootstrap
-    interval over images and seeds."""
-    radii: Annotated[str | None, Role.CALL] = None
-    """Radii at which to give the certified accuracy, 0.25,0.5,1 for example; the default is every
-    quarter up to the largest."""
-    envelope: Annotated[bool, Role.CALL] = False
-    """Add a row of the highest certified accuracy at each radius."""
-    plot: Annotated[Path | None, Role.PLACE] = None
-    """Draw certified accuracy against radius into this PNG, PDF or SVG file."""
-    plot_p: Annotated[Path | None, Role.PLACE] = None
-    """Draw the distribution of p_lower (ECDF) into this file: the ACR rewards easy images, this
-    shows the hard ones too."""
-    html: Annotated[Path | None, Role.PLACE] = None
-    """Write all of it as one HTML page that needs no network: charts, table, training, images."""
-    paper: Annotated[bool, Role.CALL] = True
-    """Show the row of Table 1 of the DRF paper beside ours where it has one."""
-    table1: Annotated[bool, Role.CALL] = False
-    """Lay the report out as Table 1 of the DRF paper, ours beside the paper's and the difference;
-    tables do so by themselves where all logs have a row there and were made as the paper's."""
-    force: Annotated[bool, Role.CALL] = False
-    """Replace the files of plots and page."""
-
-
-@dataclasses.dataclass(frozen=True)
 class SweepConfig:
     """Train and certify a grid of settings, and draw what they do to the certified radius.
 
