@@ -11,16 +11,20 @@ import pytest
 from drf_fast.certification.log.sidecar import refuse_other_config
 from drf_fast.commands import certify
 from drf_fast.commands.sweep import cost, grid
-from drf_fast.config import arguments, methods, options, tags, training
+from drf_fast.config import arguments, look, methods, options, tags, training
 from drf_fast.config.look import GapConfig
 from drf_fast.config.options import CertifyConfig, PredictConfig, TrainConfig
 from drf_fast.config.tags import Of, Range, Role, Tag
 from drf_fast.errors import InputError
 from drf_fast.training import dry_run
 
-CONFIGS = [kind for kind in vars(options).values() if dataclasses.is_dataclass(kind)]
 CONFIGS = [
-    kind for kind in CONFIGS if isinstance(kind, type) and kind.__module__ == options.__name__
+    kind
+    for module in (options, look)
+    for kind in vars(module).values()
+    if isinstance(kind, type)
+    and dataclasses.is_dataclass(kind)
+    and kind.__module__ == module.__name__
 ]
 
 

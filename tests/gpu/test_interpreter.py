@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.mark.timeout(1800)
 def test_a_share_of_the_cases_in_the_interpreter():
-    kernel_sessions.passes(kernel_sessions.FILES, 2, TRITON_INTERPRET="1", DRF_FAST_TEST_SHARE="3")
+    kernel_sessions.passes(kernel_sessions.FILES, 2, TRITON_INTERPRET="1", DRF_FAST_TEST_SHARE="4")
 
 
 @pytest.mark.exhaustive
