@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_source_tree_where_nothing_is_built_says_so_once(tmp_path):
     unbuilt = shutil.ignore_patterns("*.so", "_build.json", "__pycache__", "kernels")
     shutil.copytree(ROOT / "drf_fast", tmp_path / "drf_fast", ignore=unbuilt)

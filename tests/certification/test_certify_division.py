@@ -215,6 +215,7 @@ def test_skipping_wrong_images_changes_no_certified_accuracy(network, expected, 
     assert 0 < skipped < len(log)
 
 
+@pytest.mark.slow
 def test_an_anytime_run_stops_early_and_its_rows_hold(network, tmp_path, capsys):
     out = tmp_path / "log.tsv"
     flags = ("--n", "2000", "--budget", "anytime", "--radius", "0.05")

@@ -423,6 +423,7 @@ def test_a_sound_log_goes_on_as_a_sound_log_only(logs, tmp_path, capsys):
     assert but_time(again) == but_time(whole)
 
 
+@pytest.mark.slow
 def test_predict_records_what_it_rests_on(logs, tmp_path, capsys):
     run, out = str(logs[True].parent / "run"), tmp_path / "p.tsv"
     flags = ["predict", run, "--sound", "--n", "100", "--max-images", "3", "--out", str(out)]

@@ -36,6 +36,7 @@ def rewritten(trained, folder, change):
     return folder
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_anywhere_in_the_tensors_is_seen(trained, tmp_path):
     data = (trained / "checkpoint.pt").read_bytes()
     weights = checkpoint.load(trained / "checkpoint.pt")["model"]

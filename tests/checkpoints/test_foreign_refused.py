@@ -79,6 +79,7 @@ def test_a_file_with_code_is_refused_and_not_run(tmp_path, monkeypatch, content,
     assert not (tmp_path / "exploited").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("holder", ["state_dict", "net", "model", None])
 @pytest.mark.parametrize("name", ["published.pt", "it's $HOME `x` 1.pt"])
 def test_the_conversion_that_the_refusal_shows_works(tmp_path, monkeypatch, name, holder):

@@ -79,6 +79,7 @@ def test_an_unknown_flag_exits_with_2_on_stderr():
     assert done.returncode == 2 and "--nn" in done.stderr and done.stdout == ""
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_lazy():
     code = "import sys, drf_fast; assert 'torch' not in sys.modules; drf_fast.smooth_ce"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

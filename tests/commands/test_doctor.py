@@ -106,6 +106,7 @@ def test_without_torch_it_says_so_and_exits_1():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_wrong_backend_variable_is_shown_and_exits_1():
     done = doctor_process("", DRF_FAST_BACKEND="fastest")
     assert done.returncode == 1, done.stderr
@@ -113,6 +114,7 @@ def test_a_wrong_backend_variable_is_shown_and_exits_1():
     assert re.search(r"^  DRF_FAST_BACKEND +fastest$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_fallback_is_usable_and_says_what_is_missing():
     done = doctor_process(
         "from drf_fast.backends.native import library\n"

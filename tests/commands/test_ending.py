@@ -64,6 +64,7 @@ def test_closed_streams_do_not_matter(closed):
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "status"), [("doctor", 0), ("train", 1)])
 def test_a_missing_dependency_is_named_and_doctor_runs_without_it(command, status):
     code = (

@@ -121,6 +121,7 @@ def test_the_script_names_missing_files(tmp_path, capsys):
     assert not (tmp_path / "mini.npz").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux" or "ng" in zlib.ZLIB_RUNTIME_VERSION,
     reason="another zlib packs the same arrays into other bytes",
@@ -352,6 +353,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         data.load("mnist", "train", data_dir=tmp_path / "file" / "below")
 
 
+@pytest.mark.slow
 def test_loading_the_embedded_set_does_not_import_torchvision():
     import subprocess
 

@@ -50,6 +50,7 @@ def test_a_part_that_fails_stops_no_other_and_is_told(tmp_path):
     assert (tmp_path / "out" / "kernel_tests.txt").read_text() == "seen\n"
 
 
+@pytest.mark.slow
 def test_time_that_is_up_ends_the_running_part_and_keeps_what_it_wrote(tmp_path):
     hangs = 'echo begun; case "$*" in *gpu_times*) sleep 30;; esac'
     status, summary = run(tmp_path / "out", hangs, seconds=3)

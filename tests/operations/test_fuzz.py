@@ -90,6 +90,7 @@ def test_noisy_repeat(data: Any) -> None:
         each.assert_untouched()
 
 
+@pytest.mark.slow
 @fuzz(120)
 @hypothesis.given(data=st.data())
 def test_noisy_levels(data: Any) -> None:

@@ -72,6 +72,7 @@ def test_phi_is_within_the_error_that_is_relied_on(z):
         assert abs(got - exact) < mpmath.mpf(2) ** -110
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [1e-6, 4e-4, 0.002, 0.12, 0.5, 2.0, 16.0])
 def test_the_guide_answers_as_a_search_does(sigma):
     table = level_table(sigma)
@@ -198,6 +199,7 @@ def instruction_sets() -> Iterator[None]:
     library.load().use_isa(os.environ.get("DRF_FAST_ISA", ""))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not library.available(), reason="needs the C++ core")
 def test_words_that_the_high_half_does_not_decide_are_decided(instruction_sets):
     # At sigma 2 some of these words share their high half with a threshold, and some are smaller

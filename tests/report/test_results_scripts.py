@@ -232,6 +232,7 @@ printf '%s\\n' "$@" >"$RECORDED/$$"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs bash")
 @pytest.mark.parametrize(
     ("name", "commands"),

@@ -38,6 +38,7 @@ def test_it_prints_settings_that_can_be_used_again_and_a_time(here, capsys):
     assert re.search(r"# predicted: 30 steps of \d+ ms and 6 tests of .* make \d+", out)
 
 
+@pytest.mark.slow
 def test_it_counts_what_is_left_and_writes_nothing_into_the_run(here, capsys):
     words = ["train", "--out", "run", *FLAGS[:-1], "--certify-images", "0"]
     assert main([*words, "--max-steps", "7"]) == 0

@@ -15,6 +15,7 @@ from drf_fast import data
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
 
+pytestmark = pytest.mark.slow
 IMAGES, VOTES, SEED = 70, 20, 3  # more than one batch of images, more than one pass of copies
 SMALL = [
     "--train-images", str(IMAGES), "--batch-size", "35", "--epochs", "2", "--device", "cpu",

@@ -76,6 +76,7 @@ def test_every_adversary_and_loss_trains(tmp_path, flags):
     assert load(tmp_path / "r")["step"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_of_the_former_default_goes_on_as_what_it_was(tmp_path):
     former = {"form": "excess", "lambda_every": "epoch", "lambda0": 0.5}
     flags = ["--form", "excess", "--lambda-every", "epoch", "--lambda0", "0.5"]

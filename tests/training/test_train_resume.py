@@ -194,6 +194,7 @@ def test_resume_keeps_the_recorded_threads_and_refuses_others(tmp_path, capsys):
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_before_a_setting_existed_can_be_resumed(tmp_path, capsys):
     words = ["train", "--out", str(tmp_path / "r"), *SMALL]
     assert main([*words, "--max-steps", "2"]) == 0
