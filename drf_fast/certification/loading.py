@@ -1,28 +1,39 @@
-"""A checkpoint, a data set and a device become a smoothed classifier: for certify and predict."""
+"""A checkpoint, a data set and a device become a smoothed classifier, for several commands."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from drf_fast import data, models
 from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification.classifier import SmoothedClassifier
+from drf_fast.certification.log import sidecar
 from drf_fast.certification.noise import ASSUMPTIONS
 from drf_fast.checkpoints import first_layer, given
 from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.config import tags
 from drf_fast.config.durations import seconds
+from drf_fast.config.look import AttackConfig
 from drf_fast.config.options import CertifyConfig, SmoothedConfig
+from drf_fast.config.tags import Tag
+from drf_fast.config.training import trained
+from drf_fast.config.values import updated
 from drf_fast.data.dataset import Dataset
 from drf_fast.errors import InputError
 from drf_fast.functional import noisy_repeat
 from drf_fast.runtime import machine, processes
+from drf_fast.runtime.files import read_json
 from drf_fast.runtime.progress import say
 
+_Resumable = TypeVar("_Resumable", CertifyConfig, AttackConfig)
+
+# What a log to be resumed has measured.
+_MEASURED = tags.having(SmoothedConfig, Tag.MEASURED)
 _SHARD_BATCH = {"cpu": 256, "cuda": 2048}
 
 
@@ -54,6 +65,32 @@ class Loaded:
     memory_format: str
     sound: dict[str, Any] | None = None
     distance: float = 0.0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What every log records first: the network, the images and the noise level."""
+        recorded = self.saved["config"]
+        return {
+            "method": recorded["method_label"],
+            "training": trained(recorded),
+            "checkpoint_sha256": self.saved["sha256"],
+            "arch": self.saved["arch"],
+            "data": self.images.name,
+            "split": self.images.split,
+            "fingerprint": self.images.fingerprint,
+            "sigma": self.classifier.sigma,
+        }
+
+
+def resumed(config: _Resumable, out: Path | None) -> _Resumable:
+    """What was measured for the log to be resumed, ``out``, in place of "auto"."""
+    if not config.resume or out is None or not sidecar(out).exists():
+        return config
+    recorded: Any = read_json(sidecar(out))
+    if not isinstance(recorded, dict):
+        return config
+    auto = [key for key in _MEASURED if getattr(config, key) == "auto" and key in recorded]
+    return updated(config, {key: recorded[key] for key in auto}, str(sidecar(out)))
 
 
 def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:

@@ -16,24 +16,17 @@ from drf_fast.attacks.verdict import Broken, Standing, broken, standings
 from drf_fast.backends import dispatch
 from drf_fast.certification import loading
 from drf_fast.certification.loading import Loaded
-from drf_fast.certification.log import Log, read_log, sidecar
+from drf_fast.certification.log import Log, read_log
 from drf_fast.checkpoints import ours as checkpoint
-from drf_fast.config import tags
 from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.look import AttackConfig, numbers
-from drf_fast.config.tags import Tag
-from drf_fast.config.training import trained
-from drf_fast.config.values import updated
 from drf_fast.errors import InputError
 from drf_fast.functional import noise_key, noisy_repeat
 from drf_fast.models.faster import faster
 from drf_fast.report.sources import logs_in
 from drf_fast.runtime import machine, processes
-from drf_fast.runtime.files import read_json
 from drf_fast.runtime.progress import say
 from drf_fast.runtime.randomness import ATTACK
-
-_MEASURED = tags.having(AttackConfig, Tag.MEASURED)
 
 
 def run(config: AttackConfig) -> int:
@@ -56,9 +49,9 @@ def run(config: AttackConfig) -> int:
     saved = checkpoint.load_any(_path(config), config.arch, config.normalize)
     certificates = certificates_of(config, saved)
     if certificates is None:
-        say("no certificates of this network to hold the attack against; 'drf-fast certify' first")
+        say("no certificates of this network to compare with; run 'drf-fast certify' first")
     out = config.out or _default_out(config, saved)
-    loaded, work = prepare(_resumed(config, out), saved, certificates)
+    loaded, work = prepare(loading.resumed(config, out), saved, certificates)
     description = _description(config, loaded, work)
     if config.resume:
         log = AttackLog.resume(out, description)
@@ -179,17 +172,9 @@ def _show(standings: Sequence[Standing], fallen: Sequence[Broken], as_json: bool
 
 def _description(config: AttackConfig, loaded: Loaded, work: engine.Work) -> dict[str, Any]:
     """What a log records of how it was made; all but the environment must agree on a resume."""
-    recorded = loaded.saved["config"]
     shard = {} if config.shard is None else {"shard": config.shard}
     return {
-        "method": recorded["method_label"],
-        "training": trained(recorded),
-        "checkpoint_sha256": loaded.saved["sha256"],
-        "arch": loaded.saved["arch"],
-        "data": loaded.images.name,
-        "split": loaded.images.split,
-        "fingerprint": loaded.images.fingerprint,
-        "sigma": work.classifier.sigma,
+        **loaded.identity,
         "n": config.n,
         "alpha": config.alpha,
         "epsilons": list(work.epsilons),
@@ -215,14 +200,3 @@ def _default_out(config: AttackConfig, saved: dict[str, Any]) -> Path:
     if config.shard is not None:
         name += f"-shard-{config.shard.replace('/', '-of-')}"
     return _path(config).parent / f"{name}.tsv"
-
-
-def _resumed(config: AttackConfig, out: Path) -> AttackConfig:
-    """What was measured for the log to be resumed stands in for "auto"."""
-    if not config.resume or not sidecar(out).exists():
-        return config
-    recorded: Any = read_json(sidecar(out))
-    if not isinstance(recorded, dict):
-        return config
-    auto = [key for key in _MEASURED if getattr(config, key) == "auto" and key in recorded]
-    return updated(config, {key: recorded[key] for key in auto}, str(sidecar(out)))

@@ -10,24 +10,16 @@ from typing import Any
 from drf_fast.backends import dispatch
 from drf_fast.certification import engine, loading, plan
 from drf_fast.certification.loading import Loaded
-from drf_fast.certification.log import CertificationLog, sidecar
+from drf_fast.certification.log import CertificationLog
 from drf_fast.certification.log.parts import collect
 from drf_fast.certification.stopping import Decide, Fixed, Rule, Tolerance
 from drf_fast.checkpoints import given
 from drf_fast.checkpoints import ours as checkpoint
-from drf_fast.config import tags
 from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.options import CertifyConfig
-from drf_fast.config.tags import Tag
-from drf_fast.config.training import trained
-from drf_fast.config.values import updated
 from drf_fast.errors import InputError
 from drf_fast.runtime import machine, processes
-from drf_fast.runtime.files import read_json
 from drf_fast.runtime.progress import say
-
-# What a log to be resumed has measured.
-_MEASURED = tags.having(CertifyConfig, Tag.MEASURED)
 
 
 @machine.same_threads()
@@ -46,7 +38,7 @@ def certify(config: CertifyConfig) -> Path | None:
     saved = given.read(path, config.arch, config.normalize)
     if config.out is None:
         config = dataclasses.replace(config, out=_default_out(config, path, saved))
-    config = _resumed(config)
+    config = loading.resumed(config, config.out)
     loaded = loading.load(config, saved)
     work = engine.Work(
         classifier=loaded.classifier,
@@ -134,7 +126,6 @@ def rule_of(config: CertifyConfig, sigma: float, distance: float = 0.0) -> Rule:
 
 def _description(config: CertifyConfig, loaded: Loaded) -> dict[str, Any]:
     """What a log records of how it was made; all but the environment must agree on a resume."""
-    recorded = loaded.saved["config"]
     optional = {
         "radius": config.radius,
         "tolerance": config.tolerance,
@@ -143,14 +134,7 @@ def _description(config: CertifyConfig, loaded: Loaded) -> dict[str, Any]:
         "sound": loaded.sound,
     }
     return {
-        "method": recorded["method_label"],
-        "training": trained(recorded),
-        "checkpoint_sha256": loaded.saved["sha256"],
-        "arch": loaded.saved["arch"],
-        "data": loaded.images.name,
-        "split": loaded.images.split,
-        "fingerprint": loaded.images.fingerprint,
-        "sigma": loaded.classifier.sigma,
+        **loaded.identity,
         "n0": config.n0,
         "n": config.n,
         "alpha": config.alpha,
@@ -183,18 +167,3 @@ def _default_out(config: CertifyConfig, path: Path | None, saved: dict[str, Any]
     if path is None:  # beside the code, which is usually in the current folder
         return Path(f"{saved['arch'].replace(':', '.')}-{name}.tsv")
     return path.parent / f"{name}.tsv"
-
-
-def _resumed(config: CertifyConfig) -> CertifyConfig:
-    """What was measured for the log to be resumed stands in for "auto"."""
-    if not config.resume or config.out is None or not sidecar(config.out).exists():
-        return config
-    recorded: Any = read_json(sidecar(config.out))
-    if not isinstance(recorded, dict):
-        return config
-    measured = {
-        key: recorded[key]
-        for key in _MEASURED
-        if getattr(config, key) == "auto" and key in recorded
-    }
-    return updated(config, measured, str(sidecar(config.out)))

@@ -17,7 +17,6 @@ from drf_fast.certification.log.writer import refuse_other_files
 from drf_fast.certification.stopping import spared
 from drf_fast.config.certification import check_settings
 from drf_fast.config.options import PredictConfig
-from drf_fast.config.training import trained
 from drf_fast.errors import InputError
 from drf_fast.runtime import machine
 from drf_fast.runtime.files import write_atomic, write_json
@@ -102,16 +101,8 @@ def _warn(config: PredictConfig) -> None:
 
 def _description(config: PredictConfig, loaded: loading.Loaded) -> dict[str, Any]:
     """What the log was made with, under the names that certify writes."""
-    recorded = loaded.saved["config"]
     return {
-        "method": recorded["method_label"],
-        "training": trained(recorded),
-        "checkpoint_sha256": loaded.saved["sha256"],
-        "arch": loaded.saved["arch"],
-        "data": loaded.images.name,
-        "split": loaded.images.split,
-        "fingerprint": loaded.images.fingerprint,
-        "sigma": loaded.classifier.sigma,
+        **loaded.identity,
         "n": config.n,
         "alpha": config.alpha,
         **({"sound": loaded.sound} if loaded.sound else {}),

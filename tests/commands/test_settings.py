@@ -8,8 +8,8 @@ from typing import Annotated
 
 import pytest
 
+from drf_fast.certification import loading
 from drf_fast.certification.log.sidecar import refuse_other_config
-from drf_fast.commands import certify
 from drf_fast.commands.sweep import cost, grid
 from drf_fast.config import arguments, look, methods, options, tags, training
 from drf_fast.config.look import GapConfig
@@ -110,7 +110,7 @@ SETS = {
         tags.having(TrainConfig, Range.ABOVE_ZERO),
         "epsilon lr lambda_lr tau macer_gamma macer_beta mix_alpha",
     ),
-    "measured for a log": (certify._MEASURED, "batch_size memory_format"),
+    "measured for a log": (loading._MEASURED, "batch_size memory_format"),
     "counts of certify": (
         tags.having(CertifyConfig, Range.COUNT),
         "n0 n skip max_images batch_size threads",
