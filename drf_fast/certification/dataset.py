@@ -126,6 +126,9 @@ def certify_dataset(
         name: name of the data, for the log.
         progress: show cost, warnings and progress on stderr.
 
+    Returns:
+        ``DatasetCertificates`` of the images asked for, on the CPU.
+
     Raises:
         TypeError, ValueError: bad arguments, images or labels; a log that exists, or that was made
             with another network, other images or settings; a network of another width.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -148,7 +150,9 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
         assert path is not None  # without a file it was made above
         model = checkpoint.build_model(saved, path, config.arch)
     model = model.to(device)
-    _check_sound(config, sigma)
+    if config.sound:  # before what costs time
+        with _sound_flag():
+            level_table(sigma)
     smoothed = partial(
         SmoothedClassifier, model, images.num_classes, sigma, sound=config.sound, seed=config.seed
     )
@@ -170,6 +174,10 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
     if batch_size == "auto":
         most = max(config.n, getattr(config, "n0", 1))
         batch_size = processes.broadcast(min(classifier.batch_size(sample), most))
+    sound = None
+    if config.sound:
+        with _sound_flag():
+            sound = soundness(classifier, sample, batch_size)
     memory_format = agreed["memory_format"]
     return Loaded(
         saved,
@@ -180,24 +188,16 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
         classifier,
         batch_size,
         memory_format,
-        sound=_checked_soundness(classifier, sample, batch_size) if config.sound else None,
+        sound=sound,
         distance=classifier.distance(sample),
     )
 
 
-def _check_sound(config: SmoothedConfig, sigma: float) -> None:
-    if config.sound:
-        try:
-            level_table(sigma)
-        except ValueError as error:
-            raise InputError(f"--sound: {error}") from error
-
-
-def _checked_soundness(
-    classifier: SmoothedClassifier, sample: torch.Tensor, batch_size: int
-) -> dict[str, Any]:
+@contextlib.contextmanager
+def _sound_flag() -> Iterator[None]:
+    """What --sound asks for and cannot have is bad input."""
     try:
-        return soundness(classifier, sample, batch_size)
+        yield
     except ValueError as error:
         raise InputError(f"--sound: {error}") from error
 

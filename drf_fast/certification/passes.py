@@ -64,6 +64,7 @@ class Passes:
         self.reason: str | None = None
         self._graphs: dict[Hashable, _Graph] = {}
         self._seen: collections.Counter[Hashable] = collections.Counter()
+        self._last: tuple[_Graph, Votes] | None = None  # whose memory the graph's is a copy of
 
     def run(self, step: Step, votes: Votes, rows: int, kind: Hashable | None) -> None:
         """``step(votes, rows)``, which waits for nothing.
@@ -77,9 +78,12 @@ class Passes:
             key = (kind, rows, votes.x.shape, votes.x.stride(), votes.x.dtype)
             graph = self._graphs.get(key) or self._captured(step, votes, rows, key)
         if graph is None:
+            self._last = None
             step(votes, rows)
             return
-        graph.votes.copy_(votes)
+        if self._last is None or self._last[0] is not graph or self._last[1] is not votes:
+            graph.votes.copy_(votes)
+            self._last = graph, votes
         graph.replay()
         votes.offset.copy_(graph.votes.offset)
         votes.counts.copy_(graph.votes.counts)
@@ -101,7 +105,8 @@ class Passes:
 
     def __getstate__(self) -> dict[str, object]:
         """Without graphs, which belong to this process's GPU memory."""
-        return {"reason": self.reason, "_graphs": {}, "_seen": collections.Counter()}
+        seen = collections.Counter[Hashable]()
+        return {"reason": self.reason, "_graphs": {}, "_seen": seen, "_last": None}
 
 
 class _Graph:

@@ -50,6 +50,9 @@ def load_run(path: str | Path, network: nn.Module | None = None) -> TrainedRun:
         network: for a run of ``--arch package.module:factory`` the network that the factory makes,
             into which the weights are loaded: a file may not choose the code that is run.
 
+    Returns:
+        ``TrainedRun``: the network in eval mode on the CPU, and what it was trained with.
+
     Raises:
         InputError: no such file, a damaged one, one of another program, or a network that is
             missing or has other weights.

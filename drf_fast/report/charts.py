@@ -63,7 +63,9 @@ def certified(summary: Summary, attacks: Sequence[AttackCurve]) -> Chart:
         body.append([label(entry.group), *shares])
     for curve_ in attacks:
         i = next(i for i, e in enumerate(summary.groups) if curve_.belongs_to(e.group))
-        line = _line(i, f"{label(curve_.group)}, under attack", curve_.epsilon, curve_.correct)
+        line = _line(
+            i, f"{label(curve_.group)}, under attack", curve_.epsilon, curve_.correct, shape="hv"
+        )
         line |= {"mode": "lines+markers", "line": {**line["line"], "dash": "dash", "width": 1.5}}
         line["marker"] = {"size": 8, "symbol": _MARKS[i % len(_MARKS)]}
         data.append(line)

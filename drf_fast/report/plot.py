@@ -62,7 +62,7 @@ def draw(summary: Summary, path: Path, attacks: Sequence[AttackCurve] = ()) -> N
 
     Where a method was attacked, its accuracy under attack in the same colour above it, of the same
     images, and then the lines of one network have a band too: the 95 % interval over images. The
-    true robust accuracy lies between the two lines.
+    true robust accuracy lies between the two lines, but for images on which PREDICT abstains.
 
     Raises:
         InputError: the folder cannot be written.
@@ -156,19 +156,26 @@ def _over_images(shares: np.ndarray, images: int) -> list[np.ndarray]:
 
 
 def _under_attack(axes: Axes, i: int, curve: AttackCurve) -> None:
-    """Strengths are few: a marker each, and straight lines that only lead the eye."""
+    """A marker for each strength, and steps between: an attack bounds all stronger ones too."""
     axes.plot(
         curve.epsilon,
         curve.correct,
         color=style.colour(i),
         linestyle=(0, (4, 2)),
+        drawstyle="steps-post",
         linewidth=1.2,
         marker="o",
         markersize=4,
         label=f"{curve.group.name}, under attack",
     )
     axes.fill_between(
-        curve.epsilon, curve.lower, curve.upper, color=style.colour(i), alpha=0.1, linewidth=0
+        curve.epsilon,
+        curve.lower,
+        curve.upper,
+        step="post",
+        color=style.colour(i),
+        alpha=0.1,
+        linewidth=0,
     )
 
 
