@@ -88,6 +88,7 @@ def test_a_wrong_certificate_is_caught(run, capsys):
     assert f"BROKEN CERTIFICATE in {path}: image {row.idx}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_log(run, tmp_path):
     assert attack(run) == 0
     path = run / "attack-s0.5-n300.tsv"

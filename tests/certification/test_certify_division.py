@@ -92,6 +92,7 @@ def test_two_processes_write_the_log_of_one(network, expected, tmp_path):
     assert done.stdout.count("ACR") == 1 + done.stdout.count("ACR and")  # one report
 
 
+@pytest.mark.slow
 def test_rows_of_an_interrupted_run_of_several_processes_are_kept(network, expected, tmp_path):
     out = tmp_path / "log.tsv"
     assert certify(network, out) == 0

@@ -156,7 +156,9 @@ def test_the_certificate_holds_where_the_true_probability_is_known(backend):
     assert wrong <= scipy.stats.binom.ppf(0.999, 300, 0.05)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 199, 200, 1000, 5000])
+@pytest.mark.parametrize(
+    "batch_size", [pytest.param(1, marks=pytest.mark.slow), 7, 64, 199, 200, 1000, 5000]
+)
 def test_counts_do_not_depend_on_the_batch_size(backend, batch_size):
     x = images()
     expected = classifier().certify_batch(x, 20, 200, 0.01, 100)

@@ -317,7 +317,10 @@ def natural(count: int, seed: int, sigma: float) -> torch.Tensor:
     return images + sigma * torch.randn(images.shape, generator=generator)
 
 
-@pytest.mark.parametrize("sigma", [0.12, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "sigma",
+    [pytest.param(0.12, marks=pytest.mark.slow), 0.5, pytest.param(1.0, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("truth", ["none", "cifar10", "cifar10-center"])
 def test_the_first_layer_is_found_from_the_statistics_of_training(tmp_path, truth, sigma):
     torch.manual_seed(1)

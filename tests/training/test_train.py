@@ -67,7 +67,10 @@ def test_training_learns(tmp_path):
         ["--method", "smoothadv", "--form", "excess", "--lambda-every", "epoch"],
         ["--method", "consistency", "--form", "shrink", "--lambda-every", "2"],
         ["--method", "smoothadv", "--form", "udr", "--tau", "0.4", "--lambda-every", "10"],
-        ["--method", "consistency", "--precision", "bf16", "--grad-norm", "batch"],
+        pytest.param(
+            ["--method", "consistency", "--precision", "bf16", "--grad-norm", "batch"],
+            marks=pytest.mark.slow,  # where bf16 is emulated
+        ),
     ],
     ids=lambda flags: " ".join(flags[1:4]),
 )
