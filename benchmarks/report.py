@@ -27,10 +27,12 @@ def groups(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return result
 
 
-def ratio(providers: dict[str, dict[str, Any]], provider: str) -> float:
-    """How many times faster than the baseline of its group."""
-    baseline = next(entry for name, entry in providers.items() if name.startswith(BASELINES))
-    return baseline["seconds"] / providers[provider]["seconds"]
+def ratio(providers: dict[str, dict[str, Any]], provider: str) -> float | None:
+    """How many times faster than the baseline of its group; None where that was not run (-k)."""
+    for name, entry in providers.items():
+        if name.startswith(BASELINES):
+            return entry["seconds"] / providers[provider]["seconds"]
+    return None
 
 
 def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
@@ -40,9 +42,11 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     ]
     for group, providers in found.items():
         for provider, entry in providers.items():
+            times = ratio(providers, provider)
+            shown = "–" if times is None else f"{times:.2f}"
             lines.append(
                 f"| {group} | {provider} | {1e6 * entry['seconds']:,.0f} µs | "
-                f"{ratio(providers, provider):.2f} | {entry['gigabytes_per_second']:.1f} | "
+                f"{shown} | {entry['gigabytes_per_second']:.1f} | "
                 f"{100 * entry['share_of_copy']:.0f} % |"
             )
     any_entry = next(iter(next(iter(found.values())).values()))
@@ -58,10 +62,11 @@ def plot(found: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     rows = [
-        (f"{group}: {provider}", ratio(providers, provider), provider)
+        (f"{group}: {provider}", times, provider)
         for group, providers in found.items()
         for provider in providers
         if not provider.startswith(BASELINES)
+        if (times := ratio(providers, provider)) is not None
     ]
     figure, axes = plt.subplots(figsize=(9, 0.28 * len(rows) + 1))
     colors = ["#0072b2" if name.startswith("drf_fast") else "#999999" for _, _, name in rows]

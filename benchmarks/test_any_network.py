@@ -21,7 +21,7 @@ from drf_fast import data, models
 
 BATCH, M, STEPS, SIGMA, EPSILON, N = 64, 4, 10, 0.5, 1.0, 2000
 CERTIFIERS: dict[str, dict[str, Any]] = {
-    "loop of 2019": {},
+    "eager, the loop of 2019": {},
     "drf_fast fp32": {},
     "drf_fast bf16": {"precision": "bf16"},
     "drf_fast bf16 compiled": {"precision": "bf16", "compile": True},
@@ -71,7 +71,7 @@ def best_batch(model: nn.Module, x: torch.Tensor) -> int:
 def test_certify_a_published_network(run, device, name, provider):
     model, x = network(name, device)
     model.eval()
-    if provider == "loop of 2019":
+    if provider == "eager, the loop of 2019":
         size = best_batch(model, x)
         function: Callable[[], Any] = lambda: published.certify(  # noqa: E731
             model, x, SIGMA, 100, N, 0.001, size

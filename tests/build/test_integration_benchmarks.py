@@ -1,4 +1,4 @@
-"""The benchmarks' clock on a GPU: what the events say is what pytest-benchmark reports."""
+"""The benchmarks: their clock on a GPU is what pytest-benchmark reports, their table has ratios."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import gpu_clock
 import pytest
+import report
+import test_any_network
 import torch
 
 
@@ -69,3 +71,26 @@ def test_a_copy_reaches_a_share_of_the_peak():
     gigabytes = 2 * source.numel() * 4 / best / 1e9
     peak = gpu_clock.describe().get("peak_gigabytes_per_second")
     assert gigabytes > 50 and (peak is None or 0.3 * peak < gigabytes <= peak)
+
+
+def entry(seconds: float) -> dict[str, Any]:
+    return {
+        "seconds": seconds, "gigabytes_per_second": 1.5, "share_of_copy": 0.25, "threads": 2,
+        "isa": "avx2", "torch": "2.9", "drf_fast": "0.2.0", "python": "3.12",
+    }  # fmt: skip
+
+
+def test_the_table_has_a_ratio_where_the_baseline_ran():
+    found = {
+        "vote": {"eager": entry(0.004), "drf_fast": entry(0.001)},
+        "bounds": {"drf_fast": entry(0.002)},
+    }
+    table = report.table(found)
+    assert "| vote | drf_fast | 1,000 µs | 4.00 | 1.5 | 25 % |" in table
+    assert "| bounds | drf_fast | 2,000 µs | – | 1.5 | 25 % |" in table
+
+
+def test_the_loop_of_2019_is_a_baseline():
+    first, *others = test_any_network.CERTIFIERS
+    assert first.startswith(report.BASELINES)
+    assert not any(name.startswith(report.BASELINES) for name in others)
