@@ -6,7 +6,8 @@
 #
 # Each of METHODS (gaussian smoothadv smoothadv-drf consistency consistency-drf) is trained by its
 # recipe, nothing shortened: 90 epochs of 60,000 images, m = 4, T = 10, batch 256, one seed (SEED, 0)
-# at SIGMA (1.0). Then every 5th test image is certified at n = 100,000, and all 10,000 at n = 1,000.
+# at SIGMA (1.0). Then every 5th test image (SKIP, 5) is certified at n = 100,000, and all 10,000 at
+# n = 1,000.
 # smoothadv-published is smoothadv as published code reads it: batches split into m steps, the
 # learning rate dropped an epoch late, momentum without Nesterov.
 #
@@ -34,7 +35,7 @@ if [ "$1" = one ]; then # MNIST_FOLDER RUN_FOLDER METHOD
       "${precision[@]}" --batch-size "${BATCH:-auto}" ${FLAGS:-} >>"$run.log" 2>&1
   }
   data=$2
-  certify "$3/n100000" --n 100000 --skip 5
+  certify "$3/n100000" --n 100000 --skip "${SKIP:-5}"
   certify "$3/n1000" --n 1000
   exit
 fi
