@@ -231,8 +231,7 @@ def cuda_flags(host: Host, archs: Sequence[int], env: Mapping[str, str]) -> list
     flags = ["-O3", "-std=c++17", "--fmad=false", "--cudart=static", f"-I{ROOT / 'csrc'}"]
     flags += ["--threads=0", "-Wno-deprecated-gpu-targets"]
     flags += ["-Werror=all-warnings"] if env.get("DRF_FAST_WERROR") == "1" else []
-    for arch in archs:
-        flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
+    flags += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     flags.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
     if host.msvc:
         return [*flags, "-Xcompiler=/MD"]
@@ -243,9 +242,8 @@ def cuda_flags(host: Host, archs: Sequence[int], env: Mapping[str, str]) -> list
 
 def shell(words: Sequence[str | Path]) -> str:
     """Words as one command line of a ninja file."""
-    text = [str(word) for word in words]
-    line = subprocess.list2cmdline(text) if os.name == "nt" else shlex.join(text)
-    return line.replace("$", "$$")
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return join([str(word) for word in words]).replace("$", "$$")
 
 
 def ninja_file(rules: Mapping[str, Rule], sources: Sequence[Path], output: Path) -> str:
@@ -376,20 +374,15 @@ class BuildExt(build_ext):
         return [str(package / name) for name in (*names, RECORD) if (package / name).exists()]
 
     def get_output_mapping(self) -> dict[str, str]:
-        if not self.inplace:
-            return {}
-        return {path: str(ROOT / "drf_fast" / Path(path).name) for path in self.get_outputs()}
+        made = self.get_outputs() if self.inplace else []
+        return {path: str(ROOT / "drf_fast" / Path(path).name) for path in made}
 
     def get_source_files(self) -> list[str]:
         return []  # MANIFEST.in takes the whole of csrc
 
 
 def refuse_old_setuptools(version: str = setuptools.__version__) -> None:
-    """End with a sentence where pyproject.toml cannot be read, as without build isolation.
-
-    Raises:
-        SystemExit: the version is older than ``OLDEST_SETUPTOOLS``.
-    """
+    """End with a sentence where pyproject.toml cannot be read, as without build isolation."""
     if int(version.partition(".")[0]) < OLDEST_SETUPTOOLS:
         raise SystemExit(
             f"drf_fast needs setuptools>={OLDEST_SETUPTOOLS} to build, got {version}: pip install "
@@ -400,10 +393,7 @@ def refuse_old_setuptools(version: str = setuptools.__version__) -> None:
 if __name__ == "__main__":
     refuse_old_setuptools()
     setup(
-        packages=[
-            *find_packages(str(ROOT), include=["drf_fast", "drf_fast.*"]),
-            "drf_fast.kernels",
-        ],
+        packages=[*find_packages(str(ROOT), include=["drf_fast*"]), "drf_fast.kernels"],
         package_dir={"drf_fast.kernels": "kernels"},
         ext_modules=[Extension(name, sources=[]) for name in PARTS],
         cmdclass={"build_ext": BuildExt},

@@ -37,7 +37,7 @@ def certification(provider: str) -> Callable[[], Any]:
         return lambda: [published.certify(model, image, SIGMA, N0, N, ALPHA, batch) for image in x]
     precision = provider.split()[1]
     model = models.build("lenet", 10, (1, 28, 28)).eval()
-    model, _ = machine.place(model, x.device, "auto", precision, (1, 28, 28))
+    model = machine.place(model, x.device, "auto", precision, (1, 28, 28)).network
     smoothed = drf_fast.SmoothedClassifier(
         model, 10, SIGMA, precision=precision, compile=provider.endswith("compile")
     )

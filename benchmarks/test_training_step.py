@@ -38,7 +38,7 @@ def network(precision: str, device: torch.device) -> tuple[torch.nn.Module, torc
     """LeNet as ``drf-fast train`` places it, and its optimizer."""
     torch.manual_seed(0)
     model = models.build("lenet", 10, (1, 28, 28))
-    model, _ = machine.place(model, device, "auto", precision, (1, 28, 28), BATCH * M)
+    model = machine.place(model, device, "auto", precision, (1, 28, 28), BATCH * M).network
     return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
 
 

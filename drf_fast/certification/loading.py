@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from drf_fast import data, models
 from drf_fast.backends.reference.levels import level_table
@@ -37,6 +38,34 @@ _Resumable = TypeVar("_Resumable", CertifyConfig, AttackConfig)
 # What a log to be resumed has measured.
 _MEASURED = tags.having(SmoothedConfig, Tag.MEASURED)
 _SHARD_BATCH = {"cpu": 256, "cuda": 2048}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was read: a network, its images and the noise level, nothing placed or measured.
+
+    Attributes:
+        saved: the checkpoint, or what is known of a network that brings its weights.
+        path: where it lies; None for such a network.
+        images: the data set.
+        sigma: noise level in pixel units.
+        model: the network of the user's own code; None where ``saved`` tells how to make it.
+    """
+
+    saved: dict[str, Any]
+    path: Path | None
+    images: Dataset
+    sigma: float
+    model: nn.Module | None
+
+    def beside(self, name: str) -> Path:
+        """Where a file of this name lies by default: beside the checkpoint.
+
+        Without one, where the user is, as the code is as a rule, and named after the network.
+        """
+        if self.path is None:
+            return Path(f"{self.saved['arch'].replace(':', '.')}-{name}")
+        return self.path.parent / name
 
 
 @dataclass(frozen=True)
@@ -95,21 +124,14 @@ def resumed(config: _Resumable, out: Path | None) -> _Resumable:
     return updated(config, {key: recorded[key] for key in auto}, str(sidecar(out)))
 
 
-def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
-    """Read, place and measure; several processes use what process 0 measured.
-
-    The number of CPU threads stays as ``config`` says.
-
-    Args:
-        config: the settings.
-        saved: the checkpoint, if it was read already.
+def source(config: SmoothedConfig) -> Source:
+    """Read the checkpoint or the user's code, and the data set.
 
     Raises:
-        InputError: a bad checkpoint, data set or setting.
+        InputError: a bad checkpoint or data set, or no noise level.
     """
     path = None if config.checkpoint is None else checkpoint.locate(config.checkpoint)
-    if saved is None:
-        saved = given.read(path, config.arch, config.normalize)
+    saved = given.read(path, config.arch, config.normalize)
     trained = saved["config"]
     sigma = trained["sigma"] if config.sigma is None else config.sigma
     name = config.data or trained["data"]
@@ -135,6 +157,23 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
             f"classes, got {images.name} with images {shape} and {images.num_classes} classes; "
             "pass the data set that it was trained on"
         )
+    return Source(saved, path, images, sigma, model)
+
+
+def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
+    """Place and measure; several processes use what process 0 measured.
+
+    The number of CPU threads stays as ``config`` says.
+
+    Args:
+        config: the settings.
+        found: what ``source`` has read already.
+
+    Raises:
+        InputError: a bad checkpoint, data set or setting.
+    """
+    found = found or source(config)
+    images, sigma, model = found.images, found.sigma, found.model
     indices = tuple(range(0, len(images), config.skip))[: config.max_images]
     if config.threads != "auto":
         machine.set_threads(config.threads)
@@ -147,8 +186,8 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
             "divide their work; start this command without torchrun"
         )
     if model is None:
-        assert path is not None  # without a file it was made above
-        model = checkpoint.build_model(saved, path, config.arch)
+        assert found.path is not None  # without a file it was made already
+        model = checkpoint.build_model(found.saved, found.path, config.arch)
     model = model.to(device)
     if config.sound:  # before what costs time
         with _sound_flag():
@@ -180,8 +219,8 @@ def load(config: SmoothedConfig, saved: dict[str, Any] | None = None) -> Loaded:
             sound = soundness(classifier, sample, batch_size)
     memory_format = agreed["memory_format"]
     return Loaded(
-        saved,
-        path,
+        found.saved,
+        found.path,
         images,
         indices,
         device,

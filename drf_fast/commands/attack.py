@@ -15,9 +15,8 @@ from drf_fast.attacks.search import Search
 from drf_fast.attacks.verdict import Broken, Standing, broken, standings
 from drf_fast.backends import dispatch
 from drf_fast.certification import loading
-from drf_fast.certification.loading import Loaded
+from drf_fast.certification.loading import Loaded, Source
 from drf_fast.certification.log import Log, read_log
-from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.look import AttackConfig, numbers
 from drf_fast.errors import InputError
@@ -46,12 +45,12 @@ def run(config: AttackConfig) -> int:
         )
     if config.resume and config.force:
         raise InputError("--resume continues a log and --force replaces it: pass one of them")
-    saved = checkpoint.load_any(_path(config), config.arch, config.normalize)
-    certificates = certificates_of(config, saved)
+    source = loading.source(config)
+    certificates = certificates_of(config, source)
     if certificates is None:
         say("no certificates of this network to compare with; run 'drf-fast certify' first")
-    out = config.out or _default_out(config, saved)
-    loaded, work = prepare(loading.resumed(config, out), saved, certificates)
+    out = config.out or source.beside(_default_name(config, source.sigma))
+    loaded, work = prepare(loading.resumed(config, out), source, certificates)
     description = _description(config, loaded, work)
     if config.resume:
         log = AttackLog.resume(out, description)
@@ -72,19 +71,8 @@ def run(config: AttackConfig) -> int:
     return 1 if fallen else 0
 
 
-def _path(config: AttackConfig) -> Path:
-    """The checkpoint, by whose hash certificates are found."""
-    if config.checkpoint is None:
-        raise InputError(
-            "attack finds certificates by their checkpoint: expected a run folder or a checkpoint, "
-            "got none; save the weights of a network that brings them, with "
-            "torch.save(network.state_dict(), 'weights.pt'), and pass that file first"
-        )
-    return checkpoint.locate(config.checkpoint)
-
-
 def prepare(
-    config: AttackConfig, saved: dict[str, Any], certificates: Log | None
+    config: AttackConfig, source: Source, certificates: Log | None
 ) -> tuple[Loaded, engine.Work]:
     """The network, the images and the search that ``config`` asks for.
 
@@ -95,7 +83,7 @@ def prepare(
     if skip is None:
         recorded = None if certificates is None else (certificates.config or {}).get("skip")
         skip = recorded if isinstance(recorded, int) and recorded > 0 else 1
-    loaded = loading.load(dataclasses.replace(config, skip=skip, seed=key), saved)
+    loaded = loading.load(dataclasses.replace(config, skip=skip, seed=key), source)
     sigma = loaded.classifier.sigma
     example = loaded.images.float_images(list(loaded.indices[:1])).to(loaded.device)
     rows = noisy_repeat(example, sigma, min(256, 8 * config.num_samples))
@@ -118,14 +106,17 @@ def prepare(
     return loaded, work
 
 
-def certificates_of(config: AttackConfig, saved: dict[str, Any]) -> Log | None:
-    """The certificates to compare with: those that were named, or the most beside the checkpoint.
+def certificates_of(config: AttackConfig, source: Source) -> Log | None:
+    """The certificates to compare with: those that were named, or the most that ``certify`` left.
 
     Raises:
-        InputError: certificates of another network, or at another sigma.
+        InputError: certificates of another network, of other images, or at another sigma.
     """
-    sigma = saved["config"]["sigma"] if config.sigma is None else config.sigma
-    wanted = {"checkpoint_sha256": saved["sha256"], "sigma": sigma}
+    wanted = {
+        "checkpoint_sha256": source.saved["sha256"],
+        "fingerprint": source.images.fingerprint,
+        "sigma": source.sigma,
+    }
 
     def of_another(log: Log) -> dict[str, Any]:
         got = {key: (log.config or {}).get(key) for key in wanted}
@@ -135,16 +126,23 @@ def certificates_of(config: AttackConfig, saved: dict[str, Any]) -> Log | None:
         log = read_log(config.certificates)
         if of_another(log):
             raise InputError(
-                f"{log.path}: expected certificates of {wanted}, the network that is attacked, got "
-                f"{of_another(log)}; pass its own, or certify it first"
+                f"{log.path}: expected certificates of {wanted}, the network and the images that "
+                f"are attacked, got {of_another(log)}; pass its own, or certify it first"
             )
         return log
     found: list[Log] = []
-    for path in logs_in(_path(config).parent):
+    for path in _left_by_certify(source):
         with contextlib.suppress(InputError):  # nobody has named it
             found.append(read_log(path))
     found = [log for log in found if not of_another(log)]
     return max(found, key=lambda log: (len(log), (log.config or {}).get("n", 0)), default=None)
+
+
+def _left_by_certify(source: Source) -> list[Path]:
+    if source.path is not None:
+        return logs_in(source.path.parent)
+    first = source.beside("certify-*.tsv")  # the folder is the user's, and may hold anything
+    return sorted(first.parent.glob(first.name))
 
 
 def _show(standings: Sequence[Standing], fallen: Sequence[Broken], as_json: bool) -> None:
@@ -194,9 +192,6 @@ def _description(config: AttackConfig, loaded: Loaded, work: engine.Work) -> dic
     }
 
 
-def _default_out(config: AttackConfig, saved: dict[str, Any]) -> Path:
-    sigma = saved["config"]["sigma"] if config.sigma is None else config.sigma
-    name = f"attack-s{sigma or 0:g}-n{config.n}"  # without sigma, loading says what is missing
-    if config.shard is not None:
-        name += f"-shard-{config.shard.replace('/', '-of-')}"
-    return _path(config).parent / f"{name}.tsv"
+def _default_name(config: AttackConfig, sigma: float) -> str:
+    part = "" if config.shard is None else f"-shard-{config.shard.replace('/', '-of-')}"
+    return f"attack-s{sigma:g}-n{config.n}{part}.tsv"

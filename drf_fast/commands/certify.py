@@ -13,8 +13,6 @@ from drf_fast.certification.loading import Loaded
 from drf_fast.certification.log import CertificationLog
 from drf_fast.certification.log.parts import collect
 from drf_fast.certification.stopping import Decide, Fixed, Rule, Tolerance
-from drf_fast.checkpoints import given
-from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.options import CertifyConfig
 from drf_fast.errors import InputError
@@ -34,12 +32,11 @@ def certify(config: CertifyConfig) -> Path | None:
     shard = shard_of(config)
     if config.resume and config.force:
         raise InputError("--resume continues a log and --force replaces it: pass one of them")
-    path = None if config.checkpoint is None else checkpoint.locate(config.checkpoint)
-    saved = given.read(path, config.arch, config.normalize)
+    source = loading.source(config)
     if config.out is None:
-        config = dataclasses.replace(config, out=_default_out(config, path, saved))
+        config = dataclasses.replace(config, out=source.beside(_default_name(config, source.sigma)))
     config = loading.resumed(config, config.out)
-    loaded = loading.load(config, saved)
+    loaded = loading.load(config, source)
     work = engine.Work(
         classifier=loaded.classifier,
         images=loaded.images,
@@ -153,9 +150,8 @@ def _description(config: CertifyConfig, loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _default_out(config: CertifyConfig, path: Path | None, saved: dict[str, Any]) -> Path:
-    sigma = saved["config"]["sigma"] if config.sigma is None else config.sigma
-    name = f"certify-s{sigma or 0:g}-n{config.n}"  # without sigma, loading says what is missing
+def _default_name(config: CertifyConfig, sigma: float) -> str:
+    name = f"certify-s{sigma:g}-n{config.n}"
     if config.radius is not None:
         name += f"-r{config.radius:g}"
     if config.tolerance is not None:
@@ -164,6 +160,4 @@ def _default_out(config: CertifyConfig, path: Path | None, saved: dict[str, Any]
         name += "-sound"
     if config.shard is not None:
         name += f"-shard-{config.shard.replace('/', '-of-')}"
-    if path is None:  # beside the code, which is usually in the current folder
-        return Path(f"{saved['arch'].replace(':', '.')}-{name}.tsv")
-    return path.parent / f"{name}.tsv"
+    return f"{name}.tsv"

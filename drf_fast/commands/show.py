@@ -10,7 +10,8 @@ from drf_fast import data
 from drf_fast.attacks import gallery
 from drf_fast.attacks.gallery import Card
 from drf_fast.attacks.log import AttackRow, is_attack_log, read_attacked
-from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.certification import loading
+from drf_fast.certification.loading import Source
 from drf_fast.commands import attack
 from drf_fast.config import tags
 from drf_fast.config.look import AttackConfig, ShowConfig, numbers
@@ -30,12 +31,14 @@ def run(config: ShowConfig) -> int:
         0, the exit status.
 
     Raises:
-        InputError: neither or both of a run and --noise, or what ``attack`` refuses.
+        InputError: neither or both of a network and --noise, or what ``attack`` refuses.
     """
-    if (config.run is None) == (config.noise is None):
+    network = config.run is not None or config.arch is not None
+    if network == (config.noise is not None):
         raise InputError(
-            "show needs something to look at: expected either RUN or --noise DATA, got "
-            f"{'neither' if config.run is None else 'both'}; pass one of them"
+            "show needs something to look at: expected either a network (RUN, or --arch "
+            "package.module:factory of one that comes with its weights) or --noise DATA, got "
+            f"{'both' if network else 'neither'}; pass one of them"
         )
     for name in tags.having(ShowConfig, Range.COUNT):
         if not 1 <= getattr(config, name) < 2**32:
@@ -43,23 +46,23 @@ def run(config: ShowConfig) -> int:
             raise InputError(f"--{flag} must be 1 or more, got {getattr(config, name)}")
     if not -(2**63) <= config.seed < 2**63:
         raise InputError(f"--seed must fit 64 bits, got {config.seed}")
-    out = config.out or _default_out(config)
+    source = None if config.noise is not None else loading.source(_as_attack(config))
+    default = Path("noise.png") if source is None else source.beside("images.png")
+    out = config.out or default
     check_path(out, config.force)
-    if config.run is None:
+    if source is None:
         _noise(config, out)
     else:
-        found = cards_of(config)
-        name = checkpoint.locate(config.run).parent.name
+        found = cards_of(config, source)
+        name = source.saved["arch"] if source.path is None else source.path.parent.name
         draw_cards(found, f"{name}: attacked within ε = {_strengths(found)}", out)
     say(f"wrote {out}")
     return 0
 
 
-def cards_of(config: ShowConfig) -> list[Card]:
-    """The images of a run that ``config`` asks for, attacked and voted on."""
-    assert config.run is not None
+def _as_attack(config: ShowConfig) -> AttackConfig:
     sigma = None if config.sigma is None else numbers(config.sigma, "sigma", "0.5")[0]
-    settings = AttackConfig(
+    return AttackConfig(
         checkpoint=config.run,
         n=config.n,
         num_samples=config.num_samples,
@@ -67,7 +70,9 @@ def cards_of(config: ShowConfig) -> list[Card]:
         restarts=1,
         ddn_steps=config.steps,
         certificates=config.certificates,
+        data=config.data,
         data_dir=config.data_dir,
+        split=config.split,
         sigma=sigma,
         arch=config.arch,
         normalize=config.normalize,
@@ -76,27 +81,42 @@ def cards_of(config: ShowConfig) -> list[Card]:
         max_images=None,
         skip=1,
     )
-    path = checkpoint.locate(config.run)
-    saved = checkpoint.load_any(path, config.arch, config.normalize)
-    certificates = attack.certificates_of(settings, saved)
+
+
+def cards_of(config: ShowConfig, source: Source | None = None) -> list[Card]:
+    """The images that ``config`` asks for, attacked and voted on.
+
+    Args:
+        config: the settings.
+        source: the network and its images, if they were read already.
+
+    Raises:
+        InputError: no certificates, or what ``attack`` refuses.
+    """
+    settings = _as_attack(config)
+    source = source or loading.source(settings)
+    certificates = attack.certificates_of(settings, source)
     if certificates is None:
         raise InputError(
-            f"{path} has no certificates beside it: expected a log of this network at this sigma, "
-            "got none; run 'drf-fast certify' first, or name one with --certificates"
+            f"{source.path or config.arch} has no certificates beside it: expected a log of this "
+            "network at this sigma, got none; run 'drf-fast certify' first, or name one with "
+            "--certificates"
         )
-    _, work = attack.prepare(settings, saved, certificates)
+    _, work = attack.prepare(settings, source, certificates)
     epsilon = 2 * work.classifier.sigma if config.epsilon is None else config.epsilon
     if not 0 < epsilon < 1e6:
         raise InputError(f"--epsilon must be above 0, in pixel units, got {epsilon}")
-    rows = _attacked(path.parent, saved["sha256"]) if config.sort == "broken" else []
+    rows = _attacked(source) if config.sort == "broken" else []
     chosen = gallery.choose(certificates, config.sort, config.images, epsilon, rows)
     return gallery.cards(work, certificates, chosen)
 
 
-def _attacked(folder: Path, sha256: str) -> list[AttackRow]:
-    """What the attack logs beside a checkpoint say of it."""
-    logs = [read_attacked(path) for path in sorted(folder.glob("*.tsv")) if is_attack_log(path)]
-    own = [log for log in logs if log.config.get("checkpoint_sha256") == sha256]
+def _attacked(source: Source) -> list[AttackRow]:
+    """What the attack logs beside a network say of it."""
+    pattern = source.beside("attack-*.tsv" if source.path is None else "*.tsv")
+    paths = sorted(pattern.parent.glob(pattern.name))
+    logs = [read_attacked(path) for path in paths if is_attack_log(path)]
+    own = [log for log in logs if log.config.get("checkpoint_sha256") == source.saved["sha256"]]
     return [row for log in own for row in log.rows]
 
 
@@ -119,9 +139,3 @@ def _strengths(cards: list[Card]) -> str:
     epsilons = sorted({card.epsilon for card in cards})
     ends = dict.fromkeys((epsilons[0], epsilons[-1]))
     return " to ".join(f"{epsilon:g}" for epsilon in ends)
-
-
-def _default_out(config: ShowConfig) -> Path:
-    if config.run is None:
-        return Path("noise.png")
-    return checkpoint.locate(config.run).parent / "images.png"

@@ -96,7 +96,8 @@ class ShowConfig:
     run: Annotated[
         tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]"), Role.SOURCE
     ] = None
-    """Run folder, or a checkpoint with its certificates beside it."""
+    """Run folder, or a checkpoint with its certificates beside it; not needed where --arch
+    package.module:factory makes a network with its weights."""
     noise: Annotated[str | None, Role.RESULT] = None
     """Instead of a run: a data set, whose images are shown at each of --sigma."""
     sigma: Annotated[str | None, Role.RESULT] = None
@@ -117,10 +118,12 @@ class ShowConfig:
     """Noisy copies whose votes are shown, and with which PREDICT judges the adversarial image."""
     certificates: Annotated[Path | None, Role.SOURCE] = None
     """Certification log to show; the default is the one with most images in the run folder."""
+    data: Annotated[str | None, Role.RESULT] = None
+    """Data set; the default is that of the training run."""
     data_dir: Annotated[Path | None, Role.PLACE] = None
     """Folder of the data set; the default is that of the training run."""
     split: Annotated[Literal["test", "train"], Role.RESULT] = "test"
-    """Part of the data set of --noise from which images are taken."""
+    """Part of the data set from which images are taken."""
     arch: Annotated[str | None, Role.RESULT] = None
     """Architecture, as 'drf-fast certify' takes it."""
     normalize: Annotated[str | None, Role.RESULT] = None

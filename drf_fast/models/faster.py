@@ -129,7 +129,7 @@ def faster(model: _Network, example: torch.Tensor) -> _Network:
     check.images(example, "example")
     network: Any = model
     if isinstance(network, nn.Module) and not isinstance(network, Faster):
-        network = _fastest(network, example, None)[0]
+        network = _fastest(network, example, None).network
     return cast("_Network", network)
 
 
@@ -140,8 +140,8 @@ def place(
     precision: str,
     image_shape: tuple[int, ...],
     rows: int = 256,
-) -> tuple[nn.Module, str]:
-    """``machine.place`` with ``faster``: the module to be run, and its memory format's name.
+) -> machine.Placed:
+    """``machine.place`` with ``faster``.
 
     Raises:
         InputError: the network takes no images of this shape in this precision and format.
@@ -155,7 +155,7 @@ def place(
         raise InputError(f"--arch, in {precision}: {error}") from error
 
 
-def _fastest(model: nn.Module, example: torch.Tensor, wanted: str | None) -> tuple[nn.Module, str]:
+def _fastest(model: nn.Module, example: torch.Tensor, wanted: str | None) -> machine.Placed:
     try:
         expected = _logits(model, example)
     except Exception as error:  # whatever a network of the user's own does
@@ -187,7 +187,7 @@ def _fastest(model: nn.Module, example: torch.Tensor, wanted: str | None) -> tup
     for name, reason in failures.items():
         say(f"the network cannot take {name} images and is run without them ({reason})")
     best = min(times, key=lambda name: times[name])
-    return _laid_out(model, best, fused), best
+    return machine.Placed(_laid_out(model, best, fused), best, failures)
 
 
 def _laid_out(model: nn.Module, name: str, fused: bool) -> nn.Module:

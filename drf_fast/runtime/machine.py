@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -44,6 +44,20 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+class Placed(NamedTuple):
+    """A network on its device, laid out as is fastest.
+
+    Attributes:
+        network: what is to be run.
+        memory_format: its name, to be recorded with the run.
+        left_out: the forms that it cannot take, by name, and why; to be recorded, too.
+    """
+
+    network: nn.Module
+    memory_format: str
+    left_out: dict[str, str]
+
+
 def place(
     model: nn.Module,
     device: torch.device,
@@ -51,13 +65,10 @@ def place(
     precision: str,
     image_shape: tuple[int, ...],
     rows: int = 256,
-) -> tuple[nn.Module, str]:
+) -> Placed:
     """Move ``model`` to the device in the memory format named, or in the faster one for "auto".
 
     A format that the network cannot take is said and left out.
-
-    Returns:
-        The model and the name of its memory format, to be recorded with the run.
 
     Raises:
         InputError: it takes none of them.
@@ -88,7 +99,8 @@ def place(
     for name, reason in failures.items():
         say(f"the network cannot take {name} images and is run without them ({reason})")
     memory_format = min(times, key=lambda name: times[name])
-    return model.to(memory_format=MEMORY_FORMATS[memory_format]), memory_format
+    network = model.to(memory_format=MEMORY_FORMATS[memory_format])
+    return Placed(network, memory_format, failures)
 
 
 def _seconds(model, device, precision, image_shape, rows) -> float:

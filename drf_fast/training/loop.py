@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from drf_fast import data
-from drf_fast.backends import dispatch
 from drf_fast.balls import SoftBall
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config.options import TrainConfig
@@ -28,7 +27,7 @@ from drf_fast.config.training import (
 from drf_fast.errors import RunError
 from drf_fast.functional import noise_key, noisy_repeat
 from drf_fast.runtime import machine, processes, signals
-from drf_fast.runtime.files import locked, new_folder, write_json
+from drf_fast.runtime.files import locked, new_folder
 from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.progress import Tracker, duration
 from drf_fast.training import schedule, state, teacher
@@ -89,9 +88,7 @@ def train(config: TrainConfig) -> Path:
             if config.force:  # an old network beside new settings would be taken for the new one
                 _remove_run(folder)
             _remove_unfinished(folder)
-            environment = machine.environment(run.device, dispatch.current())
-            recorded = {**state.description(run), "environment": environment}
-            write_json(folder / "config.json", recorded)
+            state.record(run)
             log = held.enter_context(contextlib.closing(Metrics(folder, run.epoch)))
         teacher.attach(run)
         held.enter_context(signals.held_back())

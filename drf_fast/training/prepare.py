@@ -72,29 +72,14 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
         init_sha256 = saved["config"].get("init_sha256")
     parts = config.accumulate * processes.count()
     rows = -(-min(images_of_a_step(config), len(train_set)) // parts) * config.num_samples
-    # Our own networks are written for the fused operations; those of users are traced for them.
-    place = faster.place if names_code(config.arch) and not config.compile else machine.place
-    try:
-        network, memory_format = place(
-            model, device, config.memory_format, config.precision, shape, rows
-        )
-    except InputError as error:
-        if config.precision == "fp32":
-            raise
-        announce(
-            f"the network cannot be run in {config.precision} and is trained in fp32 ({error})"
-        )
-        config = dataclasses.replace(config, precision="fp32")
-        network, memory_format = place(model, device, config.memory_format, "fp32", shape, rows)
-    agreed = processes.broadcast(memory_format)
-    if agreed != memory_format:
-        network, memory_format = place(model, device, agreed, config.precision, shape, rows)
+    config, placed = _placed(config, model, device, shape, rows)
+    network, left_out = placed.network, dict(placed.left_out)
     if config.compile:
-        network = _compiled(network, shape, device, config)
+        network = _compiled(network, shape, device, config, left_out)
     if joins_last_batch(config, len(train_set), processes.count()):
         announce("the last batch of an epoch is too small for batch norm and joins the one before")
     config = dataclasses.replace(
-        config, memory_format=memory_format, threads=torch.get_num_threads()
+        config, memory_format=placed.memory_format, threads=torch.get_num_threads()
     )
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -111,7 +96,7 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
         config, folder, train_set, test_set, device, model,
         network, optimizer, ball, Totals(sums), graphs,
     )  # fmt: skip
-    run.init_sha256 = init_sha256
+    run.init_sha256, run.left_out = init_sha256, left_out
     if saved:
         state.restore(run, saved)
     kept = processes.broadcast(bool(saved) and (folder / teacher.FILE_NAME).exists())
@@ -123,15 +108,47 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
         f"{len(train_set):,} images of {config.data}, m {config.num_samples}"
         f"{f', T {config.steps}' if uses_adversary(config) else ''}"
         f"{f', {ball}' if ball is not None else ''}; {config.epochs} epochs "
-        f"on {device} in {config.precision}, {memory_format}{several}"
+        f"on {device} in {config.precision}, {config.memory_format}{several}"
     )
     return run
 
 
+def _placed(
+    config: TrainConfig,
+    model: torch.nn.Module,
+    device: torch.device,
+    shape: tuple[int, ...],
+    rows: int,
+) -> tuple[TrainConfig, machine.Placed]:
+    """The network in the memory format of process 0, in fp32 where bf16 is impossible."""
+    # Our own networks are written for the fused operations; those of users are traced for them.
+    place = faster.place if names_code(config.arch) and not config.compile else machine.place
+    refused: dict[str, str] = {}
+    try:
+        placed = place(model, device, config.memory_format, config.precision, shape, rows)
+    except InputError as error:
+        if config.precision == "fp32":
+            raise
+        announce(
+            f"the network cannot be run in {config.precision} and is trained in fp32 ({error})"
+        )
+        refused[config.precision] = str(error)
+        config = dataclasses.replace(config, precision="fp32")
+        placed = place(model, device, config.memory_format, "fp32", shape, rows)
+    agreed = processes.broadcast(placed.memory_format)
+    if agreed != placed.memory_format:
+        placed = place(model, device, agreed, config.precision, shape, rows)
+    return config, placed._replace(left_out={**refused, **placed.left_out})
+
+
 def _compiled(
-    network: torch.nn.Module, shape: tuple[int, ...], device: torch.device, config: TrainConfig
+    network: torch.nn.Module,
+    shape: tuple[int, ...],
+    device: torch.device,
+    config: TrainConfig,
+    left_out: dict[str, str],
 ) -> torch.nn.Module:
-    """The network through torch.compile; as it is, and said, where that is impossible."""
+    """The network through torch.compile; as it is, said and noted, where that is impossible."""
     if not names_code(config.arch):
         return torch.compile(network)  # type: ignore[return-value]
     compiled: Any = torch.compile(network)
@@ -139,6 +156,7 @@ def _compiled(
         with machine.autocast(device, config.precision):
             machine.seconds(compiled, torch.zeros((2, *shape), device=device))
     except Exception as error:  # whatever a network of the user's own does
+        left_out["compile"] = told(error)
         announce(f"the network cannot be compiled and is trained uncompiled ({told(error)})")
         return network
     return compiled

@@ -49,6 +49,8 @@ class Run:
     batch: int = 0  # of the epoch
     step: int = 0
     init_sha256: str | None = None  # hash of the file whose weights it started from
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)  # forms that failed, and how
+    recorded: dict[str, str] | None = None  # of these, what config.json says
     teacher: Any = None  # of catrs, where its votes are still to be counted
     smoothed: torch.Tensor | None = None  # (N, K) float32 on the device, of catrs alone
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from drf_fast.backends import dispatch
 from drf_fast.balls import SoftBall
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config.training import method_label
 from drf_fast.config.values import to_dict
 from drf_fast.errors import InputError
-from drf_fast.runtime import processes
+from drf_fast.runtime import machine, processes
+from drf_fast.runtime.files import write_json
 from drf_fast.training import saved as training_state
 from drf_fast.training.run import Run, Totals, announce
 
@@ -18,12 +20,21 @@ from drf_fast.training.run import Run, Totals, announce
 def description(run: Run) -> dict[str, Any]:
     """The settings as they are recorded with the network."""
     started = {} if run.init_sha256 is None else {"init_sha256": run.init_sha256}
+    left_out = {"left_out": dict(run.left_out)} if run.left_out else {}
     return {
         **to_dict(run.config),
         **started,
+        **left_out,
         "method_label": method_label(run.config),
         "fingerprint": run.train_set.fingerprint,
     }
+
+
+def record(run: Run) -> None:
+    """Write ``config.json``: settings, measured choices, what was left out, versions."""
+    environment = machine.environment(run.device, dispatch.current())
+    write_json(run.folder / "config.json", {**description(run), "environment": environment})
+    run.recorded = dict(run.left_out)
 
 
 def save(run: Run) -> None:
@@ -54,6 +65,8 @@ def save(run: Run) -> None:
     if isinstance(run.ball, SoftBall):
         content["ball"] = run.ball.state_dict()
     checkpoint.save(run.folder / checkpoint.FILE_NAME, content)
+    if run.recorded != run.left_out:  # a step that could not be captured, for one
+        record(run)
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -88,6 +101,8 @@ def restore(run: Run, saved: dict[str, Any]) -> None:
             totals = saved["totals"]
             sums = run.totals.sums.copy_(totals["sums"])
             run.totals = Totals(sums, int(totals["images"]), float(totals["seconds"]))
+        # What was measured then is not tried again.
+        run.left_out = {**saved["config"].get("left_out", {}), **run.left_out}
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(

@@ -108,7 +108,7 @@ def test_noise_levels_and_bad_words(tmp_path, capsys, monkeypatch):
     assert main(["show", "--noise", "mnist-mini", "--sigma", "0.25,1", "--images", "3"]) == 0
     assert (tmp_path / "noise.png").read_bytes().startswith(b"\x89PNG")
     for words, said in (
-        ((), "expected either RUN or --noise DATA, got neither"),
+        ((), "--noise DATA, got neither"),
         (("runs", "--noise", "mnist"), "got both"),
         (("--noise", "mnist-mini", "--sigma", "a", "--force"), "--sigma must be different numbers"),
         (("--noise", "mnist-mini", "--images", "0", "--force"), "--images must be 1 or more"),

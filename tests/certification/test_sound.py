@@ -1,4 +1,4 @@
-"""Sound certificates: classifiers that refute ordinary noise only, bounds, the row test, logs.
+"""Sound certificates: classifiers that refute ordinary noise only, coverage, bounds.
 
 The malicious classifiers look at what real noise could not show: floats that only some images
 reach. Ordinary certificates of them are wrong, which is shown here too.
@@ -6,35 +6,21 @@ reach. Ordinary certificates of them are wrong, which is shown here too.
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import mpmath
 import pytest
 import torch
+from half_spaces import ALPHA, SIGMA, above, classifier, two_classes
 
 import drf_fast
 from drf_fast.backends.reference.levels import level_table
 from drf_fast.backends.reference.noise import cos_sin_turns, groups_per_image
-from drf_fast.certification import stopping, votes
-from drf_fast.certification.log import read_log
-from drf_fast.certification.network import RunNetwork
-from drf_fast.certification.noise import LevelNoise, check_rows, rows_to_test
+from drf_fast.certification import stopping
 from drf_fast.certification.stopping import Decide, certificate
-from drf_fast.commands import cli
 
-SIGMA, ALPHA = 0.5, 0.001
 ABSTAIN = drf_fast.SmoothedClassifier.ABSTAIN
-
-
-def classifier(base: Any, sound: bool, **options: Any) -> drf_fast.SmoothedClassifier:
-    return drf_fast.SmoothedClassifier(base, 2, SIGMA, sound=sound, **options)
-
-
-def two_classes(first: torch.Tensor) -> torch.Tensor:
-    return torch.stack([first.float(), (~first).float()], dim=1)
 
 
 # ------------------------------------------------------------------- classifiers that see the noise
@@ -122,11 +108,6 @@ def test_sound_noise_does_not(name):
         assert smoothed.predict(x, n, ALPHA, 2000) == smoothed.predict(moved, n, ALPHA, 2000)
 
 
-def above(rows: torch.Tensor) -> torch.Tensor:
-    """Half-spaces between the levels 99 and 100: rounding to levels does not move their border."""
-    return two_classes(rows.flatten(1)[:, 0] * 255 > 99.5)
-
-
 def wrong_share(sound: bool, images: int, level: int) -> float:
     n, alpha = 200, 0.05
     u = torch.full((images, 1, 1, 1), level, dtype=torch.uint8)
@@ -199,236 +180,3 @@ def test_predict_takes_the_distance_of_all_samples_off_alpha():
     assert left <= 0.01 - 1e-3 < left + 1e-12
     with pytest.raises(ValueError, match="raise alpha or lower n"):
         stopping.spared(1e-3, 10**6, 1e-9)
-
-
-# ------------------------------------------------------------------------------ images and rows
-
-
-def test_bytes_and_their_floats_have_one_certificate():
-    u = torch.full((3, 1, 2, 4), 180, dtype=torch.uint8)
-    smoothed = classifier(above, sound=True)
-    results = [smoothed.certify_batch(x, 10, 500, ALPHA, 64) for x in (u, u.float() / 255)]
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    assert bool((results[0].label == 0).all()) and bool((results[0].radius > 0).all())
-
-
-@pytest.mark.parametrize("value", [0.5, 1.1, -1 / 255, math.nan, 100 / 255 * (1 + 2e-7)])
-def test_images_between_levels_are_refused(value):
-    x = torch.zeros(1, 2, 4)
-    x[0, 0, 1] = value
-    with pytest.raises(ValueError, match="8-bit images"):
-        classifier(above, sound=True).certify(x, 10, 100, ALPHA, 32)
-
-
-def test_a_network_whose_rows_see_each_other_is_refused_before_it_votes():
-    def of_neighbours(rows: torch.Tensor) -> torch.Tensor:
-        return two_classes(rows.flatten(1)[:, 0] > 0) + rows.mean()
-
-    for size in (1, 64, 300):
-        x = torch.zeros(1, 2, 4)
-        if size == 1:
-            classifier(of_neighbours, sound=True).certify(x, 5, 10, ALPHA, 1)
-            continue
-        with pytest.raises(ValueError, match="function of one row.*rows in another place"):
-            classifier(of_neighbours, sound=True).certify(x, 5, 10, ALPHA, size)
-
-
-def test_a_network_that_changes_its_mind_is_refused():
-    calls = []
-
-    def moody(rows: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        return two_classes(rows.flatten(1)[:, 0] > 0) + len(calls)
-
-    with pytest.raises(ValueError, match="in the same batch again"):
-        check_rows(moody, torch.randn(rows_to_test(256), 4), 256)
-
-
-class Mixing(torch.nn.Module):
-    """Whose rows see each other as soon as ``mix`` is not 0."""
-
-    def __init__(self, fusible: bool) -> None:
-        super().__init__()
-        self.mix = torch.nn.Parameter(torch.zeros(()))
-        self.fusible = fusible
-        if fusible:  # certified as a copy, folded
-            self.body = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = self.body(x) if self.fusible else x
-        return two_classes(rows.flatten(1)[:, 0] > 0.5) + self.mix * rows.mean()
-
-
-@pytest.mark.parametrize("fusible", [False, True])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_rows_are_tested_again_when_weights_have_changed(fusible, precision):
-    base = Mixing(fusible)
-    smoothed = classifier(base, sound=True, precision=precision)
-    u = torch.full((1, 4, 4), 180, dtype=torch.uint8)
-    assert smoothed.certify(u, 5, 100, ALPHA, 64) == smoothed.certify(u, 5, 100, ALPHA, 64)
-    with torch.no_grad():
-        base.mix.add_(1)
-    with pytest.raises(ValueError, match="function of one row"):
-        smoothed.certify(u, 5, 100, ALPHA, 64)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_the_network_is_tested_as_it_votes(monkeypatch, precision, layout):
-    seen: list[tuple[str, torch.dtype, bool]] = []
-    plain, tested = RunNetwork.__call__, []
-
-    def watched(self: RunNetwork, rows: torch.Tensor) -> torch.Tensor:
-        last = rows.is_contiguous(memory_format=torch.channels_last)
-        seen.append((str(self.form), rows.dtype, last))
-        return plain(self, rows)
-
-    monkeypatch.setattr(RunNetwork, "__call__", watched)
-    monkeypatch.setattr(
-        votes, "check_rows", lambda *a: (check_rows(*a), tested.extend(seen), seen.clear())[0]
-    )
-    base = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 2)
-    )
-    smoothed = classifier(base, sound=True, precision=precision, memory_format=layout)
-    smoothed.certify(torch.full((3, 8, 8), 99, dtype=torch.uint8), 64, 128, ALPHA, 64)
-    assert len(tested) > 8 and len(seen) == 2
-    assert len({*tested, *seen}) == 1  # the form, the dtype and the layout of the votes
-    assert seen[0][1:] == (
-        torch.bfloat16 if precision == "bf16" else torch.float32,
-        layout == "channels_last",
-    )
-
-
-def test_zeros_behind_the_rows_are_told_from_rows():
-    def of_any_zero(rows: torch.Tensor) -> torch.Tensor:
-        return two_classes(rows[:, 0] > 0) + (rows == 0).all(1).any().float()
-
-    with pytest.raises(ValueError, match="filled up with zeros"):
-        check_rows(of_any_zero, torch.randn(rows_to_test(200), 4), 200)
-
-
-def test_every_forward_pass_that_proves_something_has_the_same_number_of_rows():
-    sizes = []
-
-    def counting(rows: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(rows))
-        return above(rows)
-
-    smoothed = classifier(counting, sound=True)
-    u = torch.full((5, 1, 2, 4), 180, dtype=torch.uint8)
-    smoothed.certify_batch(u, 10, 500, ALPHA, 64)
-    assert sizes[0] == 50 and set(sizes[1:]) == {64}  # the first selects classes
-    smoothed.predict(u[0], 100, ALPHA, 64)
-    assert set(sizes[1:]) == {64}
-
-
-def test_levels_are_given_to_the_network_as_float32_of_255ths():
-    noise = LevelNoise(SIGMA, 0)
-    u = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    ids, stream = torch.tensor([0]), "estimation"
-    rows = noise.copies(noise.images(u), 3, ids, 0, stream, torch.float32)
-    assert rows.dtype == torch.float32
-    assert torch.equal(rows, (rows * 255).round() / 255)
-    assert torch.equal(noise.images(u.float() / 255), u)
-    half = noise.copies(u, 3, ids, 0, stream, torch.bfloat16)
-    assert torch.equal(half, rows.bfloat16())
-    assert torch.equal(noise.copies(u, 3, ids, 0, stream, torch.float64), rows)
-
-
-# ---------------------------------------------------------------------------------------- the logs
-
-
-@pytest.fixture(scope="module")
-def logs(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    folder = tmp_path_factory.mktemp("sound")
-    run = folder / "run"
-    train = ["train", "--out", run, "--max-steps", "20", "--train-images", "640"]
-    train += ["--certify-images", "0", "--method", "gaussian", "--seed", "1"]
-    assert cli.main([*map(str, train)]) == 0
-    found = {}
-    for sound in (True, False):
-        found[sound] = folder / f"{sound}.tsv"
-        flags = ["--sound" if sound else "--no-sound", "--out", found[sound]]
-        flags += ["--n", "200", "--max-images", "6", "--batch-size", "128"]
-        assert cli.main([*map(str, ["certify", run, *flags])]) == 0
-    return found
-
-
-def test_a_log_says_what_it_rests_on(logs):
-    settings = json.loads(logs[True].with_suffix(".json").read_text())["sound"]
-    assert settings["s"] == 127.5 and settings["tau"] == level_table(0.5).distance
-    assert settings["pixels"] == 784 and settings["rows_tested"] >= 256
-    assert "Philox" in settings["assumes"]
-    assert "sound" not in json.loads(logs[False].with_suffix(".json").read_text())
-
-
-def test_report_shows_sound_logs_and_never_mixes_them(logs, capsys):
-    assert cli.main(["report", str(logs[True])]) == 0
-    assert "sound in floating point" in capsys.readouterr().out
-    assert cli.main(["report", str(logs[False])]) == 0
-    assert "sound" not in capsys.readouterr().out
-    assert cli.main(["report", str(logs[True]), str(logs[False])]) == 2
-    assert "certified with --sound" in capsys.readouterr().err
-
-
-def test_report_recomputes_sound_certificates(logs, tmp_path, capsys):
-    settings = json.loads(logs[True].with_suffix(".json").read_text())
-    settings["sound"]["tau"] = 1e-5
-    (tmp_path / "a.tsv").write_text(logs[True].read_text())
-    (tmp_path / "a.json").write_text(json.dumps(settings))
-    assert cli.main(["report", str(tmp_path / "a.tsv")]) == 2
-    assert "is not what its count certifies" in capsys.readouterr().err
-
-
-def test_sound_certification_refuses_a_sigma_without_a_table(logs, capsys):
-    run = logs[True].parent / "run"
-    assert cli.main(["certify", str(run), "--sound", "--sigma", "20", "--out", "x.tsv"]) == 2
-    assert "--sound: noise in whole levels needs 0 < sigma <= 16" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("radius", ["0.1", None])
-def test_the_anytime_budget_is_sound_too(logs, tmp_path, radius):
-    out = tmp_path / "a.tsv"
-    rule = ["--radius", radius] if radius else ["--tolerance", "0.1"]
-    flags = ["--sound", "--n", "2000", "--budget", "anytime", *rule, "--max-images", "4"]
-    run = [str(logs[True].parent / "run"), "--out", str(out), "--batch-size", "64"]
-    assert cli.main(["certify", *run, *flags]) == 0
-    settings = json.loads(out.with_suffix(".json").read_text())
-    terms: dict[str, Any] = {"sigma": SIGMA, "alpha": ALPHA, "budget": "anytime"}
-    terms["distance"] = 784 * settings["sound"]["tau"]
-    log = read_log(out)
-    assert log.count is not None and log.n is not None and log.p_lower is not None
-    for count, drawn, p_lower in zip(log.count, log.n, log.p_lower, strict=True):
-        proof = certificate(int(count), int(drawn), 2000, **terms)
-        assert p_lower <= proof.p_lower < p_lower + 1e-11
-    assert cli.main(["report", str(out)]) == 0
-
-
-def test_a_sound_log_goes_on_as_a_sound_log_only(logs, tmp_path, capsys):
-    run, out = str(logs[True].parent / "run"), tmp_path / "a.tsv"
-    flags = ["certify", run, "--out", str(out), "--n", "200", "--batch-size", "128"]
-    whole = logs[True].read_text().splitlines()
-    out.write_text("\n".join(whole[:4]) + "\n")
-    out.with_suffix(".json").write_text(logs[True].with_suffix(".json").read_text())
-    flags += ["--max-images", "6", "--resume"]
-    assert cli.main(flags) == 2
-    assert "sound" in capsys.readouterr().err
-    assert cli.main([*flags, "--sound"]) == 0
-    again = out.read_text().splitlines()
-
-    def but_time(lines):
-        return [[cell for at, cell in enumerate(line.split("\t")) if at != 5] for line in lines]
-
-    assert but_time(again) == but_time(whole)
-
-
-@pytest.mark.slow
-def test_predict_records_what_it_rests_on(logs, tmp_path, capsys):
-    run, out = str(logs[True].parent / "run"), tmp_path / "p.tsv"
-    flags = ["predict", run, "--sound", "--n", "100", "--max-images", "3", "--out", str(out)]
-    assert cli.main([*flags, "--precision", "bf16"]) == 0
-    settings = json.loads(out.with_suffix(".json").read_text())["sound"]
-    assert settings["tau"] == level_table(0.5).distance and settings["rows_tested"] >= 256
-    assert cli.main([*flags, "--force", "--alpha", "1e-12"]) == 2
-    assert "--sound: alpha must be above" in capsys.readouterr().err

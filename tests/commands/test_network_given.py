@@ -1,4 +1,4 @@
-"""certify, predict and gap on a network of the user's own: any checkpoint, or none at all."""
+"""Commands on a network of the user's own: with a checkpoint of any origin, or without one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 
 import drf_fast
 from drf_fast import data, models
+from drf_fast.attacks.log import AttackRow, format_row
 from drf_fast.checkpoints import fitting, given
 from drf_fast.commands.cli import main
 from drf_fast.errors import InputError
@@ -187,15 +188,67 @@ def test_a_network_with_its_weights_needs_no_checkpoint(module, capsys):
     assert method["name"] == f"{module}:pretrained, σ = 0.5" and method["gaps"] == 3
 
 
-@pytest.mark.parametrize("command", ["certify", "predict", "gap"])
+ATTACK = ["--num-samples", "2", "--steps", "2", "--ddn-steps", "2", "--restarts", "1"]
+SHOW = ["--data", "mnist-mini", "--sigma", "0.5", "--device", "cpu", "--images", "2", "--n", "50",
+        "--num-samples", "2", "--steps", "2"]  # fmt: skip
+
+
+def test_attack_and_show_need_no_checkpoint_either(module, capsys):
+    arch = ["--arch", f"{module}:pretrained"]
+    attack = ["attack", *arch, *SETTINGS, *FEW, *ATTACK, "--epsilons", "0.5"]
+    assert main(attack) == 0
+    assert "no certificates of this network to compare with" in capsys.readouterr().err
+    assert main(["show", *arch, *SHOW]) == 2
+    assert f"{module}:pretrained has no certificates beside it" in capsys.readouterr().err
+    # Without --skip both take that of the certificates, which they find by the network's content.
+    assert main(["certify", *arch, *SETTINGS, *FEW, "--n0", "20", "--skip", "7"]) == 0
+    capsys.readouterr()
+    assert main([*attack, "--force", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "no certificates" not in shown.err
+    assert json.loads(shown.out)["epsilons"][0]["certified"] is not None
+    log = Path(f"{module}.pretrained-attack-s0.5-n60.tsv")
+    rows = [line.split("\t") for line in log.read_text().splitlines()[1:]]
+    assert [row[0] for row in rows] == ["0", "7", "14"]
+    recorded = json.loads(log.with_suffix(".json").read_text())
+    certified = json.loads(Path(f"{module}.pretrained-certify-s0.5-n60.json").read_text())
+    for key in ("checkpoint_sha256", "fingerprint", "arch", "method"):
+        assert recorded[key] == certified[key]
+    assert main([*attack, "--resume"]) == 0  # the same network again
+    assert main(["show", *arch, *SHOW]) == 0
+    assert Path(f"{module}.pretrained-images.png").read_bytes().startswith(b"\x89PNG")
+    label = int(rows[0][1])
+    changed = AttackRow(0, label, 0.5, label, (label + 1) % 10, 0.4, "pgd", 1.0)
+    header, _, *others = log.read_text().splitlines()
+    log.write_text("\n".join([header, format_row(changed), *others]) + "\n")
+    assert main(["show", *arch, *SHOW, "--sort", "broken", "--force"]) == 0
+
+
+def test_attack_and_show_take_a_checkpoint_of_any_origin(module, capsys):
+    torch.save({"model": network(module).state_dict(), "acc": 0.5}, "a.pt")
+    words = ["a.pt", "--arch", f"{module}:make"]
+    few = ["--n0", "20", "--out", "certificates.tsv"]
+    assert main(["certify", *words, *SETTINGS, *FEW, *few]) == 0
+    assert main(["attack", *words, *SETTINGS, *FEW, *ATTACK]) == 0
+    assert "no certificates" not in capsys.readouterr().err
+    assert Path("attack-s0.5-n60.tsv").read_text().count("\n") == 10
+    assert main(["show", *words, *SHOW]) == 0
+    assert Path("images.png").exists()
+
+
+@pytest.mark.parametrize("command", ["certify", "predict", "gap", "attack", "show"])
 def test_what_is_missing_is_said_in_one_sentence(module, command, capsys):
+    missing = "no network given: expected a run folder or a checkpoint"
+    if command == "show":
+        missing = "show needs something to look at: expected either a network"
     assert main([command]) == 2
-    assert "no network given: expected a run folder or a checkpoint" in capsys.readouterr().err
+    assert missing in capsys.readouterr().err
     assert main([command, "--arch", "lenet"]) == 2
     assert "--arch lenet alone, whose weights are random" in capsys.readouterr().err
     assert main([command, "--arch", f"{module}:make"]) == 2
     assert "expected --sigma and --data, got neither; pass both" in capsys.readouterr().err
-    assert main([command, "--arch", f"{module}:make", *SETTINGS]) == 2
+    settings = SHOW if command == "show" else SETTINGS
+    assert main([command, "--arch", f"{module}:make", *settings]) == 2
     said = capsys.readouterr().err
     assert "got other ones at each call, drawn at random; pass the checkpoint" in said
     assert said.count("\n") == 1

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import ends
 import pytest
 import tries
 
@@ -65,9 +66,9 @@ def test_the_harness_sees_faults(place, monkeypatch):
     monkeypatch.setattr(tries, "HANG", 1)
     monkeypatch.setitem(tries.CLASSES, "sleeps", sleeps)
     assert "hang" in tries.run(place, "sleeps", 0, 1, time.monotonic() + 60)[1][0][2]
-    monkeypatch.setattr(tries, "main", raises)
+    monkeypatch.setattr(ends, "main", raises)
     assert "traceback" in tries.run(place, "flags", 0, 1, time.monotonic() + 60)[1][0][2]
-    monkeypatch.setattr(tries, "main", lambda words: 2)
+    monkeypatch.setattr(ends, "main", lambda words: 2)
     assert "without a word" in tries.run(place, "flags", 0, 1, time.monotonic() + 60)[1][0][2]
     monkeypatch.setattr(tries.checkpoint, "load_any", lambda path: {"model": 1})
     assert "silent" in tries.run(place, "checkpoint", 0, 1, time.monotonic() + 60)[1][0][2]

@@ -9,37 +9,25 @@ sentence, or accepts what must be refused. For the long form:
 from __future__ import annotations
 
 import argparse
-import collections
-import contextlib
-import dataclasses
 import gzip
-import io
 import json
-import os
 import random
 import signal
 import sys
 import tempfile
 import time
-import traceback
-import urllib.error
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
-import numpy as np
-import torch
-from PIL import Image
+from ends import Hang, call, command, fault
+from places import Place, certificates, mutated, place
 
 from drf_fast import data
 from drf_fast.certification.log import read_log
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.checkpoints.checksum import content_sha256
-from drf_fast.commands.cli import main
 from drf_fast.config import look, options, tags
-from drf_fast.errors import InputError
 
 HANG = 60  # seconds of one try; the slowest takes less than one on an idle core
 CONFIGS: dict[str, type] = {
@@ -76,152 +64,6 @@ COUNTS = {
     "epochs", "n", "n0", "steps", "num_samples", "restarts", "ddn_steps", "max_images",
     "batch_size", "max_steps", "skip", "train_images", "images", "certify_images", "certify_n",
 }  # fmt: skip
-
-
-class Hang(BaseException):
-    """The try took too long."""
-
-
-@dataclasses.dataclass
-class Outcome:
-    """How the command ended: its status (None: a traceback) and its last words."""
-
-    status: int | None
-    error: str
-
-
-def command(words: list[str]) -> Outcome:
-    """Run ``drf-fast`` with ``words`` in this process."""
-    out, error = io.StringIO(), io.StringIO()
-    status: int | None = None
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-        try:
-            status = main(words)
-        except SystemExit as end:  # of the parser
-            status = end.code if isinstance(end.code, int) else 1
-        except Exception:
-            traceback.print_exc()
-    if status is not None and status >= 128:  # a signal meant for all the tries
-        raise KeyboardInterrupt
-    return Outcome(status, error.getvalue())
-
-
-def call(function: Callable[[], Any]) -> Outcome:
-    """As ``command``, of a function that refuses with InputError."""
-    try:
-        function()
-        return Outcome(0, "")
-    except InputError as error:
-        return Outcome(2, f"drf-fast: {error}")
-    except Exception:
-        return Outcome(None, traceback.format_exc())
-
-
-def fault(outcome: Outcome) -> str | None:
-    """What is wrong about an end, whatever the input."""
-    if outcome.status is None or "Traceback" in outcome.error:
-        return "traceback: " + " | ".join(outcome.error.strip().splitlines()[-4:])[-400:]
-    if outcome.status not in (0, 1, 2):
-        return f"status {outcome.status}: {outcome.error[-200:]}"
-    if outcome.status and not outcome.error.strip():
-        return f"status {outcome.status} without a word"
-    return None
-
-
-class Place:
-    """A folder with one small run and one log, data sets, and copies of them to be damaged."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.run = folder, folder / "run"
-        words = ["train", "--out", str(self.run), "--train-images", "64", "--batch-size", "16"]
-        words += ["--max-steps", "2", "--steps", "1", "--certify-images", "4", "--certify-n", "200"]
-        words += ["--device", "cpu", "--memory-format", "contiguous", "--threads", "1"]
-        self._made(words)
-        words = [
-            "certify",
-            str(self.run),
-            "--n",
-            "200",
-            "--n0",
-            "16",
-            "--skip",
-            "400",
-            "--batch-size",
-        ]
-        self._made([*words, "64", "--memory-format", "contiguous", "--out", str(folder / "c.tsv")])
-        self.checkpoint = (self.run / "checkpoint.pt").read_bytes()
-        content = checkpoint.load(self.run / "checkpoint.pt")
-        self.content = content_sha256({k: v for k, v in content.items() if k != "sha256"})
-        self.log = (folder / "c.tsv").read_bytes()
-        self.sidecar = (folder / "c.json").read_bytes()
-        self.settings = (self.run / "config.json").read_bytes()
-        rows = read_log(folder / "c.tsv")
-        self.certificates = _certificates(rows)
-        rng = np.random.default_rng(0)
-        self.idx = {
-            "train-images-idx3-ubyte": b"\0\0\x08\x03" + np.array([60000, 28, 28], ">i4").tobytes(),
-            "train-labels-idx1-ubyte": b"\0\0\x08\x01" + np.array([60000], ">i4").tobytes(),
-        }
-        small = np.array([3, 28, 28], ">i4").tobytes() + rng.bytes(3 * 784)
-        self.idx["train-images-idx3-ubyte"] = b"\0\0\x08\x03" + small
-        self.idx["train-labels-idx1-ubyte"] = (
-            b"\0\0\x08\x01" + np.array([3], ">i4").tobytes() + b"\1\2\3"
-        )
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(buffer, "png")
-        self.png = buffer.getvalue()
-        for split, name in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")):
-            (folder / "images" / split / name).mkdir(parents=True)
-            (folder / "images" / split / name / "0.png").write_bytes(self.png)
-
-    def _made(self, words: list[str]) -> None:
-        outcome = command(words)
-        if outcome.status != 0:
-            raise RuntimeError(f"{words}: {outcome.error}")
-
-
-def _certificates(log: Any) -> collections.Counter[tuple[Any, ...]]:
-    rows = zip(log.label, log.predict, log.radius, log.correct, strict=True)
-    return collections.Counter((bool(c), float(r), int(p) == -1) for _, p, r, c in rows)
-
-
-def mutated(content: bytes, rng: random.Random) -> bytes:
-    """``content`` with something flipped, cut, doubled, filled or put in."""
-    raw = bytearray(content)
-    for _ in range(rng.choice((1, 1, 1, 2, 8))):
-        at = (
-            rng.randrange(len(raw) + 1)
-            if rng.random() < 0.8
-            else rng.randrange(min(64, len(raw)) + 1)
-        )
-        end = min(len(raw), at + rng.choice((1, 2, 8, 100, len(raw))))
-        kind = rng.randrange(6)
-        if kind == 0 and at < len(raw):
-            raw[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            del raw[at:end]
-        elif kind == 2:
-            raw[at:at] = raw[at:end]
-        elif kind == 3:
-            raw[at:end] = bytes(end - at)
-        elif kind == 4:
-            raw[at:at] = rng.randbytes(rng.randrange(1, 9))
-        else:
-            words = (
-                b"nan",
-                b"-1",
-                b"1e999",
-                b"null",
-                b"[]",
-                b"{}",
-                b'"',
-                b"\t",
-                b"\n",
-                b"9" * 30,
-                b"\xff",
-            )
-            raw[at : at + rng.choice((0, 1, 3))] = rng.choice(words)
-    return bytes(raw)
 
 
 # ---- the classes: each returns the words of the try, and what is wrong, if anything
@@ -289,7 +131,7 @@ def logs(place: Place, rng: random.Random) -> tuple[str, str | None]:
     wrong = fault(outcome)
     if wrong is None and outcome.status == 0:
         found = read_log(path)
-        if found.count is not None and _certificates(found) - place.certificates:
+        if found.count is not None and certificates(found) - place.certificates:
             wrong = "silent: another certificate was accepted"
     return _kept(path, wrong), wrong
 
@@ -378,21 +220,6 @@ def _kept(path: Path, wrong: str | None) -> str:
     copy = Path(tempfile.mkdtemp(prefix="hostile-")) / path.name
     copy.write_bytes(path.read_bytes())
     return str(copy)
-
-
-@contextlib.contextmanager
-def place() -> Iterator[Place]:
-    """A ``Place``, with its folder as working folder; neither network nor other processes."""
-    before, threads = Path.cwd(), torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        torch.set_num_threads(1)
-        try:
-            with mock.patch("urllib.request.urlopen", side_effect=urllib.error.URLError("offline")):
-                yield Place(Path(folder))
-        finally:
-            torch.set_num_threads(threads)
-            os.chdir(before)
 
 
 def _alarm(number: int, frame: object) -> None:
