@@ -93,6 +93,11 @@ def test_a_path_that_is_no_file_is_named(tmp_path, place):
         ("{", "expected JSON"),
         ("[1, 2]", "expected a JSON object, got a list"),
         ('{"n": 1000, "alpha": NaN}', "expected JSON, got a number that it does not have"),
+        (
+            json.dumps(CONFIG | {"budget": "fixde"}),
+            "expected budget fixed or anytime, got .fixde.;",
+        ),
+        (json.dumps(CONFIG | {"budget": ["fixed"]}), "expected budget fixed or anytime, got "),
         (json.dumps(CONFIG | {"n": 500}), "line 2 .*expected n = 500 samples, got 1000"),
     ],
 )

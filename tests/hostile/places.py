@@ -77,8 +77,10 @@ class Place:
 
 
 def certificates(log: Any) -> collections.Counter[tuple[Any, ...]]:
+    """What a log says of each image. A radius may differ in the decimals behind the last one that
+    is written, which the audit allows for."""
     rows = zip(log.label, log.predict, log.radius, log.correct, strict=True)
-    return collections.Counter((bool(c), float(r), int(p) == -1) for _, p, r, c in rows)
+    return collections.Counter((bool(c), round(float(r), 9), int(p) == -1) for _, p, r, c in rows)
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:

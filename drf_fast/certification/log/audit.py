@@ -16,6 +16,7 @@ from drf_fast.errors import InputError
 # may differ in its last decimal: what is refused is more than that.
 _LAST_BITS, _LAST_DECIMAL = 4, 1e-12
 # What a configuration may say, both ends included; beyond lies a damaged file.
+BUDGETS = ("fixed", "anytime")
 _LIMITS = {"sigma": (1e-9, 1e9), "n": (1, 2**53), "alpha": (1e-300, 1 - 1e-16)}
 
 
@@ -31,7 +32,7 @@ def certificates(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """``p_lower`` and L2 radius of each count, float64, as ``config`` has them computed.
 
-    ``None`` where it does not say how: no usable sigma, n or alpha, or an unknown budget.
+    ``None`` where it does not say how: no usable sigma, n or alpha, or another budget.
     """
     if not all(is_usable(key, config.get(key)) for key in _LIMITS):
         return None
@@ -50,7 +51,7 @@ def certificates(
         drawn = torch.tensor(trials, dtype=torch.int64)
         p_lower = clopper_pearson_lower(successes, drawn, alpha)
         return p_lower.numpy(), certified_radius(successes, drawn, sigma=sigma, alpha=alpha).numpy()
-    if budget not in ("fixed", "anytime"):
+    if budget not in BUDGETS:
         return None
     found = [
         certificate(count, drawn, n, sigma=sigma, alpha=alpha, budget=budget, distance=distance)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from drf_fast.certification.log.audit import refuse_other_certificates
+from drf_fast.certification.log.audit import BUDGETS, refuse_other_certificates
 from drf_fast.certification.log.rows import FIELD_COLUMNS, Row, is_header, parse_rows
 from drf_fast.certification.log.sidecar import decode, read_bytes, read_config, sidecar
 from drf_fast.errors import InputError
@@ -83,7 +83,7 @@ def read_log(path: str | Path, content: bytes | None = None) -> Log:
             "finish the run with --resume"
         )
     if ours and config is not None:
-        _refuse_other_n(path, config, rows)
+        _refuse_other_terms(path, config, rows)
         refuse_other_certificates(path, config, rows)
 
     def column(name: str, dtype: type) -> np.ndarray:
@@ -124,9 +124,15 @@ def _configuration(path: Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_other_n(path: Path, config: dict[str, Any], rows: list[Row]) -> None:
+def _refuse_other_terms(path: Path, config: dict[str, Any], rows: list[Row]) -> None:
+    budget = config.get("budget", "fixed")
+    if budget not in BUDGETS:
+        raise InputError(
+            f"{sidecar(path)}: expected budget {' or '.join(BUDGETS)}, got {str(budget)[:40]!r}; "
+            "restore the file that belongs to the log"
+        )
     expected = config.get("n")
-    if expected is None or config.get("budget", "fixed") != "fixed":
+    if expected is None or budget != "fixed":
         return
     skipped = 0 if config.get("skip_wrong") is True else expected
     for number, row in enumerate(rows, start=2):
