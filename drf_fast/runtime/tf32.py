@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 _DEVICES = ("cuda",)  # on which the switches mean something
+_OLD = "allow_tf32"
 
 
 def why_not(device: torch.device) -> str | None:
@@ -37,12 +38,22 @@ def switched(device: torch.device, on: bool) -> Iterator[None]:
     if device.type not in _DEVICES:
         yield
         return
-    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
-    before = [switch.allow_tf32 for switch in switches]
+    before = []
+    for owner, name in _switches():
+        # An old one is not told where the new ones were set to something else.
+        with contextlib.suppress(RuntimeError):
+            before.append((owner, name, getattr(owner, name)))
     try:
-        for switch in switches:
-            switch.allow_tf32 = on
+        for owner, name in _switches():
+            setattr(owner, name, on if name == _OLD else "tf32" if on else "ieee")
         yield
     finally:
-        for switch, was in zip(switches, before, strict=True):
-            switch.allow_tf32 = was
+        for owner, name, was in before:
+            setattr(owner, name, was)
+
+
+def _switches() -> list[tuple[Any, str]]:
+    """Owners and names: the old ones first, which change the new ones of torch 2.9 and later."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    new = [matmul, cudnn.conv, cudnn.rnn] if hasattr(cudnn, "conv") else []
+    return [(matmul, _OLD), (cudnn, _OLD), *((owner, "fp32_precision") for owner in new)]

@@ -123,20 +123,46 @@ def test_a_network_in_double_precision_has_no_tf32_to_choose(has_tf32):
     assert classifier.choices["precision"] == "fp32" and "tf32" not in NAMES
 
 
-@pytest.mark.parametrize("before", [(False, True), (True, False)])
-def test_the_switches_of_the_process_are_put_back(has_tf32, before):
-    matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
-    kept = switches()
-    try:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+def state() -> list[Any]:
+    """All switches, as far as torch tells."""
+    found: list[Any] = []
+    for owner, name in tf32._switches():
+        try:
+            found.append(getattr(owner, name))
+        except RuntimeError:
+            found.append("old and new ones differ")
+    return found
+
+
+def legacy(matmul: bool, cudnn: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = matmul
+    torch.backends.cudnn.allow_tf32 = cudnn  # type: ignore[attr-defined]
+
+
+def new_alone() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda: None, lambda: legacy(True, False), lambda: legacy(False, False), new_alone],
+    ids=["torch's own", "products", "none", "the new switch alone"],
+)
+def test_the_switches_of_the_process_are_put_back(has_tf32, change):
+    with tf32.switched(torch.device("cpu"), False):  # and what this test changes
+        change()
+        before = state()
         for on in (False, True):
             with pytest.raises(KeyError), tf32.switched(torch.device("cpu"), on):
                 assert switches() == (on, on)
+                assert set(state()[2:]) <= {"tf32" if on else "ieee"}
                 raise KeyError
-            assert switches() == before
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = kept
+            # What an old one was that torch did not tell is not known.
+            told = [
+                was in ("old and new ones differ", now)
+                for was, now in zip(before, state(), strict=True)
+            ]
+            assert all(told) and state()[2:] == before[2:]
 
 
 def test_a_log_records_what_was_chosen_and_resumes_with_it(has_tf32, tmp_path):
