@@ -109,16 +109,20 @@ def launch(
         recorded.append(Launch(kernel, programs, arguments, constants, num_warps, registers))
         return
     device = next(value.device for value in arguments if isinstance(value, torch.Tensor))
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    guard = torch.cuda.device(device) if elsewhere else contextlib.nullcontext()
     try:
-        with guard:
+        with current(device):
             kernel[(programs,)](*arguments, **compiler_options(num_warps, registers), **constants)
     except Exception as error:
         explained = _explained(name, error)
         if explained is None:
             raise
         raise explained from error
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Makes a tensor's device the current one; nothing, and no time, where it is that already."""
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    return torch.cuda.device(device) if elsewhere else contextlib.nullcontext()
 
 
 def compiler_options(num_warps: int, registers: int | None) -> dict[str, Any]:

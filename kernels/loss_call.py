@@ -28,6 +28,8 @@ _PACKED, _PROGRAMS = 4096, 256
 # Of a thread, where blocks of classes pass by, are summed over samples and no more is kept: see
 # ``launch.Launch``.
 _PASSING_REGISTERS = 128
+# Images, and classes: kernels count them in 32 bits, and up to a block beyond the last one.
+_MOST = 2**31 - 2**16
 # Losses of images that are summed at a time.
 _SUMMED = 1024
 
@@ -155,6 +157,11 @@ def _check(name: str, logits: torch.Tensor, target: torch.Tensor) -> None:
         raise ValueError(
             f"{name}: expected logits (B, m, K), not empty, with K at least 2, got "
             f"{tuple(logits.shape)}; reshape them"
+        )
+    if max(logits.shape[0], logits.shape[2]) > _MOST:
+        raise ValueError(
+            f"{name}: expected at most {_MOST} images and as many classes, got logits "
+            f"{tuple(logits.shape)}; use a smaller batch"
         )
     if target.shape != logits.shape[:1]:
         raise ValueError(

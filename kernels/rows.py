@@ -75,10 +75,13 @@ def quotient(a, b):
 def log1p_(x):
     """log(1 + x) for x > -1, keeping the digits of a small x.
 
-    In units u = 2^-24 of the relative error, with a logarithm within 2u (one unit in the last
-    place): the logarithm's 2u, u of the correction's quotient and u of the sum; below |x| = u the
-    logarithm is 0 and the quotient is all. So 4u = 2.4e-7 where the two terms agree in sign, and
-    at most twice that where the correction takes away up to half of the logarithm.
+    With r = 2^-24 (2^-53 of float64), c = x - (u - 1), which is exact and the rounding of u, and a
+    logarithm that is off by a unit in the last place, 2 r |log u| at most: the error is at most
+    2 r |log u| + r |c / u| + r |log(1 + x)|, of the logarithm, the quotient and the sum, and
+    (c / u)^2 / 2, which the correction leaves out, at most r / 2 of log(1 + x). The correction
+    takes away up to half of the logarithm, so all of it is 6.5 r = 3.9e-7 of log(1 + x) at most,
+    and 3.5 r where the two terms agree in sign. Below |x| = r the logarithm is 0 and the quotient
+    is all.
     """
     u = 1.0 + x
     return tl.log(u) + quotient(x - (u - 1.0), u)

@@ -14,6 +14,8 @@ from contextvars import ContextVar
 
 import torch
 
+from drf_fast.kernels.launch import current
+
 _capturing_constants: ContextVar[bool] = ContextVar("capturing constants", default=False)
 
 
@@ -40,7 +42,9 @@ def on_device(device: torch.device, *scalars: torch.Tensor) -> list[torch.Tensor
         return list(scalars)
     make, stream = _filled, 0
     if device.type == "cuda":
-        if not torch.cuda.is_current_stream_capturing():
+        with current(device):  # torch asks the current device's stream
+            captured = torch.cuda.is_current_stream_capturing()
+        if not captured:
             # Another stream would not wait for the fill.
             make, stream = _kept, torch.cuda.current_stream(device).cuda_stream
         elif not _capturing_constants.get():

@@ -71,6 +71,7 @@ def as_ptx() -> Iterator[None]:
     """Kernels are compiled, and their PTX is executed on the tests' tensors."""
     with on_ptx.bridge():
         yield
+    on_ptx.tell()
 
 
 @pytest.fixture(autouse=like_gpu.CHOSEN, scope="session")

@@ -114,8 +114,11 @@ def warn_once(message: str) -> None:
 
 
 @contextlib.contextmanager
-def captured(graph: Any) -> Iterator[None]:
-    """Inside, launches become part of a ``torch.cuda.CUDAGraph`` instead of running.
+def captured(graph: Any, device: Any) -> Iterator[None]:
+    """Inside, launches on the device become part of a ``torch.cuda.CUDAGraph`` and do not run.
+
+    torch would capture on one stream for all graphs, of the device that was current at the first:
+    what runs on another device then is in no graph, and a replay does nothing.
 
     Numbers on the CPU are captured as constants: the caller makes a new graph for new ones.
     """
@@ -124,5 +127,9 @@ def captured(graph: Any) -> Iterator[None]:
     # Not above: a source tree that was never installed has no drf_fast.kernels.
     from drf_fast.kernels import scalars  # pyright: ignore[reportMissingImports]
 
-    with scalars.constants(), torch.cuda.graph(graph):
+    with (
+        scalars.constants(),
+        torch.cuda.device(device),
+        torch.cuda.graph(graph, stream=torch.cuda.Stream(device)),
+    ):
         yield

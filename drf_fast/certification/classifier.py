@@ -50,8 +50,11 @@ class SmoothedClassifier:
         base: network (N, ...) -> (N, K), taking images with noise; normalisation belongs inside.
         num_classes: K, at least 2.
         sigma: noise level in pixel units, above 0.
-        precision: "fp32", or "bf16": parameters, buffers and input in bfloat16 (for a callable that
-            is no module, bfloat16 autocast).
+        precision: "fp32"; "tf32", on a GPU: products of float32 with 11 significant bits of each
+            factor; "bf16": parameters, buffers and input in bfloat16 (for a callable that is no
+            module, bfloat16 autocast); "auto" measures fp32 and tf32, where there is one, and
+            "fastest" all three. Any of them is one function of the image, which is what a
+            certificate needs; it is of that function.
         compile: run ``base`` through ``torch.compile``, its weights frozen into the code.
         memory_format: "contiguous", "channels_last", or None: the faster one, measured once.
         batch_size: rows of a forward pass where a call gives none; None: the best one, measured.
@@ -77,7 +80,7 @@ class SmoothedClassifier:
         num_classes: int,
         sigma: float,
         *,
-        precision: str = "fp32",
+        precision: str = "auto",
         compile: bool = False,
         memory_format: str | None = None,
         batch_size: int | None = None,

@@ -35,8 +35,9 @@ from drf_fast.runtime.progress import say
 
 _Resumable = TypeVar("_Resumable", CertifyConfig, AttackConfig)
 
-# What a log to be resumed has measured.
+# What a log to be resumed has measured, and the values that ask for it.
 _MEASURED = tags.having(SmoothedConfig, Tag.MEASURED)
+_TO_MEASURE = ("auto", "fastest")
 _SHARD_BATCH = {"cpu": 256, "cuda": 2048}
 
 
@@ -114,13 +115,13 @@ class Loaded:
 
 
 def resumed(config: _Resumable, out: Path | None) -> _Resumable:
-    """What was measured for the log to be resumed, ``out``, in place of "auto"."""
+    """What was measured for the log to be resumed, ``out``, where it is to be measured."""
     if not config.resume or out is None or not sidecar(out).exists():
         return config
     recorded: Any = read_json(sidecar(out))
     if not isinstance(recorded, dict):
         return config
-    auto = [key for key in _MEASURED if getattr(config, key) == "auto" and key in recorded]
+    auto = [key for key in _MEASURED if getattr(config, key) in _TO_MEASURE and key in recorded]
     return updated(config, {key: recorded[key] for key in auto}, str(sidecar(out)))
 
 
@@ -195,8 +196,11 @@ def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
     smoothed = partial(
         SmoothedClassifier, model, images.num_classes, sigma, sound=config.sound, seed=config.seed
     )
+    # What each shard measured for itself would not be one log.
+    alone = getattr(config, "shard", None) is None
+    measured = config.precision in _TO_MEASURE
     classifier = smoothed(
-        precision=config.precision,
+        precision=config.precision if alone or not measured else "fp32",
         compile=config.compile,
         memory_format=None if config.memory_format == "auto" else config.memory_format,
     )
@@ -207,8 +211,7 @@ def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
         classifier = smoothed(**agreed)
         classifier.measure(sample)
     batch_size = config.batch_size
-    if batch_size == "auto" and getattr(config, "shard", None) is not None:
-        # Each shard would measure for itself, and they would not be one log.
+    if batch_size == "auto" and not alone:
         batch_size = _SHARD_BATCH[device.type]
     if batch_size == "auto":
         most = max(config.n, getattr(config, "n0", 1))

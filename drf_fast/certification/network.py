@@ -20,12 +20,13 @@ from torch import nn
 
 from drf_fast.models import fusing
 from drf_fast.models.faster import same
+from drf_fast.runtime import tf32
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of, told
 from drf_fast.runtime.machine import MEMORY_FORMATS
 from drf_fast.runtime.progress import say
 
-PRECISIONS = ("fp32", "bf16", "bf16 autocast")
+PRECISIONS = ("fp32", "tf32", "bf16", "bf16 autocast", "auto", "fastest")
 _REPEATS = 3  # timed forward passes of a form
 
 
@@ -35,8 +36,9 @@ class Form:
 
     Attributes:
         memory_format: "contiguous" or "channels_last".
-        precision: "fp32": as its parameters are; "bf16": parameters, buffers and input in bfloat16;
-            "bf16 autocast": for what has no parameters to convert, or cannot be converted.
+        precision: "fp32": as its parameters are; "tf32": so, but products of float32 on a GPU in
+            TF32; "bf16": parameters, buffers and input in bfloat16; "bf16 autocast": for what has
+            no parameters to convert, or cannot be converted.
         compile: through ``torch.compile``, every forward pass with the same number of rows.
     """
 
@@ -53,7 +55,8 @@ class RunNetwork:
 
     Args:
         base: network (N, ...) -> (N, K).
-        precision: one of ``PRECISIONS``.
+        precision: one of ``PRECISIONS``; of "auto" (fp32, and tf32 where there is one) and
+            "fastest" (bf16 too) the fastest is measured.
         compile: whether to compile it.
         memory_format: "contiguous", "channels_last", or None: the faster one is measured.
     """
@@ -145,8 +148,8 @@ class RunNetwork:
         self._probe = rows[:4].clone() if isinstance(self.base, nn.Module) else None
         forms = self._forms(rows)
         best: tuple[float, Form, Any, list[torch.Tensor] | None] | None = None
-        for precision in _precisions(self.base, self.wanted[0]):
-            for form in [form for form in forms if form.precision == precision]:
+        for together in _precisions(self.base, self.wanted[0], rows.device):
+            for form in [form for form in forms if form.precision in together]:
                 made = self._tried(form, rows, alone=len(forms) == 1)
                 if made is not None and (best is None or made[0] < best[0]):
                     best = made
@@ -166,7 +169,8 @@ class RunNetwork:
             layouts = ["contiguous"]
         return [
             Form(layout, precision, False)
-            for precision in _precisions(self.base, self.wanted[0])
+            for together in _precisions(self.base, self.wanted[0], rows.device)
+            for precision in together
             for layout in layouts
         ]
 
@@ -254,7 +258,8 @@ class RunNetwork:
         if self._probe is None:
             return None
         probe = self._probe.to(_dtype(network, self._probe.dtype))
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        exact = tf32.switched(probe.device, False)  # or roundings would look like another network
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), exact:
             try:
                 expected = logits_of(network(probe))
                 network = copy.deepcopy(network)  # folding changes its weights
@@ -276,7 +281,7 @@ class RunNetwork:
             rows = rows.to(_dtype(self.base, rows.dtype))
         autocast = form.precision == "bf16 autocast"
         context = torch.autocast(rows.device.type, torch.bfloat16, enabled=autocast)
-        with torch.no_grad(), context:
+        with torch.no_grad(), context, tf32.switched(rows.device, form.precision == "tf32"):
             return logits_of(network(rows))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -295,13 +300,15 @@ class _Fused(nn.Module):
         return self._forward(self.network, x)
 
 
-def _precisions(base: Any, wanted: str) -> list[str]:
-    """From the one asked for to those that any network takes."""
-    if wanted == "fp32":
-        return ["fp32"]
-    if wanted == "bf16 autocast":
-        return [wanted, "fp32"]
-    return ["bf16", "bf16 autocast", "fp32"] if isinstance(base, nn.Module) else ["bf16 autocast"]
+def _precisions(base: Any, wanted: str, device: torch.device) -> list[tuple[str, ...]]:
+    """Groups of which the first counts that has one the network takes: its fastest."""
+    has_tf32 = _dtype(base, torch.float32) == torch.float32 and tf32.why_not(device) is None
+    single = ("fp32", "tf32") if has_tf32 else ("fp32",)
+    half = "bf16" if isinstance(base, nn.Module) else "bf16 autocast"
+    if wanted in ("fp32", "auto", "fastest"):
+        return [{"fp32": ("fp32",), "auto": single, "fastest": (*single, half)}[wanted]]
+    bf16 = (half,), ("bf16 autocast",)
+    return list(dict.fromkeys([*(bf16 if wanted == "bf16" else [(wanted,)]), ("fp32",)]))
 
 
 def _tensors(base: Any) -> list[torch.Tensor]:

@@ -117,7 +117,7 @@ class _Graph:
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(votes.x.device)
         # sigma and the seed are the same in all passes.
-        with captured(self._graph):
+        with captured(self._graph, votes.x.device):
             step(self.votes, rows)
 
     def replay(self) -> None:

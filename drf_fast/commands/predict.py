@@ -109,7 +109,7 @@ def _description(config: PredictConfig, loaded: loading.Loaded) -> dict[str, Any
         "seed": config.seed,
         "skip": config.skip,
         "indices_total": len(loaded.indices),
-        "precision": config.precision,
+        "precision": loaded.classifier.choices["precision"],
         "batch_size": loaded.batch_size,
         "environment": machine.environment(loaded.device, dispatch.current()),
     }

@@ -70,7 +70,7 @@ def _certify(config: TrainConfig, folder: Path) -> Path:
             n=config.certify_n,
             skip=max(1, test_images // config.certify_images),
             max_images=config.certify_images,
-            precision=config.precision,
+            precision="auto" if config.precision == "fp32" else config.precision,
             device=config.device,
             threads=config.threads,
             compile=config.compile,

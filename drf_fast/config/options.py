@@ -13,6 +13,7 @@ from drf_fast.config import reading
 from drf_fast.config.tags import Of, Range, Role, Tag
 
 Precision = Literal["fp32", "bf16"]
+Arithmetic = Literal["auto", "fastest", "fp32", "tf32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 Budget = Literal["fixed", "anytime"]
@@ -243,8 +244,8 @@ class SmoothedConfig(NetworkConfig):
     floating point (docs/certification.md)."""
     batch_size: Annotated[int | Literal["auto"], Role.SPEED, Tag.MEASURED, Range.COUNT] = "auto"
     """Rows of a forward pass; auto measures the fastest."""
-    precision: Annotated[Precision, Role.RESULT] = "fp32"
-    """Arithmetic of the network."""
+    precision: Annotated[Arithmetic, Role.RESULT, Tag.MEASURED] = "auto"
+    """Arithmetic of the network; auto takes fp32 or, on a GPU, tf32, fastest bf16 too: measured."""
     memory_format: Annotated[MemoryFormat, Role.SPEED, Tag.MEASURED] = "auto"
     """Layout of the network's weights; auto measures which is faster."""
     compile: Annotated[bool, Role.RESULT] = False
@@ -284,8 +285,9 @@ class CertifyConfig(SmoothedConfig):
     """Print what the run would cost and could show, and stop."""
     batch_size: Annotated[int | Literal["auto"], Role.SPEED, Tag.MEASURED, Range.COUNT] = "auto"
     """Rows of a forward pass; auto measures the fastest (with --shard: 256, on a GPU 2,048)."""
-    precision: Annotated[Precision, Role.RESULT] = "fp32"
-    """Arithmetic of the network; the certificate is of that very network."""
+    precision: Annotated[Arithmetic, Role.RESULT, Tag.MEASURED] = "auto"
+    """Arithmetic of the network, and so of the certificates: auto takes fp32 or, on a GPU, tf32,
+    fastest bf16 too, whichever is measured to be faster (with --shard: fp32)."""
     out: Annotated[Path | None, Role.PLACE] = None
     """Log file; the default lies beside the checkpoint and names sigma and n."""
     resume: Annotated[bool, Role.CALL] = False

@@ -13,12 +13,18 @@ from torch.overrides import TorchFunctionMode
 from drf_fast.errors import InputError
 from drf_fast.models import fusing
 from drf_fast.ops import checks as check
-from drf_fast.runtime import machine
+from drf_fast.runtime import machine, tf32
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of, told
 from drf_fast.runtime.progress import say
 
 _Network = TypeVar("_Network")
+# Whether in bfloat16: groups of which the first counts that has a form the network takes.
+_HALVES: dict[str, list[tuple[bool, ...]]] = {
+    "fp32": [(False,)],
+    "bf16": [(True,), (False,)],
+    "fastest": [(False, True)],
+}
 _MOST_STATES = 8  # of a network's attributes that are traced; a counter would have no end
 
 
@@ -28,12 +34,13 @@ class Faster(nn.Module):
     Args:
         network: the network, which goes on working by itself.
         last: whether images are laid out channels_last.
+        bf16: whether it runs under bfloat16 autocast; logits are float32 all the same.
     """
 
-    def __init__(self, network: nn.Module, last: bool = False) -> None:
+    def __init__(self, network: nn.Module, last: bool = False, bf16: bool = False) -> None:
         super().__init__()
         self._share(network)
-        self.last = last
+        self.last, self.bf16 = last, bf16
         self._forwards: dict[Any, fusing.Forward | None] = {}
 
     def _share(self, network: nn.Module) -> None:
@@ -55,6 +62,14 @@ class Faster(nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         """What the network returns, up to rounding."""
+        if not self.bf16:
+            return self._run(x)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            logits = self._run(x)
+        half = isinstance(logits, torch.Tensor) and logits.dtype == torch.bfloat16
+        return logits.float() if half else logits
+
+    def _run(self, x: torch.Tensor) -> Any:
         network = self.network
         kind = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
         if kind == torch.float64:  # images have one meaning for it
@@ -90,7 +105,7 @@ class Faster(nn.Module):
         return {**self.__dict__, "_forwards": {}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Faster:
-        return Faster(copy.deepcopy(self.network, memo), self.last)
+        return Faster(copy.deepcopy(self.network, memo), self.last, self.bf16)
 
 
 class _Reshaping(TorchFunctionMode):
@@ -102,7 +117,7 @@ class _Reshaping(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def faster(model: _Network, example: torch.Tensor) -> _Network:
+def faster(model: _Network, example: torch.Tensor, *, precision: str = "fp32") -> _Network:
     """The same network in the fastest form found by a short measurement: for training loops.
 
     Convolution, max pooling and ReLU go through one fused pass where torch.fx can trace the code,
@@ -117,9 +132,11 @@ def faster(model: _Network, example: torch.Tensor) -> _Network:
     Args:
         model: network (N, ...) -> (N, K); a callable that is no ``nn.Module`` is returned as it is.
         example: (N, ...) images as in training, on the network's device; values do not matter.
+        precision: "fp32": as the network is; "bf16": under bfloat16 autocast, which rounds to 8
+            bits (parameters, logits and gradients stay float32); "fastest": whichever is.
 
     Returns:
-        A module to be trained instead of ``model``.
+        A module to be trained instead of ``model``; ``last`` and ``bf16`` say what was chosen.
 
     Raises:
         TypeError, ValueError: bad arguments, or a network that does not take ``example``.
@@ -127,9 +144,10 @@ def faster(model: _Network, example: torch.Tensor) -> _Network:
     if not callable(model):
         raise TypeError(f"model must be a network, a callable, got {type(model).__name__}")
     check.images(example, "example")
+    check.choice(precision, "precision", tuple(_HALVES))
     network: Any = model
     if isinstance(network, nn.Module) and not isinstance(network, Faster):
-        network = _fastest(network, example, None).network
+        network = _fastest(network, example, None, precision).network
     return cast("_Network", network)
 
 
@@ -155,7 +173,9 @@ def place(
         raise InputError(f"--arch, in {precision}: {error}") from error
 
 
-def _fastest(model: nn.Module, example: torch.Tensor, wanted: str | None) -> machine.Placed:
+def _fastest(
+    model: nn.Module, example: torch.Tensor, wanted: str | None, precision: str = "fp32"
+) -> machine.Placed:
     try:
         expected = _logits(model, example)
     except Exception as error:  # whatever a network of the user's own does
@@ -164,20 +184,24 @@ def _fastest(model: nn.Module, example: torch.Tensor, wanted: str | None) -> mac
             f"{told(error)}; correct the network or choose other images"
         ) from error
     fused = Faster(model).fused() is not None and same(_logits(Faster(model), example), expected)
-    times: dict[str, float] = {}
+    times: dict[tuple[str, bool], float] = {}
     failures: dict[str, str] = {}
     images = example.dim() == 4 and any(p.dim() == 4 for p in model.parameters())
     before = "channels_last" if _is_last(model) else "contiguous"
     names = list(machine.MEMORY_FORMATS) if images else [before]
-    for name in names if wanted is None else [wanted]:
-        try:
-            network = _laid_out(model, name, fused)
-            if not same(_logits(network, example), expected):
-                raise RuntimeError("it returns other logits then")
-            times[name] = machine.seconds(network, example)
-        except Exception as error:  # whatever a network of the user's own does
-            failures[name] = told(error)
-    if not times:
+    names = names if wanted is None else [wanted]
+    for together in _HALVES[precision]:
+        for bf16, name in [(half, name) for half in together for name in names]:
+            try:
+                network = _laid_out(model, name, fused, bf16)
+                if not same(_logits(network, example), expected, bf16):
+                    raise RuntimeError("it returns other logits then")
+                times[name, bf16] = machine.seconds(network, example)
+            except Exception as error:  # whatever a network of the user's own does
+                failures[name + bf16 * " bf16"] = told(error)
+        if times:
+            break
+    else:
         _laid_out(model, before, fused)
         raise ValueError(
             "the network must take a forward and a backward pass of images "
@@ -186,16 +210,16 @@ def _fastest(model: nn.Module, example: torch.Tensor, wanted: str | None) -> mac
         )
     for name, reason in failures.items():
         say(f"the network cannot take {name} images and is run without them ({reason})")
-    best = min(times, key=lambda name: times[name])
-    return machine.Placed(_laid_out(model, best, fused), best, failures)
+    name, bf16 = min(times, key=lambda form: times[form])
+    return machine.Placed(_laid_out(model, name, fused, bf16), name, failures)
 
 
-def _laid_out(model: nn.Module, name: str, fused: bool) -> nn.Module:
+def _laid_out(model: nn.Module, name: str, fused: bool, bf16: bool = False) -> nn.Module:
     if any(p.dim() == 4 for p in model.parameters()):
         model.to(memory_format=machine.MEMORY_FORMATS[name])  # type: ignore[call-overload]
     last = name == "channels_last"
     double = any(p.dtype == torch.float64 for p in model.parameters())
-    return Faster(model, last) if fused or last or double else model
+    return Faster(model, last, bf16) if fused or last or double or bf16 else model
 
 
 def _is_last(model: nn.Module) -> bool:
@@ -210,14 +234,16 @@ def _is_last(model: nn.Module) -> bool:
 def _logits(network: nn.Module, example: torch.Tensor) -> torch.Tensor:
     """In eval mode, without a trace: no gradient, no random draw."""
     kind = next((p.dtype for p in network.parameters() if p.is_floating_point()), example.dtype)
-    with torch.no_grad(), frozen(network), torch.random.fork_rng(devices=[]):
+    exact = tf32.switched(example.device, False)  # or roundings would look like another network
+    with torch.no_grad(), frozen(network), torch.random.fork_rng(devices=[]), exact:
         return logits_of(network(example.to(kind) if kind == torch.float64 else example))
 
 
-def same(got: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Equal up to rounding: differences small beside the largest logit."""
+def same(got: torch.Tensor, expected: torch.Tensor, bf16: bool = False) -> bool:
+    """Equal up to rounding, to bfloat16 perhaps: differences small beside the largest logit."""
     if got.shape != expected.shape:
         return False
     scale = float(expected.abs().max().clamp(min=1e-30)) if expected.numel() else 1.0
-    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 3e-2
+    half = bf16 or expected.dtype not in (torch.float32, torch.float64)
+    tolerance = 3e-2 if half else 1e-4
     return torch.allclose(got, expected, rtol=0, atol=tolerance * scale, equal_nan=True)

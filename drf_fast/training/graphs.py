@@ -87,7 +87,7 @@ class _Graph:
         self._graph = torch.cuda.CUDAGraph()
         run.optimizer.zero_grad(set_to_none=True)  # or gradients would be added to those of before
         torch.cuda.synchronize(run.device)
-        with captured(self._graph):
+        with captured(self._graph, run.device):
             self._seen = descend(run, self.batch, options)
 
     def replay(self, batch: Batch) -> torch.Tensor:

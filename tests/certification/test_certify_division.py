@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from drf_fast import SmoothedClassifier, data, models
 from drf_fast.certification import engine
 from drf_fast.certification.log import CertificationLog, read_log, sidecar
 from drf_fast.certification.log.parts import collect, part_path, parts_of
+from drf_fast.certification.network import Form, RunNetwork
 from drf_fast.certification.stopping import Fixed
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
@@ -75,6 +77,17 @@ def test_shards_together_are_the_whole_log(network, expected, tmp_path):
     rows = [row for out in outs for row in without_time(out)[1:]]
     assert sorted(rows, key=lambda row: int(row[0])) == expected[1:]
     assert len({len(without_time(out)) for out in outs}) <= 2  # the work is shared
+
+
+@pytest.mark.parametrize("shard, recorded", [((), "bf16"), (("--shard", "1/2"), "fp32")])
+def test_a_shard_measures_no_arithmetic_of_its_own(network, tmp_path, monkeypatch, shard, recorded):
+    def seconds(self: object, network: object, form: Form, *rest: object) -> float:
+        return {"fp32": 2.0, "bf16": 1.0}[form.precision]
+
+    monkeypatch.setattr(RunNetwork, "_seconds", seconds)
+    out = tmp_path / "log.tsv"
+    assert certify(network, out, "--precision", "fastest", "--max-images", "2", *shard) == 0
+    assert json.loads(sidecar(out).read_text())["precision"] == recorded
 
 
 @pytest.mark.slow

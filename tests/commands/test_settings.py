@@ -110,7 +110,7 @@ SETS = {
         tags.having(TrainConfig, Range.ABOVE_ZERO),
         "epsilon lr lambda_lr tau macer_gamma macer_beta mix_alpha",
     ),
-    "measured for a log": (loading._MEASURED, "batch_size memory_format"),
+    "measured for a log": (loading._MEASURED, "batch_size precision memory_format"),
     "counts of certify": (
         tags.having(CertifyConfig, Range.COUNT),
         "n0 n skip max_images batch_size threads",

@@ -365,6 +365,7 @@ def test_a_number_is_made_with_its_bits_once_for_each_stream(value):
 
 def test_a_number_on_the_cpu_is_refused_while_a_graph_is_captured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     with pytest.raises(RuntimeError, match="CUDA graph.*0-dim tensors on cuda:0.*in place"):
         scalars.on_device(torch.device("cuda", 0), torch.tensor(0.5, dtype=torch.float64))
 

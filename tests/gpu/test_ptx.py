@@ -24,11 +24,12 @@ SUBSET = [
     f"{ALL}test_smooth_ce.py",
     f"{ALL}test_losses.py::test_images_that_share_a_program_are_as_single_ones",
     *(
-        f"{ALL}test_losses.py::{name}"
+        f"{ALL}{name}-{loss}]"
         for loss in ("smooth_ce", "consistency_loss", "macer_loss")
         for name in (
-            f"test_no_layout_changes_the_numbers_or_touches_its_neighbours[torch.float32-{loss}]",
-            f"test_blocks_that_pass_by_give_what_registers_give[7-{loss}]",
+            "test_losses_memory.py::"
+            "test_no_layout_changes_the_numbers_or_touches_its_neighbours[torch.float32",
+            "test_losses.py::test_blocks_that_pass_by_give_what_registers_give[7",
         )
     ),
     f"{ALL}test_noisy_repeat.py::test_sizes_beside_the_blocks",

@@ -49,9 +49,13 @@ def begin(test: str) -> None:
     _Draw.random = np.random.default_rng(_Draw.test)
 
 
-def _moved(value: Array, most: int, *operands: Array) -> Array:
-    """``value`` by up to ``most`` units in the last place up or down; what is not normal stays."""
-    value = np.array(value, ndmin=1)
+def _moved(exact: Array, most: int, *operands: Array) -> Array:
+    """A number within ``most`` units in the last place of ``exact``, in the dtype of the operands.
+
+    What is not normal is the nearest one.
+    """
+    exact = np.array(exact, ndmin=1)
+    value = exact.astype(operands[0].dtype)
     chosen = np.full(value.shape, _Draw.test, np.uint64)
     for operand in np.broadcast_arrays(value, *operands)[1:]:
         bits = np.ascontiguousarray(operand).view(f"u{operand.itemsize}").astype(np.uint64)
@@ -61,7 +65,8 @@ def _moved(value: Array, most: int, *operands: Array) -> Array:
     whole = value.view(f"i{value.itemsize}")
     moved = (whole + steps.astype(whole.dtype)).view(value.dtype)
     normal = np.isfinite(moved) & (np.abs(value) > 4 * np.finfo(value.dtype).tiny)
-    return np.where(normal & np.isfinite(value), moved, value)
+    near = np.abs(moved - exact) <= most * np.spacing(np.abs(value))  # value is rounded already
+    return np.where(normal & near & np.isfinite(value), moved, value)
 
 
 def _flushed(x: Array) -> Array:
@@ -73,27 +78,28 @@ def _divided(a: Array, b: Array) -> Array:
     if quotient.dtype != np.float32:
         return quotient
     exact = np.frexp(np.abs(b))[0] == 0.5  # a power of 2 has an exact reciprocal
-    return np.where(exact, quotient, _moved(quotient, 2, a, b).reshape(quotient.shape))
+    moved = _moved(np.divide(a, b, dtype=np.float64), 2, a, b)
+    return np.where(exact, quotient, moved.reshape(quotient.shape))
 
 
 def _root(x: Array) -> Array:
     if x.dtype != np.float32:
         return np.sqrt(x)
     x = _flushed(x)
-    return _moved(np.sqrt(x), 1, x)
+    return _moved(np.sqrt(x, dtype=np.float64), 1, x)
 
 
 def _exp(x: Array) -> Array:
     if x.dtype != np.float32:
-        return _moved(np.exp(x), 1, x)
+        return _moved(np.exp(x.astype(np.longdouble)), 1, x)
     scaled = x * np.float32(1.4426950408889634)
-    return _moved(np.exp2(scaled.astype(np.float64)).astype(np.float32), 2, x)
+    return _moved(np.exp2(scaled.astype(np.float64)), 2, x)
 
 
 def _log(x: Array) -> Array:
     flushed = _flushed(x) if x.dtype == np.float32 else x
-    exact = np.log(flushed.astype(np.longdouble)).astype(x.dtype)
-    return np.where(flushed == 1, exact, _moved(exact, 1, x))
+    exact = np.log(flushed.astype(np.longdouble))
+    return np.where(flushed == 1, 0, _moved(exact, 1, x).reshape(x.shape)).astype(x.dtype)
 
 
 def _to_integer(x: Array, dtype: np.dtype) -> Array:

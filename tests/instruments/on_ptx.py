@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,7 @@ CAPABILITY = 90
 _LARGEST = 227 * 1024  # shared memory of a program on sm_90
 _programs: dict[Any, tuple[ptx.Program, int]] = {}
 counts: list[tuple[str, ptx.Counts]] = []  # of each launch, by the kernel's name
+_faults: list[str] = []  # of launches that ended in one
 
 
 def _compiled(launch: Any) -> tuple[ptx.Program, int]:
@@ -71,9 +73,28 @@ def execute(launch: Any) -> ptx.Counts:
         values.append(int(value))
     values += [0] * (len(program.parameters) - len(values))  # Triton's own scratch memory: none
     parameters = dict(zip(program.parameters, values, strict=True))
-    found = ptx.execute(program, launch.programs, launch.num_warps, parameters, memory, shared)
+    try:
+        found = ptx.execute(program, launch.programs, launch.num_warps, parameters, memory, shared)
+    except ptx.FaultError:
+        _faults.append(launch.kernel.fn.__name__)
+        raise
     counts.append((launch.kernel.fn.__name__, found))
     return found
+
+
+def tell() -> None:
+    """Add what this session executed to the file named in DRF_FAST_TEST_COUNTS."""
+    import triton
+
+    if path := os.environ.get("DRF_FAST_TEST_COUNTS"):
+        told = {
+            "triton": triton.__version__,
+            "launches": len(counts),
+            "kernels": sorted({name for name, _ in counts}),
+            "faults": len(_faults),
+        }
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(told) + "\n")
 
 
 @contextlib.contextmanager

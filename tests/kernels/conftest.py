@@ -107,3 +107,13 @@ def every_order() -> Callable[[Callable[[], Any]], Any]:
         return results[0]
 
     return run
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row of a loss fits into registers, and a block holds a few classes."""
+    from drf_fast.kernels import loss_call
+
+    monkeypatch.setattr(loss_call, "_LONG_ROWS", 0)
+    monkeypatch.setattr(loss_call, "_SHORT_ROWS", 0)
+    monkeypatch.setattr(loss_call, "_PASSING_ROWS", 32)

@@ -33,7 +33,7 @@ def test_faster_has_the_same_values_gradients_and_state_dict(name, layout, train
             _fastest(model, x, layout)
         assert all(p.is_contiguous() for p in model.parameters())
         return
-    fast, chosen = _fastest(model, x, layout)
+    fast, chosen, _ = _fastest(model, x, layout)
     assert chosen == layout and [id(p) for p in fast.parameters()] == parameters
     assert fast.training and list(fast.state_dict()) == list(plain.state_dict())
     if training and "dropout" in name:  # masks are drawn in the order of memory

@@ -104,7 +104,7 @@ class Sweep:
             alpha=terms["alpha"],
             skip=skip,
             max_images=count if terms["skip"] else count or _IMAGES,
-            precision=config.precision,
+            precision="auto" if config.precision == "fp32" else config.precision,
             device=config.device,
             compile=config.compile,
         )

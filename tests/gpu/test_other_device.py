@@ -1,0 +1,119 @@
+"""Tensors on another device than the current one: its streams, its captures, its launches.
+
+There is no GPU here: two of them are the few functions of ``torch.cuda`` that are asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from drf_fast.backends import triton as kernels
+from drf_fast.certification import passes
+from drf_fast.certification.passes import Votes
+from drf_fast.kernels import scalars  # pyright: ignore[reportMissingImports]
+from drf_fast.kernels.launch import launch  # pyright: ignore[reportMissingImports]
+
+FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
+HALF = torch.tensor(0.5, dtype=torch.float64)
+
+
+class TwoDevices:
+    """The current device, and on which a capture is under way."""
+
+    def __init__(self) -> None:
+        self.current = 0
+        self.capturing: set[int] = set()
+        self.captured: list[tuple[int, int]] = []  # the current device, and that of the stream
+
+    @contextlib.contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.current = self.current, device.index
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any, stream: Any = None) -> Iterator[None]:
+        where = 0 if stream is None else stream.device.index  # torch's own is of the first device
+        self.captured.append((self.current, where))
+        with self.device(torch.device("cuda", where)):
+            self.capturing.add(where)
+            yield
+            self.capturing.remove(where)
+
+
+@pytest.fixture
+def two(monkeypatch) -> TwoDevices:
+    two = TwoDevices()
+    for name, stand_in in {
+        "device": two.device,
+        "graph": two.graph,
+        "current_device": lambda: two.current,
+        "is_current_stream_capturing": lambda: two.current in two.capturing,
+        "current_stream": lambda device: SimpleNamespace(cuda_stream=7 + device.index),
+        "Stream": lambda device: SimpleNamespace(device=device),
+        "synchronize": lambda device: None,
+        "CUDAGraph": SimpleNamespace,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(scalars, "_filled", lambda *arguments: ("filled", *arguments))
+    monkeypatch.setattr(scalars, "_kept", lambda *arguments: ("kept", *arguments))
+    return two
+
+
+def test_a_capture_on_the_tensors_device_is_seen_from_another(two):
+    two.capturing = {1}
+    with pytest.raises(RuntimeError, match="0-dim tensors on cuda:1"):
+        scalars.on_device(SECOND, HALF)
+    with scalars.constants():
+        ((kind, device, *_),) = scalars.on_device(SECOND, HALF)
+    assert kind == "filled" and device == SECOND  # never kept: its memory belongs to the graph
+    assert two.current == 0
+
+
+def test_a_capture_on_another_device_forbids_nothing(two):
+    two.capturing = {0}
+    ((kind, device, stream, *_),) = scalars.on_device(SECOND, HALF)
+    assert (kind, device, stream) == ("kept", SECOND, 8)
+
+
+def test_a_graph_is_captured_where_its_tensors_are(two):
+    seen = []
+    for device in (FIRST, SECOND, FIRST):
+        with kernels.captured(object(), device):
+            seen += [torch.cuda.is_current_stream_capturing(), two.current]
+            assert scalars.on_device(device, HALF)[0][0] == "filled"
+    assert two.captured == [(0, 0), (1, 1), (0, 0)] and two.current == 0
+    assert seen == [True, 0, True, 1, True, 0]
+
+
+def test_a_pass_of_certification_is_captured_where_its_images_are(two):
+    with FakeTensorMode():
+        counts = torch.zeros(1, 3, dtype=torch.int64, device=SECOND)
+        zero = torch.zeros((), dtype=torch.int64, device=SECOND)
+        votes = Votes(torch.zeros(1, 4, device=SECOND), torch.zeros(1, device=SECOND), zero, counts)
+        ran = []
+        passes._Graph(lambda votes, rows: ran.append(two.current), votes, 5)
+    assert two.captured == [(1, 1)] and ran == [1]
+
+
+def test_a_kernel_is_launched_with_its_tensors_device_current(two):
+    class Kernel:
+        fn = SimpleNamespace(__name__="some_kernel")
+        ran: list[int] = []  # noqa: RUF012
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *arguments, **options: self.ran.append(two.current)
+
+    with FakeTensorMode():
+        for device in (FIRST, SECOND):
+            launch(Kernel(), 1, torch.empty(3, device=device))
+    assert Kernel.ran == [0, 1] and two.current == 0

@@ -1,0 +1,144 @@
+"""Arguments of the three losses on their kernels, and how near a result has to be.
+
+u stands for 2^-24, half the distance from 1 to the next float32 (2^-53 of float64): what one
+rounding is off by, relative to its result, at most.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import like_gpu
+import on_gpu
+import on_ptx
+import pytest
+import torch
+
+from drf_fast.backends.reference import operations as reference
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Whether this session computes as hardware does: approximations, sums in an order of their own.
+HARDWARE = like_gpu.CHOSEN or on_gpu.CHOSEN or on_ptx.CHOSEN
+
+
+def scalar(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+# Name, and the arguments between target and need_grad.
+LOSSES: dict[str, tuple[Any, ...]] = {
+    "smooth_ce": ("mean",),
+    "consistency_loss": (scalar(10.0), scalar(0.5), "mean"),
+    "macer_loss": (scalar(0.5), scalar(12.0), scalar(8.0), scalar(16.0)),
+}
+each_loss = pytest.mark.parametrize("name", LOSSES)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def case(
+    shape: tuple[int, int, int], dtype: torch.dtype = torch.float32, scale: float = 0.2
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Most labels are the predicted class, so that the margin of macer_loss plays its part."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    logits = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+    target = torch.softmax(16 * logits, 2).mean(1).argmax(1)
+    target[::3] = torch.randint(shape[2], target[::3].shape, generator=generator)
+    return logits.to(dtype), target
+
+
+def call(name: str, logits: torch.Tensor, target: torch.Tensor, *arguments: Any) -> Any:
+    """The kernel with all its arguments: those of the loss, and need_grad."""
+    module = importlib.import_module(f"drf_fast.kernels.{name}")
+    return getattr(module, name)(logits, target, *arguments)
+
+
+def kernel(name: str, logits: torch.Tensor, target: torch.Tensor, need_grad: bool = True) -> Any:
+    return call(name, logits, target, *LOSSES[name], need_grad)
+
+
+def reduced(name: str, reduction: str) -> tuple[Any, ...]:
+    """The arguments of ``LOSSES`` with another reduction."""
+    return tuple(reduction if argument == "mean" else argument for argument in LOSSES[name])
+
+
+def truth(name: str, logits: torch.Tensor, target: torch.Tensor) -> Any:
+    return getattr(reference, name)(logits.double(), target, *LOSSES[name], True)
+
+
+def assert_true(name: str, logits: torch.Tensor, target: torch.Tensor, got: Any) -> None:
+    """Value and gradient within 1e-6 of the float64 reference, and the rounding of the output.
+
+    1e-6 of the largest number, 16.8 u, is what a kernel is meant to keep where no |log F| is above
+    some 8. What its number goes through, each step with the most that it may be off by: e^(z -
+    peak), 2 u and u |z - peak|; the sum S of a row, u for each addition on a term's way, which are
+    5 at 10 classes and 36 at 1000; log S, one unit in the last place, 4 u at 10 classes and 8 u at
+    1000; log F^y, half of one; the quotient w_i / (W S) and two products, u each. If all of these
+    had one sign they would make 50 u at 10 classes. They have not: as independent numbers, even in
+    their ranges, they make a standard deviation of 3 u at 10 classes and 5 u at 1000, and 16.8 u is
+    three to five of these. (An H100 kept 1e-6 in every case.) What lam makes of logarithms in
+    ``consistency_loss`` is larger and comes on top, with its worst case. float64: 1e-12 is 9,000 of
+    its u, what is left of them in MACER's quantiles, which are fitted to 2e-14, times 1 / density.
+    """
+    (value, grad), (true_value, true_grad) = got, truth(name, logits, target)
+    exact = logits.dtype == torch.float64
+    assert value.dtype == (torch.float64 if exact else torch.float32)
+    assert grad.dtype == logits.dtype and grad.shape == logits.shape
+    tolerance = 1e-12 if exact else 1e-6
+    of_logarithms = error_of_logarithms(name, logits)
+    error = abs(float(value) - float(true_value))
+    assert error <= tolerance * abs(float(true_value)) + of_logarithms
+    info = torch.finfo(logits.dtype)
+    # Half a unit in the last place, of normal and of subnormal numbers; 1.001: of what is itself
+    # off by the tolerance.
+    rounding = 0.5 * info.eps * true_grad.abs() + 0.5 * info.smallest_normal * info.eps
+    error = (grad.double() - true_grad).abs()
+    # The slope and its mean over the classes, times F_i / (B m).
+    slope = 2 * of_logarithms * logits.double().softmax(2) / math.prod(logits.shape[:2])
+    allowed = 1.001 * rounding + tolerance * true_grad.abs().max() + slope
+    assert bool((error <= allowed).all())
+
+
+def error_of_logarithms(name: str, logits: torch.Tensor) -> float:
+    """What lam times the gap of consistency_loss may be off by on hardware.
+
+    With L the largest |log F|: log Fbar inherits the relative error of Fbar (at most 8 u:
+    exponential, share, product, mean), the mean of log F that of the row's sum (at most 8 u), and
+    each of the two logarithms and their difference is off by up to 2 u of its value.
+    """
+    if name != "consistency_loss" or not HARDWARE:
+        return 0.0
+    unit = 2.0**-53 if logits.dtype == torch.float64 else 2.0**-24
+    largest = -float(logits.double().log_softmax(2).min())
+    return float(LOSSES[name][0]) * (16 + 4 * largest) * unit
+
+
+def same_but_for_the_order_of_sums(
+    name: str, logits: torch.Tensor, got: Any, expected: Any
+) -> bool:
+    """Equal bits; on hardware, whose sums follow the layout, within 8 u of the largest number.
+
+    Every number is a row's factor times what belongs to its class alone; the factor inherits the
+    relative error of the row's sum, at most 3 u for each of the two orders, and is rounded twice.
+    The gap of consistency_loss is off in both, by ``error_of_logarithms`` at most. The slopes of
+    macer_loss are made of quantiles and densities: a tail's 8 u are 8 u of 1 over the density
+    there, of which the loss has a product with a sum over samples, 32 u together. A half precision
+    may then round to its neighbour.
+    """
+    if not HARDWARE:
+        return same_bits(got, expected)
+    of_logarithms = 2 * error_of_logarithms(name, logits)
+    rows = math.prod(logits.shape[:2])
+    within = []
+    for a, b in zip(got, expected, strict=True):
+        unit = 2.0**-53 if a.dtype == torch.float64 else 2.0**-24
+        rounding = torch.finfo(a.dtype).eps * b.double().abs() if a.dtype.itemsize == 2 else 0.0
+        allowed = (32 if name == "macer_loss" else 8) * unit * b.double().abs().max() + rounding
+        allowed = allowed + (2 * of_logarithms / rows if b.dim() else of_logarithms)
+        within.append(bool(((a.double() - b.double()).abs() <= allowed).all()))
+    return all(within)
+
+
+def same_bits(got: Any, expected: Any) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
