@@ -14,6 +14,7 @@ import drf_fast
 from drf_fast import data
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
+from drf_fast.runtime.randomness import TEACHER
 
 pytestmark = pytest.mark.slow
 IMAGES, VOTES, SEED = 70, 20, 3  # more than one batch of images, more than one pass of copies
@@ -52,11 +53,12 @@ def test_the_votes_are_those_of_the_network_at_its_own_noise_level(whole, teache
     path = teacher / checkpoint.FILE_NAME
     network = checkpoint.build_model(checkpoint.load(path), path).eval()
     images = data.load("mnist-mini", "train", limit=IMAGES)
+    key = drf_fast.noise_key(SEED, TEACHER)
     expected = np.zeros((IMAGES, 10), dtype=np.float32)
     for image in range(IMAGES):
         copies = drf_fast.noisy_repeat(
-            images.float_images([image]), 0.3, VOTES, seed=SEED,
-            image_ids=torch.tensor([image]), stream="selection",
+            images.float_images([image]), 0.3, VOTES, seed=key,
+            image_ids=torch.tensor([image]), stream="prediction",
         )  # fmt: skip
         with torch.no_grad():
             for label in network(copies).argmax(1).tolist():
