@@ -49,6 +49,7 @@ class Run:
     batch: int = 0  # of the epoch
     step: int = 0
     init_sha256: str | None = None  # hash of the file whose weights it started from
+    teacher_sha256: str | None = None  # hash of the file whose smoothed predictions it is taught
     teacher: Any = None  # of catrs, where its votes are still to be counted
     smoothed: torch.Tensor | None = None  # (N, K) float32 on the device, of catrs alone
 

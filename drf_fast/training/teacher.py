@@ -35,19 +35,25 @@ _VOTES = 2**15  # between two looks at the clock
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network, in eval mode, and its noise level in pixel units."""
+    """A trained network, in eval mode, its noise level in pixel units, the hash of its file."""
 
     network: nn.Module
     sigma: float
+    sha256: str
 
 
 def load(
-    config: TrainConfig, num_classes: int, image_shape: tuple[int, ...], device: torch.device
+    config: TrainConfig,
+    num_classes: int,
+    image_shape: tuple[int, ...],
+    device: torch.device,
+    sha256: str | None = None,
 ) -> Teacher:
-    """The network of ``--catrs-teacher``.
+    """The network of ``--catrs-teacher``; of a resumed run the one with this hash.
 
     Raises:
-        InputError: none named, not a checkpoint of ours, or one of other images or classes.
+        InputError: none named, not a checkpoint of ours, one of other images or classes, or
+            another than the run was started with.
     """
     if config.catrs_teacher is None:
         raise InputError(
@@ -64,8 +70,14 @@ def load(
             f"{tuple(image_shape)} into {num_classes} classes, as --data {config.data} has them, "
             f"got {got[0]} and {got[1]}; pass a network that was trained on them"
         )
+    if sha256 not in (None, saved["sha256"]):
+        raise InputError(
+            f"--catrs-teacher {config.catrs_teacher} is another network than the run was started "
+            f"with: expected SHA-256 {sha256}, got {saved['sha256']}; pass that one, or start anew "
+            "with --force"
+        )
     network = checkpoint.build_model(saved, path, config.arch).to(device)
-    return Teacher(network.eval(), float(saved["config"]["sigma"]))
+    return Teacher(network.eval(), float(saved["config"]["sigma"]), saved["sha256"])
 
 
 def attach(run: Run) -> None:
