@@ -21,8 +21,8 @@ if [ "$1" = one ]; then
   drf-fast train --recipe "$name" --sigma 0.5 "${flags[@]}" --max-steps 50 --certify-images 0 \
     --batch-size "$batch" --train-images "$images" \
     --out "$runs/$name" --force "$@" >"$log" 2>&1 && verdict=done || verdict=FAILED
-  tail -n 100 "$log" | { grep -E "^ *loss |drf-fast:" || tail -n 1 "$log"; } |
-    tail -n 1 | sed "s/^ */$name $verdict: /"
+  tail -n 100 "$log" | { grep -E "^epoch |drf-fast:" || tail -n 1 "$log"; } |
+    tail -n 1 | sed "s/^epoch [^:]*: //; s/^/$name $verdict: /"
   exit
 fi
 mnist=$(realpath "$1") cifar=$(realpath "$2") runs=$3

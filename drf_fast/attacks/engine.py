@@ -86,26 +86,28 @@ def run(work: Work, log: AttackLog) -> None:
     """Attack the images of this shard that ``log`` does not hold yet."""
     left = [group for group in work.groups() if not log.done.issuperset(group)]
     with Tracker("attack", sum(map(len, left)) * len(work.epsilons)) as tracker:
-        stood = [0, 0]
+        began, right = time.perf_counter(), {epsilon: [0, 0] for epsilon in work.epsilons}
         for group in left:
-            start = time.perf_counter()
-            found = []
+            start, found = time.perf_counter(), []
+            labels = work.images.labels[list(group)]
             for one in adversarial(work, group):
                 found.append(one)
-                tracker.advance(len(group), _note(one, work, stood))
+                hits = (one.clean == labels) & (one.predict == labels)
+                right[one.epsilon][0] += int(hits.sum())
+                right[one.epsilon][1] += len(group)
+                tracker.advance(len(group), _note(right, time.perf_counter() - began))
             seconds = (time.perf_counter() - start) / len(group) / len(work.epsilons)
             for at, index in enumerate(group):
-                rows = [_row(work, one, at, index, seconds) for one in found]
-                stood[0] += rows[-1].correct
-                stood[1] += 1
                 if index not in log.done:
-                    log.add(rows)
+                    log.add([_row(work, one, at, index, seconds) for one in found])
 
 
-def _note(found: Found, work: Work, stood: list[int]) -> str:
-    """Where the group is, and how many images of those before withstood the largest epsilon."""
-    share = f", {100 * stood[0] / stood[1]:.0f} % stand {work.epsilons[-1]:g}" if stood[1] else ""
-    return f"epsilon {found.epsilon:g}{share}"
+def _note(right: dict[float, list[int]], seconds: float) -> str:
+    """The accuracy under attack of the images so far, and how long each takes at one epsilon."""
+    seen = {epsilon: count for epsilon, count in right.items() if count[1]}
+    shares = "/".join(f"{100 * hits / images:.0f}" for hits, images in seen.values())
+    each = seconds / sum(images for _, images in seen.values())
+    return f"{shares} % right at {'/'.join(f'{epsilon:g}' for epsilon in seen)}, {each:.2g} s each"
 
 
 def adversarial(work: Work, group: tuple[int, ...]) -> Iterator[Found]:

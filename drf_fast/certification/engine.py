@@ -100,7 +100,7 @@ def run(work: Work, log: Sink, rank: int = 0, processes: int = 1, *, quiet: bool
                 log.append(row)
                 so_far.append(row.radius if row.predict == row.label else -1.0)
                 rate = f"{drawn / max(row.seconds, 1e-9):,.0f} samples/s"
-                tracker.advance(note=lambda rate=rate: f"{rate}, {running(so_far)}")
+                tracker.advance(note=lambda rate=rate: f"{running(so_far)}, {rate}")
 
 
 def running(radii: Sequence[float]) -> str:

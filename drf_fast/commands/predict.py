@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def run(config: PredictConfig) -> int:
     if config.out is None:
         print(lines[0])
     with Tracker("predict", len(loaded.indices)) as tracker:
+        started = time.perf_counter()
         for index in loaded.indices:
             x = images.float_images([index])[0].to(loaded.device)
             predicted = loaded.classifier.predict(
@@ -61,7 +63,11 @@ def run(config: PredictConfig) -> int:
             lines.append(f"{index}\t{label}\t{predicted}\t{int(predicted == label)}")
             if config.out is None:
                 print(lines[-1], flush=True)
-            tracker.advance()
+            done, seconds = len(lines) - 1, time.perf_counter() - started
+            tracker.advance(
+                note=f"{100 * right / done:.1f} % right, {100 * abstained / done:.1f} % abstained, "
+                f"{config.n * done / seconds:,.0f} samples/s"
+            )
     if config.out is not None:
         write_json(sidecar(config.out), _description(config, loaded))
         write_atomic(config.out, "\n".join(lines) + "\n")

@@ -30,8 +30,8 @@ def run(config: TrainConfig) -> int:
     if config.dry_run:
         with machine.same_threads():
             dry = prepare(config, run_folder(config))
-            teacher.attach(dry)
-            dry_run.show(dry, loop.batches(dry), loop.accuracy_under_noise)
+            before = teacher.rehearse(dry)
+            dry_run.show(dry, loop.batches(dry), loop.accuracy_under_noise, before)
         processes.finish()
         return 0
     folder = loop.train(config)

@@ -20,10 +20,11 @@ _KEPT_ON_RESUME = frozenset(tags.having(TrainConfig, Role.RESULT, Role.SPEED)) -
     tags.having(TrainConfig, Tag.RESUMES)
 )
 FREE_ON_RESUME = frozenset(tags.of(TrainConfig)) - _KEPT_ON_RESUME
-# What a checkpoint or a log may have recorded that did not shape the network. Of --init it is the
-# content that did, recorded by its hash, and not the path.
+# What a checkpoint or a log may have recorded that did not shape the network. Of --init and of
+# --catrs-teacher it is the content that did, recorded by its hash, and not the path.
 NOT_TRAINED = frozenset(tags.of(TrainConfig)) - frozenset(tags.having(TrainConfig, Role.RESULT)) | {
     "init",
+    "catrs_teacher",
     "method_label",
 }
 

@@ -58,7 +58,8 @@ def certified(summary: Summary, attacks: Sequence[AttackCurve]) -> Chart:
         r, mean = np.append(r, r[-1]), np.append(mean, 0.0)
         lowest, highest = np.append(lowest, lowest[-1]), np.append(highest, highest[-1])
         data += _band(i, r, lowest, highest, shape="vh")
-        data.append(_line(i, label(entry.group), r, mean, shape="vh"))
+        proved = ", certified" if attacks else ""
+        data.append(_line(i, label(entry.group) + proved, r, mean, shape="vh"))
         shares = [f"{share:.1f}" for share in entry.certified]
         body.append([label(entry.group), *shares])
     for curve_ in attacks:
@@ -163,7 +164,7 @@ def p_lower(summary: Summary) -> Chart | None:
 _TRAINING = (
     ("loss", "Loss", "Training loss of each epoch.", 1.0),
     ("test_accuracy_under_noise", "Accuracy under noise",
-     "Share of noisy test images classified right after each epoch, in %.", 100.0),
+     "Noisy test images classified right, in %.", 100.0),
     ("distance", "Distance", "Mean L2 distance of the adversarial images, in pixel units.", 1.0),
     ("lambda", "Lambda", "DRF's price of distance after each epoch.", 1.0),
 )  # fmt: skip
@@ -247,7 +248,7 @@ def _layout(
         "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
         "hovermode": "x unified",
         "hoverdistance": -1,
-        "legend": {"orientation": "h", "y": -0.2},
+        "legend": {"orientation": "h", "y": -0.2, "traceorder": "normal"},
         "xaxis": {"title": {"text": x}, "rangemode": "tozero", **(xaxis or {})},
         "yaxis": {"title": {"text": y}, **(yaxis or {})},
     }

@@ -38,11 +38,11 @@ def draw_cards(cards: Sequence[Card], title: str, path: Path) -> None:
             _image(axes, picture)
         row[0].set_ylabel(_about(card), rotation=0, ha="right", va="center", fontsize=7.5)
         row[2].set_xlabel(
-            f"{card.class_name(card.attacked)} at {card.distance:.2f}",
+            f"{card.class_name(card.attacked)}, L2 {card.distance:.2f}",
             fontsize=7.5,
             fontweight="bold" if card.broken else "normal",
         )
-        row[3].set_xlabel(f"x {scale:.1f}", fontsize=7.5)
+        row[3].set_xlabel(f"\N{MULTIPLICATION SIGN} {scale:.1f}", fontsize=7.5)
         _votes(row[4], card)
     style.heading(drawn, title)
     style.save(drawn, path)
@@ -98,14 +98,15 @@ def _image(axes: Axes, picture: np.ndarray) -> None:
 def _votes(axes: Axes, card: Card) -> None:
     """The classes with most votes, on top those of the image, below those of the adversarial."""
     most = np.argsort(-np.maximum(card.votes, card.attacked_votes), kind="stable")[:_BARS]
+    most = [int(k) for k in most if card.votes[k] + card.attacked_votes[k] > 0]
     at = np.arange(len(most))
     style_of = (("image", card.votes, -0.2, "0.35", ""), ("attacked", card.attacked_votes, 0.2,
                 "white", "////"))  # fmt: skip
     for label, votes, shift, colour, hatch in style_of:
         axes.barh(at + shift, 100 * votes[most], 0.38, color=colour, edgecolor="0.35", hatch=hatch,
                   linewidth=0.6, label=label)  # fmt: skip
-    axes.set_yticks(at, [card.class_name(int(k))[:12] for k in most], fontsize=7)
-    axes.invert_yaxis()
+    axes.set_yticks(at, [card.class_name(k)[:12] for k in most], fontsize=7)
+    axes.set_ylim(_BARS - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xticks([0, 50, 100], ["0", "50", "100 %"], fontsize=6.5)
     axes.spines[["top", "right"]].set_visible(False)

@@ -97,6 +97,7 @@ def write(
     )
     text = environment.get_template("page.html.j2").render(
         title=_title(summary),
+        figures=figures(summary, attacks),
         words=[words(entry, summary, attacks) for entry in summary.groups],
         warnings=warnings,
         charts=[chart for chart in shown if chart is not None],
@@ -110,6 +111,27 @@ def write(
         version=__version__,
     )
     write_atomic(path, text)
+
+
+def figures(summary: Summary, attacks: Sequence[AttackCurve]) -> list[tuple[str, str]]:
+    """The numbers to remember of a report on one group, and what each is; none of several."""
+    if len(summary.groups) != 1:
+        return []
+    (entry,) = summary.groups
+    radius = _telling_radius(entry, summary)
+    share = entry.certified[summary.radii.index(radius)]
+    found = [
+        (f"{entry.acr_mean:.3f}", "average certified radius"),
+        (f"{share:.1f} %", f"certified right within {radius:g}" if radius else "certified right"),
+    ]
+    if attacks:
+        found.append(
+            (
+                f"{attacks[0].correct[-1]:.1f} %",
+                f"right under attack within {attacks[0].epsilon[-1]:g}",
+            )
+        )
+    return [*found, (f"{entry.abstained:.1f} %", "abstentions")]
 
 
 def words(entry: GroupSummary, summary: Summary, attacks: Sequence[AttackCurve]) -> str:

@@ -22,7 +22,7 @@ from drf_fast.errors import InputError
 # What lies beside logs as a matter of course, and is not worth a word.
 _NEVER_LOGS = {
     ".json", ".jsonl", ".pt", ".pth", ".ckpt", ".safetensors", ".tar", ".gz", ".png", ".pdf",
-    ".svg", ".toml", ".yaml", ".yml", ".py", ".sh", ".md",
+    ".svg", ".html", ".toml", ".yaml", ".yml", ".py", ".sh", ".md",
 }  # fmt: skip
 _MOST_NAMED = 5
 

@@ -8,16 +8,10 @@ from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _PLAIN_SECONDS, _BAR_SECONDS = 10.0, 0.5
+_WIDE = 110  # letters of a line that has room for a bar beside the figures
 
 
 def say(message: str) -> None:
@@ -33,29 +27,40 @@ def duration(seconds: float) -> str:
 
 
 class Tracker:
-    """Counts ``total`` steps under ``label``; a context manager. A quiet one only counts.
+    """Counts to ``total`` under ``label``; a context manager. A quiet one only counts.
 
-    ``advance`` takes the number of steps done and a short text (loss, rate) shown beside them, or
-    what makes it: called only where it is shown, twice a second at most, since to read a number
-    may be to wait for a GPU. The bar of a ``passing`` one leaves the terminal at its end.
+    On a terminal it is one line: steps done, time left (when done: time taken) and a note. Lines
+    that are said meanwhile scroll above it.
+
+    ``advance`` takes the number of steps done and a short text (figures, rate) shown beside them,
+    or what makes it: called only where it is shown, twice a second at most, since to read a number
+    may be to wait for a GPU.
+
+    Args:
+        label: what is counted.
+        total: steps.
+        quiet: whether to show nothing.
+        done: steps that an earlier call had done.
     """
 
-    def __init__(self, label: str, total: int, quiet: bool = False, passing: bool = False) -> None:
-        self._label, self._total, self._done, self._quiet = label, total, 0, quiet
+    def __init__(self, label: str, total: int, quiet: bool = False, done: int = 0) -> None:
+        self._label, self._total, self._quiet = label, total, quiet
+        self._done = self._before = done
         self._started = self._printed = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty() and not quiet:
+            console = Console(stderr=True)
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                *([BarColumn(20)] if console.width >= _WIDE else []),
                 MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(compact=True, elapsed_when_finished=True),
                 TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
-                transient=passing,
+                console=console,
+                # What is printed meanwhile scrolls above the line, unless it goes to a file.
+                redirect_stdout=sys.stdout.isatty(),
             )
-            self._task = self._bar.add_task(label, total=total, note="")
+            self._task = self._bar.add_task(label, total=total, completed=done, note="")
 
     def __enter__(self) -> Tracker:
         if self._bar is not None:
@@ -70,7 +75,7 @@ class Tracker:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and self._done and not self._quiet:
+        elif kind is None and self._done > self._before and not self._quiet:
             seconds = time.monotonic() - self._started
             say(f"{self._label}: {self._done}/{self._total} done in {seconds:.1f} s")
 
@@ -87,5 +92,7 @@ class Tracker:
         if now - self._printed >= _PLAIN_SECONDS and not self._quiet:
             self._printed = now
             note = note if isinstance(note, str) else note()
-            left = (now - self._started) / self._done * (self._total - self._done)
-            say(f"{self._label}: {self._done}/{self._total}, {left:.0f} s left {note}".rstrip())
+            each = (now - self._started) / (self._done - self._before)
+            left = duration(each * (self._total - self._done))
+            text = f"{self._label}: {self._done}/{self._total}, {left} left"
+            say(f"{text}, {note}" if note else text)

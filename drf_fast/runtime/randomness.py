@@ -13,6 +13,7 @@ STREAMS = tuple(STREAM_WORDS)
 
 # Steps of ``noise_key`` that training's noise, which counts steps from 0, never takes.
 ATTACK = 2**62  # the key of all that ``drf-fast attack`` draws, so no certificate shares its noise
+TEACHER = 2**62 + 1  # the key of the votes that are a training target
 INITIAL_WEIGHTS = 2**63
 # And all above: one for each step and process. Dropout, random crops, whatever a network draws.
 FIRST_NETWORK_STEP = 2**63 + 1

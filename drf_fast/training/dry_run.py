@@ -24,8 +24,13 @@ _SECONDS, _MOST = 3.0, 20  # of measured steps
 _NOT_SETTINGS = frozenset(tags.having(TrainConfig, Role.SOURCE, Role.CALL))
 
 
-def show(run: Run, batches: Iterator[Batch], evaluate: Callable[[Run], float]) -> None:
-    """Measure a few steps of ``run``, which is used up, and print what was asked for."""
+def show(
+    run: Run, batches: Iterator[Batch], evaluate: Callable[[Run], float], before: float = 0.0
+) -> None:
+    """Measure a few steps of ``run``, which is used up, and print what was asked for.
+
+    ``before`` are the seconds that pass before the first step.
+    """
     config = run.config
     steps = steps_of_an_epoch(config, len(run.train_set), processes.count())
     done = run.epoch * steps + run.batch
@@ -38,16 +43,18 @@ def show(run: Run, batches: Iterator[Batch], evaluate: Callable[[Run], float]) -
     test = time.perf_counter() - started
     if processes.rank() > 0:
         return
-    total = max(0, left) * step + (config.epochs - run.epoch) * test
+    total = before + max(0, left) * step + (config.epochs - run.epoch) * test
     settings = {key: value for key, value in to_dict(config).items() if key not in _NOT_SETTINGS}
     predicted = {"steps": left, "seconds_per_step": step, "seconds": total}
     if config.json:
         print(json.dumps({"settings": settings, "predicted": predicted}, indent=2))
         return
     print("\n".join(_toml(key, value) for key, value in settings.items() if value is not None))
+    votes = f"{_duration(before)} of smoothed predictions, " if before else ""
     print(
-        f"\n# predicted: {left:,} steps of {1000 * step:.0f} ms and {config.epochs - run.epoch} "
-        f"tests of {test:.1f} s on {run.device} make {_duration(total)}, certificates excepted"
+        f"\n# predicted: {votes}{left:,} steps of {1000 * step:.0f} ms and "
+        f"{config.epochs - run.epoch} tests of {test:.1f} s on {run.device} make "
+        f"{_duration(total)}, certificates excepted"
     )
 
 

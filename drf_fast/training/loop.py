@@ -29,7 +29,7 @@ from drf_fast.functional import noise_key, noisy_repeat
 from drf_fast.runtime import machine, processes, signals
 from drf_fast.runtime.files import locked, new_folder
 from drf_fast.runtime.logits import logits_of
-from drf_fast.runtime.progress import Tracker, duration
+from drf_fast.runtime.progress import Tracker
 from drf_fast.training import schedule, state, teacher
 from drf_fast.training.methods.common import Batch
 from drf_fast.training.metrics import Metrics
@@ -89,11 +89,15 @@ def train(config: TrainConfig) -> Path:
                 _remove_run(folder)
             _remove_unfinished(folder)
             state.record(run)
-            log = held.enter_context(contextlib.closing(Metrics(folder, run.epoch)))
+            log = Metrics(folder, run.epoch, config.epochs)
+            held.enter_context(contextlib.closing(log))
         teacher.attach(run)
         held.enter_context(signals.held_back())
+        steps = config.epochs * steps_of_an_epoch(config, len(run.train_set), processes.count())
+        total = steps if config.max_steps is None else min(steps, config.max_steps)
+        tracker = held.enter_context(Tracker("train", total, quiet=not first, done=run.step))
         while run.epoch < config.epochs and not _finished(run):
-            _train_epoch(run)
+            _train_epoch(run, tracker)
             if run.batch:  # --max-steps ended within the epoch
                 state.save(run)
                 break
@@ -109,7 +113,7 @@ def train(config: TrainConfig) -> Path:
     return folder
 
 
-def _train_epoch(run: Run) -> None:
+def _train_epoch(run: Run, tracker: Tracker) -> None:
     """The batches of one epoch, or what is left of it; sums stay on the device."""
     config = run.config
     options = schedule.options(config, run.epoch)
@@ -119,42 +123,38 @@ def _train_epoch(run: Run) -> None:
         run.ball.epsilon = schedule.epsilon(config, run.epoch)
     run.model.train()
     steps = steps_of_an_epoch(config, len(run.train_set), processes.count())
-    label, left = f"epoch {run.epoch + 1}/{config.epochs}", steps - run.batch
-    quiet = processes.rank() > 0
-    with Tracker(label, left, quiet=quiet, passing=True) as tracker:
-        began = time.perf_counter()
-        for batch in batches(run):
-            one_step(run, batch, options)
-            ended = time.perf_counter()
-            run.totals.seconds += ended - began
-            began = ended
-            tracker.advance(note=lambda: _running(run, steps))
-            if run.batch == steps:
-                break
-            _stop_if_asked(run)
-            if _finished(run):
-                return
-            if config.save_every and run.step % config.save_every == 0:
-                state.save(run)
-        if run.device.type == "cuda":  # the launches are ahead of the work
-            torch.cuda.synchronize(run.device)
-            run.totals.seconds += time.perf_counter() - began
+    began = time.perf_counter()
+    for batch in batches(run):
+        one_step(run, batch, options)
+        ended = time.perf_counter()
+        run.totals.seconds += ended - began
+        began = ended
+        tracker.advance(note=lambda: _running(run))
+        if run.batch == steps:
+            break
+        _stop_if_asked(run)
+        if _finished(run):
+            return
+        if config.save_every and run.step % config.save_every == 0:
+            state.save(run)
+    if run.device.type == "cuda":  # the launches are ahead of the work
+        torch.cuda.synchronize(run.device)
+        run.totals.seconds += time.perf_counter() - began
     run.batch = 0
     if isinstance(run.ball, SoftBall):
         run.ball.end_epoch()
 
 
-def _running(run: Run, steps: int) -> str:
-    """The epoch so far, and how long the epochs after it will take; waits for the device."""
+def _running(run: Run) -> str:
+    """The figures of the epoch so far; waits for the device."""
     images, seconds = max(1, run.totals.images), max(run.totals.seconds, 1e-9)
     loss, hits, distance = (value / images for value in run.totals.sums.tolist())
-    text = f"{images / seconds:,.0f} images/s, loss {loss:.3f}, {100 * hits:.1f} % under noise"
+    text = f"loss {loss:.3f}, {100 * hits:.1f} % under noise"
     if uses_adversary(run.config):
         text += f", distance {distance:.2f}"
     if isinstance(run.ball, SoftBall):
-        text += f", lambda {float(run.ball.lam):.3f}"
-    after = run.config.epochs - run.epoch - 1
-    return text + (f"; {duration(after * steps * seconds / run.batch)} after it" if after else "")
+        text += f", lambda {float(run.ball.lam):.2f}"
+    return f"{text}, {images / seconds:,.0f} images/s"
 
 
 def _stop_if_asked(run: Run, saved: bool = False) -> None:

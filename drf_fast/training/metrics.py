@@ -33,10 +33,16 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 class Metrics:
-    """One JSON line per epoch in metrics.jsonl, and the same as TensorBoard events."""
+    """One JSON line per epoch in metrics.jsonl, and the same as TensorBoard events.
 
-    def __init__(self, folder: Path, epochs_done: int) -> None:
-        self._path = folder / _FILE_NAME
+    Args:
+        folder: of the run.
+        epochs_done: how many epochs the run has saved.
+        epochs: how many it will have.
+    """
+
+    def __init__(self, folder: Path, epochs_done: int, epochs: int) -> None:
+        self._path, self._epochs = folder / _FILE_NAME, epochs
         # An epoch that was logged but not saved is trained again.
         kept = [row for row in read_metrics(folder) if row["epoch"] <= epochs_done]
         write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -48,8 +54,8 @@ class Metrics:
             file.flush()
             os.fsync(file.fileno())  # the checkpoint that follows claims this line
         self._events.write(metrics["epoch"], {k: v for k, v in metrics.items() if k != "epoch"})
-        text = f"  loss {metrics['loss']:.4f}, test accuracy under noise "
-        text += f"{100 * metrics['test_accuracy_under_noise']:.1f} %"
+        text = f"epoch {metrics['epoch']}/{self._epochs}: loss {metrics['loss']:.4f}, "
+        text += f"test accuracy under noise {100 * metrics['test_accuracy_under_noise']:.1f} %"
         if "distance" in metrics:
             text += f", distance {metrics['distance']:.3f}"
         if "lambda" in metrics:

@@ -100,8 +100,11 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     if saved:
         state.restore(run, saved)
     kept = processes.broadcast(bool(saved) and (folder / teacher.FILE_NAME).exists())
+    taught = saved["config"].get("teacher_sha256") if saved else None
     if config.method == "catrs" and not kept:
-        run.teacher = teacher.load(config, train_set.num_classes, shape, device)
+        run.teacher = teacher.load(config, train_set.num_classes, shape, device, taught)
+        taught = run.teacher.sha256
+    run.teacher_sha256 = taught
     several = f", {processes.count()} processes" if processes.count() > 1 else ""
     announce(
         f"training {config.arch} with {method_label(config)} at sigma {config.sigma:g} on "

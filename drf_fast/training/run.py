@@ -51,6 +51,7 @@ class Run:
     init_sha256: str | None = None  # hash of the file whose weights it started from
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)  # forms that failed, and how
     recorded: dict[str, str] | None = None  # of these, what config.json says
+    teacher_sha256: str | None = None  # hash of the file whose smoothed predictions it is taught
     teacher: Any = None  # of catrs, where its votes are still to be counted
     smoothed: torch.Tensor | None = None  # (N, K) float32 on the device, of catrs alone
 

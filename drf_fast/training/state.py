@@ -19,11 +19,11 @@ from drf_fast.training.run import Run, Totals, announce
 
 def description(run: Run) -> dict[str, Any]:
     """The settings as they are recorded with the network."""
-    started = {} if run.init_sha256 is None else {"init_sha256": run.init_sha256}
+    files = {"init_sha256": run.init_sha256, "teacher_sha256": run.teacher_sha256}
     left_out = {"left_out": dict(run.left_out)} if run.left_out else {}
     return {
         **to_dict(run.config),
-        **started,
+        **{name: digest for name, digest in files.items() if digest is not None},
         **left_out,
         "method_label": method_label(run.config),
         "fingerprint": run.train_set.fingerprint,

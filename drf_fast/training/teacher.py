@@ -7,6 +7,8 @@ so a resumed run goes on with the same numbers and needs the network no more.
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,35 +17,43 @@ import torch
 from torch import nn
 
 from drf_fast import data
+from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config.options import TrainConfig
 from drf_fast.errors import InputError
-from drf_fast.functional import noisy_repeat, vote
+from drf_fast.functional import noise_key
 from drf_fast.runtime import processes
 from drf_fast.runtime.files import atomic_file
-from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.progress import Tracker
+from drf_fast.runtime.randomness import TEACHER
 from drf_fast.training.run import Run
 
 FILE_NAME = "smoothed.npy"
-_IMAGES, _COPIES = 64, 16  # of a forward pass
+_ROWS, _PIXELS = {"cpu": 512, "cuda": 8192}, 2**26  # of a forward pass, at most
+_VOTES = 2**15  # between two looks at the clock
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network, in eval mode, and its noise level in pixel units."""
+    """A trained network, in eval mode, its noise level in pixel units, the hash of its file."""
 
     network: nn.Module
     sigma: float
+    sha256: str
 
 
 def load(
-    config: TrainConfig, num_classes: int, image_shape: tuple[int, ...], device: torch.device
+    config: TrainConfig,
+    num_classes: int,
+    image_shape: tuple[int, ...],
+    device: torch.device,
+    sha256: str | None = None,
 ) -> Teacher:
-    """The network of ``--catrs-teacher``.
+    """The network of ``--catrs-teacher``; of a resumed run the one with this hash.
 
     Raises:
-        InputError: none named, not a checkpoint of ours, or one of other images or classes.
+        InputError: none named, not a checkpoint of ours, one of other images or classes, or
+            another than the run was started with.
     """
     if config.catrs_teacher is None:
         raise InputError(
@@ -60,14 +70,18 @@ def load(
             f"{tuple(image_shape)} into {num_classes} classes, as --data {config.data} has them, "
             f"got {got[0]} and {got[1]}; pass a network that was trained on them"
         )
+    if sha256 not in (None, saved["sha256"]):
+        raise InputError(
+            f"--catrs-teacher {config.catrs_teacher} is another network than the run was started "
+            f"with: expected SHA-256 {sha256}, got {saved['sha256']}; pass that one, or start anew "
+            "with --force"
+        )
     network = checkpoint.build_model(saved, path, config.arch).to(device)
-    return Teacher(network.eval(), float(saved["config"]["sigma"]))
+    return Teacher(network.eval(), float(saved["config"]["sigma"]), saved["sha256"])
 
 
 def attach(run: Run) -> None:
     """Give ``run`` its smoothed predictions, counted or, without a teacher, from its folder.
-
-    A dry run counts one copy of each image and writes nothing.
 
     Raises:
         InputError: the file in the folder is damaged or cannot be written.
@@ -82,39 +96,59 @@ def attach(run: Run) -> None:
             run.smoothed.copy_(torch.from_numpy(_read(path, shape)))
         processes.all_reduce_sum(run.smoothed)
         return
-    copies = 1 if run.config.dry_run else run.config.catrs_n
-    run.smoothed = _votes(run, run.teacher, copies).div(copies).float()
-    if not run.config.dry_run and processes.rank() == 0:
+    run.smoothed = _votes(run, run.teacher).div(run.config.catrs_n).float()
+    if processes.rank() == 0:
         with atomic_file(path) as file:
             np.save(file, run.smoothed.cpu().numpy(), allow_pickle=False)
 
 
-@torch.no_grad()
-def _votes(run: Run, teacher: Teacher, copies: int) -> torch.Tensor:
-    """(N, K) int64: the classes of ``copies`` noisy copies of each training image."""
+def rehearse(run: Run) -> float:
+    """Give ``run`` predictions to measure with, and return the seconds that counting would take."""
+    if run.config.method != "catrs":
+        return 0.0
+    shape = len(run.train_set), run.train_set.num_classes
+    run.smoothed = torch.full(shape, 1 / shape[1], device=run.device)
+    if run.teacher is None:
+        return 0.0
+    smoothed = _smoothed(run, run.teacher)
+    x = run.train_set.float_images([0]).to(run.device)
+    rate = smoothed.rate(x, smoothed.batch_size(x)) * processes.count()
+    return shape[0] * run.config.catrs_n / rate
+
+
+def _smoothed(run: Run, teacher: Teacher) -> SmoothedClassifier:
+    """The smoothed teacher.
+
+    Form and rows of its forward passes are not measured here: a run of the same settings has to
+    count the same votes.
+    """
+    rows = min(_ROWS[run.device.type], _PIXELS // math.prod(run.train_set.image_shape))
+    return SmoothedClassifier(
+        teacher.network,
+        run.train_set.num_classes,
+        teacher.sigma,
+        memory_format=run.config.memory_format,
+        batch_size=max(1, rows),
+        seed=noise_key(run.config.seed, TEACHER),
+    )
+
+
+def _votes(run: Run, teacher: Teacher) -> torch.Tensor:
+    """(N, K) int64: the classes of noisy copies of each training image."""
+    copies, smoothed = run.config.catrs_n, _smoothed(run, teacher)
     shape = len(run.train_set), run.train_set.num_classes
     votes = torch.zeros(shape, dtype=torch.int64, device=run.device)
-    parts = data.batches(run.train_set, _IMAGES, shuffle_seed=None, epoch=0)
-    quiet = processes.rank() > 0
-    with Tracker("smoothed predictions", shape[0], quiet=quiet, passing=True) as tracker:
+    together = min(_VOTES // copies, _PIXELS // math.prod(run.train_set.image_shape))
+    parts = data.batches(run.train_set, max(1, together), shuffle_seed=None, epoch=0)
+    with Tracker("smoothed predictions", shape[0], quiet=processes.rank() > 0) as tracker:
+        started, done = time.perf_counter(), 0
         for number, (x, _, ids) in enumerate(parts):
             if number % processes.count() == processes.rank():
                 x, ids = x.to(run.device), ids.to(run.device)
-                counts = torch.zeros(len(ids), shape[1], dtype=torch.int64, device=run.device)
-                for first in range(0, copies, _COPIES):
-                    noisy = noisy_repeat(
-                        x,
-                        teacher.sigma,
-                        min(_COPIES, copies - first),
-                        seed=run.config.seed,
-                        image_ids=ids,
-                        sample_offset=first,
-                        stream="selection",  # training's noise is of another stream
-                    )
-                    vote(logits_of(teacher.network(noisy)), counts)
-                    processes.beat()
-                votes[ids] = counts
-            tracker.advance(len(ids))
+                votes[ids] = smoothed.votes(x, copies, image_ids=ids).to(run.device)
+            done += len(ids)
+            rate = done * copies / (time.perf_counter() - started)
+            tracker.advance(len(ids), f"{rate:,.0f} samples/s")
     processes.all_reduce_sum(votes)
     return votes
 

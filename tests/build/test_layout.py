@@ -31,7 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     | {"backends", "top"},  # drf_fast itself, as a user has it: what they test is the public API
     "report": BELOW | {"attacks", "certification", "face"},
     "attacks": BELOW | {"certification", "data", "face"},
-    "training": BELOW | {"checkpoints", "models", "data", "face", "ops", "backends"},
+    "training": BELOW
+    | {"certification", "checkpoints", "models", "data", "face", "ops", "backends"},
     "certification": BELOW | {"checkpoints", "models", "data", "face", "ops", "backends"},
     "checkpoints": BELOW | {"models", "data", "face"},
     "models": BELOW | {"face", "ops"},

@@ -71,7 +71,7 @@ SETS = {
     "not trained": (  # cuda_graph was missing
         training.NOT_TRAINED,
         f"{CALL} recipe config data_dir out max_steps device certify_images certify_n method_label "
-        "memory_format threads accumulate save_every cuda_graph init timeout",
+        "memory_format threads accumulate save_every cuda_graph init catrs_teacher timeout",
     ),
     "not in a dry run's TOML": (dry_run._NOT_SETTINGS, f"recipe config {CALL}"),
     # resume too: what resumes says so itself

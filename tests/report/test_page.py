@@ -13,7 +13,9 @@ from drf_fast.certification.log import read_log
 from drf_fast.commands.cli import main
 from drf_fast.errors import InputError
 from drf_fast.report import charts, page
+from drf_fast.report.attacks import curves_of
 from drf_fast.report.plot import curve
+from drf_fast.report.sources import read_all
 from drf_fast.report.summary import certified_accuracy, summarize
 
 
@@ -77,6 +79,29 @@ def test_words_say_the_largest_radius_that_half_of_the_images_keep(page_run):
     said = page.words(entry, summary, ())
     kept = [r for r, share in zip(summary.radii, entry.certified, strict=True) if share >= 50]
     assert f"less than {max(kept):g} (L2" in said and f"is {entry.acr_mean:.3f}." in said
+
+
+def test_the_numbers_to_remember_are_those_of_the_words_and_the_report(page_run, tmp_path):
+    found = read_all([page_run])
+    summary = summarize(found.logs, paper=False)
+    attacks, _ = curves_of(summary, found.attacks)
+    entry = summary.groups[0]
+    shown = dict((name, value) for value, name in page.figures(summary, attacks))
+    assert shown["average certified radius"] == f"{entry.acr_mean:.3f}"
+    assert shown["right under attack within 1.5"] == f"{attacks[0].correct[-1]:.1f} %"
+    assert shown["abstentions"] == f"{entry.abstained:.1f} %" and len(shown) == 4
+    said = page.words(entry, summary, attacks)
+    assert all(value in said for value in shown.values())
+    for suffix in (".tsv", ".json"):
+        shutil.copy(page_run / f"certificates{suffix}", tmp_path / f"other{suffix}")
+    both = [*found.logs, *read_all([f"other={tmp_path / 'other.tsv'}"]).logs]
+    assert page.figures(summarize(both, paper=False), ()) == []  # the table compares them
+
+
+def test_a_page_in_a_run_folder_is_not_worth_a_word(page_run, written_page, tmp_path):
+    shutil.copytree(page_run, tmp_path / "run")
+    shutil.copy(written_page, tmp_path / "run" / "page.html")
+    assert read_all([tmp_path / "run"]).warnings() == []
 
 
 def test_a_missing_package_is_one_sentence(page_run, tmp_path, monkeypatch, capsys):

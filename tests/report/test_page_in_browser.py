@@ -126,13 +126,27 @@ def test_dark_pages_have_light_text(shown):
         {"features": [{"name": "prefers-color-scheme", "value": "dark"}]},
     )
     dark = colours()
+    script = "return getComputedStyle(document.querySelector('.chart .scatterlayer')).filter"
+    lines = shown.execute_script(script)
     shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert lines.startswith("brightness") and shown.execute_script(script) == "none"
 
     def level(colour: str) -> int:
         return sum(int(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3])
 
     assert level(light[0]) < 300 < level(light[1]) and level(dark[0]) > 450 > level(dark[1])
     assert level(light[2]) < 300 and level(dark[2]) > 450  # the charts follow
+
+
+def test_on_paper_the_settings_are_open(shown):
+    script = (
+        "const part = document.querySelector('#settings details'), seen = [part.open];"
+        "for (const name of ['beforeprint', 'afterprint']) {"
+        "  dispatchEvent(new Event(name)); seen.push(part.open);"
+        "}"
+        "return seen;"
+    )
+    assert shown.execute_script(script) == [False, True, False]
 
 
 def test_it_prints(shown):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import drf_fast
 from drf_fast import data
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
+from drf_fast.config.training import trained
+from drf_fast.runtime.randomness import TEACHER
 
 pytestmark = pytest.mark.slow
 IMAGES, VOTES, SEED = 70, 20, 3  # more than one batch of images, more than one pass of copies
@@ -52,11 +55,12 @@ def test_the_votes_are_those_of_the_network_at_its_own_noise_level(whole, teache
     path = teacher / checkpoint.FILE_NAME
     network = checkpoint.build_model(checkpoint.load(path), path).eval()
     images = data.load("mnist-mini", "train", limit=IMAGES)
+    key = drf_fast.noise_key(SEED, TEACHER)
     expected = np.zeros((IMAGES, 10), dtype=np.float32)
     for image in range(IMAGES):
         copies = drf_fast.noisy_repeat(
-            images.float_images([image]), 0.3, VOTES, seed=SEED,
-            image_ids=torch.tensor([image]), stream="selection",
+            images.float_images([image]), 0.3, VOTES, seed=key,
+            image_ids=torch.tensor([image]), stream="prediction",
         )  # fmt: skip
         with torch.no_grad():
             for label in network(copies).argmax(1).tolist():
@@ -78,6 +82,9 @@ def test_a_resumed_run_is_the_whole_run_and_needs_no_teacher(whole, teacher, tmp
     assert all(torch.equal(got["model"][key], value) for key, value in expected["model"].items())
     assert torch.equal(got["ball"]["lam"], expected["ball"]["lam"])
     assert float(expected["ball"]["lam"]) != 1.0
+    digest = checkpoint.sha256(teacher / checkpoint.FILE_NAME)
+    assert got["config"]["teacher_sha256"] == expected["config"]["teacher_sha256"] == digest
+    assert "catrs_teacher" not in trained(got["config"])  # where it lay did not shape the network
 
 
 def test_a_step_in_parts_is_the_whole_step(whole, teacher, tmp_path):
@@ -92,9 +99,16 @@ def test_the_target_matters(whole, teacher, tmp_path):
     assert not all(torch.allclose(got[key], expected[key], atol=1e-5) for key in expected)
 
 
-def test_a_dry_run_counts_one_vote_and_writes_nothing(teacher, tmp_path, capsys):
+def test_a_dry_run_says_what_counting_takes_and_writes_nothing(teacher, tmp_path, capsys):
+    seconds = []
+    for votes in ("20", "2000000"):
+        assert train(tmp_path / "run", teacher, "--dry-run", "--json", "--catrs-n", votes) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["settings"]["catrs_n"] == int(votes)
+        seconds.append(shown["predicted"]["seconds"])
+    assert seconds[1] > 100 * seconds[0]
     assert train(tmp_path / "run", teacher, "--dry-run") == 0
-    assert "catrs_n = 20" in capsys.readouterr().out
+    assert " of smoothed predictions, " in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
@@ -113,6 +127,19 @@ def test_a_damaged_file_is_named(whole, teacher, tmp_path, capsys):
         assert train(folder, teacher, "--resume") == 0
         kept = (folder / "smoothed.npy").read_bytes()
         assert kept == (whole / "smoothed.npy").read_bytes()
+
+
+def test_another_teacher_does_not_count_for_a_resumed_run(whole, teacher, tmp_path, capsys):
+    folder, other = tmp_path / "run", tmp_path / "teacher"
+    shutil.copytree(whole, folder)
+    (folder / "smoothed.npy").unlink()
+    saved = checkpoint.load(folder / checkpoint.FILE_NAME)
+    other.mkdir()
+    checkpoint.save(other / checkpoint.FILE_NAME, {**state(teacher), "epoch": 7})
+    config = {**saved["config"], "catrs_teacher": str(other)}
+    checkpoint.save(folder / checkpoint.FILE_NAME, {**saved, "config": config})
+    assert train(folder, other, "--resume") == 2
+    assert "is another network than the run was started with" in capsys.readouterr().err
 
 
 def test_a_run_without_a_fitting_teacher_is_refused(teacher, tmp_path, capsys):
