@@ -1,8 +1,9 @@
 """Kernels as PTX, executed: the instrument finds its faults, and a part of the kernel tests passes.
 
-All of them, by command, with the installed Triton or with another one, unpacked into a folder:
+All of them, by command, with the installed Triton, or with several, each fetched into a folder:
 
-    DRF_FAST_TEST_KERNELS=ptx [PYTHONPATH=folder] pytest -n 2 tests/kernels
+    DRF_FAST_TEST_KERNELS=ptx pytest -n 2 tests/kernels
+    python tests/instruments/ptx_versions.py FOLDER 3.2.0 3.6.0 3.9.0 -- -n 2
 """
 
 from __future__ import annotations
