@@ -43,7 +43,8 @@ def ascended(
     # In float64: where the network is sure, norms get so small that 1/norm overflows float32.
     moved = x_adv + (total.to(tl.float64) * scale).to(total.dtype)
     # Hard and excess measure the length of what the box has left, the others the step itself.
-    if CLAMP and (BALL == "none" or BALL == "hard" or BALL == "excess"):
+    # (Parentheses for Triton 3.2, which takes no chain of "or".)
+    if CLAMP and (BALL == "none" or (BALL == "hard" or BALL == "excess")):
         moved = clamped(moved, LOW, HIGH)
     return moved
 

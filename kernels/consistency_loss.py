@@ -93,7 +93,7 @@ def consistency_loss_kernel(
         peak, rest, label_logit = passing_row_sums(rows, classes, label, real, CHUNKS, LANES)
     log_p, total = log_label_probability(peak, rest, label_logit)
     valid = all_valid(total, real, target_label, classes)
-    per_sample = tl.full((), 1.0, total.dtype) / samples
+    per_sample = quotient(1.0, tl.full((), 1.0, total.dtype) * samples)
     cross_entropy = -tl.sum(tl.where(real, log_p, 0.0), axis=1) * per_sample
     base = finite_or_0(peak)
     share = tl.where(real, quotient(1.0, total), 0.0)  # of e^(z - peak) in the probability

@@ -112,7 +112,7 @@ def macer_loss_kernel(
     # 1 - Fbar^y, made of the other classes, has the digits where Fbar^y is nearly 1.
     mean_p = tl.where(missing_p < 0.5, 1.0 - missing_p, mean_p) + 1e-10
 
-    q_share = tl.where(real, 1.0 / q_total.to(total.dtype), 0.0).to(tl.float64)
+    q_share = tl.where(real, quotient(1.0, q_total.to(total.dtype)), 0.0).to(tl.float64)
     if RESIDENT:
         q = _scaled_exp(z, base, beta_value) * over_classes(q_share)
         sum1, first, _at_first, sum2, second, at_second, others = _two_largest(q, LANES)

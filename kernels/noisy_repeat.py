@@ -41,9 +41,12 @@ def like_loaded(index, loaded):
     image. So the arange is made to depend on what was loaded, by a zero that is only seen to be
     one after the layouts are settled: two shifts that together shift every bit out.
     """
-    half: tl.constexpr = loaded.dtype.primitive_bitwidth // 2
-    bits = loaded.to(tl.uint32 if half == 16 else tl.uint64, bitcast=True)
-    return index + ((bits >> half) >> half).to(tl.int32)
+    dtype: tl.constexpr = loaded.dtype
+    if dtype == tl.float64:
+        zero = (loaded.to(tl.uint64, bitcast=True) >> 32) >> 32
+    else:
+        zero = (loaded.to(tl.uint32, bitcast=True) >> 16) >> 16
+    return index + zero.to(tl.int32)
 
 
 @triton.jit

@@ -1,8 +1,9 @@
 """Kernels as PTX, executed: the instrument finds its faults, and a part of the kernel tests passes.
 
-All of them, by command, with the installed Triton or with another one, unpacked into a folder:
+All of them, by command, with the installed Triton, or with several, each fetched into a folder:
 
-    DRF_FAST_TEST_KERNELS=ptx [PYTHONPATH=folder] pytest -n 2 tests/kernels
+    DRF_FAST_TEST_KERNELS=ptx pytest -n 2 tests/kernels
+    python tests/instruments/ptx_versions.py FOLDER 3.2.0 3.6.0 3.9.0 -- -n 2
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ LANE = np.arange(32, dtype=np.uint32)
         ("bfi.b32 %r9, %r1, 255, 2, 3;", 255 & ~28 | (LANE & 7) << 2),
         # Byte 0 of the lane; byte 0 and 1, then 3 of 0x11223344 (numbers 4 and 5, 7).
         ("prmt.b32 %r9, %r1, 0x11223344, 0x7540U;", 0x11334400 | LANE),
+        ("prmt.b32 %r9, %r1, %r19, 0x3210U;", LANE),  # anything, of which no byte is chosen
+        ("mov.u32 %r9, %r19;", np.full(32, 0xABABABAB)),
         ("lop3.b32 %r9, %r1, 12, 10, 0xE8;", LANE & 12 | LANE & 10 | 12 & 10),
         ("mov.b32 {%rs1, %rs2}, %r1; mov.b32 %r9, {%rs2, %rs1};", LANE << 16),
         ("add.s16x2 %r9, %r1, 0xFFFFFFFF;", (LANE - 1 & 0xFFFF) | 0xFFFF0000),
@@ -222,7 +225,7 @@ $L_past:
         ("st.shared.b32 [%r3+8192], %r1;", "bytes"),
         ("st.global.b32 [%rd2], %r1; ld.global.b32 %r4, [%rd1];", "another thread has stored"),
         ("st.global.b32 [%rd2], %r2;", "another program has stored"),
-        ("mov.u32 %r9, %r8;", "before it is written"),
+        ("mov.u32 %r9, %r8; mov.u32 %r8, 1;", "before it is written"),
     ],
 )
 def test_what_no_gpu_forgives_is_a_fault(body, message):

@@ -32,11 +32,10 @@ def _compiled(launch: Any) -> tuple[ptx.Program, int]:
     import sass
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     from drf_fast.kernels.launch import compiler_options
 
-    source = ASTSource(launch.kernel, *sass.signature(launch))
+    source = sass.source(launch)
     key = source.hash(), launch.num_warps, launch.registers
     if key not in _programs:
         # Through ptxas too, whose output nobody needs here: what Triton keeps in its cache must be

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import triton
 from kernel_cases import Case
+from triton.backends import compiler
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -119,15 +120,41 @@ def signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tupl
     return types, constants, divisible
 
 
+def source(launch: Launch) -> ASTSource:
+    """What Triton's JIT would compile at this launch."""
+    types, constants, divisible = signature(launch)
+    described = getattr(compiler, "AttrsDescriptor", None)
+    if described is None:
+        return ASTSource(launch.kernel, types, constants, divisible)
+    # Triton 3.2: constants have no place among the types, but for a 1 that is specialised on.
+    ones = [
+        parameter
+        for parameter in launch.kernel.params
+        if types[parameter.name] == "constexpr"
+        and parameter.name not in launch.constants
+        and not parameter.is_constexpr
+    ]
+    types = {name: kind for name, kind in types.items() if kind != "constexpr"}
+    places = {
+        "tt.divisibility": [index for (index,) in divisible],
+        "tt.equal_to": [parameter.num for parameter in ones],
+    }
+    attributes = described.from_dict({"arg_properties": places, "cls": described.__name__})
+    order = [parameter.name for parameter in launch.kernel.params]
+    types |= {parameter.name: "i32" for parameter in ones}
+    types = {name: types[name] for name in order if name in types}
+    return ASTSource(launch.kernel, types, constants, attributes)
+
+
 _binaries: dict[tuple[Any, ...], Binary] = {}
 
 
 def compiled(launch: Launch, capability: int) -> Binary:
     """The machine code that this launch would run on a GPU of ``capability`` (90 for sm_90)."""
-    source = ASTSource(launch.kernel, *signature(launch))
-    key = (source.hash(), launch.num_warps, launch.registers, capability)
+    of_launch = source(launch)
+    key = (of_launch.hash(), launch.num_warps, launch.registers, capability)
     if key not in _binaries:
-        _binaries[key] = _compile(source, launch.num_warps, launch.registers, capability)
+        _binaries[key] = _compile(of_launch, launch.num_warps, launch.registers, capability)
     return _binaries[key]
 
 

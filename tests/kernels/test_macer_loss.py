@@ -9,6 +9,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from loss_cases import assert_true, case, kernel
 
 from drf_fast.backends.reference import operations as reference
 from drf_fast.kernels import loss_call
@@ -105,6 +106,13 @@ def test_ties_go_to_the_lower_class(place, tied):
         true_value, true_grad = reference.macer_loss(logits, target, *weights(), True)
         assert float(value) == pytest.approx(float(true_value), rel=1e-12)
         assert torch.allclose(grad, true_grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("draw", range(8))  # of the errors, where there are any to draw
+def test_two_classes_keep_their_digits(draw, place):
+    """A share of a row that is off by 5 u, as of an approximate quotient, makes 25 u of a slope."""
+    logits, target = case((3, 3, 2))
+    assert_true("macer_loss", logits, target, kernel("macer_loss", logits, target))
 
 
 @pytest.mark.parametrize("gap", [4.0, 30.0, 38.0])

@@ -109,6 +109,9 @@ class Threads:
         if name in self.registers:
             value = self.registers[name]
             value = value if self.active is None else value[self.active]
+        elif name.startswith("%") and name not in self.program.written:
+            # What a compiler names where any value will do, as for bytes that no one selects.
+            value = np.frombuffer(b"\xab" * dtype.itemsize, dtype)
         elif name.startswith("%"):
             raise FaultError(f"register {name} is read before it is written")
         elif name.startswith(("0f", "0d")):

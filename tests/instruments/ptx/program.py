@@ -53,6 +53,7 @@ class Program:
         head, body = text[text.index(".entry") :].split("\n{", 1)
         self.parameters = re.findall(r"\.param\s+\.\w+[^,\n]*?\s(\w+)(?=\s*[,\n)])", head)
         self.widths: dict[str, int] = {}  # of registers, by the letters of their names
+        self.written: set[str] = set()  # registers that some instruction gives a value
         self.local = 0  # bytes of a thread
         self.blocks, self.labels = [Block()], dict[str, int]()
         body = re.sub(r"//[^\n]*", "", body.split("\n}", 1)[0])
@@ -84,6 +85,8 @@ class Program:
         opcode, _, rest = text.partition(" ")
         operands = tuple(match.strip() for match in _OPERAND.findall(rest))
         one = Instruction(opcode, operands, guard)
+        if operands and not opcode.startswith("st"):
+            self.written.update(re.findall(r"%[\w.]+", operands[0]))
         if one.gate and self.blocks[-1].instructions:
             self.blocks.append(Block())
         self.blocks[-1].gate = one.gate
