@@ -96,9 +96,7 @@ def noisy_repeat(
     check.choice(stream, "stream", STREAMS)
     key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
     offset = check.first_sample(sample_offset, num_samples, x.device)
-    return autograd.NoisyRepeat.apply(
-        autograd.visible(x), sigma, key, ids, offset, num_samples, stream
-    )
+    return autograd.noisy_repeat(x, sigma, key, ids, offset, num_samples, stream)
 
 
 def smooth_ce(
@@ -136,8 +134,7 @@ def smooth_ce(
     check.untransformed("smooth_ce")
     samples = check.logits_and_target(logits, target, num_samples, sample_dim)
     check.choice(reduction, "reduction", schemas.REDUCTIONS)
-    logits = autograd.visible(logits)
-    return autograd.SmoothCE.apply(logits, target, samples, sample_dim, reduction)
+    return autograd.loss(autograd.SmoothCE, logits, target, samples, sample_dim, reduction)
 
 
 def consistency_loss(
@@ -175,8 +172,9 @@ def consistency_loss(
     check.choice(reduction, "reduction", schemas.REDUCTIONS)
     lam = check.scalar(lam, "lam", nonnegative=True)
     eta = check.scalar(eta, "eta", nonnegative=True)
-    logits = autograd.visible(logits)
-    return autograd.Consistency.apply(logits, target, samples, sample_dim, lam, eta, reduction)
+    return autograd.loss(
+        autograd.Consistency, logits, target, samples, sample_dim, lam, eta, reduction
+    )
 
 
 def macer_loss(
@@ -218,8 +216,9 @@ def macer_loss(
     lam = check.scalar(lam, "lam", nonnegative=True)
     gamma = check.scalar(gamma, "gamma", nonnegative=True)
     beta = check.scalar(beta, "beta", positive=True)
-    logits = autograd.visible(logits)
-    return autograd.Macer.apply(logits, target, samples, sample_dim, sigma, lam, gamma, beta)
+    return autograd.loss(
+        autograd.Macer, logits, target, samples, sample_dim, sigma, lam, gamma, beta
+    )
 
 
 def adversary_step(
@@ -323,20 +322,21 @@ def vote(logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
             f"counts must be contiguous, got strides {counts.stride()} of shape "
             f"{tuple(counts.shape)}"
         )
+    rows, images = logits.shape, counts.shape
     if (
-        logits.dim() != 2
-        or counts.dim() != 2
-        or logits.shape[1] != counts.shape[1]
-        or counts.shape[0] == 0
-        or counts.shape[1] < 2
-        or logits.shape[0] % counts.shape[0]
+        len(rows) != 2
+        or len(images) != 2
+        or rows[1] != images[1]
+        or images[0] == 0
+        or images[1] < 2
+        or rows[0] % images[0]
     ):
         raise ValueError(
             "vote needs logits (B*r, K) and counts (B, K) with K at least 2, got "
             f"{tuple(logits.shape)} and {tuple(counts.shape)}"
         )
     check.same_device(logits.device, counts=counts)
-    schemas.vote(logits.detach(), counts)
+    schemas.vote(logits.detach() if logits.requires_grad else logits, counts)
     return counts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from drf_fast.ops import checks as check
-from drf_fast.ops import schemas
+from drf_fast.ops import level_checks, schemas
 from drf_fast.runtime.randomness import STREAMS
 
 
@@ -45,11 +45,11 @@ def noisy_levels(
         Voracek, Hein 2023, Sound Randomized Smoothing in Floating-Point Arithmetic.
     """
     check.untransformed("noisy_levels")
-    check.level_images(u)
-    check.level_dtype(dtype)
+    level_checks.images(u)
+    level_checks.dtype(dtype)
     num_samples = check.count(num_samples, "num_samples")
     check.choice(stream, "stream", STREAMS)
-    scale = check.level_sigma(sigma)
+    scale = level_checks.sigma(sigma)
     key, ids = check.noise_source(seed, image_ids, u.shape[0], u.device)
     offset = check.first_sample(sample_offset, num_samples, u.device)
     return schemas.noisy_levels(u, scale, key, ids, offset, num_samples, stream, dtype)

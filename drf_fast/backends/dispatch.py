@@ -11,6 +11,7 @@ form and run as under ``auto``.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -71,13 +72,22 @@ def use(name: str) -> Iterator[None]:
     Raises:
         ValueError: ``name`` is not one of ``NAMES``.
     """
-    token = _chosen.set(_known(name, "use()"))
-    torch._C._stash_obj_in_tls(_TLS_KEY, name)
+    own = NAMES[NAMES.index(_known(name, "use()"))]
+    token = _chosen.set(own)
+    _stash(own)
     try:
         yield
     finally:
         _chosen.reset(token)
-        torch._C._stash_obj_in_tls(_TLS_KEY, _chosen.get())
+        _stash(_chosen.get())
+
+
+def _stash(name: str | None) -> None:
+    """For ``_choice`` in torch's threads: one of ``NAMES`` itself, or None."""
+    # torch 2.6 takes a reference that it was not given, and would free the name in the end. Where
+    # later versions count right this one is too many, of objects that live for ever anyway.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(name))
+    torch._C._stash_obj_in_tls(_TLS_KEY, name)
 
 
 def implementation(operation: str, device_type: str) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from drf_fast.ops import checks as check
+from drf_fast.ops import level_checks
 
 # Pixels of the levels 0..255, correctly rounded. Divided on the CPU: a GPU may multiply by 1/255.
 _PIXELS = torch.arange(256, dtype=torch.float32, device="cpu") / 255
@@ -72,7 +73,7 @@ def level_images(x: Any) -> torch.Tensor:
     """
     x = _tensor(x)
     if x.dtype == torch.uint8:
-        return check.level_images(x, "x")
+        return level_checks.images(x, "x")
     if not x.is_floating_point():
         raise TypeError(
             f"x must be 8-bit images, uint8 levels or float32 levels / 255, got {x.dtype}; convert "

@@ -17,7 +17,7 @@ import torch
 from drf_fast import functional
 from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification import inputs
-from drf_fast.ops import checks as check
+from drf_fast.ops import level_checks
 
 # In every log of sound certificates; docs/certification.md says more.
 ASSUMPTIONS = (
@@ -104,7 +104,7 @@ class LevelNoise(GaussianNoise):
             image_ids=image_ids,
             sample_offset=offset,
             stream=stream,
-            dtype=dtype if dtype in check.LEVEL_DTYPES else torch.float32,
+            dtype=dtype if dtype in level_checks.DTYPES else torch.float32,
         )
 
     def distance(self, pixels: int) -> float:

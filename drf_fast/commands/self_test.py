@@ -22,7 +22,7 @@ import drf_fast
 from drf_fast.backends import dispatch
 from drf_fast.balls import FORMS
 from drf_fast.ops import schemas
-from drf_fast.ops.checks import LEVEL_DTYPES
+from drf_fast.ops.level_checks import DTYPES as LEVEL_DTYPES
 from drf_fast.runtime.randomness import STREAMS
 from drf_fast.runtime.tensors import FLOATS
 

@@ -54,6 +54,23 @@ def visible(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view_as(tensor) if torch.compiler.is_dynamo_compiling() else tensor
 
 
+def wanted(tensor: torch.Tensor) -> bool:
+    """Whether a backward may follow: where not, the operation is called itself, in half the time.
+
+    Compiled code decides by itself.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    return tensor.requires_grad and torch.is_grad_enabled()
+
+
+def noisy_repeat(x: torch.Tensor, *names: Any) -> torch.Tensor:
+    """``schemas.noisy_repeat`` with its backward."""
+    if wanted(x):
+        return NoisyRepeat.apply(visible(x), *names)
+    return schemas.noisy_repeat(x, *names)
+
+
 class NoisyRepeat(torch.autograd.Function):
     """Noisy copies depend on the image by the identity, so its gradient is their sum."""
 
@@ -68,6 +85,21 @@ class NoisyRepeat(torch.autograd.Function):
     def backward(ctx: Any, grad):
         grad_x = schemas.noisy_repeat_backward(grad, ctx.num_samples)
         return grad_x, None, None, None, None, None, None
+
+
+def loss(
+    function: Any,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    num_samples: int,
+    sample_dim: int,
+    *options: Any,
+) -> torch.Tensor:
+    """The loss of ``function``, a class below, with its backward where one may follow."""
+    if wanted(logits):
+        return function.apply(visible(logits), target, num_samples, sample_dim, *options)
+    images = images_first(logits, num_samples, sample_dim)
+    return function.operation(images, target, *options, False)[0]
 
 
 def images_first(logits: torch.Tensor, num_samples: int, sample_dim: int) -> torch.Tensor:
@@ -136,6 +168,8 @@ def _scaled_grad(ctx: Any, grad_loss: torch.Tensor) -> torch.Tensor:
 class SmoothCE(torch.autograd.Function):
     """d/dz_i^k = -w_i (1[k = y] - F_i^k), w = softmax_i(log F_i^y)."""
 
+    operation = schemas.smooth_ce
+
     @staticmethod
     def forward(ctx: Any, logits, target, num_samples, sample_dim, reduction):
         return _loss(ctx, schemas.smooth_ce, logits, target, (num_samples, sample_dim), reduction)
@@ -148,6 +182,8 @@ class SmoothCE(torch.autograd.Function):
 
 class Consistency(torch.autograd.Function):
     """See ``backends/reference/operations.py`` for the derivation."""
+
+    operation = schemas.consistency_loss
 
     @staticmethod
     def forward(ctx: Any, logits, target, num_samples, sample_dim, lam, eta, reduction):
@@ -162,6 +198,8 @@ class Consistency(torch.autograd.Function):
 
 class Macer(torch.autograd.Function):
     """See ``backends/reference/operations.py`` for the derivation."""
+
+    operation = schemas.macer_loss
 
     @staticmethod
     def forward(ctx: Any, logits, target, num_samples, sample_dim, sigma, lam, gamma, beta):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import numbers
 from collections.abc import Sequence
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from drf_fast.backends.reference.levels import level_table
 from drf_fast.runtime.tensors import FLOATS
 
 Scalar = float | int | torch.Tensor
@@ -66,49 +66,12 @@ def images(x: Any, name: str = "x") -> torch.Tensor:
 
 
 def nonempty(x: torch.Tensor, name: str) -> torch.Tensor:
-    if x.dim() < 2 or x.shape[0] == 0 or math.prod(x.shape[1:]) == 0:
+    if x.dim() < 2 or x.numel() == 0:
         raise ValueError(
             f"{name} must be a batch (B, ...) of at least one image with at least one pixel, "
             f"got shape {tuple(x.shape)}"
         )
     return x
-
-
-def level_images(u: Any, name: str = "u") -> torch.Tensor:
-    """A non-empty uint8 (B, ...) tensor with at least one pixel."""
-    if is_tensor(u, name).dtype != torch.uint8:
-        raise TypeError(
-            f"{name} must be uint8 levels 0..255, got {u.dtype}; of floats that are levels / 255, "
-            f"pass ({name} * 255).round().to(torch.uint8)"
-        )
-    return nonempty(u, name)
-
-
-LEVEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def level_dtype(dtype: Any) -> torch.dtype:
-    """A dtype that copies of 8-bit images can have."""
-    if not isinstance(dtype, torch.dtype) or dtype not in LEVEL_DTYPES:
-        raise TypeError(
-            f"dtype must be one of {', '.join(map(str, LEVEL_DTYPES))}, got {brief(dtype)}"
-        )
-    return dtype
-
-
-def level_sigma(sigma: Any) -> float:
-    """A sigma with a table of noise in whole levels, which is made of a number."""
-    if isinstance(sigma, torch.Tensor) and sigma.device.type not in ("cpu", "meta"):
-        raise ValueError(
-            f"sigma must be a number, of which a table is made, got a tensor on {sigma.device}; "
-            "pass float(sigma)"
-        )
-    if torch.compiler.is_compiling() and isinstance(sigma, (int, float)):
-        return float(sigma)  # its range is checked when the operation runs
-    # No tensor of a float, which a CUDA graph could not capture.
-    number = sigma if type(sigma) is float else float(scalar(sigma, "sigma", positive=True))
-    level_table(number)
-    return number
 
 
 def untransformed(operation: str) -> None:
@@ -143,22 +106,36 @@ def same_device(device: torch.device, **tensors: torch.Tensor) -> None:
 
 
 def on_cpu(value: float | int, dtype: torch.dtype) -> torch.Tensor:
-    """A 0-dim tensor, whatever torch's default device is; half the cost of ``torch.tensor``."""
-    return torch.scalar_tensor(value, dtype=dtype, device="cpu")
+    """A 0-dim tensor, whatever torch's default device is; to be read, for others may share it."""
+    # To make one takes as long as a small operation. Whoever traces must see it made.
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+    ):
+        return torch.scalar_tensor(value, dtype=dtype, device="cpu")
+    return _kept_on_cpu(value, dtype)
+
+
+@functools.lru_cache(256, typed=True)
+def _kept_on_cpu(value: float | int, dtype: torch.dtype) -> torch.Tensor:
+    with torch.inference_mode(False):  # outside of which it could not be used
+        return torch.scalar_tensor(value, dtype=dtype, device="cpu")
 
 
 def choice(value: Any, name: str, options: Sequence[str]) -> str:
+    if isinstance(value, str) and value in options:
+        return value
     expected = f"{name} must be one of {', '.join(map(repr, options))}"
     if not isinstance(value, str):
         raise TypeError(f"{expected}, got {shown(value)}")
-    if value not in options:
-        raise ValueError(f"{expected}, got {value!r:.60}")
-    return value
+    raise ValueError(f"{expected}, got {value!r:.60}")
 
 
 def count(value: Any, name: str, minimum: int = 1, maximum: int = 2**32 - 1) -> int:
     """An integer in [minimum, maximum], also NumPy's; bool and float are refused."""
-    value = integer(value, f"{name} must be an int")
+    if type(value) is not int:
+        value = integer(value, f"{name} must be an int")
     if not minimum <= value <= maximum:
         got = shown(value) if abs(value) >= 2**64 else value
         raise ValueError(f"{name} must lie in {minimum}..{maximum}, got {got}")
@@ -251,10 +228,19 @@ def noise_source(
         )
     same_device(device, image_ids=image_ids)
     if device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = (int(v) for v in torch.aminmax(image_ids))
+        low, high = _ends(image_ids)
         if low < 0 or high >= 2**32:
             raise ValueError(f"image_ids must lie in 0..2^32-1, got values from {low} to {high}")
     return key, image_ids
+
+
+def _ends(ids: torch.Tensor) -> tuple[int, int]:
+    """The smallest and the largest; of a few they are found sooner in a list."""
+    if ids.numel() > 32:
+        low, high = torch.aminmax(ids)
+        return int(low), int(high)
+    values = ids.tolist()
+    return min(values), max(values)
 
 
 def signed_key(seed: Any) -> int:
@@ -341,6 +327,8 @@ def first_sample(value: Any, num_samples: int, device: torch.device) -> torch.Te
     A number from the CPU would keep CUDA graphs from capturing the call.
     """
     if type(value) is int and value == 0:
+        if device.type == "cpu":
+            return on_cpu(0, torch.int64)
         return torch.zeros((), dtype=torch.int64, device=device)
     return sample_offset(value, num_samples)
 

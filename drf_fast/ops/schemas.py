@@ -67,10 +67,11 @@ def _noisy_levels(u: torch.Tensor, sigma: float, *names: Any) -> torch.Tensor:
     return run(u, table.thresholds, table.guide, *names)
 
 
+_IMPLEMENTATIONS = {name: _dispatcher(name) for name in _SCHEMAS} | {"noisy_levels": _noisy_levels}
+
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema)
-    _implementation = _noisy_levels if _name == "noisy_levels" else _dispatcher(_name)
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    _library.impl(_name, _IMPLEMENTATIONS[_name], "CompositeExplicitAutograd")
 
 
 def repeated_like(
@@ -169,16 +170,53 @@ def _(successes, trials, sigma, alpha):
     return torch.empty_like(successes, dtype=torch.float64)
 
 
-noisy_repeat = torch.ops.drf_fast.noisy_repeat.default
-noisy_levels = torch.ops.drf_fast.noisy_levels.default
-noisy_repeat_backward = torch.ops.drf_fast.noisy_repeat_backward.default
-smooth_ce = torch.ops.drf_fast.smooth_ce.default
-consistency_loss = torch.ops.drf_fast.consistency_loss.default
-macer_loss = torch.ops.drf_fast.macer_loss.default
-adversary_step = torch.ops.drf_fast.adversary_step.default
-max_pool_relu = torch.ops.drf_fast.max_pool_relu.default
-max_pool_relu_backward = torch.ops.drf_fast.max_pool_relu_backward.default
-pooled_image_gradient = torch.ops.drf_fast.pooled_image_gradient.default
-vote = torch.ops.drf_fast.vote.default
-clopper_pearson_lower = torch.ops.drf_fast.clopper_pearson_lower.default
-certified_radius = torch.ops.drf_fast.certified_radius.default
+# What a call may hold for the short way; symbolic numbers and subclasses of tensors go torch's.
+_PLAIN = frozenset(
+    {torch.Tensor, torch.nn.Parameter, int, float, bool, str, list, type(None), torch.dtype}
+)
+
+
+def _followed() -> bool:
+    """Whether somebody sees the operations that this thread calls: a compiler, a mode, a tracer."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._is_tracing()
+        or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
+    )
+
+
+def _operation(name: str) -> Callable[..., Any]:
+    """``torch.ops.drf_fast.NAME``, past torch's dispatcher where nobody would see the difference.
+
+    From Python through it and back to Python takes longer than a small operation. Without it there
+    is no autograd: tensors that require a gradient are passed under ``torch.no_grad`` alone, as
+    inside an ``autograd.Function``.
+    """
+    through_torch = getattr(torch.ops.drf_fast, name).default
+    itself = _IMPLEMENTATIONS[name]
+
+    def call(first: torch.Tensor, *others: Any) -> Any:
+        plain = type(first) is torch.Tensor and _PLAIN.issuperset(map(type, others))
+        if _followed() or first.is_meta or not plain:  # on meta, shapes alone are asked for
+            return through_torch(first, *others)
+        return itself(first, *others)
+
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+noisy_repeat = _operation("noisy_repeat")
+noisy_levels = _operation("noisy_levels")
+noisy_repeat_backward = _operation("noisy_repeat_backward")
+smooth_ce = _operation("smooth_ce")
+consistency_loss = _operation("consistency_loss")
+macer_loss = _operation("macer_loss")
+adversary_step = _operation("adversary_step")
+max_pool_relu = _operation("max_pool_relu")
+max_pool_relu_backward = _operation("max_pool_relu_backward")
+pooled_image_gradient = _operation("pooled_image_gradient")
+vote = _operation("vote")
+clopper_pearson_lower = _operation("clopper_pearson_lower")
+certified_radius = _operation("certified_radius")

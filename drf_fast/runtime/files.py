@@ -6,15 +6,15 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from drf_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _FOLDER_LOCK = ".lock"
@@ -36,7 +36,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         OSError: the write itself failed (a full disk, for example).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:  # not mkstemp, whose files nobody else may read; 0o666 less the umask is open()'s
         descriptor = os.open(temporary, _NEW_FILE, 0o666)
     except OSError as error:
@@ -159,6 +159,8 @@ def lock(path: Path) -> FileLock:
     Raises:
         InputError: another writer holds the lock, or the folder cannot be written.
     """
+    from filelock import FileLock, Timeout  # and with it asyncio: no help needs them
+
     name = path / _FOLDER_LOCK if path.is_dir() else path.with_name(f".{path.name}-lock")
     # Not thread-local: a log may be closed by another thread than the one that opened it.
     guard = FileLock(name, timeout=0, thread_local=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -205,3 +206,14 @@ def test_what_has_no_triton_form_runs_as_under_auto_where_triton_is_chosen(marke
         CALLS["vote"]()
         assert dispatch.implementation("certified_radius", "cpu") is reference.certified_radius
     assert marked == ["vote"]
+
+
+def test_torch_frees_none_of_the_names():
+    names = [*dispatch.NAMES, None]
+    before = [sys.getrefcount(name) for name in names]
+    for _ in range(100):
+        for name in dispatch.NAMES:
+            with drf_fast.use_backend(name):
+                pass
+    after = [sys.getrefcount(name) for name in names]
+    assert all(late >= early - 20 for early, late in zip(before, after, strict=True))

@@ -14,54 +14,41 @@ _LOGITS_PER_THREAD = 32768
 _BOUNDS_PER_THREAD = 32
 
 
-def check_vote(logits: torch.Tensor, counts: torch.Tensor, device: str) -> None:
+def vote_arguments(
+    logits: torch.Tensor, counts: torch.Tensor, device: str
+) -> tuple[int, str, int, int, int, int]:
+    """What both cores are given: addresses, dtype and sizes, of contiguous logits.
+
+    Raises:
+        TypeError, ValueError: tensors that are not what the cores take.
+    """
     if logits.device != counts.device or logits.device.type != device:
         raise ValueError(
             f"vote: expected logits and counts on one {device} device, got {logits.device} and "
             f"{counts.device}; move them"
         )
-    if logits.dtype not in DTYPE_NAMES or counts.dtype != torch.int64:
+    dtype = DTYPE_NAMES.get(logits.dtype)
+    if dtype is None or counts.dtype != torch.int64:
         raise TypeError(
             f"vote: expected logits of {', '.join(DTYPE_NAMES.values())} and counts of int64, got "
             f"{logits.dtype} and {counts.dtype}; convert them"
         )
-    if (
-        logits.dim() != 2
-        or counts.dim() != 2
-        or not counts.is_contiguous()
-        or logits.shape[1] != counts.shape[1]
-        or logits.shape[1] == 0
-        or logits.shape[0] % max(counts.shape[0], 1)
-        or (counts.shape[0] == 0 and logits.shape[0] > 0)
-    ):
-        raise ValueError(
-            "vote: expected logits (images*m, K) and contiguous counts (images, K) with K at least "
-            f"1, got {tuple(logits.shape)} and {tuple(counts.shape)} with strides "
-            f"{counts.stride()}; reshape them"
-        )
-
-
-def vote_arguments(
-    logits: torch.Tensor, counts: torch.Tensor
-) -> tuple[int, str, int, int, int, int]:
-    """What both cores are given: addresses, dtype and sizes of contiguous tensors."""
-    rows, classes = logits.shape
-    return (
-        logits.data_ptr(),
-        DTYPE_NAMES[logits.dtype],
-        rows,
-        classes,
-        counts.data_ptr(),
-        counts.shape[0],
+    shape, sizes = logits.shape, counts.shape
+    if len(shape) == 2 and len(sizes) == 2 and counts.is_contiguous():
+        (rows, classes), images = shape, sizes[0]
+        if sizes[1] == classes > 0 and (rows % images == 0 if images else rows == 0):
+            return logits.data_ptr(), dtype, rows, classes, counts.data_ptr(), images
+    raise ValueError(
+        "vote: expected logits (images*m, K) and contiguous counts (images, K) with K at least 1, "
+        f"got {tuple(shape)} and {tuple(sizes)} with strides {counts.stride()}; reshape them"
     )
 
 
 def vote(logits: torch.Tensor, counts: torch.Tensor) -> None:
     """Add the argmax of each row of logits (images*m, K) to counts (images, K), on the CPU."""
-    check_vote(logits, counts, "cpu")
     logits = logits.contiguous()  # named here, so that it outlives the call
-    threads = threads_for(logits.numel(), _LOGITS_PER_THREAD)
-    load().vote(*vote_arguments(logits, counts), threads)
+    arguments = vote_arguments(logits, counts, "cpu")
+    load().vote(*arguments, threads_for(logits.numel(), _LOGITS_PER_THREAD))
 
 
 def clopper_pearson_lower(

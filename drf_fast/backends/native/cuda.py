@@ -43,11 +43,9 @@ def __getattr__(name: str) -> Any:
 
 def vote(logits: torch.Tensor, counts: torch.Tensor) -> None:
     """As ``vote``, on the tensors' CUDA device and its current stream, without waiting for it."""
-    counting.check_vote(logits, counts, "cuda")
     logits = logits.contiguous()
-    library.load_cuda().vote(
-        *counting.vote_arguments(logits, counts), *_index_and_stream(logits.device)
-    )
+    arguments = counting.vote_arguments(logits, counts, "cuda")
+    library.load_cuda().vote(*arguments, *_index_and_stream(logits.device))
 
 
 def _index_and_stream(device: torch.device) -> tuple[int, int]:

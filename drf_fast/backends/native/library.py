@@ -202,6 +202,6 @@ def threads_for(work: int, per_thread: int) -> int:
     A forked child gets one: the runtime's worker threads stayed in the parent, and a parallel
     region would wait for them for ever.
     """
-    if _forked:
+    if _forked or work < 2 * per_thread:
         return 1
-    return max(1, min(torch.get_num_threads(), work // per_thread))
+    return min(torch.get_num_threads(), work // per_thread)

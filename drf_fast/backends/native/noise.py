@@ -25,12 +25,12 @@ def noisy_repeat(
     stream: str,
 ) -> torch.Tensor:
     """(B, ...) -> (B*m, ...) noisy copies, in the dtype and memory format of x."""
-    x, image_ids, out = _tensors("noisy_repeat", x, image_ids, num_samples, x.dtype)
+    x, image_ids, out, layout = _laid_out("noisy_repeat", x, image_ids, num_samples, x.dtype)
     load().noisy_repeat(
         x=x.data_ptr(),
         out=out.data_ptr(),
         dtype=DTYPE_NAMES[x.dtype],
-        **_layout(x, num_samples),
+        **layout,
         image_ids=image_ids.data_ptr(),
         sample_offset=sample_offset.item(),
         stream=STREAM_WORDS[stream],
@@ -65,13 +65,13 @@ def noisy_levels(
             f"noisy_levels: expected uint8 images and a guide of level_table on the CPU, got "
             f"{u.dtype} and {guide.dtype} {tuple(guide.shape)} on {guide.device}"
         )
-    u, image_ids, out = _tensors("noisy_levels", u, image_ids, num_samples, dtype)
+    u, image_ids, out, layout = _laid_out("noisy_levels", u, image_ids, num_samples, dtype)
     guide = guide.contiguous()
     load().noisy_levels(
         u=u.data_ptr(),
         out=out.data_ptr(),
         dtype=DTYPE_NAMES[dtype],
-        **_layout(u, num_samples),
+        **layout,
         image_ids=image_ids.data_ptr(),
         sample_offset=sample_offset.item(),
         stream=STREAM_WORDS[stream],
@@ -83,39 +83,34 @@ def noisy_levels(
     return out
 
 
-def _tensors(
+def _laid_out(
     name: str, x: torch.Tensor, image_ids: torch.Tensor, num_samples: int, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images and ids as they lie in memory for the core, and the new (B*m, ...) output."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, int]]:
+    """Images and ids as they lie in memory for the core, the new (B*m, ...) output, the sizes."""
     last = is_channels_last(x)
     if not last:
         x = x.contiguous()
-    batch = x.shape[0]
-    if x.device.type != "cpu" or image_ids.shape != (batch,) or image_ids.dtype != torch.int64:
+    shape = x.shape
+    batch = shape[0]
+    if not x.is_cpu or image_ids.shape != (batch,) or image_ids.dtype != torch.int64:
         raise ValueError(
             f"{name}: expected images on the CPU and one int64 id for each, got {x.device} "
             f"and ids of {image_ids.dtype} {tuple(image_ids.shape)} for {batch} images"
         )
-    out = torch.empty(
-        (batch * num_samples, *x.shape[1:]),
-        dtype=dtype,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
-        device="cpu",
-    )
-    return x, image_ids.contiguous(), out
-
-
-def _layout(x: torch.Tensor, num_samples: int) -> dict[str, int]:
-    """The sizes and the order of images, as the core wants them."""
-    last = is_channels_last(x)
-    channels = x.shape[1] if last else 1
-    return {
-        "batch": x.shape[0],
+    rows = (batch * num_samples, *shape[1:])
+    if last:
+        out = torch.empty(rows, dtype=dtype, memory_format=torch.channels_last, device="cpu")
+    else:
+        out = x.new_empty(rows, dtype=dtype)
+    channels = shape[1] if last else 1
+    sizes = {
+        "batch": batch,
         "num_samples": num_samples,
         "channels": channels,
-        "area": math.prod(x.shape[1:]) // channels,
+        "area": math.prod(shape[1:]) // channels,
         "channels_last": last,
     }
+    return x, image_ids.contiguous(), out, sizes
 
 
 def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:

@@ -1,0 +1,46 @@
+"""Checks of what ``noisy_levels`` alone takes: 8-bit images, a sigma with a table, its dtypes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from drf_fast.backends.reference.levels import level_table
+from drf_fast.ops import checks as check
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def images(u: Any, name: str = "u") -> torch.Tensor:
+    """A non-empty uint8 (B, ...) tensor with at least one pixel."""
+    if check.is_tensor(u, name).dtype != torch.uint8:
+        raise TypeError(
+            f"{name} must be uint8 levels 0..255, got {u.dtype}; of floats that are levels / 255, "
+            f"pass ({name} * 255).round().to(torch.uint8)"
+        )
+    return check.nonempty(u, name)
+
+
+def dtype(dtype: Any) -> torch.dtype:
+    """A dtype that copies of 8-bit images can have."""
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+        raise TypeError(
+            f"dtype must be one of {', '.join(map(str, DTYPES))}, got {check.brief(dtype)}"
+        )
+    return dtype
+
+
+def sigma(sigma: Any) -> float:
+    """A sigma with a table of noise in whole levels, which is made of a number."""
+    if isinstance(sigma, torch.Tensor) and sigma.device.type not in ("cpu", "meta"):
+        raise ValueError(
+            f"sigma must be a number, of which a table is made, got a tensor on {sigma.device}; "
+            "pass float(sigma)"
+        )
+    if torch.compiler.is_compiling() and isinstance(sigma, (int, float)):
+        return float(sigma)  # its range is checked when the operation runs
+    # No tensor of a float, which a CUDA graph could not capture.
+    number = sigma if type(sigma) is float else float(check.scalar(sigma, "sigma", positive=True))
+    level_table(number)
+    return number
