@@ -23,6 +23,7 @@ METHODS = (
     "gaussian", "stability", "macer", "smoothmix", "smoothadv", "smoothadv+drf", "consistency",
     "consistency+drf",
 )  # fmt: skip
+CATRS = ("catrs", "catrs+drf")  # which the paper's has not
 
 
 def read(name: str, folder: Path = HERE) -> Any:
@@ -151,18 +152,29 @@ def frontier() -> str:
 
 
 def table1(sigma: float) -> str:
-    found = read("n1000")
-    groups = {group["method"]: group for group in found["groups"] if group["sigma"] == sigma}
-    wanted = [place for place, radius in enumerate(found["radii"]) if radius <= 2.46 * sigma]
-    wanted = wanted[:: 2 if sigma == 1.0 else 1]
-    rows = []
-    for method in METHODS:
-        group = groups[method]
-        spread = "" if group["acr_std"] is None else f" ± {group['acr_std']:.3f}"
-        shares = [f"{group['certified_accuracy'][place]:.1f}" for place in wanted]
-        rows.append([method, str(group["seeds"]), f"{group['acr']:.3f}{spread}", *shares])
-    head = ("method", "seeds", "ACR", *(f"{found['radii'][place]:.2f}" for place in wanted))
-    return table(head, rows)
+    found, catrs = read("n1000"), read("n1000-catrs")
+    radii = [radius for radius in found["radii"] if radius <= 2.46 * sigma]
+    radii = radii[:: 2 if sigma == 1.0 else 1]
+    rows = [_row(_of(found, method, sigma), found["radii"], radii) for method in METHODS]
+    if catrs:
+        rows += [
+            _row(group, catrs["radii"], radii)
+            for group in (_of(catrs, method, sigma) for method in CATRS)
+            if group is not None
+        ]
+    return table(("method", "seeds", "ACR", *(f"{radius:.2f}" for radius in radii)), rows)
+
+
+def _of(found: dict[str, Any], method: str, sigma: float) -> Any:
+    """The group of a method at sigma in a report; None if there is none."""
+    groups = found["groups"]
+    return next((g for g in groups if (g["method"], g["sigma"]) == (method, sigma)), None)
+
+
+def _row(group: dict[str, Any], known: Sequence[float], radii: Sequence[float]) -> list[str]:
+    spread = "" if group["acr_std"] is None else f" ± {group['acr_std']:.3f}"
+    shares = [f"{group['certified_accuracy'][known.index(radius)]:.1f}" for radius in radii]
+    return [group["method"], str(group["seeds"]), f"{group['acr']:.3f}{spread}", *shares]
 
 
 def pairs() -> str:
