@@ -177,6 +177,29 @@ def _row(group: dict[str, Any], known: Sequence[float], radii: Sequence[float]) 
     return [group["method"], str(group["seeds"]), f"{group['acr']:.3f}{spread}", *shares]
 
 
+def catrs() -> str:
+    found = read("catrs-default")
+    if not found:
+        return (
+            "Not yet run; the command is `docs/results/catrs.sh RUN_FOLDER`, which writes\n"
+            "`RUN_FOLDER/catrs-default.json`."
+        )
+    radii = [radius for radius in found["radii"] if radius <= 1]
+    rows, changes = [], []
+    for group in found["groups"]:
+        change = ""
+        if group["comparison"]:
+            sides = ("difference", "lower", "upper")
+            changes.append([group["comparison"][side]["acr"] for side in sides])
+            change = interval(changes[-1])
+        method, _, acr, *shares = _row(group, found["radii"], radii)
+        rows.append([method, acr, change, *shares])
+    head = ("method", "ACR", "ACR − catrs", *(f"{radius:.2f}" for radius in radii))
+    chance = all(low <= 0 <= high for _, low, high in changes)
+    said = " No difference is beyond chance." if chance else ""
+    return f"{found['images']} test images, σ = 0.5.{said}\n\n{table(head, rows)}"
+
+
 def pairs() -> str:
     rows = []
     for sigma in ("1.0", "0.5"):
@@ -290,6 +313,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cost": costs,
     "table1-1.0": lambda: table1(1.0),
     "table1-0.5": lambda: table1(0.5),
+    "catrs": catrs,
     "n100000": n100000,
     "readings": readings,
     "h100": h100,
