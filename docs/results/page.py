@@ -23,6 +23,7 @@ METHODS = (
     "gaussian", "stability", "macer", "smoothmix", "smoothadv", "smoothadv+drf", "consistency",
     "consistency+drf",
 )  # fmt: skip
+CATRS = ("catrs", "catrs+drf")  # which the paper's has not
 
 
 def read(name: str, folder: Path = HERE) -> Any:
@@ -151,18 +152,52 @@ def frontier() -> str:
 
 
 def table1(sigma: float) -> str:
-    found = read("n1000")
-    groups = {group["method"]: group for group in found["groups"] if group["sigma"] == sigma}
-    wanted = [place for place, radius in enumerate(found["radii"]) if radius <= 2.46 * sigma]
-    wanted = wanted[:: 2 if sigma == 1.0 else 1]
-    rows = []
-    for method in METHODS:
-        group = groups[method]
-        spread = "" if group["acr_std"] is None else f" ± {group['acr_std']:.3f}"
-        shares = [f"{group['certified_accuracy'][place]:.1f}" for place in wanted]
-        rows.append([method, str(group["seeds"]), f"{group['acr']:.3f}{spread}", *shares])
-    head = ("method", "seeds", "ACR", *(f"{found['radii'][place]:.2f}" for place in wanted))
-    return table(head, rows)
+    found, catrs = read("n1000"), read("n1000-catrs")
+    radii = [radius for radius in found["radii"] if radius <= 2.46 * sigma]
+    radii = radii[:: 2 if sigma == 1.0 else 1]
+    rows = [_row(_of(found, method, sigma), found["radii"], radii) for method in METHODS]
+    if catrs:
+        rows += [
+            _row(group, catrs["radii"], radii)
+            for group in (_of(catrs, method, sigma) for method in CATRS)
+            if group is not None
+        ]
+    return table(("method", "seeds", "ACR", *(f"{radius:.2f}" for radius in radii)), rows)
+
+
+def _of(found: dict[str, Any], method: str, sigma: float) -> Any:
+    """The group of a method at sigma in a report; None if there is none."""
+    groups = found["groups"]
+    return next((g for g in groups if (g["method"], g["sigma"]) == (method, sigma)), None)
+
+
+def _row(group: dict[str, Any], known: Sequence[float], radii: Sequence[float]) -> list[str]:
+    spread = "" if group["acr_std"] is None else f" ± {group['acr_std']:.3f}"
+    shares = [f"{group['certified_accuracy'][known.index(radius)]:.1f}" for radius in radii]
+    return [group["method"], str(group["seeds"]), f"{group['acr']:.3f}{spread}", *shares]
+
+
+def catrs() -> str:
+    found = read("catrs-default")
+    if not found:
+        return (
+            "Not yet run; the command is `docs/results/catrs.sh RUN_FOLDER`, which writes\n"
+            "`RUN_FOLDER/catrs-default.json`."
+        )
+    radii = [radius for radius in found["radii"] if radius <= 1]
+    rows, changes = [], []
+    for group in found["groups"]:
+        change = ""
+        if group["comparison"]:
+            sides = ("difference", "lower", "upper")
+            changes.append([group["comparison"][side]["acr"] for side in sides])
+            change = interval(changes[-1])
+        method, _, acr, *shares = _row(group, found["radii"], radii)
+        rows.append([method, acr, change, *shares])
+    head = ("method", "ACR", "ACR − catrs", *(f"{radius:.2f}" for radius in radii))
+    chance = all(low <= 0 <= high for _, low, high in changes)
+    said = " No difference is beyond chance." if chance else ""
+    return f"{found['images']} test images, σ = 0.5.{said}\n\n{table(head, rows)}"
 
 
 def pairs() -> str:
@@ -278,6 +313,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cost": costs,
     "table1-1.0": lambda: table1(1.0),
     "table1-0.5": lambda: table1(0.5),
+    "catrs": catrs,
     "n100000": n100000,
     "readings": readings,
     "h100": h100,

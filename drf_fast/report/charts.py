@@ -113,7 +113,10 @@ def acr(summary: Summary) -> Chart:
         "error_x": error, "marker": marker, "showlegend": False,
         "hovertemplate": "%{y}: %{x:.3f}<extra></extra>",
     }  # fmt: skip
-    layout = _layout("ACR (pixel units)", "", yaxis={"automargin": True, "autorange": "reversed"})
+    rows = {"automargin": True, "range": [len(names) - 0.5, -0.5]}
+    # Several are compared, and need not show how far they are from 0.
+    scale = {} if len(names) == 1 else {"rangemode": "normal"}
+    layout = _layout("ACR (pixel units)", "", xaxis=scale, yaxis=rows)
     layout["height"] = 150 + 34 * len(names)
     layout["hovermode"] = "closest"
     body = [

@@ -192,4 +192,9 @@ def _settings(entry: GroupSummary) -> list[tuple[str, str]]:
 
 def _title(summary: Summary) -> str:
     names = [charts.label(entry.group) for entry in summary.groups]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    shared = ""
+    if len({entry.group.sigma for entry in summary.groups}) == 1:  # is said once
+        names = [entry.group.name for entry in summary.groups]
+        shared = charts.label(summary.groups[0].group).removeprefix(names[0])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more + shared

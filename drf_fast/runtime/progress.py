@@ -8,7 +8,15 @@ from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 _PLAIN_SECONDS, _BAR_SECONDS = 10.0, 0.5
 _WIDE = 110  # letters of a line that has room for a bar beside the figures
@@ -24,6 +32,12 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+class _TimeLeft(TimeRemainingColumn):
+    def render(self, task: Task) -> Text:
+        shown = super().render(task)
+        return shown if task.finished else shown + " left"
 
 
 class Tracker:
@@ -54,7 +68,7 @@ class Tracker:
                 TextColumn("{task.description}"),
                 *([BarColumn(20)] if console.width >= _WIDE else []),
                 MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+                _TimeLeft(compact=True, elapsed_when_finished=True),
                 TextColumn("{task.fields[note]}"),
                 console=console,
                 # What is printed meanwhile scrolls above the line, unless it goes to a file.

@@ -127,6 +127,7 @@ def _smoothed(run: Run, teacher: Teacher) -> SmoothedClassifier:
         teacher.network,
         run.train_set.num_classes,
         teacher.sigma,
+        precision="fp32",
         memory_format=run.config.memory_format,
         batch_size=max(1, rows),
         seed=noise_key(run.config.seed, TEACHER),

@@ -58,6 +58,8 @@ def test_a_terminal_has_one_line_and_what_is_said_scrolls_above_it(monkeypatch):
             tracker.advance(note=f"figure {at}")
             say(f"said {at}")
     raw = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", raw)
+    assert re.search(r"work 5/8 [0-9:-]+ left ", plain), plain
     lines = on_screen(raw)
     assert lines[:3] == ["said 0", "said 1", "said 2"]
     assert len(lines) == 4 and re.fullmatch(r"work 8/8 [0-9:]+ figure 2", lines[3]), lines

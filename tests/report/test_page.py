@@ -95,7 +95,11 @@ def test_the_numbers_to_remember_are_those_of_the_words_and_the_report(page_run,
     for suffix in (".tsv", ".json"):
         shutil.copy(page_run / f"certificates{suffix}", tmp_path / f"other{suffix}")
     both = [*found.logs, *read_all([f"other={tmp_path / 'other.tsv'}"]).logs]
-    assert page.figures(summarize(both, paper=False), ()) == []  # the table compares them
+    compared = summarize(both, paper=False)
+    assert page.figures(compared, ()) == []  # the table compares them
+    names = [group.group.name for group in compared.groups]
+    assert page._title(compared) == f"{', '.join(names)}, σ = 0.5"
+    assert page._title(summary) == f"{entry.group.name}, σ = 0.5"
 
 
 def test_a_page_in_a_run_folder_is_not_worth_a_word(page_run, written_page, tmp_path):

@@ -327,10 +327,25 @@ def test_the_default_run_is_told_from_what_train_prints_as_json(tmp_path, monkey
     assert "96.9 % accuracy under noise, mean distance 1.000, λ 0.455." in said
 
 
+def test_table_1_takes_rows_of_catrs_where_they_have_been_run(tmp_path, monkeypatch):
+    page = script("page")
+    found = json.loads((RESULTS / "n1000.json").read_text())
+    (tmp_path / "n1000.json").write_text(json.dumps(found))
+    monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
+    without = page.table1(0.5)
+    group = next(g for g in found["groups"] if (g["method"], g["sigma"]) == ("gaussian", 0.5))
+    catrs = {**group, "method": "catrs", "acr": 1.25}
+    (tmp_path / "n1000-catrs.json").write_text(json.dumps({**found, "groups": [catrs]}))
+    added = page.table1(0.5).removeprefix(without)
+    shares = [f"{share:.1f}" for share in group["certified_accuracy"][:5]]
+    assert added == f"\n| catrs | 1 | 1.250 | {' | '.join(shares)} |"
+    assert page.table1(1.0).count("catrs") == 0  # of which there are none
+
+
 def test_what_is_not_yet_run_is_a_sentence_with_its_command(tmp_path, monkeypatch):
     page = script("page")
     monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
-    for name in ("full", "decide", "frontier"):
+    for name in ("full", "decide", "frontier", "catrs"):
         said = page.BLOCKS[name]()
         assert said.startswith("Not yet run") and f"docs/results/{name}.sh" in said
         assert "|" not in said and (RESULTS / f"{name}.sh").exists()
