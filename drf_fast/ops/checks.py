@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from drf_fast.runtime.following import followed
 from drf_fast.runtime.tensors import FLOATS
 
 Scalar = float | int | torch.Tensor
@@ -108,11 +109,7 @@ def same_device(device: torch.device, **tensors: torch.Tensor) -> None:
 def on_cpu(value: float | int, dtype: torch.dtype) -> torch.Tensor:
     """A 0-dim tensor, whatever torch's default device is; to be read, for others may share it."""
     # To make one takes as long as a small operation. Whoever traces must see it made.
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-    ):
+    if followed():
         return torch.scalar_tensor(value, dtype=dtype, device="cpu")
     return _kept_on_cpu(value, dtype)
 

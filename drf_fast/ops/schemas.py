@@ -21,6 +21,7 @@ from torch.library import Library, register_fake
 
 from drf_fast.backends.dispatch import implementation
 from drf_fast.backends.reference.levels import level_table
+from drf_fast.runtime.following import followed
 from drf_fast.runtime.tensors import arithmetic_dtype, memory_format_of
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -176,17 +177,6 @@ _PLAIN = frozenset(
 )
 
 
-def _followed() -> bool:
-    """Whether somebody sees the operations that this thread calls: a compiler, a mode, a tracer."""
-    return bool(
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._is_tracing()
-        or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
-    )
-
-
 def _operation(name: str) -> Callable[..., Any]:
     """``torch.ops.drf_fast.NAME``, past torch's dispatcher where nobody would see the difference.
 
@@ -199,7 +189,7 @@ def _operation(name: str) -> Callable[..., Any]:
 
     def call(first: torch.Tensor, *others: Any) -> Any:
         plain = type(first) is torch.Tensor and _PLAIN.issuperset(map(type, others))
-        if _followed() or first.is_meta or not plain:  # on meta, shapes alone are asked for
+        if followed() or first.is_meta or not plain:  # on meta, shapes alone are asked for
             return through_torch(first, *others)
         return itself(first, *others)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -155,3 +157,15 @@ def test_a_gradient_is_there_where_it_may_be_asked_for(name, enabled):
         assert out.requires_grad == enabled == (out.grad_fn is not None)
         assert not CALLS[name](X).requires_grad
     assert torch.equal(out.detach(), CALLS[name](X))
+
+
+def test_without_the_names_that_tell_every_call_goes_through_torch():
+    """In a process of its own: torch without one of its private names."""
+    code = (
+        "import torch\n"
+        "del torch._C._len_torch_function_stack\n"
+        "from drf_fast.runtime.following import followed\n"
+        "assert followed()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
