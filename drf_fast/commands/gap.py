@@ -15,6 +15,7 @@ Reference:
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +191,7 @@ def gaps_of(loaded: loading.Loaded, num_samples: int, seed: int) -> np.ndarray:
     together = max(1, _ROWS // rows)
     gaps = np.empty((len(loaded.indices), num_samples))
     with Tracker("gap", len(loaded.indices)) as tracker:
+        started, done = time.perf_counter(), 0
         for at in range(0, len(loaded.indices), together):
             ids = list(loaded.indices[at : at + together])
             x = loaded.images.float_images(ids).to(loaded.device)
@@ -211,7 +213,9 @@ def gaps_of(loaded: loading.Loaded, num_samples: int, seed: int) -> np.ndarray:
                 gaps[at : at + len(ids), offset : offset + count] = (
                     part.reshape(len(ids), count).cpu().numpy()
                 )
-            tracker.advance(len(ids))
+            done += len(ids)
+            rate = done * num_samples / (time.perf_counter() - started)
+            tracker.advance(len(ids), f"{rate:,.0f} samples/s")
     if np.isnan(gaps).any():
         name = loaded.path or loaded.saved["arch"]
         raise RunError(f"{name}: the network returns NaN; it diverged, train it again")
