@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-import drf_fast
+from drf_fast import functional
 from drf_fast.backends.native import library
 from drf_fast.ops.checks import on_cpu
 
@@ -33,7 +33,7 @@ def vote() -> dict[str, Call]:
     return {
         "core": functools.partial(core.vote, *addresses),
         "operation": functools.partial(torch.ops.drf_fast.vote.default, logits, counts),
-        "public": functools.partial(drf_fast.vote, logits, counts),
+        "public": functools.partial(functional.vote, logits, counts),
     }
 
 
@@ -51,8 +51,10 @@ def noisy_repeat() -> dict[str, Call]:
     sigma = on_cpu(0.5, torch.float64)
     return {
         "core": lambda: (core.noisy_repeat(**words), out)[0],  # out: its memory is written
-        "operation": lambda: torch.ops.drf_fast.noisy_repeat(x, sigma, key, ids, zero, 2, "train"),
-        "public": lambda: drf_fast.noisy_repeat(x, 0.5, 2, seed=3, image_ids=ids),
+        "operation": lambda: torch.ops.drf_fast.noisy_repeat.default(
+            x, sigma, key, ids, zero, 2, "train"
+        ),
+        "public": lambda: functional.noisy_repeat(x, 0.5, 2, seed=3, image_ids=ids),
     }
 
 
@@ -71,8 +73,8 @@ def smooth_ce(gradient: bool) -> dict[str, Call]:
     logits.requires_grad_(gradient)
     return {
         "core": lambda: (core.smooth_ce(**words), loss, grad)[0],  # their memory is written
-        "operation": lambda: torch.ops.drf_fast.smooth_ce(images, target, "mean", gradient),
-        "public": lambda: drf_fast.smooth_ce(logits, target, 2),
+        "operation": lambda: torch.ops.drf_fast.smooth_ce.default(images, target, "mean", gradient),
+        "public": lambda: functional.smooth_ce(logits, target, 2),
     }
 
 

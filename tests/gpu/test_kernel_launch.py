@@ -201,9 +201,11 @@ def test_the_words_of_the_installed_triton_are_known(monkeypatch):
     build = pytest.importorskip("triton.runtime.build")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    find = getattr(build._find_compiler, "__wrapped__", build._find_compiler)
+    find = getattr(build, "_find_compiler", None)
     with pytest.raises(RuntimeError) as missing:
-        find("c")
+        if find is None:  # Triton 3.2 looks for one as it builds
+            build._build("x", "x.c", ".", [], [], [])
+        getattr(find, "__wrapped__", find)("c")  # pyright: ignore[reportOptionalCall]
     explained = launching._explained("smooth_ce", missing.value)
     assert isinstance(explained, KernelUnavailableError) and "install gcc" in str(explained)
 
