@@ -44,6 +44,7 @@ def line(version: str, folder: Path, arguments: list[str]) -> tuple[str, bool]:
                 "DRF_FAST_TEST_KERNELS": "ptx",
                 "DRF_FAST_TEST_COUNTS": str(counts),
                 "OMP_NUM_THREADS": "1",
+                "PYTHONUNBUFFERED": "1",  # a test that takes long is seen
                 "PYTHONPATH": str(installed(version, folder)),
                 "TRITON_CACHE_DIR": str(folder / f"cache-{version}"),
             },
