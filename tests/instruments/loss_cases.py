@@ -77,9 +77,10 @@ def assert_true(name: str, logits: torch.Tensor, target: torch.Tensor, got: Any)
     1000; log F^y, half of one; the quotient w_i / (W S) and two products, u each. If all of these
     had one sign they would make 50 u at 10 classes. They have not: as independent numbers, even in
     their ranges, they make a standard deviation of 3 u at 10 classes and 5 u at 1000, and 16.8 u is
-    three to five of these. (An H100 kept 1e-6 in every case.) What lam makes of logarithms in
-    ``consistency_loss`` is larger and comes on top, with its worst case. float64: 1e-12 is 9,000 of
-    its u, what is left of them in MACER's quantiles, which are fitted to 2e-14, times 1 / density.
+    three to five of these; what is further off has lost digits somewhere. What lam makes of
+    logarithms in ``consistency_loss`` is larger and comes on top, with its worst case. float64:
+    1e-12 is 9,000 of its u, what is left of them in MACER's quantiles, which are fitted to 2e-14,
+    times 1 / density.
     """
     (value, grad), (true_value, true_grad) = got, truth(name, logits, target)
     exact = logits.dtype == torch.float64
