@@ -110,6 +110,7 @@ def test_other_settings_do_not_resume_it_and_nothing_is_replaced_unasked(run, ca
     assert "another steps (4 there, 5 now)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_shards_are_the_whole(run, tmp_path, monkeypatch):
     monkeypatch.setattr("drf_fast.attacks.engine._MOST_ROWS", 24)  # groups of three images
     assert attack(run) == 0

@@ -65,6 +65,7 @@ def test_sound_certification_refuses_a_sigma_without_a_table(logs, capsys):
 
 
 @pytest.mark.parametrize("radius", ["0.1", None])
+@pytest.mark.slow
 def test_the_anytime_budget_is_sound_too(logs, tmp_path, radius):
     out = tmp_path / "a.tsv"
     rule = ["--radius", radius] if radius else ["--tolerance", "0.1"]

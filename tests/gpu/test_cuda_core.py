@@ -111,6 +111,7 @@ def test_the_bounds_get_their_numbers_as_memory(core: Core) -> None:
 
 def test_a_number_on_the_cpu_cannot_enter_a_graph(core: Core, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: GPU.index)
     alpha = torch.tensor(0.01, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="graph is being captured .* as 0-dim tensors on cuda:1"):
         cuda.clopper_pearson_lower(on_gpu([3]), on_gpu([5]), alpha)

@@ -159,6 +159,7 @@ def test_a_gradient_is_there_where_it_may_be_asked_for(name, enabled):
     assert torch.equal(out.detach(), CALLS[name](X))
 
 
+@pytest.mark.slow
 def test_without_the_names_that_tell_every_call_goes_through_torch():
     """In a process of its own: torch without one of its private names."""
     code = (

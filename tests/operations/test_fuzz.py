@@ -319,6 +319,7 @@ def assert_images_near(got: torch.Tensor, expected: torch.Tensor, tolerance: tor
 
 @fuzz(150)
 @hypothesis.given(data=st.data())
+@pytest.mark.slow
 def test_vote(data: Any) -> None:
     draw_instruction_set(data)
     classes = data.draw(CLASSES)
@@ -342,6 +343,7 @@ def test_vote(data: Any) -> None:
 
 @fuzz(150)
 @hypothesis.given(data=st.data())
+@pytest.mark.slow
 def test_bounds(data: Any) -> None:
     draw_instruction_set(data)
     shape = data.draw(st.lists(st.integers(0, 6), max_size=3).map(tuple))

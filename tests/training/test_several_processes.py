@@ -159,6 +159,7 @@ def met(monkeypatch: pytest.MonkeyPatch) -> tuple[Meeting, Meeting]:
 
 
 @needs_distributed
+@pytest.mark.slow
 def test_a_slow_process_is_waited_for_beyond_the_timeout(met):
     first, second = met
 
