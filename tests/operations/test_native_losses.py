@@ -13,6 +13,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
+from loss_cases import DTYPES, LOSSES, case, each_loss, scalar
 
 from drf_fast.backends.native import cpu, library, losses
 from drf_fast.backends.reference import operations as reference
@@ -22,33 +23,8 @@ pytestmark = pytest.mark.skipif(
     not library.available(), reason=library.why_not() or "the C++ core is available"
 )
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Below, at and beside the widths of vectors, a row of 16, and a chunk of 1024.
 CLASSES = (2, 3, 4, 5, 7, 8, 9, 10, 15, 16, 17, 31, 33, 100, 1000, 1024, 1025)
-
-
-def scalar(value: float) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
-
-# Name, and the arguments between target and need_grad.
-LOSSES: dict[str, tuple[Any, ...]] = {
-    "smooth_ce": ("mean",),
-    "consistency_loss": (scalar(10.0), scalar(0.5), "mean"),
-    "macer_loss": (scalar(0.5), scalar(12.0), scalar(8.0), scalar(16.0)),
-}
-each_loss = pytest.mark.parametrize("name", LOSSES)
-
-
-def case(
-    shape: tuple[int, int, int], dtype: torch.dtype = torch.float32, scale: float = 0.2
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Most labels are the predicted class, so that the margin of macer_loss plays its part."""
-    generator = torch.Generator().manual_seed(sum(shape))
-    logits = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
-    target = torch.softmax(16 * logits, 2).mean(1).argmax(1)
-    target[::3] = torch.randint(shape[2], target[::3].shape, generator=generator)
-    return logits.to(dtype), target
 
 
 def native(name: str, logits: torch.Tensor, target: torch.Tensor, need_grad: bool = True) -> Any:
