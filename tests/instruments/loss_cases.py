@@ -48,6 +48,18 @@ def case(
     return logits.to(dtype), target
 
 
+def in_other_layouts(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same (B, m, K) numbers as they may lie in memory, the gaps filled with NaN."""
+    batch, samples, classes = logits.shape
+    room = torch.full((2 * batch + 1, 3 * samples - 2, classes + 3), math.nan, dtype=logits.dtype)
+    return {
+        "gaps between rows": room[1::2, ::3, 1:-2].copy_(logits),
+        "sample-major": logits.transpose(0, 1).contiguous().transpose(0, 1),
+        "classes apart": logits.repeat_interleave(2, 2)[..., ::2],
+        "classes outermost": logits.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+    }
+
+
 def call(name: str, logits: torch.Tensor, target: torch.Tensor, *arguments: Any) -> Any:
     """The kernel with all its arguments: those of the loss, and need_grad."""
     module = importlib.import_module(f"drf_fast.kernels.{name}")

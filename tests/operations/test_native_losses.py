@@ -13,7 +13,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
-from loss_cases import DTYPES, LOSSES, case, each_loss, scalar
+from loss_cases import DTYPES, LOSSES, case, each_loss, in_other_layouts, scalar
 
 from drf_fast.backends.native import cpu, library, losses
 from drf_fast.backends.reference import operations as reference
@@ -153,14 +153,7 @@ def test_no_layout_changes_the_numbers_or_touches_its_neighbours(name, dtype):
     for classes in (2, 3, 5, 8, 10, 17, 33):
         logits, target = case((4, 3, classes), dtype)
         value, grad = native(name, logits, target)
-        gaps = torch.full((9, 7, classes + 3), math.nan, dtype=dtype)[1::2, ::3, 1:-2]
-        layouts = {
-            "gaps between rows": gaps.copy_(logits),
-            "sample-major": logits.transpose(0, 1).contiguous().transpose(0, 1),
-            "classes apart": logits.repeat_interleave(2, 2)[..., ::2],
-            "classes outermost": logits.permute(2, 0, 1).contiguous().permute(1, 2, 0),
-        }
-        for layout, view in layouts.items():
+        for layout, view in in_other_layouts(logits).items():
             result = native(name, view, target)
             assert same_bits(result, (value, grad)), (layout, classes)
             assert result[1].stride() == torch.empty_like(view).stride(), layout
