@@ -188,8 +188,10 @@ def _operation(name: str) -> Callable[..., Any]:
     itself = _IMPLEMENTATIONS[name]
 
     def call(first: torch.Tensor, *others: Any) -> Any:
-        plain = type(first) is torch.Tensor and _PLAIN.issuperset(map(type, others))
-        if followed() or first.is_meta or not plain:  # on meta, shapes alone are asked for
+        # Compilers follow no further than the first of these. On meta, shapes alone are asked for.
+        if followed() or first.is_meta or type(first) is not torch.Tensor:
+            return through_torch(first, *others)
+        if not _PLAIN.issuperset(map(type, others)):
             return through_torch(first, *others)
         return itself(first, *others)
 
