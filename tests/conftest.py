@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +80,26 @@ def as_a_gpu() -> Iterator[None]:
     """The interpreter computes no better than hardware has to."""
     with like_gpu.installed():
         yield
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``time.perf_counter`` counts what ``time.sleep`` was asked for, and hardly anything else.
+
+    What is measured is then what a test says, however busy the machine is.
+    """
+    now = 0.0
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def read() -> float:
+        wait(1e-6)  # rates are finite
+        return now
+
+    monkeypatch.setattr(time, "sleep", wait)
+    monkeypatch.setattr(time, "perf_counter", read)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -55,7 +55,7 @@ NAMES: list[str] = []  # of a copy of the network, too
 
 
 @pytest.fixture(autouse=True)
-def forgotten() -> None:
+def forgotten(clock) -> None:
     NAMES.clear()
 
 

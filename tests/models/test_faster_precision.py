@@ -42,7 +42,7 @@ class Network(nn.Module):
         ("fp32", "fp32", False),
     ],
 )
-def test_the_fastest_of_what_was_asked_for_is_taken(asked, slow, half):
+def test_the_fastest_of_what_was_asked_for_is_taken(clock, asked, slow, half):
     model = Network(slow)
     found = drf_fast.faster(model, X, precision=asked)
     assert getattr(found, "bf16", False) is half
