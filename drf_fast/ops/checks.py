@@ -93,8 +93,13 @@ def untransformed(operation: str) -> None:
 
 
 def exporting() -> bool:
-    """Whether torch.export is at work (which torch tells since 2.7)."""
-    return torch.compiler.is_compiling() and getattr(torch.compiler, "is_exporting", bool)()
+    """Whether torch.export is at work; its strict mode can be told since torch 2.7."""
+    if not torch.compiler.is_compiling():
+        return False
+    if hasattr(torch.compiler, "is_exporting"):
+        return torch.compiler.is_exporting()
+    # Dynamo serves torch.compile as well as the strict mode; the other mode does without it.
+    return not torch.compiler.is_dynamo_compiling()
 
 
 def same_device(device: torch.device, **tensors: torch.Tensor) -> None:
