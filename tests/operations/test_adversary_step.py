@@ -135,14 +135,17 @@ def test_the_noisy_batch_is_noisy_repeat_of_the_result_bit_for_bit(backend, dtyp
 
 
 @pytest.mark.parametrize("grad_norm", NORMS)
-def test_excess_at_lambda_1_is_the_hard_ball_bit_for_bit(backend, grad_norm):
+def test_excess_at_lambda_1_is_the_hard_ball(backend, grad_norm):
+    """Bit for bit, except that a compiler may sum in another order in another kernel."""
     for dtype in (torch.float32, torch.float64):
+        # Sums of 24 squares in any order, a root and a quotient, on numbers up to 1.
+        tolerance = 16 * torch.finfo(dtype).eps if backend == "triton" else 0.0
         grad, x, x_adv = case(dtype)
         hard = step(grad, x, x_adv, drf_fast.HardBall(EPSILON), grad_norm=grad_norm)
         for lam in (1.0, 5.0):
             soft = drf_fast.SoftBall(EPSILON, lambda0=lam, form="excess")
             for a, b in zip(hard, step(grad, x, x_adv, soft, grad_norm=grad_norm), strict=True):
-                assert torch.equal(a, b)
+                torch.testing.assert_close(a, b, rtol=0.0, atol=tolerance)
 
 
 @pytest.mark.parametrize("tau", [None, STEP, torch.tensor(STEP)], ids=str)
