@@ -22,7 +22,7 @@ from drf_fast.models import fusing
 from drf_fast.models.faster import same
 from drf_fast.runtime import tf32
 from drf_fast.runtime.frozen import frozen
-from drf_fast.runtime.logits import logits_of, told
+from drf_fast.runtime.logits import logits_of, one_line
 from drf_fast.runtime.machine import MEMORY_FORMATS
 from drf_fast.runtime.progress import say
 
@@ -201,8 +201,8 @@ class RunNetwork:
 
     def _leave_out(self, form: Form, error: Exception) -> None:
         name = "compile" if form.compile else f"{form.memory_format} {form.precision}"
-        self.left_out[name] = told(error)
-        say(f"the network cannot be run as {name} and is certified without it ({told(error)})")
+        self.left_out[name] = one_line(error)
+        say(f"the network cannot be run as {name} and is certified without it ({one_line(error)})")
 
     def _seconds(self, network, form, kept, rows, repeats: int = _REPEATS) -> float:
         """The best time of a forward pass, the first one left out."""

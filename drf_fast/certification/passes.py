@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from drf_fast.backends.triton import captured
-from drf_fast.runtime.logits import told
+from drf_fast.runtime.logits import one_line
 from drf_fast.runtime.progress import say
 
 _DEVICES = ("cuda",)
@@ -96,7 +96,7 @@ class Passes:
             self._graphs[key] = graph = _Graph(step, votes, rows)
             return graph
         except Exception as error:  # whatever a network of the user's own does on the CPU
-            self.reason = told(error)
+            self.reason = one_line(error)
             say(
                 "the network cannot be captured in a CUDA graph and is certified without one, "
                 f"slower where it is small ({self.reason})"

@@ -87,7 +87,7 @@ class NoisyVotes:
                 start = torch.zeros((), dtype=torch.int64, device=x.device)
                 votes = Votes(x[part], image_ids[part], start, counts[part])
                 for offset in range(0, num, size):
-                    processes.beat()
+                    processes.heartbeat()
                     rows = min(size, num - offset)
                     self.passes.run(step, votes, rows, kind)
                     if stop is not None and stop(counts, offset + rows):

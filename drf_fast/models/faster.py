@@ -15,7 +15,7 @@ from drf_fast.models import fusing
 from drf_fast.ops import checks as check
 from drf_fast.runtime import machine, tf32
 from drf_fast.runtime.frozen import frozen
-from drf_fast.runtime.logits import logits_of, told
+from drf_fast.runtime.logits import logits_of, one_line
 from drf_fast.runtime.progress import say
 
 _Network = TypeVar("_Network")
@@ -181,7 +181,7 @@ def _fastest(
     except Exception as error:  # whatever a network of the user's own does
         raise ValueError(
             f"the network must take images {tuple(example.shape)} in {example.dtype}, got "
-            f"{told(error)}; correct the network or choose other images"
+            f"{one_line(error)}; correct the network or choose other images"
         ) from error
     fused = Faster(model).fused() is not None and same(_logits(Faster(model), example), expected)
     times: dict[tuple[str, bool], float] = {}
@@ -198,7 +198,7 @@ def _fastest(
                     raise RuntimeError("it returns other logits then")
                 times[name, bf16] = machine.seconds(network, example)
             except Exception as error:  # whatever a network of the user's own does
-                failures[name + bf16 * " bf16"] = told(error)
+                failures[name + bf16 * " bf16"] = one_line(error)
         if times:
             break
     else:

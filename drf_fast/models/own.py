@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from drf_fast.errors import InputError
-from drf_fast.runtime.logits import logits_of, told
+from drf_fast.runtime.logits import logits_of, one_line
 
 _CALL = "expected a function or class that is called with num_classes=K and returns an nn.Module"
 
@@ -62,7 +62,7 @@ def _build(arch: str, num_classes: int, image_shape: tuple[int, ...]) -> nn.Modu
         network = factory(num_classes=num_classes)
     except Exception as error:
         raise InputError(
-            f"--arch {arch} failed: {_CALL}, got {told(error)}; correct it, or wrap it in a "
+            f"--arch {arch} failed: {_CALL}, got {one_line(error)}; correct it, or wrap it in a "
             "function of that form"
         ) from error
     if not isinstance(network, nn.Module):
@@ -86,10 +86,10 @@ def _find(arch: str) -> Any:
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
             raise InputError(
                 f"--arch {arch}: expected a module {module_name} in the current folder or "
-                f"installed, got none ({told(error)}); check the name and the folder"
+                f"installed, got none ({one_line(error)}); check the name and the folder"
             ) from error
         raise InputError(
-            f"--arch {arch}: expected {module_name} to be imported, got {told(error)}; "
+            f"--arch {arch}: expected {module_name} to be imported, got {one_line(error)}; "
             "correct that module (what a script does goes below 'if __name__ == \"__main__\"')"
         ) from error
     for attribute in attributes.split("."):
@@ -113,7 +113,8 @@ def _try(network: nn.Module, arch: str, num_classes: int, image_shape: tuple[int
             logits = logits_of(network.eval()(images))
     except Exception as error:
         raise InputError(
-            f"--arch {arch}: {wanted}, got {told(error)}; correct the network or choose other data"
+            f"--arch {arch}: {wanted}, got {one_line(error)}; correct the network or choose other "
+            "data"
         ) from error
     for module in training:
         module.training = True

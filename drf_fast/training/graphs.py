@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from drf_fast.backends.triton import captured
-from drf_fast.runtime.logits import told
+from drf_fast.runtime.logits import one_line
 from drf_fast.training.methods.common import Batch, MethodOptions
 from drf_fast.training.run import Run, announce
 
@@ -67,7 +67,7 @@ class GraphedSteps:
             return _Graph(self._descend, run, batch, options)
         except Exception as error:  # whatever a network of the user's own does on the CPU
             self._impossible = True
-            run.left_out["cuda_graph"] = told(error, 200)
+            run.left_out["cuda_graph"] = one_line(error, 200)
             announce(
                 "the training step cannot be captured in a CUDA graph "
                 f"({run.left_out['cuda_graph']}); it runs uncaptured, slower; --no-cuda-graph says "

@@ -92,7 +92,7 @@ def train(config: TrainConfig) -> Path:
             log = Metrics(folder, run.epoch, config.epochs)
             held.enter_context(contextlib.closing(log))
         teacher.attach(run)
-        held.enter_context(signals.held_back())
+        held.enter_context(signals.deferred())
         steps = config.epochs * steps_of_an_epoch(config, len(run.train_set), processes.count())
         total = steps if config.max_steps is None else min(steps, config.max_steps)
         tracker = held.enter_context(Tracker("train", total, quiet=not first, done=run.step))

@@ -28,7 +28,7 @@ from drf_fast.errors import InputError
 from drf_fast.functional import noise_key
 from drf_fast.models import faster, normalize
 from drf_fast.runtime import machine, processes
-from drf_fast.runtime.logits import told
+from drf_fast.runtime.logits import one_line
 from drf_fast.runtime.randomness import INITIAL_WEIGHTS
 from drf_fast.training import initial, state, teacher
 from drf_fast.training.graphs import GraphedSteps
@@ -159,8 +159,8 @@ def _compiled(
         with machine.autocast(device, config.precision):
             machine.seconds(compiled, torch.zeros((2, *shape), device=device))
     except Exception as error:  # whatever a network of the user's own does
-        left_out["compile"] = told(error)
-        announce(f"the network cannot be compiled and is trained uncompiled ({told(error)})")
+        left_out["compile"] = one_line(error)
+        announce(f"the network cannot be compiled and is trained uncompiled ({one_line(error)})")
         return network
     return compiled
 
