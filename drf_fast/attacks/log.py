@@ -103,7 +103,7 @@ class AttackLog(CertificationLog):
         self._write("\n".join(map(format_row, rows)))
         self.done.add(rows[0].idx)
 
-    def _whole(self, content: bytes) -> tuple[bytes, set[int]]:
+    def _complete_lines(self, content: bytes) -> tuple[bytes, set[int]]:
         """A last image with fewer lines than the first is dropped: it was being written."""
         content = content[: content.rfind(b"\n") + 1]
         if not content:

@@ -49,8 +49,8 @@ def run(config: AttackConfig) -> int:
     certificates = certificates_of(config, source)
     if certificates is None:
         say("no certificates of this network to compare with; run 'drf-fast certify' first")
-    out = config.out or source.beside(_default_name(config, source.sigma))
-    loaded, work = prepare(loading.resumed(config, out), source, certificates)
+    out = config.out or source.default_path(_default_name(config, source.sigma))
+    loaded, work = prepare(loading.with_recorded_choices(config, out), source, certificates)
     description = _description(config, loaded, work)
     if config.resume:
         log = AttackLog.resume(out, description)
@@ -141,7 +141,7 @@ def certificates_of(config: AttackConfig, source: Source) -> Log | None:
 def _left_by_certify(source: Source) -> list[Path]:
     if source.path is not None:
         return logs_in(source.path.parent)
-    first = source.beside("certify-*.tsv")  # the folder is the user's, and may hold anything
+    first = source.default_path("certify-*.tsv")  # the folder is the user's, and may hold anything
     return sorted(first.parent.glob(first.name))
 
 

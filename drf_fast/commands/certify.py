@@ -34,8 +34,10 @@ def certify(config: CertifyConfig) -> Path | None:
         raise InputError("--resume continues a log and --force replaces it: pass one of them")
     source = loading.source(config)
     if config.out is None:
-        config = dataclasses.replace(config, out=source.beside(_default_name(config, source.sigma)))
-    config = loading.resumed(config, config.out)
+        config = dataclasses.replace(
+            config, out=source.default_path(_default_name(config, source.sigma))
+        )
+    config = loading.with_recorded_choices(config, config.out)
     loaded = loading.load(config, source)
     work = engine.Work(
         classifier=loaded.classifier,

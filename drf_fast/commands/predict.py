@@ -15,7 +15,7 @@ from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.log import sidecar
 from drf_fast.certification.log.rows import PREDICT_COLUMNS
 from drf_fast.certification.log.writer import refuse_other_files
-from drf_fast.certification.stopping import spared
+from drf_fast.certification.stopping import reduced_alpha
 from drf_fast.config.certification import check_settings
 from drf_fast.config.options import PredictConfig
 from drf_fast.errors import InputError
@@ -42,7 +42,7 @@ def run(config: PredictConfig) -> int:
     loaded = loading.load(config)
     images = loaded.images
     try:
-        spared(config.alpha, config.n, loaded.distance)
+        reduced_alpha(config.alpha, config.n, loaded.distance)
     except ValueError as error:
         raise InputError(f"--sound: {error}") from error
     _warn(config)

@@ -47,7 +47,7 @@ def run(config: ShowConfig) -> int:
     if not -(2**63) <= config.seed < 2**63:
         raise InputError(f"--seed must fit 64 bits, got {config.seed}")
     source = None if config.noise is not None else loading.source(_as_attack(config))
-    default = Path("noise.png") if source is None else source.beside("images.png")
+    default = Path("noise.png") if source is None else source.default_path("images.png")
     out = config.out or default
     check_path(out, config.force)
     if source is None:
@@ -113,7 +113,7 @@ def cards_of(config: ShowConfig, source: Source | None = None) -> list[Card]:
 
 def _attacked(source: Source) -> list[AttackRow]:
     """What the attack logs beside a network say of it."""
-    pattern = source.beside("attack-*.tsv" if source.path is None else "*.tsv")
+    pattern = source.default_path("attack-*.tsv" if source.path is None else "*.tsv")
     paths = sorted(pattern.parent.glob(pattern.name))
     logs = [read_attacked(path) for path in paths if is_attack_log(path)]
     own = [log for log in logs if log.config.get("checkpoint_sha256") == source.saved["sha256"]]
