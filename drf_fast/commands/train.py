@@ -30,7 +30,7 @@ def run(config: TrainConfig) -> int:
     if config.dry_run:
         with machine.same_threads():
             dry = prepare(config, run_folder(config))
-            before = teacher.rehearse(dry)
+            before = teacher.attach_placeholder(dry)
             dry_run.show(dry, loop.batches(dry), loop.accuracy_under_noise, before)
         processes.finish()
         return 0
