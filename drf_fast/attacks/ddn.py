@@ -60,7 +60,9 @@ def ddn(
     best = delta
     with frozen(model):
         for step in range(steps):
-            gradient, misled = _look(model, x + delta, target, sigma, num_samples, seed, image_ids)
+            gradient, misled = _gradient_and_misled(
+                model, x + delta, target, sigma, num_samples, seed, image_ids
+            )
             distance = delta.flatten(1).norm(dim=1)
             better = misled & (distance < nearest)
             nearest = torch.where(better, distance, nearest)
@@ -72,7 +74,7 @@ def ddn(
     return x + torch.where(torch.isinf(nearest).reshape(shape), delta, best)
 
 
-def _look(
+def _gradient_and_misled(
     model: Callable[[torch.Tensor], Any],
     images: torch.Tensor,
     target: torch.Tensor,

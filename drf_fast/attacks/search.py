@@ -81,7 +81,7 @@ class Search:
             )
             found.append(("pgd", ascended.x))
         if direction is not None:
-            found.append(("ddn", drawn_out(x, direction, epsilon)))
+            found.append(("ddn", scaled_to(x, direction, epsilon)))
         return found
 
 
@@ -99,7 +99,7 @@ def random_start(x: torch.Tensor, epsilon: float, key: int, ids: torch.Tensor) -
     return (x + epsilon * point.reshape(x.shape)).clamp(0, 1)
 
 
-def drawn_out(x: torch.Tensor, direction: torch.Tensor, epsilon: float) -> torch.Tensor:
+def scaled_to(x: torch.Tensor, direction: torch.Tensor, epsilon: float) -> torch.Tensor:
     """x + epsilon * direction / ||direction||_2 of each image, clamped to [0, 1]."""
     norm = direction.flatten(1).norm(dim=1).clamp(min=1e-12)
     scale = (epsilon / norm).reshape(-1, *[1] * (x.dim() - 1))

@@ -130,9 +130,9 @@ def merged(
 
     config = with_recipe(TrainConfig())
     if config.resume:
-        config = with_recipe(_settings_of_the_run(config))
+        config = with_recipe(_settings_of_saved_run(config))
     if recipe is not None and recipes.depends_on_sigma(str(recipe)):
-        _tell_nearest(str(recipe), config.sigma)
+        _say_nearest_sigma(str(recipe), config.sigma)
     return config
 
 
@@ -142,7 +142,7 @@ def given(words: list[str]) -> set[str]:
     return {field.replace("-", "_") for name in names for field in (name, name.removeprefix("no-"))}
 
 
-def _tell_nearest(recipe: str, sigma: float) -> None:
+def _say_nearest_sigma(recipe: str, sigma: float) -> None:
     if sigma not in recipes.SIGMAS and 0 < sigma < float("inf"):
         print(
             f"recipe {recipe}: nothing is published for sigma {sigma:g}; its values are those for "
@@ -177,7 +177,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _settings_of_the_run(config: TrainConfig) -> TrainConfig:
+def _settings_of_saved_run(config: TrainConfig) -> TrainConfig:
     """What the run in the folder was started with, so that --out and --resume are enough."""
     path = run_folder(config) / "config.json"
     if not path.exists():

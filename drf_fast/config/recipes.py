@@ -187,7 +187,7 @@ def nearest(sigma: float) -> float:
 
 def depends_on_sigma(name: str) -> bool:
     """Whether the recipe has other values for other noise levels."""
-    return any(isinstance(value, _BySigma) for value in _named(name).values())
+    return any(isinstance(value, _BySigma) for value in _lookup(name).values())
 
 
 def get(name: str, sigma: float) -> dict[str, Any]:
@@ -203,11 +203,11 @@ def get(name: str, sigma: float) -> dict[str, Any]:
     row = SIGMAS.index(nearest(sigma))
     return {
         key: value[row] if isinstance(value, _BySigma) else value
-        for key, value in _named(name).items()
+        for key, value in _lookup(name).items()
     }
 
 
-def _named(name: str) -> dict[str, Any]:
+def _lookup(name: str) -> dict[str, Any]:
     if name not in _RECIPES:
         raise InputError(f"--recipe must be one of {', '.join(NAMES)}, got {name!r}")
     return _RECIPES[name]

@@ -140,10 +140,10 @@ def read_cifar(name: str, split: str, data_dir: Path, download: bool) -> Arrays:
         for folder in (data_dir / version.folder, data_dir):
             paths = [folder / file for file in version.files[split]]
             if all(path.is_file() for path in paths):
-                return _joined([_part(kind, split, read_bytes(path), path) for path in paths])
+                return _concatenated([_part(kind, split, read_bytes(path), path) for path in paths])
     for version in (kind.binary, kind.python):
         if (data_dir / version.archive).is_file():
-            return _joined(_unpacked(kind, version, split, data_dir / version.archive))
+            return _concatenated(_unpacked(kind, version, split, data_dir / version.archive))
     if not download:
         raise InputError(
             f"the {split} files of {kind.title} are missing: expected the binary version, "
@@ -217,6 +217,6 @@ def _records(kind: Kind, content: bytes, count: int, path: Path) -> Arrays:
     return images, records[:, kind.label_bytes - 1]
 
 
-def _joined(parts: list[Arrays]) -> Arrays:
+def _concatenated(parts: list[Arrays]) -> Arrays:
     images, labels = zip(*parts, strict=True)
     return np.concatenate(images), np.concatenate(labels)

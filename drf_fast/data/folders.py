@@ -39,7 +39,7 @@ _TRAIN_NAMES = ("train", "training")
 _SPLIT_WORD = re.compile(r"(.*[^a-z])?(train|test|val|valid|validation|training|testing)([^a-z]|$)")
 NAMES: tuple[str, ...] = tuple(_TEST_NAMES)
 _TEST_EVERY = 5
-_MOST_IN_MEMORY = 2 * 2**30  # bytes of pixels
+_MAX_BYTES_IN_MEMORY = 2 * 2**30  # bytes of pixels
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def read_folder(
         return ImageFiles(listing.root, files, None), labels, listing.class_names
     first = decode(listing.root / files[0])
     images = ImageFiles(listing.root, files, (first.height, first.width))
-    if images.shape.numel() > _MOST_IN_MEMORY:
+    if images.shape.numel() > _MAX_BYTES_IN_MEMORY:
         return images, labels, listing.class_names
     return _decoded(images), labels, listing.class_names
 
@@ -112,7 +112,7 @@ def list_split(data_dir: Path, split: str, test_names: Sequence[str]) -> Listing
     Args:
         data_dir: the folder.
         split: ``"train"`` or ``"test"``.
-        test_names: names of the test split's folder; the first that is there is taken.
+        test_names: names of the test split's folder; the first that exists is taken.
 
     Raises:
         InputError: as ``read_folder``.
@@ -125,7 +125,10 @@ def list_split(data_dir: Path, split: str, test_names: Sequence[str]) -> Listing
         raise InputError(
             f"cannot read {data_dir}: expected a folder with {layout}, got {what}; check --data-dir"
         )
-    roots = {"train": _first(data_dir, _TRAIN_NAMES), "test": _first(data_dir, test_names)}
+    roots = {
+        "train": _find_split_folder(data_dir, _TRAIN_NAMES),
+        "test": _find_split_folder(data_dir, test_names),
+    }
     root = roots[split]
     if root is not None:
         classes = _classes(root)
@@ -157,12 +160,12 @@ def list_split(data_dir: Path, split: str, test_names: Sequence[str]) -> Listing
                 f"{data_dir / name} holds one image: expected two or more, one to train and one to "
                 "test; add images, or make folders train/ and test/"
             )
-    _tell_division(data_dir)
+    _say_division(data_dir)
     return _listing(data_dir, parts)
 
 
 @functools.cache  # a command reads both splits
-def _tell_division(data_dir: Path) -> None:
+def _say_division(data_dir: Path) -> None:
     say(f"{data_dir} has no train/ and test/: every {_TEST_EVERY}th image of a class is for tests")
 
 
@@ -174,11 +177,11 @@ def _listing(root: Path, files: dict[str, list[str]]) -> Listing:
     )
 
 
-def _first(data_dir: Path, names: Sequence[str]) -> Path | None:
+def _find_split_folder(data_dir: Path, names: Sequence[str]) -> Path | None:
     """The folder of a split, in whatever case its name is written."""
-    there = _folders(data_dir)
+    existing = _folders(data_dir)
     for name in names:
-        found = [folder for folder in there if folder.lower() == name]
+        found = [folder for folder in existing if folder.lower() == name]
         if len(found) > 1:
             raise InputError(
                 f"{data_dir} has the folders {' and '.join(found)}: expected one of them; rename "

@@ -53,7 +53,7 @@ class ImageFiles:
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         if isinstance(index, int):
-            return self._plain(index)
+            return self._decoded(index)
         if isinstance(index, slice):
             positions = list(range(len(self))[index])
         elif isinstance(index, Tensor):
@@ -62,7 +62,7 @@ class ImageFiles:
             positions = list(index)
         if not positions:
             return torch.empty((0, *self.shape[1:]), dtype=torch.uint8)
-        (images,) = _read_ahead([positions], self._plain)
+        (images,) = _read_ahead([positions], self._decoded)
         return images
 
     def stream(
@@ -79,11 +79,11 @@ class ImageFiles:
         chunks = list(chunks)
         positions = [ids.tolist() for ids in chunks]
         if augmented is None:
-            yield from _read_ahead(positions, self._plain)
+            yield from _read_ahead(positions, self._decoded)
         elif self.size is None:
             yield from _read_ahead(positions, lambda i: self._random_part(i, *augmented))
         else:
-            batches = _read_ahead(positions, self._plain)
+            batches = _read_ahead(positions, self._decoded)
             for ids, images in zip(chunks, batches, strict=True):
                 yield augment.crop_flip(images, ids, *augmented)
 
@@ -103,7 +103,7 @@ class ImageFiles:
             digest.update(f"{name}\0{length}\0{label}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
-    def _plain(self, index: int) -> Tensor:
+    def _decoded(self, index: int) -> Tensor:
         path = self.root / self.names[index]
         image = decode(path)
         if self.size is None:

@@ -137,8 +137,8 @@ def load(
     images = torch.from_numpy(image_array)
     images = images.unsqueeze(1) if images.dim() == 3 else images
     labels = torch.from_numpy(label_array.astype(np.int64))
-    whole = fingerprint(images, labels)
-    _refuse_confusion(name, folder, whole)
+    full_fingerprint = fingerprint(images, labels)
+    _refuse_confusion(name, folder, full_fingerprint)
     cut = limit is not None and limit < len(labels)
     images, labels = images[:limit], labels[:limit]
     return Dataset(
@@ -148,7 +148,7 @@ def load(
         name=name,
         split=split,
         class_names=source.class_names,
-        fingerprint=fingerprint(images, labels) if cut else whole,
+        fingerprint=fingerprint(images, labels) if cut else full_fingerprint,
     )
 
 
