@@ -1,4 +1,4 @@
-"""Lengths of time as people write them; nothing here imports torch."""
+"""Parsing durations; nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def seconds(value: float | str, flag: str) -> float:
     """``value``, seconds or a number with a unit (s, min, h, d), in seconds.
 
     Raises:
-        InputError: anything else, or less than a second or more than 30 days.
+        InputError: malformed, less than a second, or more than 30 days.
     """
     match = _DURATION.fullmatch(str(value).strip())
     parsed = float(match[1]) * _UNITS[match[2]] if match else 0.0
