@@ -1,4 +1,4 @@
-"""``drf-fast train``: train, certify some test images, print and draw what came out."""
+"""``drf-fast train``: train, certify some test images, print and draw the results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from drf_fast.training.run import announce
 
 
 def run(config: TrainConfig) -> int:
-    """The command: train, certify some test images, print and draw what came out.
+    """The command: train, certify some test images, print and draw the results.
 
     Raises:
         InputError, RunError: see ``train``.
