@@ -155,8 +155,8 @@ def _value(word: str) -> Any:
 def bases_of(
     words: list[str], grid: Grid, earlier: dict[str, TrainConfig] | None = None
 ) -> dict[str, TrainConfig]:
-    """The settings that all runs share, by recipe and sigma: a recipe is a set of values that depend
-    on sigma, and that flags override.
+    """The settings that all runs share, by recipe and sigma: a recipe is a set of values, which
+    depend on sigma and which flags override.
 
     Args:
         words: flags of ``train``.
