@@ -61,7 +61,7 @@ def read_log(path: str | Path, content: bytes | None = None) -> Log:
         InputError: missing, empty, malformed, or not what the counts certify; names the line.
     """
     path = Path(path)
-    has_sidecar = content is None and sidecar(path).exists()
+    from_file = content is None
     content = read_bytes(path) if content is None else content
     if not content.strip():
         raise InputError(
@@ -70,7 +70,7 @@ def read_log(path: str | Path, content: bytes | None = None) -> Log:
         )
     parsed = parse_rows(path, decode(path, content))
     rows, ours = parsed.rows, parsed.ours
-    config = _configuration(path) if has_sidecar else None
+    config = _configuration(path) if from_file and sidecar(path).exists() else None
     if not rows and (config or {}).get("shard") is None:  # a shard may have no image
         raise InputError(
             f"{path} holds no certificates: expected at least one line below the header; "
