@@ -76,7 +76,7 @@ def broken(rows: Sequence[AttackRow], log: Log) -> list[Broken]:
 
 
 def standings(rows: Sequence[AttackRow], log: Log | None) -> list[Standing]:
-    """What became of the images at each epsilon, ascending; certified shares of the same images."""
+    """Shares of images under attack and certified, at each epsilon in ascending order."""
     radius: Mapping[int, float] = {}
     if log is not None:
         certified = zip(log.idx, log.radius, log.correct, strict=True)
