@@ -78,10 +78,10 @@ class Meeting:
                 f"RANK {self.rank} is that of two processes at {self.address}: expected each "
                 f"number from 0 to {self.size - 1} once; start them anew, at another MASTER_PORT"
             )
-        self._call_store(lambda: self.store.set(f"word/{self.rank}", ""))
+        self._call_store(lambda: self.store.set(f"status/{self.rank}", ""))
         until = time.monotonic() + self.timeout
         while True:
-            missing = self._ranks_without("word")
+            missing = self._ranks_without("status")
             self._raise_refusal()
             if not missing:
                 return
@@ -96,7 +96,7 @@ class Meeting:
     def refuse(self, reason: str) -> None:
         """Tell the others why this process ends, and wait until they have read it. Never raises."""
         with contextlib.suppress(RunError, RuntimeError):
-            self._call_store(lambda: self.store.set(f"word/{self.rank}", reason or "an error"))
+            self._call_store(lambda: self.store.set(f"status/{self.rank}", reason or "an error"))
             if self.host:  # the store ends together with this process
                 until = time.monotonic() + min(_REFUSAL_READ_TIMEOUT, self.timeout)
                 while time.monotonic() < until and any(
@@ -171,7 +171,7 @@ class Meeting:
                 )
 
     def _refusal_of(self, rank: int) -> str:
-        return self._get(f"word/{rank}").decode(errors="replace")
+        return self._get(f"status/{rank}").decode(errors="replace")
 
     def _get(self, key: str) -> bytes:
         return self._call_store(lambda: self.store.get(key) if self.store.check([key]) else b"")
