@@ -54,11 +54,11 @@ def attack(
     image_ids: torch.Tensor | None = None,
     start: torch.Tensor | None = None,
 ) -> AttackResult:
-    """Ascend ``smooth_ce`` of the noisy copies from x, under one fixed draw of the noise.
+    """Gradient ascent on ``smooth_ce`` of the noisy copies from x, under one fixed draw of noise.
 
     Each of the T steps is one forward and backward pass of the network, in eval mode and with
     frozen parameters, and two operations of ours; the last one already writes the training batch.
-    ``torch.compile(fullgraph=True)`` makes one graph of it, with no option of Dynamo to be set.
+    ``torch.compile(fullgraph=True)`` captures it in one graph, without any option of Dynamo.
 
     Args:
         model: network (B*m, ...) -> (B*m, K). Of a DistributedDataParallel pass ``model.module``.
@@ -89,7 +89,7 @@ def attack(
             "that is taken inside; record the network alone, or use torch.compile"
         )
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
-        with torch.inference_mode(False):  # there is no gradient in it
+        with torch.inference_mode(False):  # gradients cannot be taken in it
             return attack(
                 model, x, target, sigma=sigma, num_samples=num_samples, steps=steps, ball=ball,
                 step_size=step_size, grad_norm=grad_norm, clamp=clamp, seed=seed,
@@ -97,7 +97,7 @@ def attack(
             )  # fmt: skip
     check.images(x)
     check.count(steps, "steps")
-    wrapped = getattr(model, "_orig_mod", model)  # what torch.compile was given
+    wrapped = getattr(model, "_orig_mod", model)  # the module that torch.compile has wrapped
     if isinstance(wrapped, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         raise ValueError(
             f"attack got a {type(wrapped).__name__}, whose hooks must not run during an attack; "
@@ -108,9 +108,9 @@ def attack(
     box = check.box(clamp)
     if box is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (float(value) for value in torch.aminmax(x.detach()))
-        # What normalising and back leaves of a black pixel is -3e-8: rounding, no other scale.
-        near = 1e-5 * (box[1] - box[0])
-        if not (box[0] - near <= low and high <= box[1] + near):
+        # Rounding is allowed for: a black pixel normalised and denormalised again is -3e-8.
+        tolerance = 1e-5 * (box[1] - box[0])
+        if not (box[0] - tolerance <= low and high <= box[1] + tolerance):
             raise ValueError(
                 f"images must lie inside clamp={clamp}, got values from {low!r} to {high!r}; "
                 "scale them (x / 255) and normalise inside the model, or pass another clamp"
@@ -119,20 +119,20 @@ def attack(
             x = x.clamp(*box)
     if step_size is None:
         step_size = 1.0 if ball is None else 2.0 * ball.epsilon / steps
-    # As tensors from here on, so that the steps have less to check.
+    # Tensors from here on, which cost less to check in every step.
     step_size = check.scalar(step_size, "step_size", nonnegative=True)
     sigma = check.scalar(sigma, "sigma", positive=True)
     key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
     form, epsilon, lam = ball_arguments(ball, step_size)
 
     x = x.detach()
-    x_adv = x if start is None else _like(start, x)
+    x_adv = x if start is None else _check_start(start, x)
     noisy = functional.noisy_repeat(x_adv, sigma, num_samples, seed=key, image_ids=ids)
     distance = x_adv.new_zeros(x.shape[0])
 
     with frozen(model):
         for _ in range(steps):
-            # The raw operation: what adversary_step checks has been checked, once for all steps.
+            # The raw operation: the checks of adversary_step were made above, once for all steps.
             x_adv, noisy, distance = schemas.adversary_step(
                 _gradient(model, noisy, target, num_samples),
                 x,
@@ -150,8 +150,8 @@ def attack(
     return AttackResult(x_adv, noisy, distance)
 
 
-def _like(start: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The images to start from, which must be like x."""
+def _check_start(start: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The images to start from, detached; they must have the shape, dtype and device of x."""
     start = check.images(start, "start")
     if start.shape != x.shape or start.dtype != x.dtype or start.device != x.device:
         raise ValueError(
@@ -174,14 +174,15 @@ def _gradient(
             logits = logits_of(model(rows))
             return functional.smooth_ce(logits, target, num_samples, reduction="sum")
 
-        # torch.compile captures this one whole, and torch.autograd.grad in recent versions only,
-        # on request. Without no_grad the result would have a graph to the parameters.
+        # torch.compile captures torch.func.grad, but torch.autograd.grad only in recent versions
+        # and on request. Without no_grad the result would have a graph to the parameters.
         with torch.no_grad():
             return torch.func.grad(total)(noisy)
     with torch.enable_grad():
         logits = logits_of(model(noisy.requires_grad_()))
     check.logits_and_target(logits, target, num_samples, 1)
-    # Nobody asks for the loss: no sum of it, and no autograd.Function for its gradient.
+    # The loss itself is not needed: its gradient for the logits comes from the raw operation,
+    # without a sum over images and without an autograd.Function.
     images = autograd.images_first(logits.detach(), num_samples, 1)
-    _, slope = schemas.smooth_ce(images, target, "none", True)
-    return torch.autograd.grad(logits, noisy, slope.reshape(logits.shape))[0]
+    _, grad_logits = schemas.smooth_ce(images, target, "none", True)
+    return torch.autograd.grad(logits, noisy, grad_logits.reshape(logits.shape))[0]

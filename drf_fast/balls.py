@@ -113,7 +113,7 @@ class SoftBall:
         self._window = torch.full((self.kappa,), torch.nan, dtype=torch.float64)
 
     def update(self, distance: torch.Tensor) -> None:
-        """Take the distances (B,) of one batch into Delta; change lambda when it is due.
+        """Include the distances (B,) of one batch in Delta; change lambda when it is due.
 
         Never synchronises with the device. A NaN distance is left out. In a distributed job every
         process has to call it.
@@ -132,7 +132,7 @@ class SoftBall:
             self._change_lambda()
 
     def end_epoch(self) -> None:
-        """Change lambda if ``lambda_every`` is "epoch"; else nothing."""
+        """Change lambda if ``lambda_every`` is "epoch"; else do nothing."""
         if self.lambda_every == "epoch" and self._updates:
             self._change_lambda()
 
@@ -141,15 +141,15 @@ class SoftBall:
         total = torch.stack([self._window.nansum(), known.sum().double()])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
-        # Not as_tensor: under a default device that would move a tensor of another device.
+        # Not as_tensor, which would move the tensor to torch's default device.
         epsilon = self.epsilon
         if isinstance(epsilon, torch.Tensor):
             epsilon = epsilon.to(self.lam.device, torch.float64)
         excess = total[0] / total[1] - epsilon
-        excess = torch.where(total[1] > 0, excess, 0.0)  # every distance was NaN: nothing is known
-        changed = (self.lam + self.lambda_lr * excess).clamp(min=0.0)
-        # Through a view: what is written to a 0-dim tensor itself, torch 2.13 loses when compiled.
-        self.lam.view(1).copy_(changed.view(1))
+        excess = torch.where(total[1] > 0, excess, 0.0)  # every distance was NaN: keep lambda
+        new_lam = (self.lam + self.lambda_lr * excess).clamp(min=0.0)
+        # Through a view: compiled code of torch 2.13 loses writes to a 0-dim tensor itself.
+        self.lam.view(1).copy_(new_lam.view(1))
 
     def _move(self, device: torch.device) -> None:
         if self.lam.device != device:
@@ -203,23 +203,23 @@ def _is_float64(value: Any, shape: tuple[int, ...]) -> TypeGuard[torch.Tensor]:
 
 
 def check_ball(value: Any) -> None:
-    """A HardBall, a SoftBall or None, by what ``adversary_step`` reads of it."""
+    """Check that ``value`` is None or has the attributes of a HardBall or SoftBall, in range."""
     if value is None:
         return
     if not all(hasattr(value, name) for name in ("form", "epsilon", "lam")):
         raise TypeError(f"ball must be a HardBall, a SoftBall or None, got {type(value).__name__}")
     check.choice(value.form, "form of the ball", BALLS)
     if value.lam is not None:
-        # NaN once every distance was NaN: no ball at all.
+        # Refuses NaN too, which lambda would be if every distance had been NaN.
         check.scalar(value.lam, "lam of the ball", nonnegative=True)
 
 
 def ball_arguments(
     ball: HardBall | SoftBall | None, step_size: torch.Tensor
 ) -> tuple[str, torch.Tensor, torch.Tensor]:
-    """Form, epsilon and price of a ball as ``ops.adversary_step`` takes them.
+    """(form, epsilon, price) of a ball as ``schemas.adversary_step`` takes them.
 
-    The price is lambda, of form udr lambda alpha / tau.
+    The price is lambda, or lambda alpha / tau for form "udr".
     """
     check_ball(ball)
     if ball is None:

@@ -12,4 +12,4 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that began well and failed: training diverged, for example. Exit status 1."""
+    """A run with valid input that failed: training diverged, for example. Exit status 1."""

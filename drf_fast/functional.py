@@ -1,18 +1,18 @@
 """START HERE: every public operation, checked and documented, one short function each.
 
-One operation keeps its name at every stop: ``functional.smooth_ce`` -> ``autograd.SmoothCE`` ->
-``ops.smooth_ce`` -> ``backends/*``.
+An operation has the same name in every layer: ``functional.smooth_ce`` -> ``autograd.SmoothCE`` ->
+``schemas.smooth_ce`` -> ``backends/*``.
 
 Two orders of the m noisy rows of an image are in use in published code and both work everywhere:
 ``sample_dim=1`` (default), the rows of an image are consecutive (``repeat_interleave``, and what
 ``noisy_repeat`` returns); ``sample_dim=0``, sample-major (``torch.cat`` over m noisy batches).
 
 What may change from step to step (sigma, lam, step size, seed ...) is a number or a 0-dim tensor.
-A tensor that changes never compiles anew under ``torch.compile``; a number does so once, at its
-first change (never with ``dynamic=True``), but a seed of 2^63 or more each time. A CUDA graph takes
-tensors on its device alone, see examples/cuda_graph.py.
-Half precisions come in and gradients go out in the caller's dtype; arithmetic is float32, float64
-for float64 input. Each operation can be differentiated once.
+Under ``torch.compile`` a tensor that changes never causes recompilation; a number does once, at its
+first change (never with ``dynamic=True``), but a seed of 2^63 or more each time. A CUDA graph needs
+tensors on its device, see examples/cuda_graph.py.
+Inputs of half precision are taken and gradients returned in the caller's dtype; arithmetic is
+float32, float64 for float64 input. Each operation can be differentiated once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def noise_key(seed: int, step: int) -> int:
         step: 0, 1, 2 ... below 2^64.
 
     Returns:
-        An int in [-2^63, 2^63), the 64 bits as an int64 holds them: to be passed as ``seed``, or to
+        An int in [-2^63, 2^63), the 64 bits read as an int64: to be passed as ``seed``, or to
         ``torch.tensor``.
 
     Raises:
@@ -234,10 +234,10 @@ def adversary_step(
     seed: int | torch.Tensor | None,
     image_ids: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One ascent step of the smoothed adversary, and the noisy batch that follows from it.
+    """One ascent step of the smoothed adversary, and the noisy batch for the next forward pass.
 
-    g = sum over the m copies of ``grad``; x_adv + step_size * g/||g||; ball; clamp; distance;
-    noise: all that lies between two passes through the network.
+    Everything between two passes of the network, in this order: g = sum over the m copies of
+    ``grad``; x_adv + step_size * g/||g||; ball; clamp; distance; noise.
 
     Args:
         grad: (B*m, ...) gradient of the loss, summed over the batch, at the noisy copies.
@@ -248,8 +248,8 @@ def adversary_step(
         grad_norm: "image", each image's gradient divided by its own norm; "batch", by the mean
             norm of the batch; "none". A zero gradient stays zero.
         clamp: the box of valid images, or None.
-        sigma, seed, image_ids: name the noise as in ``noisy_repeat`` (stream "train"); pass the
-            same in every step of an attack.
+        sigma, seed, image_ids: determine the noise as in ``noisy_repeat`` (stream "train"); pass
+            the same in every step of an attack.
 
     Returns:
         x_adv (B, ...), noisy (B*m, ...), distance (B,) = ||x_adv - x||_2.
@@ -295,10 +295,10 @@ def adversary_step(
 
 
 def vote(logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Add the class that each row votes for to the histogram of its image, in place.
+    """Add the votes of the rows to the counts of their image, in place.
 
-    A row votes for its largest logit, ties for the lowest class; a row with a NaN votes for no
-    class, which is conservative since n stays. No host synchronisation.
+    A row votes for its largest logit, ties go to the lowest class. A row with a NaN votes for no
+    class, which is conservative since n stays the same. No host synchronisation.
 
     Args:
         logits: (B*r, K) floating, the r rows of an image consecutive.
@@ -343,21 +343,21 @@ def vote(logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
 def clopper_pearson_lower(
     successes: int | torch.Tensor, trials: int | torch.Tensor, alpha: Scalar
 ) -> torch.Tensor:
-    """The one-sided Clopper-Pearson lower bound, never above its true value.
+    """The one-sided Clopper-Pearson lower bound, never above its exact value.
 
-    The p with P(Bin(trials, p) >= successes) = alpha; 0 at no success, alpha^(1/n) at n of n.
+    The p with P(Bin(trials, p) >= successes) = alpha; 0 for 0 successes, alpha^(1/n) for n of n.
 
     Args:
         successes: ints or int64 tensor, 0 <= successes <= trials.
         trials: int or int64 tensor, broadcast against successes, 1 to 2^53.
-        alpha: error probability in (0, 1), one-sided; the exact value of the double.
+        alpha: error probability in (0, 1), one-sided; the double is taken as exact.
 
     Returns:
         float64 of the broadcast shape, below the true bound by at most 1e-12 (1-p) + 2 ulp.
 
     Raises:
-        TypeError, ValueError: counts outside 0..trials, alpha outside (0, 1). On a GPU, where a
-            look at the values would synchronise, the CUDA core answers these with 0, which is a
+        TypeError, ValueError: counts outside 0..trials, alpha outside (0, 1). On a GPU, where
+            reading values would synchronise, the CUDA core returns 0 for these, which is a lower
             bound of any probability, unless DRF_FAST_DEBUG=1.
 
     Reference:
@@ -371,9 +371,9 @@ def clopper_pearson_lower(
 def certified_radius(
     successes: int | torch.Tensor, trials: int | torch.Tensor, *, sigma: Scalar, alpha: Scalar
 ) -> torch.Tensor:
-    """L2 radius R = sigma * Phi^-1(p_lower), from the counts; never above its true value.
+    """L2 radius R = sigma * Phi^-1(p_lower), from the counts; never above its exact value.
 
-    Computed through 1 - p_lower, which keeps the digits that p_lower near 1 no longer has.
+    Computed from 1 - p_lower, which does not lose digits where p_lower is near 1.
 
     Args:
         successes, trials, alpha: as in ``clopper_pearson_lower``.

@@ -1,4 +1,4 @@
-"""Noise in whole levels of 8-bit images, part of ``functional``: what sound certificates draw."""
+"""Noise in whole levels of 8-bit images, for sound certificates; part of ``functional``."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def noisy_levels(
     P(R = r) = Phi((r + 1/2)/s) - Phi((r - 1/2)/s), s = 255 sigma: Gaussian noise, rounded. Adding
     whole levels commutes with rounding, so these are the Gaussian-smoothed images of a classifier
     that rounds its input to levels first, and certificates hold for the program as it runs, which
-    ``noisy_repeat`` cannot promise. R is within a total variation distance of 1e-16 (at sigma 0.5;
-    see ``level_table``) of that distribution, exactly known, and named as the noise of
-    ``noisy_repeat`` is, of which it is independent.
+    ``noisy_repeat`` cannot promise. The distribution of R is known exactly; its total variation
+    distance from the one above is below 1e-16 (at sigma 0.5; see ``level_table``). R is a function
+    of seed, stream, image id and sample, as the noise of ``noisy_repeat``, and independent of it.
 
     Args:
         u: (B, ...) images, uint8.
-        sigma: standard deviation in pixel units, in (0, 16]: a number, for a table is made of it.
+        sigma: standard deviation in pixel units, in (0, 16]; a number, of which a table is made.
         num_samples, seed, image_ids, sample_offset, stream: as in ``noisy_repeat``.
         dtype: of the output; bfloat16 and float16 are rounded once more, from float32.
 

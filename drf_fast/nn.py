@@ -1,4 +1,4 @@
-"""Loss modules, and the smoothed classifier with CERTIFY and PREDICT."""
+"""The losses as modules."""
 
 from __future__ import annotations
 

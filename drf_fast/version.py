@@ -1,3 +1,3 @@
-"""The version, in a module that imports nothing, so that every part can name it."""
+"""The version, in a module that imports nothing: the build reads it too."""
 
 __version__ = "0.2.0"

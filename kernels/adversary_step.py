@@ -1,9 +1,10 @@
-"""adversary_step: all that lies between two passes through the network.
+"""adversary_step: everything between two passes through the network.
 
-One program does an image whose pixels fit its registers, from the gradient to the next noisy batch:
-one launch, each tensor read and written once. A larger image waits in memory, which for the images
-in flight is the cache, while one program goes over it three times; its noise is a second launch,
-noisy_repeat's. ``grad_norm="batch"`` needs the norms of all images first, one launch more.
+One program processes an image whose pixels fit in registers, from the gradient to the next noisy
+batch: one launch, each tensor read and written once. Of a larger image intermediate results are
+stored in memory (in cache, for the images in flight) and one program makes three passes over it;
+its noise is a second launch, of noisy_repeat. ``grad_norm="batch"`` needs the norms of all images
+first, in one more launch.
 
 Lengths are sums in float64 in a fixed order, so results are the same at every run.
 """
@@ -53,7 +54,7 @@ def _mean(values, count):
 
 @triton.jit
 def sum_copies_kernel(grad, total, norms, copies, pixels, TILE: tl.constexpr):
-    """A program sums the copies of one image and measures the sum."""
+    """Each program sums the copies of one image and computes the norm of the sum."""
     image = tl.program_id(0).to(tl.int64)
     begin = image * pixels
     lane = tl.arange(0, TILE)
@@ -98,7 +99,7 @@ def step_in_registers_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """A program does one image; PIXELS is a power of 2 not below its number of pixels."""
+    """Each program processes one image; PIXELS is a power of 2 not below its number of pixels."""
     image = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, PIXELS)
     inside, at = lane < pixels, lane.to(tl.int64)
@@ -125,7 +126,7 @@ def step_in_registers_kernel(
     displacement = tl.where(inside, widen(result) - x_value, 0.0)
     length = tl.sqrt(tl.sum(square(displacement)))
     tl.store(distance + image, length.to(distance.dtype.element_ty))
-    # What follows reads the image as it was stored, in other threads than those that stored it.
+    # From here on other threads read what these have stored.
     tl.debug_barrier()
     for first_group in range(0, octets * 8, GROUPS):
         write_noisy_rows(
@@ -170,7 +171,7 @@ def step_in_passes_kernel(
     HIGH: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """A program does an image of any size but for its noise; ``work`` holds the summed gradient."""
+    """Each program processes one image of any size, without noise; ``work``: summed gradient."""
     image = tl.program_id(0).to(tl.int64)
     begin = image * pixels
     lane = tl.arange(0, TILE)
@@ -185,7 +186,7 @@ def step_in_passes_kernel(
             squares += square(total)
             tl.store(work + begin + at, total, mask=inside)
         scale = ascent_scale(step, tl.sqrt(tl.sum(squares))) if GRAD_NORM == "image" else step
-        tl.debug_barrier()  # a pass may read in other threads than those that stored
+        tl.debug_barrier()  # other threads may read what these have stored
     squares = tl.zeros([TILE], tl.float64)
     for first in range(0, pixels, TILE):
         inside, at = lane < pixels - first, first + lane.to(tl.int64)
@@ -201,7 +202,7 @@ def step_in_passes_kernel(
     squares = tl.zeros([TILE], tl.float64)
     for first in range(0, pixels, TILE):
         inside, at = lane < pixels - first, first + lane.to(tl.int64)
-        # Once more from the sums: to keep what the ascent gave would cost a store.
+        # Recomputed from the sums: storing the result of the ascent would cost more.
         total = tl.load(work + begin + at, mask=inside, other=0.0)
         x_adv_value = widen(tl.load(x_adv + begin + at, mask=inside, other=0.0))
         x_value = widen(tl.load(x + begin + at, mask=inside, other=0.0))
@@ -239,7 +240,7 @@ def adversary_step(
     grad_norm: str,
     clamp: Sequence[float] | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(B, ...) images one step on, their (B*m, ...) noisy copies, (B,) distances to x."""
+    """The new adversarial images (B, ...), their noisy copies (B*m, ...), distances to x (B,)."""
     batch = x.shape[0] if x.dim() else 0
     check("adversary_step", batch, x, x_adv, grad)
     check_ids("adversary_step", image_ids, x)

@@ -1,4 +1,4 @@
-"""What the ascent, the balls and the box do to a block of pixels, for the adversary's kernels.
+"""The ascent, the balls and the box on a block of pixels, for the adversary's kernels.
 
 ``drf_fast/backends/reference/operations.py`` is the definition. Lengths and factors are float64.
 """
@@ -17,14 +17,14 @@ def square(value):
 
 @triton.jit
 def clamped(value, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """torch.clamp: the comparisons let a NaN through."""
+    """torch.clamp; comparisons instead of min and max propagate a NaN."""
     value = tl.where(value < LOW, LOW, value)
     return tl.where(value > HIGH, HIGH, value)
 
 
 @triton.jit
 def ascent_scale(step_size, divisor):
-    """What the summed gradient is multiplied by."""
+    """The factor of the summed gradient in the ascent."""
     positive = divisor > 0
     return tl.where(positive, step_size / tl.where(positive, divisor, 1.0), 0.0)
 
@@ -39,10 +39,10 @@ def ascended(
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
 ):
-    """x_adv after the ascent step, where the ball measures it."""
-    # In float64: where the network is sure, norms get so small that 1/norm overflows float32.
+    """x_adv after the ascent step, before the ball."""
+    # In float64: where the network is confident, 1/norm can overflow float32.
     moved = x_adv + (total.to(tl.float64) * scale).to(total.dtype)
-    # Hard and excess measure the length of what the box has left, the others the step itself.
+    # Hard and excess measure the displacement after clamping, the others before it.
     # (Parentheses for Triton 3.2, which takes no chain of "or".)
     if CLAMP and (BALL == "none" or (BALL == "hard" or BALL == "excess")):
         moved = clamped(moved, LOW, HIGH)

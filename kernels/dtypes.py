@@ -1,4 +1,4 @@
-"""From the dtype of a tensor to the dtype of the arithmetic and back."""
+"""Conversions between the dtype of a tensor and the dtype of arithmetic."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ INTERPRETED = tl.constexpr(type(tl.sum).__name__ == "InterpretedFunction")
 
 @triton.jit
 def widen(value):
-    """float32 of a half precision, else the value: where the arithmetic is done."""
+    """The value in the dtype of arithmetic: float32 for half precisions, else unchanged."""
     dtype: tl.constexpr = value.dtype
     if dtype == tl.float16:
         wide = value.to(tl.float32)
     elif dtype == tl.bfloat16:
-        # The interpreter mistakes the subnormal numbers; a GPU's conversion is this shift.
+        # The interpreter converts subnormal numbers wrongly; a GPU's conversion is this shift.
         if INTERPRETED:
             bits = value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
             wide = bits.to(tl.float32, bitcast=True)

@@ -1,7 +1,7 @@
-"""How batches of images lie in memory, for the kernels that make noise.
+"""Memory layouts of batches of images, for the kernels that make noise.
 
-Noise belongs to the pixels of an image in logical NCHW order, kernels walk through memory. The two
-differ for channels_last images, and nothing else is allowed to reach a kernel.
+Noise is assigned to pixels in logical NCHW order, but kernels traverse memory. The two orders
+differ for channels_last images; other layouts than these two do not reach a kernel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_PIXELS = 2**31 - 2**16
 
 
 class Layout(NamedTuple):
-    """The numbers by which a kernel finds pixel p of an image, and the groups of its noise."""
+    """The sizes from which a kernel computes the address of pixel p and the groups of its noise."""
 
     pixels: int
     octets: int  # an eighth of the counter groups G = 8 ceil(pixels / 32): Triton sees the 8
@@ -27,7 +27,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(x: torch.Tensor) -> Layout:
-    """The layout of images that ``dense`` returned."""
+    """The layout of images that are dense, see ``dense``."""
     pixels = math.prod(x.shape[1:])
     channels = x.shape[1] if is_channels_last(x) else 1
     return Layout(pixels, (pixels + 31) // 32, pixels // channels, channels)
@@ -39,7 +39,7 @@ def dense(x: torch.Tensor) -> torch.Tensor:
 
 
 def check(name: str, batch: int, *images: torch.Tensor) -> None:
-    """Refuse what would let a kernel access memory that is not the tensors'.
+    """Refuse arguments with which a kernel would access memory outside the tensors.
 
     Raises:
         TypeError, ValueError: dtypes, devices, or numbers of rows or pixels that do not fit.
@@ -71,7 +71,7 @@ def check(name: str, batch: int, *images: torch.Tensor) -> None:
 
 
 def check_levels(name: str, u: torch.Tensor, dtype: torch.dtype) -> None:
-    """Refuse 8-bit images, or a dtype of their noisy copies, that a kernel cannot have.
+    """Refuse 8-bit images, or a dtype of their noisy copies, that the kernel does not support.
 
     Raises:
         TypeError, ValueError: dtypes, or numbers of images or pixels that do not fit.
@@ -89,7 +89,7 @@ def check_levels(name: str, u: torch.Tensor, dtype: torch.dtype) -> None:
 
 
 def check_ids(name: str, image_ids: torch.Tensor, x: torch.Tensor) -> None:
-    """Refuse ids that do not name each image of x.
+    """Refuse ids that are not one int64 for each image of x.
 
     Raises:
         ValueError: they have another number, dtype or device.

@@ -1,7 +1,7 @@
-"""The one way from Python to a Triton kernel: grids, device, errors; and a list of launches.
+"""Launching Triton kernels: grids, device, errors; and recording of launches.
 
-A launch is described before it runs, so that tests and ``docs/kernels.md`` can ask an operation
-what it would launch: ``recording`` collects the launches instead of running them, and tensors on
+A launch is described before it runs, so that tests and ``docs/kernels.md`` can find out what an
+operation would launch: ``recording`` collects the launches instead of running them, and tensors on
 the ``meta`` device, which have sizes but no memory, suffice as arguments.
 """
 
@@ -57,8 +57,8 @@ class KernelUnavailableError(RunError):
 class Launch:
     """One kernel launch: ``programs`` instances of ``kernel`` with ``num_warps`` warps each.
 
-    ``registers``: the most that a thread may have. Naming it keeps ptxas from a choice of its own:
-    it spills a few numbers of some kernels to fit one program more on a processor.
+    ``registers``: the most that a thread may have. Left to itself, ptxas spills a few registers of
+    some kernels to fit one more program on a multiprocessor.
     """
 
     kernel: Any
@@ -120,23 +120,23 @@ def launch(
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Makes a tensor's device the current one; nothing, and no time, where it is that already."""
+    """Make a tensor's device the current one; a free no-op if it is already."""
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     return torch.cuda.device(device) if elsewhere else contextlib.nullcontext()
 
 
 def compiler_options(num_warps: int, registers: int | None) -> dict[str, Any]:
-    """What Triton's compiler is told about a launch."""
+    """The options of Triton's compiler for a launch."""
     limit = {} if registers is None else {"maxnreg": registers}
     # Contraction into fused multiply-adds would change the bits of the noise.
     return {"num_warps": num_warps, "enable_fp_fusion": False, **limit}
 
 
 def _explained(name: str, error: Exception) -> Exception | None:
-    """The error in one sentence, or None for one that is not about this installation."""
+    """The error in one sentence; None for errors that do not come from this installation."""
     text = re.sub(r"\s+", " ", str(error))[:300]
     if text.startswith("Triton Error") and "out of memory" in text:
-        # No way round it: the reference backend needs more memory than the kernel does.
+        # No fallback: the reference backend needs more memory than the kernel.
         return torch.OutOfMemoryError(
             f"{name}: the GPU has no memory left to load this kernel ({text}); use a smaller batch"
         )

@@ -1,4 +1,4 @@
-"""From a loss's tensors to the launches of its kernel: checks, tiles, outputs, reduction."""
+"""Calling the kernels of the losses: checks, tiles, outputs, launches, reduction."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run_loss(
     captured graph, or two streams, would need a launch again.)
 
     Args:
-        kernel: what computes losses and gradients.
+        kernel: computes losses and gradients.
         scalars: 0-dim float64 tensors that the kernel takes after the gradient.
         values_per_logit: how many values of the arithmetic dtype the kernel keeps for each logit.
         sums_over_samples: whether the kernel also sums over the samples at each class. If it does
@@ -67,11 +67,11 @@ def run_loss(
     losses = torch.empty(batch, dtype=dtype, device=logits.device)
     source = logits if logits.stride(2) == 1 else logits.contiguous()
     grad = torch.empty_like(logits) if need_grad else logits.new_empty(0)
-    # Rows of the gradient, too, are written whole.
+    # The kernel writes contiguous rows.
     rows = need_grad and grad.stride(2) != 1
     out = torch.empty(logits.shape, dtype=grad.dtype, device=grad.device) if rows else grad
     strides = _row_strides(source) + (_row_strides(out) if need_grad else (0, 0))
-    # Sizes are passed divided by what divides them all, so that the compiler knows it does.
+    # Sizes are passed divided by a common divisor, so that the compiler knows that it divides them.
     align = math.gcd(16, classes, *strides)
     tile = _tile(logits, values_per_logit, sums_over_samples)
     launch(
@@ -96,7 +96,7 @@ def run_loss(
 
 
 def _row_strides(tensor: torch.Tensor) -> tuple[int, int]:
-    """Of images and samples; 0 where there is one, whose stride means nothing."""
+    """The strides of images and samples; 0 for a dimension of size 1, where it is arbitrary."""
     image, sample = (
         stride if size > 1 else 0
         for size, stride in zip(tensor.shape[:2], tensor.stride()[:2], strict=True)
@@ -107,7 +107,7 @@ def _row_strides(tensor: torch.Tensor) -> tuple[int, int]:
 def _tile(
     logits: torch.Tensor, values_per_logit: int, sums_over_samples: bool
 ) -> dict[str, int | None]:
-    """How many images, samples and classes a program works on at a time: powers of two."""
+    """The numbers of images, samples and classes in a program's tile: powers of two."""
     batch, samples, classes = logits.shape
     size = arithmetic_dtype(logits.dtype).itemsize * values_per_logit
     rows, width = triton.next_power_of_2(samples), triton.next_power_of_2(classes)
@@ -183,7 +183,7 @@ def _check(name: str, logits: torch.Tensor, target: torch.Tensor) -> None:
 
 
 def _check_values(logits: torch.Tensor, target: torch.Tensor) -> None:
-    """Read the values, which synchronises, and refuse them in the words of the reference."""
+    """Check values as the reference does, with its messages; this synchronises."""
     classes = logits.shape[2]
     bad_labels = ((target < 0) | (target >= classes)).nonzero()
     if len(bad_labels):

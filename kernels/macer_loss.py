@@ -197,7 +197,7 @@ def _two_largest(q, LANES: tl.constexpr):
     go to the lower class.
     """
     sums = sum_samples(q)
-    sums = tl.where(sums == sums, sums, 0.0)  # NaN has no place in an order
+    sums = tl.where(sums == sums, sums, 0.0)  # NaN cannot be ordered
     lane = columns_at(1, LANES)
     sum1 = tl.max(sums, axis=3, keep_dims=True)
     first = tl.argmax(sums, axis=3, keep_dims=True)
@@ -241,7 +241,7 @@ def _passing_two_largest(rows, classes, real, base, share, beta, LANES: tl.const
         )
         b_first += start
         b_second += start
-        # The loser of the two firsts competes for the second place with the winner's second.
+        # Second is either the smaller one of both firsts or the second of the larger one's block.
         wins = b_sum1 > sum1
         wins_row = wins[:, None]
         others += b_others + tl.where(wins_row, at_first, b_at_first)

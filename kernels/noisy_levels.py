@@ -1,8 +1,8 @@
 """noisy_levels: float32(u + R)/255 for m copies of each 8-bit image, R Gaussian in whole levels.
 
 ``drf_fast/backends/reference/levels.py`` defines R and explains the guide; ``csrc/common/levels.h``
-is the same look-up in C++. The guide lies in global memory: nearly all words look into the rows of
-its few highest octaves, some 10 KB, which stay in the first cache.
+is the same look-up in C++. The guide is in global memory: nearly all words need the rows of its few
+highest octaves, some 10 KB, which stay in the L1 cache.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def noisy_levels_kernel(
     CHANNELS_LAST: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """A program makes ``samples_each`` copies of a block of counter groups of one image."""
+    """Each program makes ``samples_each`` copies of a block of counter groups of one image."""
     groups = octets * 8
     blocks = tl.cdiv(groups, GROUPS)
     parts = tl.cdiv(num_samples, samples_each)
@@ -136,7 +136,7 @@ def noisy_levels(
         memory_format=torch.channels_last if last else torch.contiguous_format,
     )
     layout = layout_of(u)
-    # The copies of few images are shared out, which reads u again, from the cache.
+    # With few images several programs share the copies of one, and read u again, from the cache.
     blocks = batch * triton.cdiv(layout.octets * 8, GROUPS)
     samples_each = triton.cdiv(num_samples, min(num_samples, triton.cdiv(ENOUGH_PROGRAMS, blocks)))
     key, offset = on_device(u.device, key, sample_offset)

@@ -25,7 +25,7 @@ SUM_BLOCK = 1024
 
 @triton.jit
 def memory_offset(pixel, area, channels, CHANNELS_LAST: tl.constexpr):
-    """Where pixel p of an image in NCHW order lies in its memory."""
+    """The offset in memory of pixel p of an image, counted in NCHW order."""
     offset = pixel
     if CHANNELS_LAST:
         offset = pixel % area * channels + pixel // area
@@ -34,12 +34,12 @@ def memory_offset(pixel, area, channels, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def like_loaded(index, loaded):
-    """``index``, int32, spread over the threads as the loaded float32 or float64 values are.
+    """``index``, int32, with the same distribution over threads as the loaded floating values.
 
-    Triton lays out what comes from memory for wide accesses and what comes from arange one value a
-    thread; the noise, made of an arange, would then pass through shared memory on its way to the
-    image. So the arange is made to depend on what was loaded, by a zero that is only seen to be
-    one after the layouts are settled: two shifts that together shift every bit out.
+    Triton chooses a layout for wide accesses for loaded values, but one value per thread for an
+    arange; the noise, computed from an arange, would then be converted through shared memory. So
+    the arange is made to depend on the loaded values, by adding a zero that the compiler recognises
+    only after it has chosen layouts: two shifts that together shift every bit out.
     """
     dtype: tl.constexpr = loaded.dtype
     if dtype == tl.float64:
@@ -133,7 +133,7 @@ def noisy_repeat_kernel(
     CHANNELS_LAST: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """A program makes ``samples_each`` copies of a block of counter groups of one image."""
+    """Each program makes ``samples_each`` copies of a block of counter groups of one image."""
     blocks = tl.cdiv(octets * 8, GROUPS)
     parts = tl.cdiv(num_samples, samples_each)
     program = tl.program_id(0)
@@ -165,9 +165,9 @@ def noisy_repeat_kernel(
 
 @triton.jit
 def sum_copies(rows, at, inside, copies, pixels, AHEAD: tl.constexpr):
-    """rows[at] + rows[pixels + at] + ..., row after row, in the dtype of the arithmetic.
+    """rows[at] + rows[pixels + at] + ..., row after row, in the dtype of arithmetic.
 
-    AHEAD rows are on their way at a time.
+    AHEAD rows are prefetched.
     """
     wide: tl.constexpr = tl.float64 if rows.dtype.element_ty == tl.float64 else tl.float32
     total = tl.zeros(at.shape, wide)
@@ -179,7 +179,7 @@ def sum_copies(rows, at, inside, copies, pixels, AHEAD: tl.constexpr):
 
 @triton.jit
 def noisy_repeat_backward_kernel(grad, out, num_samples, pixels, BLOCK: tl.constexpr):
-    """A program sums the copies of a block of pixels of one image."""
+    """Each program sums the copies of a block of pixels of one image."""
     blocks = tl.cdiv(pixels, BLOCK)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     first = tl.program_id(0) % blocks * BLOCK
@@ -192,7 +192,7 @@ def noisy_repeat_backward_kernel(grad, out, num_samples, pixels, BLOCK: tl.const
 
 
 def groups_of_thread(dtype: torch.dtype, last: bool) -> int:
-    """Counter groups, of 4 normals each, that a thread makes side by side.
+    """The number of counter groups, of 4 normals each, that a thread computes at a time.
 
     Each of the four runs is then stored in pieces of 16 bytes; in channels_last order, where there
     are no such pieces, two are enough to hide latencies and leave registers for the addresses.
@@ -211,7 +211,7 @@ def noisy_repeat(
 ) -> torch.Tensor:
     """(B, ...) -> (B*m, ...) noisy copies, in the dtype and memory format of x.
 
-    No offset is 0, of which no tensor needs to be made.
+    ``sample_offset`` None is 0, without making a tensor.
     """
     batch = x.shape[0] if x.dim() else 0
     check("noisy_repeat", batch, x)
@@ -225,7 +225,7 @@ def noisy_repeat(
         memory_format=memory_format_of(x),
     )
     layout = layout_of(x)
-    # The copies of few images are shared out, which reads x again, from the cache.
+    # With few images several programs share the copies of one, and read x again, from the cache.
     blocks = batch * triton.cdiv(layout.octets * 8, GROUPS)
     samples_each = triton.cdiv(num_samples, min(num_samples, triton.cdiv(ENOUGH_PROGRAMS, blocks)))
     offset = key if sample_offset is None else sample_offset

@@ -11,8 +11,8 @@ def upper_normal_quantile(q):
     """The x with P(N(0, 1) > x) = q, float64, for q in (0, 1/2], subnormal numbers included.
 
     With w = sqrt(1 - log(2 q)) - 1, which is 0 at q = 1/2 and at most 26.3, x / w is smooth over
-    the whole range: one rational function, fitted here, gives it to 1.8e-14. All coefficients are
-    positive, so nothing cancels.
+    the whole range: one rational function, fitted here, approximates it to 1.8e-14. All
+    coefficients are positive, so nothing cancels.
     """
     s = tl.maximum(-tl.log(q) - 0.6931471805599453, 0.0)
     w = s / (1.0 + tl.sqrt(1.0 + s))

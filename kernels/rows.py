@@ -1,12 +1,12 @@
-"""What the kernels of the three losses share: rows of logits and their softmax.
+"""Rows of logits and their softmax, for the kernels of the three losses.
 
 A program works on a tile (chunks, images, samples, lanes): class chunk * lanes + lane, where lanes
 are what one warp loads at once. Triton spreads warps over the inner dimensions first, so that with
 the chunks outermost a row belongs to one warp, as far as there are rows enough, and its sums cost
-few exchanges. Numbers of a class have the shape (chunks, images, 1, lanes), of a row (images,
-samples), of an image (images,). Where the rows of an image fit into registers the logits are read
-once; else blocks of classes pass by, once to find the sums of each row and again for whatever needs
-these.
+few exchanges. Values per class have the shape (chunks, images, 1, lanes), per row (images,
+samples), per image (images,). If the rows of an image fit into registers the logits are read once;
+else a loop runs over blocks of classes, once for the sums of each row and again for whatever needs
+these ("passing" in names).
 
 Memory is reached through a flat view of the tile, (chunks * images * samples, lanes). Compilers
 differ in the dimension that they give to the warps after the lanes (Triton 3.6 takes the first,
@@ -181,10 +181,10 @@ def finite_or_0(peak):
 
 @triton.jit
 def row_sums(z, is_label):
-    """Of each row: its peak; the sum of e^(z - peak) over all classes but the label; z there.
+    """For each row: its peak; the sum of e^(z - peak) without the label; z at the label.
 
-    The label goes its own way, so that 1 - F^y, made of the others, keeps its digits where F^y is
-    nearly 1.
+    The label is kept apart, so that 1 - F^y, computed from the other classes, does not lose digits
+    where F^y is nearly 1.
     """
     peak = tl.max(tl.max(z, axis=0), axis=2)
     e = exp_(z - over_classes(finite_or_0(peak)))
@@ -194,14 +194,14 @@ def row_sums(z, is_label):
 
 @triton.jit
 def no_sums(rows, real):
-    """The ``row_sums`` of no classes at all."""
+    """The ``row_sums`` of an empty set of classes, to start from."""
     zeros = widen(tl.zeros(real.shape, rows.dtype.element_ty))
     return zeros - float("inf"), zeros, zeros
 
 
 @triton.jit
 def passing_row_sums(rows, classes, label, real, CHUNKS: tl.constexpr, LANES: tl.constexpr):
-    """``row_sums``, block after block; a higher peak scales down what was summed before it."""
+    """``row_sums`` in a loop over blocks; a higher peak rescales the earlier sums."""
     peak, rest, label_logit = no_sums(rows, real)
     columns = columns_at(CHUNKS, LANES)
     for start in range(0, classes, CHUNKS * LANES):

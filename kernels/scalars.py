@@ -1,8 +1,8 @@
-"""Numbers that change from step to step reach a kernel as memory, never as launch arguments.
+"""Numbers that change from step to step are passed to kernels in memory, not as launch arguments.
 
-A captured CUDA graph replays launch arguments as they were: noise from one key for ever. So each
+A captured CUDA graph replays the same launch arguments for ever, such as one noise key. So each
 such number is a 0-dim tensor on the device that the kernel reads; ``on_device`` copies those that
-are still on the CPU. Most come back at every step, so their copies are kept.
+are on the CPU. Most recur at every step, so the copies are cached.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _capturing_constants: ContextVar[bool] = ContextVar("capturing constants", defau
 
 @contextlib.contextmanager
 def constants() -> Iterator[None]:
-    """Inside, numbers on the CPU may be captured: whoever captures makes a new graph for new ones.
+    """Inside, numbers on the CPU may be captured as constants: new ones need a new graph.
 
-    A noise key is no constant: it has to be on the device all the same, by the caller's care.
+    A noise key is no constant: the caller must put it on the device.
     """
     token = _capturing_constants.set(True)
     try:
@@ -42,7 +42,7 @@ def on_device(device: torch.device, *scalars: torch.Tensor) -> list[torch.Tensor
         return list(scalars)
     make, stream = _filled, 0
     if device.type == "cuda":
-        with current(device):  # torch asks the current device's stream
+        with current(device):  # torch takes the stream of the current device
             captured = torch.cuda.is_current_stream_capturing()
         if not captured:
             # Another stream would not wait for the fill.

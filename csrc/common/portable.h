@@ -1,4 +1,4 @@
-// What lets one header compile for the host, for CUDA devices and for the CPU tests of the kernels.
+// Macros that let one header compile for the host, for CUDA devices and for CPU tests of kernels.
 #pragma once
 
 #if defined(__CUDACC__)

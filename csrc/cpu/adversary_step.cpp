@@ -1,10 +1,10 @@
-// adversary_step on the CPU: all that lies between two passes through the network.
+// adversary_step on the CPU: everything between two passes through the network.
 //
-// An image goes through three short loops: the sum over its copies and the norm of that; the ascent
-// and the length of the way from the clean image; ball, box and the final distance. Between them it
-// waits in the memory of the result (in scratch for the half precisions), which for one image is
-// still in cache, and its noisy rows are written right after. So the gradient is read once and the
-// outputs are written once.
+// An image goes through three short loops: the sum over its copies and its norm; the ascent and the
+// length of the displacement from the clean image; ball, box and the final distance. Between them
+// it is stored in the memory of the result (in scratch for the half precisions), which for one
+// image stays in cache, and its noisy rows are written right after. So the gradient is read once
+// and the outputs are written once.
 //
 // Norms are float64 sums in kLanes fixed parts, hence the same bits for any instruction set and any
 // number of threads.
@@ -145,7 +145,8 @@ DRF_ISA_TEMPLATE_CLONES(finish, finish_body,
                          T* out, double* distance),
                         (x, factor, low, high, pixels, work, out, distance))
 
-// The factor, at most 1, by which the ball multiplies a way of this length; NaN changes nothing.
+// The factor, at most 1, by which the ball scales a displacement of this length; a NaN changes
+// none.
 double shrinkage(double length, const AdversaryStep& call) {
   const double lam = call.lam > 1.0 ? 1.0 : call.lam;
   const double positive = std::max(length, std::numeric_limits<double>::min());

@@ -1,5 +1,5 @@
-// Large outputs are new memory, and the system clears each page of it when it is first written. In
-// pages of 4 KiB that costs several times the writing itself; in huge pages, a part of it.
+// Large outputs are newly mapped memory, of which the system zeroes each page at its first write.
+// With pages of 4 KiB that takes several times as long as writing; with huge pages, less.
 #pragma once
 
 #include <cstddef>

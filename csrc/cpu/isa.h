@@ -1,8 +1,9 @@
 // One loop, compiled for several instruction sets, chosen at run time.
 //
 // A kernel is an always-inlined body and, through DRF_ISA_CLONES, one function of it for each
-// instruction set. DRF_FAST_ISA=baseline|avx2|avx512 in the environment, read by drf_fast/_native
-// when it loads the core, lowers the choice; tests compare the bits of all of them.
+// instruction set. DRF_FAST_ISA=baseline|avx2|avx512 in the environment, which
+// drf_fast/backends/native/library.py reads when it loads the core, lowers the choice; tests
+// compare the bits of all of them.
 #pragma once
 
 #include <atomic>

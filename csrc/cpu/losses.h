@@ -1,8 +1,8 @@
-// What the three losses share: tiles of images, scratch memory, checks, reduction.
+// Tiles of images, scratch memory, checks and reduction, shared by the three losses.
 //
 // A loss is a function of one tile (some consecutive images), compiled for every dtype and
 // instruction set. Images do not depend on each other and their losses are summed in one fixed
-// order, so neither the tiles nor the threads show in the result.
+// order, so the result does not depend on tiles or threads.
 #pragma once
 
 #include <cstddef>
@@ -50,8 +50,8 @@ class Scratch {
 
 constexpr std::int64_t kTileValues = 4096;
 
-// How many images make a tile: as many as keep its rows in the first cache, so that what is done
-// once a row (log, exp of the weights) runs over many rows.
+// Images of a tile: as many as keep its rows in the L1 cache, so that work per row (log, exp of the
+// weights) is vectorised over many rows.
 inline std::int64_t images_per_tile(const LossCall& call) {
   return std::max<std::int64_t>(1, kTileValues / (call.samples * padded(call.classes)));
 }
@@ -66,7 +66,7 @@ DRF_INLINE std::int64_t samples_per_step(const LossCall& call) {
 // Throws std::invalid_argument where a label is out of range.
 void check_labels(const LossCall& call);
 
-// Announces the memory of the gradient to the system.
+// Asks the system for huge pages for the gradient.
 void expect_gradient(const LossCall& call);
 
 // Throws std::invalid_argument where an image is not valid, else writes call.loss.

@@ -1,4 +1,4 @@
-// The rows of a tile, an image's samples one after the other, and what a softmax knows of each.
+// The rows of a tile, an image's samples one after the other, and the softmax statistics of each.
 //
 // Steps run over all rows before the next step starts: a row read back right after parts of it were
 // written would wait for them to reach the cache.
@@ -100,7 +100,7 @@ DRF_INLINE void take_label_out(const Layout& rows, std::int64_t begin, std::int6
   }
 }
 
-// The rows become exp(logit - peak), 0 at the label, and all about them is known.
+// The rows become exp(logit - peak), 0 at the label, and their statistics are completed.
 template <typename Layout>
 DRF_INLINE void exp_rows(const Layout& rows, std::int64_t begin, std::int64_t end) {
   auto* __restrict label_exp = rows.label_exp;

@@ -1,4 +1,4 @@
-"""The smoothed classifier attacked: the adversaries, their judge, their log, and what they broke.
+"""Attacks on a smoothed classifier: the searches, their evaluation by PREDICT, their log.
 
-A certificate says what no attack can do, an attack what one did; between the two lies the truth.
+Certified accuracy is a lower bound of robust accuracy, accuracy under attack an upper bound.
 """

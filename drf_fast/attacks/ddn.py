@@ -26,29 +26,29 @@ def ddn(
     gamma: float = 0.05,
     initial_norm: float = 1.0,
 ) -> torch.Tensor:
-    """The nearest image found that the smoothed classifier does not give the class ``target``.
+    """The nearest image found to which the smoothed classifier does not assign class ``target``.
 
         delta <- delta + a_k g / ||g||,  g the gradient of smooth_ce at x + delta;
         e <- (1 - gamma) e where x + delta misleads the mean softmax, else (1 + gamma) e;
         delta <- clamp(x + e delta / ||delta||, 0, 1) - x;
 
     a_k falls from 1 to 0.01 along a half cosine. The noise is the same in every step, as in
-    ``drf_fast.attack``, and what misleads it need not mislead fresh noise.
+    ``drf_fast.attack``; an image that misleads under this noise may not under fresh noise.
 
     Args:
         model: network (B*m, ...) -> (B*m, K), run in eval mode.
         x: (B, ...) images in [0, 1].
-        target: (B,) int64, the class to leave.
+        target: (B,) int64, the class to be left.
         sigma: noise level in pixel units.
         num_samples: m, noisy copies of an image.
         steps: at least 1.
-        seed, image_ids: name the noise as in ``noisy_repeat``.
+        seed, image_ids: determine the noise as in ``noisy_repeat``.
         gamma: relative change of the norm in a step.
-        initial_norm: the norm to begin with, in pixel units.
+        initial_norm: the norm at the start, in pixel units.
 
     Returns:
-        (B, ...): of each image the nearest that misled the mean softmax, or the last one where none
-        did, whose distance has no bound.
+        (B, ...): for each image the nearest that misled the mean softmax or, if none did, the last
+        one, whose distance is not bounded.
 
     Reference:
         Rony et al. 2019, algorithm 1; on smoothed classifiers Salman et al. 2019.
@@ -60,7 +60,9 @@ def ddn(
     best = delta
     with frozen(model):
         for step in range(steps):
-            gradient, misled = _look(model, x + delta, target, sigma, num_samples, seed, image_ids)
+            gradient, misled = _gradient_and_misled(
+                model, x + delta, target, sigma, num_samples, seed, image_ids
+            )
             distance = delta.flatten(1).norm(dim=1)
             better = misled & (distance < nearest)
             nearest = torch.where(better, distance, nearest)
@@ -72,7 +74,7 @@ def ddn(
     return x + torch.where(torch.isinf(nearest).reshape(shape), delta, best)
 
 
-def _look(
+def _gradient_and_misled(
     model: Callable[[torch.Tensor], Any],
     images: torch.Tensor,
     target: torch.Tensor,
@@ -81,7 +83,7 @@ def _look(
     seed: int,
     ids: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of summed ``smooth_ce`` at the images, and which mislead the mean softmax."""
+    """The gradient of summed ``smooth_ce``, and (B,) bool: misled, not class ``target``."""
     with torch.enable_grad():
         images = images.requires_grad_()
         noisy = noisy_repeat(images, sigma, num_samples, seed=seed, image_ids=ids)

@@ -1,7 +1,7 @@
-"""The attack on a list of images: groups, shards, and one line an image and epsilon.
+"""The attack on a list of images, in groups divided among shards; one line per image and epsilon.
 
-Images are attacked in groups of consecutive ones, always a whole group, whatever is left to do of
-it, so that an image's result never depends on how the work was divided or interrupted.
+Images are attacked in groups of consecutive ones, always a whole group even if only some of its
+images are left to do, so that results never depend on how the work was divided or interrupted.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.data.dataset import Dataset
 from drf_fast.runtime.progress import Tracker
 
-_RANKING = 256  # noisy copies that rank the candidates of an image
-_MOST_ROWS = 1024  # of a gradient
+_RANKING = 256  # noisy copies by which the candidates of an image are ranked
+_MOST_ROWS = 1024  # rows of a forward and backward pass, at most
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be attacked, and how.
+    """The images to be attacked, and the settings.
 
     Attributes:
-        classifier: the smoothed network, the judge; its seed is the attack's key, so that its
-            streams hold the judge's noise, and never that of a certificate.
-        model: the network that gradients go through.
+        classifier: the smoothed network that evaluates the attack; its seed is the attack's key, so
+            that its noise differs from any certificate's.
+        model: the network through which gradients are computed.
         images: the data set.
         indices: positions of all images of the run in the data set, in order.
         device: where to compute.
-        search: how hard to look.
+        search: the settings of the search.
         epsilons: ascending, L2 in pixel units.
         n, alpha: of PREDICT.
-        batch_size: rows of a forward pass of the judge.
+        batch_size: rows of a forward pass of ``classifier``.
         shard: (i, k): do part i of 1..k.
     """
 
@@ -57,9 +57,9 @@ class Work:
     def groups(self) -> list[tuple[int, ...]]:
         """The groups of this shard."""
         size = max(1, _MOST_ROWS // self.search.num_samples)
-        cut = [self.indices[at : at + size] for at in range(0, len(self.indices), size)]
-        part, of = self.shard
-        return cut[part - 1 :: of]
+        groups = [self.indices[i : i + size] for i in range(0, len(self.indices), size)]
+        part, parts = self.shard
+        return groups[part - 1 :: parts]
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ class Found:
 
 
 def run(work: Work, log: AttackLog) -> None:
-    """Attack the images of this shard that ``log`` does not hold yet."""
-    left = [group for group in work.groups() if not log.done.issuperset(group)]
-    with Tracker("attack", sum(map(len, left)) * len(work.epsilons)) as tracker:
+    """Attack the images of this shard that are not in ``log`` yet."""
+    unfinished = [group for group in work.groups() if not log.done.issuperset(group)]
+    with Tracker("attack", sum(map(len, unfinished)) * len(work.epsilons)) as tracker:
         began, right = time.perf_counter(), {epsilon: [0, 0] for epsilon in work.epsilons}
-        for group in left:
+        for group in unfinished:
             start, found = time.perf_counter(), []
             labels = work.images.labels[list(group)]
             for one in adversarial(work, group):
@@ -97,24 +97,24 @@ def run(work: Work, log: AttackLog) -> None:
                 right[one.epsilon][1] += len(group)
                 tracker.advance(len(group), _note(right, time.perf_counter() - began))
             seconds = (time.perf_counter() - start) / len(group) / len(work.epsilons)
-            for at, index in enumerate(group):
+            for i, index in enumerate(group):
                 if index not in log.done:
-                    log.add([_row(work, one, at, index, seconds) for one in found])
+                    log.add([_row(work, one, i, index, seconds) for one in found])
 
 
 def _note(right: dict[float, list[int]], seconds: float) -> str:
-    """The accuracy under attack of the images so far, and how long each takes at one epsilon."""
-    seen = {epsilon: count for epsilon, count in right.items() if count[1]}
-    shares = "/".join(f"{100 * hits / images:.0f}" for hits, images in seen.values())
-    each = seconds / sum(images for _, images in seen.values())
-    return f"{shares} % right at {'/'.join(f'{epsilon:g}' for epsilon in seen)}, {each:.2g} s each"
+    """The accuracy under attack of the images so far, and the seconds per image and epsilon."""
+    done = {epsilon: count for epsilon, count in right.items() if count[1]}
+    shares = "/".join(f"{100 * hits / images:.0f}" for hits, images in done.values())
+    each = seconds / sum(images for _, images in done.values())
+    return f"{shares} % right at {'/'.join(f'{epsilon:g}' for epsilon in done)}, {each:.2g} s each"
 
 
 def adversarial(work: Work, group: tuple[int, ...]) -> Iterator[Found]:
     """The adversarial images of a group, at each epsilon in ascending order.
 
-    An image is led away from the class that PREDICT gives it, from its label where that abstains.
-    Where a smaller epsilon has changed the class already, its image stands for larger ones too.
+    An image is moved away from the class that PREDICT assigns to it, or from its label where that
+    abstains. If a smaller epsilon has changed the class already, its image is kept for larger ones.
     """
     judge, sigma = work.classifier, work.classifier.sigma
     x = work.images.float_images(list(group)).to(work.device)
@@ -147,15 +147,15 @@ def adversarial(work: Work, group: tuple[int, ...]) -> Iterator[Found]:
         yield Found(epsilon, best, clean, predicted, distance, tuple(names))
 
 
-def _row(work: Work, found: Found, at: int, index: int, seconds: float) -> AttackRow:
+def _row(work: Work, found: Found, i: int, index: int, seconds: float) -> AttackRow:
     return AttackRow(
         idx=index,
         label=int(work.images.labels[index]),
         epsilon=found.epsilon,
-        clean=int(found.clean[at]),
-        predict=int(found.predict[at]),
-        # The sum of squares is rounded: a hair further off is on the safe side.
-        distance=math.nextafter(float(found.distance[at]) * (1 + 1e-15), math.inf),
-        attack=found.attacks[at],
+        clean=int(found.clean[i]),
+        predict=int(found.predict[i]),
+        # Increased by more than the rounding of the sum of squares, to be never too small.
+        distance=math.nextafter(float(found.distance[i]) * (1 + 1e-15), math.inf),
+        attack=found.attacks[i],
         seconds=seconds,
     )

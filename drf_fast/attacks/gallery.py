@@ -1,4 +1,4 @@
-"""Single images looked at: what the classifier sees, what misleads it, how its votes fall."""
+"""Single images for display: noisy and adversarial versions, votes and certificates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Card:
         idx, label: position in its data set, true class.
         predict, radius: the certificate.
         clean, noisy, adversarial: the image, one noisy copy (not clamped), the worst image found.
-        epsilon, distance: what the attack was allowed, and how far it went.
+        epsilon, distance: the bound of the attack, and the distance of the adversarial image.
         attacked: class of the adversarial image by PREDICT.
         votes, attacked_votes: (K,) shares of the noisy copies of the clean and adversarial image.
         names: of the classes.
@@ -53,7 +53,7 @@ class Card:
 
     @property
     def broken(self) -> bool:
-        """Whether the attack gave it another class."""
+        """Whether the attack changed its class."""
         return self.attacked not in (-1, self.predict)
 
 
@@ -67,7 +67,7 @@ def choose(
         sort: "radius": evenly from the smallest to the largest radius, wrong ones first; "idx": the
             first; "abstain": abstentions first, then the smallest radii; "broken": those whose
             class ``attacked`` changed, at the smallest epsilon that did.
-        count: at most so many.
+        count: number of images, at most.
         epsilon: for all but "broken".
         attacked: rows of an attack log.
 

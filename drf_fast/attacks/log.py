@@ -1,11 +1,11 @@
-"""The attack log: one line an image and epsilon, and a sidecar that says how it was made.
+"""The attack log: one line per image and epsilon, and a sidecar with the configuration.
 
     idx label epsilon clean predict correct distance attack time
 
-``clean`` and ``predict`` are what PREDICT says of the image and of the adversarial one, -1 where it
+``clean`` and ``predict`` are PREDICT's classes of the image and of the adversarial one, -1 where it
 abstains; ``correct`` is 1 where both are the label. ``distance`` (L2, in pixel units) is rounded
-*up*, so that who compares it with a certified radius never takes an image for nearer than it is.
-``attack`` names the search that found the image, ``none`` where it is the clean one.
+*up*, so that in comparison with a certified radius an image never seems nearer than it is.
+``attack`` is the search that found the image, ``none`` for the clean image.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _TWELVE_DECIMALS, _EXACT = Decimal("1e-12"), Context(prec=400)
 
 @dataclass(frozen=True)
 class AttackRow:
-    """What became of one image within one epsilon.
+    """The result of the attack on one image within one epsilon.
 
     Attributes:
         idx: position of the image in its data set.
         label: true class.
-        epsilon: the bound that the attack had, L2 in pixel units.
+        epsilon: the bound of the attack, L2 in pixel units.
         clean: class of the clean image by PREDICT, -1 for abstention.
         predict: class of the adversarial image by PREDICT.
         distance: ||adversarial - clean||_2 in pixel units.
@@ -55,12 +55,12 @@ class AttackRow:
 
     @property
     def correct(self) -> bool:
-        """Whether the classifier gives the label before and after the attack."""
+        """Whether the classifier's class is the label before and after the attack."""
         return self.clean == self.label == self.predict
 
     @property
     def undecided(self) -> bool:
-        """Whether it abstains on one of the two and is wrong on none."""
+        """Whether it abstains on at least one of both images and is wrong on none."""
         return not self.correct and {self.clean, self.predict} <= {self.label, -1}
 
 
@@ -84,7 +84,7 @@ class Attacked:
 
 
 def format_row(row: AttackRow) -> str:
-    """One line of the log, without its end."""
+    """One line of the log, without the newline."""
     distance = Decimal(row.distance).quantize(_TWELVE_DECIMALS, ROUND_CEILING, _EXACT)
     fields = (
         row.idx, row.label, repr(row.epsilon), row.clean, row.predict, int(row.correct),
@@ -94,27 +94,27 @@ def format_row(row: AttackRow) -> str:
 
 
 class AttackLog(CertificationLog):
-    """An attack log that is being written; an image's lines are written together."""
+    """An attack log open for writing; the lines of an image are written together."""
 
     columns = COLUMNS
 
     def add(self, rows: Sequence[AttackRow]) -> None:
-        """Write the lines of one image; they have reached the operating system on return."""
+        """Write the lines of one image; the operating system has them on return."""
         self._write("\n".join(map(format_row, rows)))
         self.done.add(rows[0].idx)
 
-    def _whole(self, content: bytes) -> tuple[bytes, set[int]]:
-        """A last image with fewer lines than the first is dropped: it was being written."""
+    def _complete_lines(self, content: bytes) -> tuple[bytes, set[int]]:
+        """As in the base class; a last image with fewer lines than the first is dropped."""
         content = content[: content.rfind(b"\n") + 1]
         if not content:
             return b"", set()
         rows = parse(self.path, decode(self.path, content))
-        of = {idx: [row.idx for row in rows].count(idx) for idx in {row.idx for row in rows}}
-        if rows and of[rows[-1].idx] < of[rows[0].idx]:
+        counts = {idx: [row.idx for row in rows].count(idx) for idx in {row.idx for row in rows}}
+        if rows and counts[rows[-1].idx] < counts[rows[0].idx]:
             last = rows[-1].idx
             lines = content.splitlines(keepends=True)
-            content = b"".join(lines[: len(lines) - of.pop(last)])
-        return content, set(of)
+            content = b"".join(lines[: len(lines) - counts.pop(last)])
+        return content, set(counts)
 
 
 def parse(path: Path, text: str) -> list[AttackRow]:
@@ -174,7 +174,7 @@ def _parse_row(fields: list[str]) -> AttackRow:
 
 
 def is_attack_log(path: Path) -> bool:
-    """Whether a file begins as an attack log does; an unreadable one does not."""
+    """Whether a file begins with the header of an attack log; False if it is unreadable."""
     return first_line(path, 200).rstrip(b"\r\n") == "\t".join(COLUMNS).encode()
 
 
@@ -182,7 +182,7 @@ def read_attacked(path: str | Path) -> Attacked:
     """Read an attack log and its sidecar.
 
     Raises:
-        InputError: missing, empty, malformed, torn, or without its sidecar.
+        InputError: missing, empty, malformed, incomplete, or without its sidecar.
     """
     path = Path(path)
     content = read_bytes(path)

@@ -1,8 +1,8 @@
-"""Adversarial images for a smoothed classifier: candidates, and the one that it likes least.
+"""Adversarial images for a smoothed classifier: candidates, and the choice of the worst.
 
 Every candidate lies within epsilon of its image. PGD climbs ``smooth_ce`` from the image and from
-random places in the ball; DDN looks for the shortest way out, and its direction is drawn out to
-epsilon, since a longer step that way misleads more of the noisy copies.
+random points in the ball; DDN searches for the smallest perturbation that changes the class, which
+is scaled to norm epsilon, since a longer step in that direction misleads more of the noisy copies.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from drf_fast.attacks.ddn import ddn
 from drf_fast.balls import HardBall
 from drf_fast.functional import noise_key, noisy_repeat
 
-# Steps of ``noise_key`` under the attack's own key: a draw for each restart, and one for DDN.
+# Steps of ``noise_key`` with the attack's key: one for DDN, and one for each restart.
 _DDN, _FIRST_RESTART = 0, 1
 
 
 @dataclass(frozen=True)
 class Search:
-    """How hard to look.
+    """The settings of the search.
 
     Attributes:
         num_samples: m, noisy copies of an image in each gradient.
         steps: T of PGD, each of size 2 epsilon / T.
-        restarts: how often PGD runs, first from the image, then from random places in the ball.
+        restarts: runs of PGD, the first from the image, the others from random points in the ball.
         ddn_steps: steps of DDN; 0 leaves it out.
-        key: names the noise and the random places together with the image ids.
+        key: determines noise and random points together with the image ids.
     """
 
     num_samples: int
@@ -44,7 +44,7 @@ class Search:
         self, model: Callable[[torch.Tensor], Any], x: torch.Tensor, target: torch.Tensor,
         sigma: float, ids: torch.Tensor,
     ) -> torch.Tensor | None:  # fmt: skip
-        """What DDN found: (B, ...) perturbations that serve every epsilon; None without DDN."""
+        """DDN's (B, ...) perturbations, to be scaled to every epsilon; None without DDN."""
         if not self.ddn_steps:
             return None
         found = ddn(
@@ -63,7 +63,7 @@ class Search:
         self, model: Callable[[torch.Tensor], Any], x: torch.Tensor, target: torch.Tensor,
         sigma: float, ids: torch.Tensor, epsilon: float, direction: torch.Tensor | None,
     ) -> list[tuple[str, torch.Tensor]]:  # fmt: skip
-        """Names and (B, ...) images within epsilon of x, in the order in which they were found."""
+        """Names of searches and their (B, ...) images within epsilon of x."""
         found = []
         for restart in range(self.restarts):
             key = noise_key(self.key, _FIRST_RESTART + restart)
@@ -81,7 +81,7 @@ class Search:
             )
             found.append(("pgd", ascended.x))
         if direction is not None:
-            found.append(("ddn", drawn_out(x, direction, epsilon)))
+            found.append(("ddn", scaled_to(x, direction, epsilon)))
         return found
 
 
@@ -99,7 +99,7 @@ def random_start(x: torch.Tensor, epsilon: float, key: int, ids: torch.Tensor) -
     return (x + epsilon * point.reshape(x.shape)).clamp(0, 1)
 
 
-def drawn_out(x: torch.Tensor, direction: torch.Tensor, epsilon: float) -> torch.Tensor:
+def scaled_to(x: torch.Tensor, direction: torch.Tensor, epsilon: float) -> torch.Tensor:
     """x + epsilon * direction / ||direction||_2 of each image, clamped to [0, 1]."""
     norm = direction.flatten(1).norm(dim=1).clamp(min=1e-12)
     scale = (epsilon / norm).reshape(-1, *[1] * (x.dim() - 1))
@@ -109,11 +109,11 @@ def drawn_out(x: torch.Tensor, direction: torch.Tensor, epsilon: float) -> torch
 def worst(
     candidates: list[tuple[str, torch.Tensor]], votes: Callable[[torch.Tensor], torch.Tensor]
 ) -> tuple[list[str], torch.Tensor]:
-    """Of each image the candidate with the fewest votes for its class, the first of equal ones.
+    """For each image the candidate with the fewest votes for its class, the first of equal ones.
 
     Args:
         candidates: names and (B, ...) images.
-        votes: (B, ...) images -> (B,) votes for the class that is attacked, on fresh noise.
+        votes: (B, ...) images -> (B,) votes for the attacked class, under fresh noise.
 
     Returns:
         B names, and the (B, ...) images.
@@ -125,4 +125,4 @@ def worst(
     chosen = counts.argmin(0)  # the first of equal ones
     stacked = torch.stack([images for _, images in candidates])
     picked = stacked[chosen.to(stacked.device), torch.arange(stacked.shape[1])]
-    return [candidates[at][0] for at in chosen.tolist()], picked
+    return [candidates[i][0] for i in chosen.tolist()], picked

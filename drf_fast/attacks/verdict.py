@@ -1,4 +1,4 @@
-"""Certificates held against attacks: one says what cannot be, the other what is."""
+"""Comparison of certificates with attacks: broken certificates, and shares of images."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Broken:
     Attributes:
         idx: the image.
         certified: the class that was certified.
-        radius: within which it was, L2 in pixel units.
-        predict: the class that PREDICT gives the adversarial image.
-        distance: how far that is from the image.
+        radius: the certified radius, L2 in pixel units.
+        predict: PREDICT's class of the adversarial image.
+        distance: of the adversarial image from the image, L2 in pixel units.
     """
 
     idx: int
@@ -36,13 +36,13 @@ class Broken:
 
 @dataclass(frozen=True)
 class Standing:
-    """What certificates and attacks say of the same images at one epsilon, shares in %.
+    """Results of certificates and attacks on the same images at one epsilon, shares in %.
 
     Attributes:
         epsilon: L2 in pixel units.
-        images: how many.
-        certified: certified the label within epsilon; None without certificates.
-        correct: given the label before and after the attack.
+        images: number of images.
+        certified: certified with the label within epsilon; None without certificates.
+        correct: classified as the label before and after the attack.
         undecided: no wrong class, but an abstention.
         distance: mean distance of the adversarial images.
     """
@@ -76,7 +76,7 @@ def broken(rows: Sequence[AttackRow], log: Log) -> list[Broken]:
 
 
 def standings(rows: Sequence[AttackRow], log: Log | None) -> list[Standing]:
-    """What became of the images at each epsilon, ascending; certified shares of the same images."""
+    """Shares of images under attack and certified, at each epsilon in ascending order."""
     radius: Mapping[int, float] = {}
     if log is not None:
         certified = zip(log.idx, log.radius, log.correct, strict=True)

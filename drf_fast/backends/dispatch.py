@@ -1,11 +1,11 @@
-"""Which code runs an operation: reference (pure torch), native (C++, CUDA) or triton.
+"""The choice of a backend for each operation: reference (pure torch), native (C++, CUDA), triton.
 
-``auto`` takes the fastest implementation that this installation has for the device at hand and
+``auto`` takes the fastest implementation that this installation has for the tensors' device, and
 falls back to the reference, so that it never fails because a compiled part is missing. The
 environment variable ``DRF_FAST_BACKEND``, read at the first operation, or ``use`` choose another
 one. These are strict: an operation that the chosen backend does not have is an error. One exception
 lets whole programs run on ``triton``: counting votes, the two bounds and pooling have no Triton
-form and run as under ``auto``.
+kernels and run as under ``auto``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from drf_fast.errors import InputError, RunError
 NAMES = ("auto", "reference", "native", "triton")
 
 _chosen: ContextVar[str | None] = ContextVar("chosen backend", default=None)
-# (operation, device type, choice) -> what runs it; the choice None is the environment's.
-_table: dict[tuple[str, str, str | None], Callable[..., Any]] = {}
+# (operation, device type, choice) -> its implementation; None is the choice of the environment.
+_cache: dict[tuple[str, str, str | None], Callable[..., Any]] = {}
 _TLS_KEY = "drf_fast.backend"
 
 
-def _known(name: str, source: str) -> str:
+def _check_name(name: str, source: str) -> str:
     if name not in NAMES:
         raise InputError(
             f"{source} names an unknown backend: expected one of {', '.join(NAMES)}, got {name!r}"
@@ -41,19 +41,19 @@ def current() -> str:
     """The backend in force: one of ``NAMES``.
 
     Raises:
-        ValueError: ``DRF_FAST_BACKEND`` holds another word.
+        ValueError: ``DRF_FAST_BACKEND`` is none of them.
     """
     chosen = _choice()
     if chosen is None:
-        return _known(os.environ.get("DRF_FAST_BACKEND", "auto"), "DRF_FAST_BACKEND")
+        return _check_name(os.environ.get("DRF_FAST_BACKEND", "auto"), "DRF_FAST_BACKEND")
     return chosen
 
 
 def _choice() -> str | None:
-    """The choice of the innermost ``use`` around this call, None where there is none.
+    """The backend of the innermost ``use`` around this call, None where there is none.
 
-    Autograd runs the backward of CUDA tensors in threads of its own, which see no context of
-    Python's. torch hands them the thread-local objects of the thread that called ``backward``.
+    Autograd runs the backward of CUDA tensors in threads of its own, which do not inherit Python's
+    context variables, but torch's thread-local objects of the thread that called ``backward``.
     """
     chosen = _chosen.get()
     if chosen is None and torch._C._current_graph_task_id() != -1:
@@ -72,20 +72,20 @@ def use(name: str) -> Iterator[None]:
     Raises:
         ValueError: ``name`` is not one of ``NAMES``.
     """
-    own = NAMES[NAMES.index(_known(name, "use()"))]
-    token = _chosen.set(own)
-    _stash(own)
+    interned = NAMES[NAMES.index(_check_name(name, "use()"))]
+    token = _chosen.set(interned)
+    _publish_to_autograd_threads(interned)
     try:
         yield
     finally:
         _chosen.reset(token)
-        _stash(_chosen.get())
+        _publish_to_autograd_threads(_chosen.get())
 
 
-def _stash(name: str | None) -> None:
-    """For ``_choice`` in torch's threads: one of ``NAMES`` itself, or None."""
-    # torch 2.6 takes a reference that it was not given, and would free the name in the end. Where
-    # later versions count right this one is too many, of objects that live for ever anyway.
+def _publish_to_autograd_threads(name: str | None) -> None:
+    """Make ``name``, an element of ``NAMES`` or None, visible to ``_choice`` in these threads."""
+    # torch 2.6 steals a reference and would free the name in the end. Later versions do not; the
+    # extra reference then does no harm to objects that live for ever anyway.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(name))
     torch._C._stash_obj_in_tls(_TLS_KEY, name)
 
@@ -97,9 +97,9 @@ def implementation(operation: str, device_type: str) -> Callable[..., Any]:
         RuntimeError: the chosen backend does not have the operation in this installation.
     """
     key = (operation, device_type, _choice())
-    if key not in _table:
-        _table[key] = _find(operation, device_type, current())
-    return _table[key]
+    if key not in _cache:
+        _cache[key] = _find(operation, device_type, current())
+    return _cache[key]
 
 
 def _find(operation: str, device_type: str, backend: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Operations that a Triton kernel runs: on CUDA tensors, and on any tensor in Triton's interpreter.
+"""Operations with Triton kernels: on CUDA tensors, and on any tensor in Triton's interpreter.
 
 ``vote``, the two bounds and pooling have no Triton form: where Triton is asked for, they run as
 under ``auto``, so that whole programs run on it. Nothing here imports triton before an operation is
@@ -30,7 +30,7 @@ OLDEST = (3, 2)
 
 
 def why_not(device_type: str) -> str | None:
-    """One sentence why kernels cannot run on tensors of ``device_type``, None when they can."""
+    """The reason, in one sentence, why no kernel can run on ``device_type``; None if they can."""
     try:
         import triton
         import triton.language as tl
@@ -73,10 +73,10 @@ def load(operation: str) -> Callable[..., Any]:
 
 @functools.cache
 def load_or_fall_back(operation: str) -> Callable[..., Any]:
-    """As ``load``, but from the first kernel that cannot run here on it is the reference.
+    """As ``load``, but falls back to the reference once a kernel cannot run here.
 
-    Whether a kernel runs shows only at its launch: Triton compiles there, with a C compiler and
-    for the driver at hand.
+    This is known only at its launch, when Triton compiles it, with a C compiler and for the
+    installed driver.
     """
     from drf_fast.backends.reference import operations as reference
 
@@ -101,9 +101,9 @@ _warned: set[str] = set()
 
 
 def warn_once(message: str) -> None:
-    """Say why CUDA tensors run on the reference backend: the speed that is lost should be known.
+    """Warn that CUDA tensors run on the slower reference backend, once for each reason.
 
-    What follows the operation's name is the reason, and each reason is told once.
+    The reason is the part of ``message`` after the operation's name.
     """
     reason = message.partition(": ")[2]
     if reason not in _warned:
@@ -115,16 +115,16 @@ def warn_once(message: str) -> None:
 
 @contextlib.contextmanager
 def captured(graph: Any, device: Any) -> Iterator[None]:
-    """Inside, launches on the device become part of a ``torch.cuda.CUDAGraph`` and do not run.
+    """Inside, launches on the device are captured in a ``torch.cuda.CUDAGraph`` and do not run.
 
-    torch would capture on one stream for all graphs, of the device that was current at the first:
-    what runs on another device then is in no graph, and a replay does nothing.
+    A new stream of the device is used: torch's default capture stream belongs to the device that
+    was current at the first capture, and would capture nothing of another device.
 
     Numbers on the CPU are captured as constants: the caller makes a new graph for new ones.
     """
     import torch
 
-    # Not above: a source tree that was never installed has no drf_fast.kernels.
+    # Imported here, since a source tree that was never installed has no drf_fast.kernels.
     from drf_fast.kernels import scalars  # pyright: ignore[reportMissingImports]
 
     with (

@@ -1,8 +1,8 @@
-"""Bounds of a probability that hold at all sample sizes at once, rounded towards safety.
+"""Anytime-valid bounds of a probability: they hold at all sample sizes at once, rounded safely.
 
-Clopper-Pearson holds at one sample size that was fixed beforehand. With these a run may be looked
-at after every batch and stop whenever it likes, for any reason. With A successes among t samples,
-the Beta(1/2, 1/2) mixture of the likelihood ratios against p is
+Clopper-Pearson holds at one sample size that was fixed beforehand. With these bounds the votes may
+be examined after every batch and sampling may stop at any time, for any reason. With A successes
+among t samples, the Beta(1/2, 1/2) mixture of the likelihood ratios against p is
 
     K_t(p) = B(A + 1/2, t - A + 1/2) / (B(1/2, 1/2) p^A (1 - p)^(t - A)),
 
@@ -34,11 +34,11 @@ from drf_fast.backends.reference.tail import (
 from drf_fast.ops import checks as check
 
 MOST_TRIALS = 2**53  # integers are exact in float64 up to here
-_LEAST_LEVEL = 1e-302  # a share of the least alpha of a certificate
+_LEAST_LEVEL = 1e-302  # alpha is divided: below the least alpha of a certificate, 1e-300
 
 
 class BoundPair(NamedTuple):
-    """A bound of a probability, rounded to the safe side, and of 1 - p with digits of its own."""
+    """A bound of a probability p, rounded safely, and 1 - p, separately to full precision."""
 
     p: float
     complement: float
@@ -57,7 +57,7 @@ def anytime_lower(successes: int, trials: int, alpha: float) -> BoundPair:
         1e-13 (successes/trials - p) + 2e-15 complement of it; p is 0 where it is below 1e-300.
 
     Raises:
-        TypeError, ValueError: counts that are no counts, alpha out of range.
+        TypeError, ValueError: counts or alpha of the wrong type or out of range.
     """
     check_counts(successes, trials)
     return _lower(successes, trials - successes, check_level(alpha, _LEAST_LEVEL))
@@ -66,7 +66,7 @@ def anytime_lower(successes: int, trials: int, alpha: float) -> BoundPair:
 def anytime_upper(successes: int, trials: int, alpha: float) -> BoundPair:
     """The largest p with K_t(p) < 1/alpha; p is never below the true bound. As ``anytime_lower``.
 
-    It is the lower bound of the other outcome: K does not change when both are exchanged.
+    Computed as the lower bound for failures: K is unchanged when successes and failures swap.
     """
     check_counts(successes, trials)
     complement, p = _lower(trials - successes, successes, check_level(alpha, _LEAST_LEVEL))
@@ -79,7 +79,7 @@ def anytime_upper(successes: int, trials: int, alpha: float) -> BoundPair:
 # the term of m being k x at m = 0, d Stirling's error, and c(k) = d(k) - d(2k), c(0) = log(2)/2
 # (duplication formula of the gamma function). p and 1 - p = (m + k x)/t keep all their digits in u,
 # all terms of D are positive, and L > C >= log 2, so nothing cancels. D is convex: Newton's method
-# falls to the root from the right without passing it, and one step from the left leads there.
+# converges from the right without passing the root, and one step from the left leads to its right.
 #
 # Safety: with elementary functions within 2 ulp, the computed D and L have relative errors below 80
 # and 16 units of rounding. The u returned has a computed D above L by 256 units at least, so it is
@@ -130,10 +130,10 @@ def _x_minus_log1p(x: float) -> float:
 def _regret(k: int, m: int) -> float:
     """C = -log K_t(k/t)."""
     t = k + m
-    return 0.5 * math.log(0.5 * math.pi * t) + _stirling_error(t) + _half(k) + _half(m)
+    return 0.5 * math.log(0.5 * math.pi * t) + _stirling_error(t) + _half_error(k) + _half_error(m)
 
 
-def _half(k: int) -> float:
+def _half_error(k: int) -> float:
     """k log k - k + log(2 pi)/2 - log Gamma(k + 1/2)."""
     return _stirling_error(k) - _stirling_error(2 * k) if k else 0.5 * math.log(2.0)
 

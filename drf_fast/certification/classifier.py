@@ -12,15 +12,15 @@ from drf_fast import functional
 from drf_fast.certification import inputs
 from drf_fast.certification.network import PRECISIONS, RunNetwork
 from drf_fast.certification.noise import GaussianNoise, LevelNoise, RowTest
-from drf_fast.certification.shown import as_html
-from drf_fast.certification.stopping import certificate, spared
+from drf_fast.certification.notebook import as_html
+from drf_fast.certification.stopping import certificate, reduced_alpha
 from drf_fast.certification.votes import NoisyVotes
 from drf_fast.ops import checks as check
 from drf_fast.runtime.machine import MEMORY_FORMATS
 
 
 class CertifyResult(NamedTuple):
-    """What CERTIFY proved for each of B images.
+    """The certificates of B images.
 
     Attributes:
         label: (B,) int64, the class, or -1 where it abstains.
@@ -42,9 +42,9 @@ class CertifyResult(NamedTuple):
 class SmoothedClassifier:
     """g(x) = the class that ``base`` predicts most often for x + N(0, sigma^2 I).
 
-    The certificate is of ``base`` exactly as it is run here: eval mode, in the form that
-    ``choices`` names, convolutions with batch normalisation folded in. That is a copy; ``base`` is
-    never changed, and a change of its parameters or buffers between calls is followed.
+    Certificates hold for ``base`` as it is run here: in eval mode, in the form that ``choices``
+    names, with batch normalisation folded into convolutions. That is a copy: ``base`` is never
+    changed, and changes of its parameters or buffers between calls take effect.
 
     Args:
         base: network (N, ...) -> (N, K), taking images with noise; normalisation belongs inside.
@@ -52,18 +52,18 @@ class SmoothedClassifier:
         sigma: noise level in pixel units, above 0.
         precision: "fp32"; "tf32", on a GPU: products of float32 with 11 significant bits of each
             factor; "bf16": parameters, buffers and input in bfloat16 (for a callable that is no
-            module, bfloat16 autocast); "auto" measures fp32 and tf32, where there is one, and
-            "fastest" all three. Any of them is one function of the image, which is what a
-            certificate needs; it is of that function.
+            module, bfloat16 autocast); "auto" measures fp32 and, where available, tf32, and
+            "fastest" all three. Each of them is one function of the image, as a certificate needs,
+            and the certificate is of that function.
         compile: run ``base`` through ``torch.compile``, its weights frozen into the code.
         memory_format: "contiguous", "channels_last", or None: the faster one, measured once.
         batch_size: rows of a forward pass where a call gives none; None: the best one, measured.
-        sound: noise of whole levels (``functional.noisy_levels``), and bounds that allow for what
-            it differs from the Gaussian's: certificates hold for the program as it runs, not for
-            real numbers alone. Images must be uint8 or exactly float32(u)/255, sigma at most 16;
-            forward passes that prove something all have ``batch_size`` rows, and whether a row's
-            logits depend on the others is tested before the first.
-        seed: names the noise together with the image id, so certificates can be reproduced.
+        sound: noise of whole levels (``functional.noisy_levels``), and bounds lowered by its
+            distance from Gaussian noise: certificates hold for the program as it runs, not only in
+            exact arithmetic. Images must be uint8 or exactly float32(u)/255, sigma at most 16; all
+            forward passes for a bound have ``batch_size`` rows, and before the first it is tested
+            that a row's logits do not depend on the other rows.
+        seed: determines the noise together with the image id, so certificates are reproducible.
 
     Raises:
         TypeError, ValueError: bad arguments.
@@ -94,8 +94,8 @@ class SmoothedClassifier:
         self.sigma = float(check.scalar(sigma, "sigma", positive=True))
         if memory_format is not None:
             check.choice(memory_format, "memory_format", tuple(MEMORY_FORMATS))
-        self._asked = None if batch_size is None else check.count(batch_size, "batch_size")
-        self._rows = self._asked  # as chosen last
+        self._batch_size = None if batch_size is None else check.count(batch_size, "batch_size")
+        self._last_batch_size = self._batch_size  # given or measured
         self.precision = check.choice(precision, "precision", PRECISIONS)
         self.seed = seed
         check.signed_key(seed)
@@ -124,7 +124,7 @@ class SmoothedClassifier:
             n: fresh samples that bound its probability.
             alpha: probability that the statement is wrong.
             batch_size: rows of a forward pass; None measures the best one once.
-            image_id: names this image's noise; give every image its own.
+            image_id: determines this image's noise; must differ between images.
 
         Raises:
             TypeError, ValueError: bad arguments, or a network of another width; ``sound``: images
@@ -153,8 +153,8 @@ class SmoothedClassifier:
     ) -> CertifyResult:
         """CERTIFY B images (B, C, H, W); arguments as ``certify``, results on the CPU.
 
-        ``image_ids`` (B,) int64 name the noise of each image; None is 0..B-1, which is right for
-        one call only: two calls would reuse the noise, so pass data set indices.
+        ``image_ids`` (B,) int64 determine the noise of each image; None is 0..B-1, which is right
+        for a single call only: a second call would reuse the noise, so pass data set indices.
         """
         check.count(n0, "n0")
         check.count(n, "n")
@@ -162,23 +162,23 @@ class SmoothedClassifier:
         x = self._noise.images(x)
         choice = self.select(x, n0, batch_size, image_ids=image_ids)
         count, _ = self.estimate(x, choice, n, batch_size, image_ids=image_ids)
-        p_lower, radius = self._proved(count, n, alpha, self.distance(x))
+        p_lower, radius = self._bounds(count, n, alpha, self.distance(x))
         label = torch.where(p_lower > 0.5, choice.cpu(), self.ABSTAIN)
         return CertifyResult(label, radius, count, p_lower)
 
-    def _proved(
+    def _bounds(
         self, count: torch.Tensor, n: int, alpha: float, distance: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Bounds and radii (B,) of the counts (B,)."""
         if distance == 0.0:
             p_lower = functional.clopper_pearson_lower(count, n, alpha)
             return p_lower, functional.certified_radius(count, n, sigma=self.sigma, alpha=alpha)
-        different, which = count.unique(return_inverse=True)
+        distinct, inverse = count.unique(return_inverse=True)
         proofs = [
             certificate(k, n, n, sigma=self.sigma, alpha=alpha, budget="fixed", distance=distance)
-            for k in different.tolist()
+            for k in distinct.tolist()
         ]
-        bounds, radii = torch.tensor(proofs, dtype=torch.float64, device="cpu")[which].unbind(1)
+        bounds, radii = torch.tensor(proofs, dtype=torch.float64, device="cpu")[inverse].unbind(1)
         return bounds, radii
 
     def select(
@@ -212,21 +212,15 @@ class SmoothedClassifier:
             x, n, batch_size, image_ids: as in ``certify_batch``.
             choice: (B,) int64 classes, from ``select``.
             stops: called with the votes and the samples so far after each forward pass; True ends
-                the sampling. For one image, and sound only with a bound that allows for it.
+                the sampling. For one image, and valid only with an anytime bound.
 
         Returns:
             (B,) int64 counts on the CPU, and the number of samples drawn of each image.
         """
         if stops is not None and x.shape[0] != 1:
             raise ValueError(f"stops needs one image, got {x.shape[0]}")
-        rule = stops
-
-        def stop(counts: torch.Tensor, trials: int) -> bool:
-            return rule is not None and rule(int(counts[0, choice[0]]), trials)
-
-        counts, drawn = self._counts(
-            x, n, "estimation", batch_size, image_ids, None if stops is None else stop
-        )
+        stop = None if stops is None else lambda k, t: stops(int(k[0, choice[0]]), t)
+        counts, drawn = self._counts(x, n, "estimation", batch_size, image_ids, stop)
         return counts.gather(1, choice.unsqueeze(1)).squeeze(1).cpu(), drawn
 
     def predict(
@@ -242,7 +236,7 @@ class SmoothedClassifier:
 
         The two-sided binomial test of the two largest counts at p = 1/2. It rejects where the
         one-sided Clopper-Pearson bound at alpha/2 is above 1/2, which is how it is computed. With
-        ``sound`` all n samples together differ from true ones by n D tau, which comes off alpha.
+        ``sound`` n D tau is subtracted from alpha, the distance of n samples from Gaussian ones.
 
         Raises:
             TypeError, ValueError: bad arguments, or a network of another width.
@@ -275,7 +269,7 @@ class SmoothedClassifier:
         check.count(n, "n")
         check.probability(alpha)
         x = self._noise.images(x)
-        level = spared(alpha, n, self.distance(x)) / 2
+        level = reduced_alpha(alpha, n, self.distance(x)) / 2
         counts = self._counts(x, n, "prediction", batch_size, image_ids)[0].cpu()
         top, classes = counts.topk(2, dim=1)
         labels = torch.full((len(counts),), self.ABSTAIN, dtype=torch.int64)
@@ -294,10 +288,10 @@ class SmoothedClassifier:
         *,
         image_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """How the n samples with which PREDICT decides vote: (B, K) int64 on the CPU.
+        """The votes of PREDICT's n samples: (B, K) int64 on the CPU.
 
-        Arguments as ``predict_batch``. To look at: a class that was chosen by these votes has to be
-        bounded with others.
+        Arguments as ``predict_batch``. For inspection: a bound for a class that was chosen by these
+        votes needs fresh samples.
 
         Raises:
             TypeError, ValueError: bad arguments, or a network of another width.
@@ -313,12 +307,12 @@ class SmoothedClassifier:
         image_ids: torch.Tensor | None,
         stop: Callable[[torch.Tensor, int], bool] | None = None,
     ) -> tuple[torch.Tensor, int]:
-        """Checked arguments to ``NoisyVotes.counts``."""
+        """``NoisyVotes.counts`` with checked arguments."""
         x = self._noise.images(x)
         if image_ids is None:
             image_ids = torch.arange(x.shape[0], device=x.device)
         check.noise_source(self.seed, image_ids, x.shape[0], x.device)
-        size = self._best_rows(x) if batch_size is None else batch_size
+        size = self._resolve_batch_size(x) if batch_size is None else batch_size
         check.count(size, "batch_size")
         return self._votes.counts(x, num, stream, size, image_ids, stop)
 
@@ -326,11 +320,11 @@ class SmoothedClassifier:
     def choices(self) -> dict[str, Any]:
         """How the network is run: ``SmoothedClassifier(base, K, sigma, **other.choices)`` repeats.
 
-        precision, compile and memory_format, measured with the first images, and batch_size, with
-        the first call that gives none; before that what was asked for. What the network could not
-        take is in ``left_out``, with the reason.
+        precision, compile and memory_format, measured with the first images, and batch_size,
+        measured at the first call that gives none; before that the requested values. Forms in which
+        the network failed are in ``left_out``, with the reason.
         """
-        return {**self._votes.network.choices, "batch_size": self._rows}
+        return {**self._votes.network.choices, "batch_size": self._last_batch_size}
 
     def measure(self, x: torch.Tensor) -> dict[str, Any]:
         """Choose how to run the network on images like x (B, C, H, W), once; the ``choices``."""
@@ -339,32 +333,32 @@ class SmoothedClassifier:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Forms of the network that failed, by name, and how."""
+        """Forms in which the network failed, by name, and the error."""
         reason = self._votes.passes.reason
         graph = {} if reason is None else {"cuda_graph": reason}
         return {**self._votes.network.left_out, **graph}
 
     def batch_size(self, x: torch.Tensor) -> int:
-        """The rows of a forward pass with the highest rate, measured once for a kind of input."""
-        return self._best_rows(self._noise.images(x))
+        """The fastest number of rows of a forward pass, measured once per shape and device."""
+        return self._resolve_batch_size(self._noise.images(x))
 
-    def _best_rows(self, x: torch.Tensor) -> int:
+    def _resolve_batch_size(self, x: torch.Tensor) -> int:
         """The batch size that was given, or the best one for such images."""
-        if self._asked is None:
-            self._rows = self._votes.batch_size(x)
-            return self._rows
-        return self._asked
+        if self._batch_size is None:
+            self._last_batch_size = self._votes.batch_size(x)
+            return self._last_batch_size
+        return self._batch_size
 
     def rate(self, x: torch.Tensor, batch_size: int) -> float:
         """Rows per second of forward passes of ``batch_size`` rows of images like x (B, ...)."""
         return self._votes.rate(self._noise.images(x), batch_size)
 
     def distance(self, x: torch.Tensor) -> float:
-        """What a bound of images like x (B, ...) allows for the noise: D tau, 0 unless sound."""
+        """By how much bounds for images like x (B, ...) are lowered: D tau, 0 unless sound."""
         return self._noise.distance(x[0].numel())
 
     def row_test(self, x: torch.Tensor, batch_size: int) -> RowTest:
-        """Whether rows of images like x (B, ...) are independent; ``certify`` asks by itself.
+        """Test that rows of images like x (B, ...) are independent; ``certify`` calls it itself.
 
         Raises:
             ValueError: they are not, so that no certificate can be sound.

@@ -56,8 +56,8 @@ class DatasetCertificates(NamedTuple):
         return float((right & (self.radius >= radius)).double().mean())
 
 
-class _Kept:
-    """Certificates in memory."""
+class _InMemoryLog:
+    """A sink of certificates that are not written to a file."""
 
     def __init__(self) -> None:
         self.done: set[int] = set()
@@ -68,7 +68,7 @@ class _Kept:
         self.rows.append(row)
 
     def columns(self) -> dict[str, list[Any]]:
-        """As a log that was read has them."""
+        """The columns by name, as ``read_log`` returns them."""
         names = (field.name for field in dataclasses.fields(Row))
         return {name: [getattr(row, name) for row in self.rows] for name in names}
 
@@ -93,10 +93,10 @@ def certify_dataset(
     name: str = "images",
     progress: bool = True,
 ) -> DatasetCertificates:
-    """CERTIFY many images as ``drf-fast certify`` does: packed, logged, to be resumed.
+    """CERTIFY many images as ``drf-fast certify`` does: batched, logged and resumable.
 
-    The noise of an image is named by its position in the data set, so the certificates are those of
-    ``classifier.certify(..., image_id=position)``, whichever images are asked for and however the
+    The noise of an image depends on its position in the data set, so the certificates equal those
+    of ``classifier.certify(..., image_id=position)``, whichever images are chosen and however the
     work was interrupted. ::
 
         found = drf_fast.certify_dataset(smoothed, test_set, indices=range(0, 10_000, 20),
@@ -104,7 +104,7 @@ def certify_dataset(
         print(found.acr, found.certified_accuracy(0.5))
 
     Args:
-        classifier: the smoothed network, on the device where to compute.
+        classifier: the smoothed network, on the device to be used.
         images: (N, C, H, W) float pixels in [0, 1], or uint8 levels (divided by 255), as tensor or
             array; a torch data set of pairs (image, label); or a data set of ``drf_fast.data``.
         labels: (N,) true classes; None for a data set that has them.
@@ -117,9 +117,9 @@ def certify_dataset(
             same guarantee.
         tolerance: stop an image when n samples would add less than this to its radius.
         skip_wrong: spend no samples where the chosen class is wrong.
-        out: log to write, one line an image, with its settings in the .json beside it; ``drf-fast
-            report`` reads it. None keeps the certificates in memory alone.
-        resume: continue the log, if there is one of the same network, images and settings. Of a
+        out: log to write, one line per image, with its settings in the .json beside it; ``drf-fast
+            report`` reads it. None keeps the certificates in memory only.
+        resume: continue the log if it exists; network, images and settings must be the same. Of a
             torch data set the first 32 images are compared.
         force: replace the log.
         method: name of the log's row in reports; None names it by its path.
@@ -127,7 +127,7 @@ def certify_dataset(
         progress: show cost, warnings and progress on stderr.
 
     Returns:
-        ``DatasetCertificates`` of the images asked for, on the CPU.
+        ``DatasetCertificates`` of the chosen images, on the CPU.
 
     Raises:
         TypeError, ValueError: bad arguments, images or labels; a log that exists, or that was made
@@ -138,7 +138,7 @@ def certify_dataset(
         Cohen, Rosenfeld, Kolter 2019, CERTIFY.
     """
     data = _images(images, labels, classifier.num_classes, name)
-    chosen = _chosen(indices, len(data))
+    chosen = _check_indices(indices, len(data))
     check.count(n0, "n0")
     rule = _rule(classifier, data.float_images([chosen[0]]), n, alpha, radius, tolerance)
     device = _device(classifier.base)
@@ -158,7 +158,7 @@ def certify_dataset(
     )
     if out is None and (resume or force):
         raise ValueError("resume and force are of a log: expected out= with them, got none")
-    log: Any = _Kept()
+    log: Any = _InMemoryLog()
     if out is not None:
         log = _log(Path(out), _description(work, data, method, sample), resume, force)
     with contextlib.nullcontext() if out is None else log:
@@ -182,15 +182,15 @@ def _images(images: Any, labels: Any, num_classes: int, name: str) -> Any:
             "images must be a data set, whose positions name the noise, got a DataLoader; pass "
             "loader.dataset"
         )
-    kind = DatasetImages
+    wrapper = DatasetImages
     if not (hasattr(images, "__getitem__") and hasattr(images, "__len__")) or hasattr(
         images, "dtype"
     ):
-        kind = TensorImages
-    return kind(images, labels, num_classes, name)
+        wrapper = TensorImages
+    return wrapper(images, labels, num_classes, name)
 
 
-def _chosen(indices: Iterable[int] | None, count: int) -> tuple[int, ...]:
+def _check_indices(indices: Iterable[int] | None, count: int) -> tuple[int, ...]:
     chosen = tuple(range(count) if indices is None else map(int, indices))
     if not chosen:
         raise ValueError("indices must name one image or more, got none")
@@ -249,7 +249,7 @@ def _log(out: Path, description: dict[str, Any], resume: bool, force: bool) -> C
 def _description(
     work: engine.Work, data: Any, method: str | None, sample: torch.Tensor
 ) -> dict[str, Any]:
-    """As ``drf-fast certify`` records it."""
+    """The configuration of the log, with the keys that ``drf-fast certify`` records."""
     classifier, rule = work.classifier, work.rule
     base, choices = classifier.base, classifier.choices
     optional = {
@@ -257,19 +257,19 @@ def _description(
         "tolerance": getattr(rule, "tolerance", None),
         "skip_wrong": work.skip_wrong or None,
         "sound": soundness(classifier, sample, work.batch_size) if classifier.sound else None,
-        # Of a function nothing is known that could be compared.
+        # A plain function has no weights to hash.
         "checkpoint_sha256": content_sha256(dict(base.state_dict()))
         if isinstance(base, nn.Module)
         else None,
     }
-    known = data.fingerprint if isinstance(data, Dataset) else data.fingerprint(work.indices)
+    fingerprint = data.fingerprint if isinstance(data, Dataset) else data.fingerprint(work.indices)
     return {
         "method": method or "foreign",
         "training": {},
         "arch": type(base).__name__,
         "data": data.name,
         "split": data.split,
-        "fingerprint": known,
+        "fingerprint": fingerprint,
         "sigma": classifier.sigma,
         "n0": work.n0,
         "n": rule.n,
@@ -277,7 +277,7 @@ def _description(
         "budget": rule.budget,
         **{key: value for key, value in optional.items() if value is not None},
         "seed": classifier.seed,
-        **_positions(work.indices),
+        **_index_settings(work.indices),
         "precision": choices["precision"],
         "batch_size": work.batch_size,
         "memory_format": choices["memory_format"],
@@ -287,8 +287,10 @@ def _description(
     }
 
 
-def _positions(indices: tuple[int, ...]) -> dict[str, Any]:
-    """Every k-th image from the first one, of which a report sees what is missing, or a list."""
+def _index_settings(indices: tuple[int, ...]) -> dict[str, Any]:
+    """``skip`` and ``indices_total`` if these are every k-th image (so that a report can tell which
+    are missing), else the list of positions.
+    """
     step = indices[1] - indices[0] if len(indices) > 1 else 1
     if step > 0 and indices == tuple(range(0, step * len(indices), step)):
         return {"skip": step, "indices_total": len(indices)}
@@ -296,8 +298,8 @@ def _positions(indices: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _result(columns: dict[str, Any], chosen: tuple[int, ...]) -> DatasetCertificates:
-    at = {int(index): row for row, index in enumerate(columns["idx"])}
-    order = torch.tensor([at[index] for index in chosen])
+    row_of = {int(index): row for row, index in enumerate(columns["idx"])}
+    order = torch.tensor([row_of[index] for index in chosen])
 
     def column(name: str, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.as_tensor(columns[name], dtype=dtype)[order]

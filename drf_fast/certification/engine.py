@@ -1,10 +1,9 @@
-"""The certification of a list of images: groups, shards, processes, and one log line each.
+"""The certification of a list of images in groups, divided among shards and processes.
 
 The images are cut into groups of consecutive ones, as many as the selection step packs into one
-forward pass. A group is always selected as a whole, by whichever process or shard it falls to and
-also when only some of its images are left to do, and estimation takes one image at a time (short
-runs: again the whole group). So what is computed for an image never depends on how the work was
-divided or interrupted.
+forward pass. Selection always runs on a whole group, even if only some of its images are left to
+do, and estimation on one image at a time (for a small n: on the whole group again). So the
+computation for an image never depends on how the work was divided or interrupted.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be certified, and how.
+    """The images to be certified, and the settings.
 
     Attributes:
         classifier: the smoothed network.
@@ -58,7 +57,7 @@ class Work:
         indices: positions of all images of the run in the data set, in order.
         device: where to compute.
         n0: samples that choose the class.
-        rule: the samples that bound its probability, and when to stop.
+        rule: how many samples bound its probability, and when to stop.
         batch_size: rows of a forward pass.
         skip_wrong: spend no samples on an image whose chosen class is not its label.
         shard: (i, k): do part i of 1..k.
@@ -77,30 +76,30 @@ class Work:
     def groups(self) -> list[tuple[int, ...]]:
         """The groups of this shard."""
         size = max(1, self.batch_size // self.n0)
-        cut = [self.indices[at : at + size] for at in range(0, len(self.indices), size)]
-        part, of = self.shard
-        return cut[part - 1 :: of]
+        groups = [self.indices[i : i + size] for i in range(0, len(self.indices), size)]
+        part, parts = self.shard
+        return groups[part - 1 :: parts]
 
     @property
-    def together(self) -> bool:
-        """Whether estimation, too, packs the images of a group: where an image needs few rows."""
-        whole = type(self.rule) is Fixed and not self.skip_wrong
-        return whole and 2 * self.rule.n <= self.batch_size
+    def packs_groups(self) -> bool:
+        """Whether estimation, too, packs the images of a group: if all need the same, small n."""
+        same_n = type(self.rule) is Fixed and not self.skip_wrong
+        return same_n and 2 * self.rule.n <= self.batch_size
 
 
 def run(work: Work, log: Sink, rank: int = 0, processes: int = 1, *, quiet: bool = False) -> None:
-    """Certify this process's share of the images that ``log`` does not hold yet."""
+    """Certify this process's share of the images that are not in ``log`` yet."""
     groups = work.groups()[rank::processes]
-    left = [group for group in groups if not log.done.issuperset(group)]
-    todo = sum(index not in log.done for group in left for index in group)
-    so_far: list[float] = []  # radius of each image of this run, -1 where it is wrong
+    unfinished = [group for group in groups if not log.done.issuperset(group)]
+    todo = sum(index not in log.done for group in unfinished for index in group)
+    radii: list[float] = []  # radius of each image of this run, -1 where it is wrong
     with Tracker("certify", todo, quiet=quiet or rank > 0) as tracker:
-        for group in left:
+        for group in unfinished:
             for row, drawn in _rows(work, group, log.done):
                 log.append(row)
-                so_far.append(row.radius if row.predict == row.label else -1.0)
+                radii.append(row.radius if row.predict == row.label else -1.0)
                 rate = f"{drawn / max(row.seconds, 1e-9):,.0f} samples/s"
-                tracker.advance(note=lambda rate=rate: f"{running(so_far)}, {rate}")
+                tracker.advance(note=lambda rate=rate: f"{running(radii)}, {rate}")
 
 
 def running(radii: Sequence[float]) -> str:
@@ -111,14 +110,14 @@ def running(radii: Sequence[float]) -> str:
 
 
 def _rows(work: Work, group: tuple[int, ...], done: set[int]) -> Iterator[tuple[Row, int]]:
-    """The log lines of a group's images that are left, and the samples each took."""
+    """The log rows of those images of a group that are not done, and the samples each took."""
     start = time.perf_counter()
     x = work.images.float_images(list(group)).to(work.device)
     ids = torch.tensor(group, device=work.device)
     choice = work.classifier.select(x, work.n0, work.batch_size, image_ids=ids)
     chosen = choice.tolist()
     share = (time.perf_counter() - start) / len(group)
-    if work.together:
+    if work.packs_groups:
         start = time.perf_counter()
         counts, trials = _estimate(work, x, choice, ids)
         share += (time.perf_counter() - start) / len(group)
@@ -126,13 +125,13 @@ def _rows(work: Work, group: tuple[int, ...], done: set[int]) -> Iterator[tuple[
             if index not in done:
                 yield _row(work, index, label, count, trials, share), work.n0 + trials
         return
-    for at, (index, label) in enumerate(zip(group, chosen, strict=True)):
+    for i, (index, label) in enumerate(zip(group, chosen, strict=True)):
         if index in done:
             continue
         start = time.perf_counter()
         counts, trials = [0], 0
         if not (work.skip_wrong and label != int(work.images.labels[index])):
-            one = slice(at, at + 1)
+            one = slice(i, i + 1)
             counts, trials = _estimate(work, x[one], choice[one], ids[one])
         seconds = share + time.perf_counter() - start
         yield _row(work, index, label, counts[0], trials, seconds), work.n0 + trials
@@ -148,7 +147,7 @@ def _estimate(work: Work, x, choice, ids) -> tuple[list[int], int]:
 
 def _row(work: Work, index: int, choice: int, count: int, trials: int, seconds: float) -> Row:
     proof = work.rule.final(count, trials)
-    # A class that was skipped as wrong is logged as it is: nothing is claimed of it.
+    # A wrong class that was skipped (trials 0) is logged with radius 0: nothing is claimed.
     certified = proof.p_lower > 0.5 or trials == 0
     return Row(
         idx=index,

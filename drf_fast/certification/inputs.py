@@ -1,4 +1,4 @@
-"""Images as users hand them over: what has one meaning works, the rest gets one sentence."""
+"""Checks and conversions of images of a user: unambiguous input is accepted, other input raises."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 from drf_fast.ops import checks as check
 from drf_fast.ops import level_checks
 
-# Pixels of the levels 0..255, correctly rounded. Divided on the CPU: a GPU may multiply by 1/255.
+# The levels 0..255 as pixels, correctly rounded: on the CPU, since a GPU may multiply by 1/255.
 _PIXELS = torch.arange(256, dtype=torch.float32, device="cpu") / 255
-_FAR = 4.0  # from [0, 1]: no rounding, and no normalisation in use, goes further
+_MAX_OUTSIDE = 4.0  # distance from [0, 1] that rounding and usual normalisations do not exceed
 
 
 def one_image(x: Any) -> torch.Tensor:
     """One image (C, H, W).
 
     Raises:
-        TypeError, ValueError: no image, or a batch where one image is due.
+        TypeError, ValueError: not a tensor or array, or a batch.
     """
     x = _tensor(x)
     if x.dim() >= 4:
@@ -33,10 +33,10 @@ def one_image(x: Any) -> torch.Tensor:
 
 
 def images(x: Any) -> torch.Tensor:
-    """A batch of images, in float32 or float64; half precisions are float32 exactly.
+    """A batch of images, in float32 or float64; half precisions are converted to float32, exactly.
 
     Raises:
-        TypeError, ValueError: no images, or integers.
+        TypeError, ValueError: not a batch of images, or integers.
     """
     x = _tensor(x)
     if not x.is_floating_point():
@@ -48,10 +48,10 @@ def images(x: Any) -> torch.Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def warn_if_far(x: torch.Tensor) -> bool:
-    """Warn, at the line that called drf_fast, of images far outside [0, 1]; whether it did."""
+def warn_if_out_of_range(x: torch.Tensor) -> bool:
+    """Warn of images far outside [0, 1], at the caller's line; return whether it did."""
     low, high = (float(value) for value in torch.aminmax(x.detach()))
-    if low >= -_FAR and high <= 1 + _FAR:
+    if low >= -_MAX_OUTSIDE and high <= 1 + _MAX_OUTSIDE:
         return False
     level, frame = 1, sys._getframe()
     while frame.f_back and str(frame.f_globals.get("__name__")).startswith("drf_fast."):
@@ -66,10 +66,10 @@ def warn_if_far(x: torch.Tensor) -> bool:
 
 
 def level_images(x: Any) -> torch.Tensor:
-    """A batch of 8-bit images as uint8: of uint8, or of floats that are exactly float32(u)/255.
+    """A batch of 8-bit images as uint8, from uint8 or from floats that are exactly float32(u)/255.
 
     Raises:
-        TypeError, ValueError: no images, or other values.
+        TypeError, ValueError: not a batch of images, or other values.
     """
     x = _tensor(x)
     if x.dtype == torch.uint8:

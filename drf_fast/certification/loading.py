@@ -1,4 +1,4 @@
-"""A checkpoint, a data set and a device become a smoothed classifier, for several commands."""
+"""Loading of checkpoint and data set into a smoothed classifier, shared by several commands."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from drf_fast.runtime.progress import say
 
 _Resumable = TypeVar("_Resumable", CertifyConfig, AttackConfig)
 
-# What a log to be resumed has measured, and the values that ask for it.
+# Settings that are measured and recorded in a log, and the values that request a measurement.
 _MEASURED = tags.having(SmoothedConfig, Tag.MEASURED)
 _TO_MEASURE = ("auto", "fastest")
 _SHARD_BATCH = {"cpu": 256, "cuda": 2048}
@@ -43,14 +43,14 @@ _SHARD_BATCH = {"cpu": 256, "cuda": 2048}
 
 @dataclass(frozen=True)
 class Source:
-    """What was read: a network, its images and the noise level, nothing placed or measured.
+    """A network, its images and the noise level as read, before device and form are chosen.
 
     Attributes:
-        saved: the checkpoint, or what is known of a network that brings its weights.
-        path: where it lies; None for such a network.
+        saved: the checkpoint, or the same entries for a network whose own code loads its weights.
+        path: of the checkpoint; None for such a network.
         images: the data set.
         sigma: noise level in pixel units.
-        model: the network of the user's own code; None where ``saved`` tells how to make it.
+        model: the network made by the user's own code; None if it is built from ``saved``.
     """
 
     saved: dict[str, Any]
@@ -59,10 +59,10 @@ class Source:
     sigma: float
     model: nn.Module | None
 
-    def beside(self, name: str) -> Path:
-        """Where a file of this name lies by default: beside the checkpoint.
+    def default_path(self, name: str) -> Path:
+        """The default path of an output file: beside the checkpoint.
 
-        Without one, where the user is, as the code is as a rule, and named after the network.
+        Without one, in the working directory, prefixed with the name of the network.
         """
         if self.path is None:
             return Path(f"{self.saved['arch'].replace(':', '.')}-{name}")
@@ -71,20 +71,20 @@ class Source:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a run starts from.
+    """All that a run of certification needs.
 
     Attributes:
-        saved: the checkpoint.
-        path: where it lies; None for a network that brings its weights.
+        saved: the checkpoint, as in ``Source``.
+        path: of the checkpoint; None for a network whose own code loads its weights.
         images: the data set.
-        indices: the images of the run.
+        indices: positions of the images of the run.
         device: where to compute.
         classifier: the smoothed network.
         batch_size: rows of a forward pass.
-        memory_format: layout of the network's weights.
-        sound: what a log says of sound noise: s in levels, tau, the pixels D of an image, and the
-            rows of the test that they are independent; None for ordinary noise.
-        distance: what bounds allow for the noise: D tau, or 0.
+        memory_format: of the network's weights.
+        sound: what a log records about sound noise: s in levels, tau, the pixels D of an image, and
+            the number of rows whose independence was tested; None for ordinary noise.
+        distance: by which bounds are lowered for the noise: D tau, or 0.
     """
 
     saved: dict[str, Any]
@@ -100,7 +100,7 @@ class Loaded:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What every log records first: the network, the images and the noise level."""
+        """The first keys of every log: the network, the images and the noise level."""
         recorded = self.saved["config"]
         return {
             "method": recorded["method_label"],
@@ -114,8 +114,8 @@ class Loaded:
         }
 
 
-def resumed(config: _Resumable, out: Path | None) -> _Resumable:
-    """What was measured for the log to be resumed, ``out``, where it is to be measured."""
+def with_recorded_choices(config: _Resumable, out: Path | None) -> _Resumable:
+    """``config`` with what is to be measured replaced by what the resumed log ``out`` records."""
     if not config.resume or out is None or not sidecar(out).exists():
         return config
     recorded: Any = read_json(sidecar(out))
@@ -151,7 +151,7 @@ def source(config: SmoothedConfig) -> Source:
         for note in saved["notes"]:
             say(note)
     elif "assumed" in saved:
-        saved = _fitted(saved, images, sigma)
+        saved = _completed(saved, images, sigma)
     if images.num_classes != saved["num_classes"] or shape != tuple(saved["image_shape"]):
         raise InputError(
             f"{path} classifies images {tuple(saved['image_shape'])} into {saved['num_classes']} "
@@ -162,13 +162,13 @@ def source(config: SmoothedConfig) -> Source:
 
 
 def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
-    """Place and measure; several processes use what process 0 measured.
+    """Move the network to its device and choose its form; all processes use process 0's choice.
 
-    The number of CPU threads stays as ``config`` says.
+    The number of CPU threads stays as ``config`` sets it.
 
     Args:
         config: the settings.
-        found: what ``source`` has read already.
+        found: what ``source(config)`` has returned, if it was called already.
 
     Raises:
         InputError: a bad checkpoint, data set or setting.
@@ -187,40 +187,40 @@ def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
             "divide their work; start this command without torchrun"
         )
     if model is None:
-        assert found.path is not None  # without a file it was made already
+        assert found.path is not None  # without a checkpoint there is a model
         model = checkpoint.build_model(found.saved, found.path, config.arch)
     model = model.to(device)
-    if config.sound:  # before what costs time
-        with _sound_flag():
+    if config.sound:  # raises for a bad sigma, before anything expensive
+        with _as_input_error():
             level_table(sigma)
     smoothed = partial(
         SmoothedClassifier, model, images.num_classes, sigma, sound=config.sound, seed=config.seed
     )
-    # What each shard measured for itself would not be one log.
-    alone = getattr(config, "shard", None) is None
+    # Shards on different machines may measure different choices, but must form one log.
+    whole_run = getattr(config, "shard", None) is None
     measured = config.precision in _TO_MEASURE
     classifier = smoothed(
-        precision=config.precision if alone or not measured else "fp32",
+        precision=config.precision if whole_run or not measured else "fp32",
         compile=config.compile,
         memory_format=None if config.memory_format == "auto" else config.memory_format,
     )
     sample = images.float_images(list(indices[:1])).to(device)
     choices = classifier.measure(sample)
-    agreed = processes.broadcast(choices)
-    if agreed != choices:
-        classifier = smoothed(**agreed)
+    shared_choices = processes.broadcast(choices)
+    if shared_choices != choices:
+        classifier = smoothed(**shared_choices)
         classifier.measure(sample)
     batch_size = config.batch_size
-    if batch_size == "auto" and not alone:
+    if batch_size == "auto" and not whole_run:
         batch_size = _SHARD_BATCH[device.type]
     if batch_size == "auto":
         most = max(config.n, getattr(config, "n0", 1))
         batch_size = processes.broadcast(min(classifier.batch_size(sample), most))
     sound = None
     if config.sound:
-        with _sound_flag():
+        with _as_input_error():
             sound = soundness(classifier, sample, batch_size)
-    memory_format = agreed["memory_format"]
+    memory_format = shared_choices["memory_format"]
     return Loaded(
         found.saved,
         found.path,
@@ -236,8 +236,8 @@ def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
 
 
 @contextlib.contextmanager
-def _sound_flag() -> Iterator[None]:
-    """What --sound asks for and cannot have is bad input."""
+def _as_input_error() -> Iterator[None]:
+    """Report a ValueError inside the block as bad use of --sound."""
     try:
         yield
     except ValueError as error:
@@ -247,10 +247,10 @@ def _sound_flag() -> Iterator[None]:
 def soundness(
     classifier: SmoothedClassifier, sample: torch.Tensor, batch_size: int
 ) -> dict[str, Any]:
-    """Test that rows are independent, and say on what sound certificates rest.
+    """Test that rows are independent; return what a log records about sound certificates.
 
     Raises:
-        ValueError: they are not.
+        ValueError: rows depend on each other.
     """
     tested = classifier.row_test(sample, batch_size)
     return {
@@ -262,8 +262,8 @@ def soundness(
     }
 
 
-def _fitted(saved: dict[str, Any], images: Dataset, sigma: float) -> dict[str, Any]:
-    """A checkpoint of another repository, which does not tell all, completed from the images."""
+def _completed(saved: dict[str, Any], images: Dataset, sigma: float) -> dict[str, Any]:
+    """A checkpoint of another repository, with the entries that it lacks taken from the images."""
     for note in saved["notes"]:
         say(note)
     shape = images.image_shape

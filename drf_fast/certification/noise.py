@@ -1,9 +1,9 @@
 """The noise of certificates: Gaussian in floating point, or Gaussian in whole levels (sound).
 
-A sound certificate rests on two things beside Cohen's theorem: that the counter generator's words
-are independent and uniform, and that the network is a function of one row. The second is tested,
-on the network and the machine at hand, by ``check_rows``; for it to hold, all forward passes of a
-run that count for a bound have the same number of rows.
+A sound certificate rests on two assumptions beside Cohen's theorem: the words of the counter-based
+generator are independent and uniform, and the network is a function of one row. The second is
+tested by ``check_rows``, with the network on the machine of the run; for the test to cover a run,
+all forward passes that count for a bound have the same number of rows.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification import inputs
 from drf_fast.ops import level_checks
 
-# In every log of sound certificates; docs/certification.md says more.
+# Recorded in every log of sound certificates; see docs/certification.md.
 ASSUMPTIONS = (
     "the words of Philox4x32-10 are independent and uniform; the network is a function of one row, "
     "tested on rows_tested rows before the first image"
 )
-_ROWS = 256  # tested, at least
+_ROWS = 256  # to be tested, at least
 
 
 class GaussianNoise:
@@ -42,9 +42,9 @@ class GaussianNoise:
         self._warned = False
 
     def images(self, x: Any) -> torch.Tensor:
-        """The images that ``copies`` takes, of what a user passes; warns once of odd ranges."""
+        """The user's images checked and converted for ``copies``; warns once if out of range."""
         x = inputs.images(x)
-        self._warned = self._warned or inputs.warn_if_far(x)
+        self._warned = self._warned or inputs.warn_if_out_of_range(x)
         return x
 
     def copies(
@@ -58,7 +58,7 @@ class GaussianNoise:
     ) -> torch.Tensor:
         """(B*num, ...) noisy rows; arguments as in ``functional.noisy_repeat``.
 
-        ``dtype`` is what the network takes: where that is exact, the copies have it.
+        ``dtype``, that of the network's input, is used only where the conversion is exact.
         """
         return functional.noisy_repeat(
             x,
@@ -71,7 +71,7 @@ class GaussianNoise:
         )
 
     def distance(self, pixels: int) -> float:
-        """What the noise takes off a probability: nothing is known, and nothing taken off."""
+        """By how much bounds are lowered for the noise: 0, rounding is not accounted for."""
         return 0.0
 
 
@@ -119,7 +119,7 @@ def total_distance(tau: float, pixels: int) -> float:
 
 
 class RowTest(NamedTuple):
-    """What ``check_rows`` has seen to hold: so many rows, in passes of so many."""
+    """The size of a passed test: number of rows, and rows of each forward pass."""
 
     rows: int
     batch_size: int
@@ -128,11 +128,11 @@ class RowTest(NamedTuple):
 def check_rows(
     forward: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, size: int
 ) -> RowTest:
-    """Refuse a network whose logits of a row depend on its place or on the other rows.
+    """Refuse a network whose logits of a row depend on its position or on the other rows.
 
-    Passes of ``size`` rows, at least two and 256 rows: again as they were, permuted within and
-    across the passes, and the first half of a pass with zeros behind it. All logits must keep
-    their bits.
+    At least two passes of ``size`` rows and 256 rows are repeated unchanged, permuted within and
+    across the passes, and with the second half of a pass replaced by zeros. All logits must be
+    equal bit for bit.
 
     Args:
         forward: (size, ...) to (size, K).
@@ -140,11 +140,11 @@ def check_rows(
         size: rows of a pass.
 
     Raises:
-        ValueError: they do not; says how many differ, and the way out.
+        ValueError: some differ; says how many, and what to try.
     """
 
-    def logits(of: torch.Tensor) -> torch.Tensor:
-        return torch.cat([forward(part) for part in of.split(size)])
+    def logits(rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([forward(part) for part in rows.split(size)])
 
     first = logits(rows)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)
@@ -167,11 +167,11 @@ def check_rows(
 
 
 def rows_to_test(size: int) -> int:
-    """Rows of as many passes as ``check_rows`` asks for."""
+    """The number of rows that ``check_rows`` needs: of whole passes, at least two."""
     return size * max(2, -(-_ROWS // size))
 
 
 def _different_rows(got: torch.Tensor, expected: torch.Tensor) -> int:
-    """Rows that differ in a bit; NaNs are compared as what they are."""
+    """The number of rows that differ in a bit; equal NaNs count as equal."""
     pairs = (t.contiguous().view(torch.uint8).reshape(len(t), -1) for t in (got, expected))
     return int(torch.ne(*pairs).any(1).sum())

@@ -1,8 +1,8 @@
 """One forward pass of certification, noise and votes included; on a GPU as one CUDA graph.
 
-A small network's launches cost a GPU more than its work. A graph replays what was captured, so all
-that changes from pass to pass is memory that it reads: the images, their names, the index of the
-next sample, the votes so far. A pass without a graph uses the same memory.
+Launching the kernels of a small network takes longer than running them. A graph replays what was
+captured, so all that changes from pass to pass is memory that it reads: the images, their ids, the
+index of the next sample, the votes so far. A pass without a graph uses the same memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from drf_fast.backends.triton import captured
-from drf_fast.runtime.logits import told
+from drf_fast.runtime.logits import one_line
 from drf_fast.runtime.progress import say
 
 _DEVICES = ("cuda",)
@@ -24,11 +24,11 @@ _MOST_GRAPHS = 8  # each keeps the memory of its pass
 
 @dataclass
 class Votes:
-    """What a pass reads and changes.
+    """The tensors that a pass reads and changes.
 
     Attributes:
         x: (B, ...) images.
-        image_ids: (B,) int64 names of the images' noise.
+        image_ids: (B,) int64, which determine the noise with the seed.
         offset: 0-dim int64, the index of the next sample.
         counts: (B, K) int64 votes so far.
     """
@@ -49,15 +49,15 @@ class Votes:
         return self.x, self.image_ids, self.offset, self.counts
 
 
-# Adds the votes of so many more samples of each image, and moves the offset on.
+# Adds the votes of a number of further samples of each image, and advances the offset.
 Step = Callable[[Votes, int], None]
 
 
 class Passes:
-    """Runs passes, on a GPU from the fourth of a kind on as graphs; as they are elsewhere.
+    """Runs passes; on a GPU, from the fourth of a kind on, as CUDA graphs.
 
     Attributes:
-        reason: why passes run without a graph on a GPU, once one could not be captured.
+        reason: the error, once a pass could not be captured; then no graphs are used.
     """
 
     def __init__(self) -> None:
@@ -70,8 +70,8 @@ class Passes:
         """``step(votes, rows)``, which waits for nothing.
 
         Args:
-            kind: equal for two passes only if a graph of one does what the other shall do: the
-                stream of the noise, the rows and the memory of the network. None: no graph can.
+            kind: equal for two passes only if the graph of one can be replayed for the other: the
+                stream of the noise, the rows and the memory of the network. None: use no graph.
         """
         graph = None
         if kind is not None and votes.x.device.type in _DEVICES and self.reason is None:
@@ -96,7 +96,7 @@ class Passes:
             self._graphs[key] = graph = _Graph(step, votes, rows)
             return graph
         except Exception as error:  # whatever a network of the user's own does on the CPU
-            self.reason = told(error)
+            self.reason = one_line(error)
             say(
                 "the network cannot be captured in a CUDA graph and is certified without one, "
                 f"slower where it is small ({self.reason})"
@@ -104,7 +104,7 @@ class Passes:
             return None
 
     def __getstate__(self) -> dict[str, object]:
-        """Without graphs, which belong to this process's GPU memory."""
+        """The state without graphs, which refer to this process's GPU memory."""
         seen = collections.Counter[Hashable]()
         return {"reason": self.reason, "_graphs": {}, "_seen": seen, "_last": None}
 

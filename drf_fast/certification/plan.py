@@ -1,4 +1,4 @@
-"""What a certification will cost and can show at most, before it runs; and what looks wrong."""
+"""Before a certification: its predicted cost, the largest possible radius, and warnings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from drf_fast import functional
 from drf_fast.certification.engine import Work
 from drf_fast.runtime.progress import duration, say
 
-_PROBES = 256  # images of the look at the accuracy under noise
+_PROBES = 256  # images on which the accuracy under noise is estimated
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The cost and the reach of a certification.
+    """The cost of a certification and the largest radius that it can certify.
 
     Attributes:
         images: images of this run (of this shard).
@@ -25,9 +25,9 @@ class Plan:
         forward_passes: at most.
         rows_per_second: measured rate of the network at this batch size.
         seconds: predicted time at most, by one process.
-        largest_radius: what n of n votes would certify.
+        largest_radius: the radius that n of n votes would certify.
         accuracy_under_noise: share of noisy images that are classified right, of a sample; None
-            where there are too few images to tell.
+            if there are too few images.
         warnings: one sentence each.
     """
 
@@ -46,13 +46,13 @@ class Plan:
 
 
 def make(work: Work) -> Plan:
-    """Measure the network's rate and look at some images."""
+    """Measure the network's rate and its accuracy under noise on some images."""
     classifier, rule = work.classifier, work.rule
     groups = work.groups()
     images = sum(map(len, groups))
     samples = images * (work.n0 + rule.n)
     estimation = -(-rule.n // work.batch_size)
-    if work.together:
+    if work.packs_groups:
         passes = sum(1 + -(-len(group) * rule.n // work.batch_size) for group in groups)
     else:
         passes = len(groups) * -(-work.n0 // work.batch_size) + images * estimation
@@ -73,7 +73,7 @@ def make(work: Work) -> Plan:
 
 
 def show(plan: Plan, work: Work) -> None:
-    """The plan in words, on stderr."""
+    """Print the plan on stderr."""
     rule = work.rule
     at_most = "" if rule.budget == "fixed" and not work.skip_wrong else "at most "
     say(

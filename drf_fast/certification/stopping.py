@@ -1,14 +1,14 @@
-"""Budgets: how many samples a certificate may cost, when to stop, and what is then proved.
+"""Budgets: how many samples a certificate may cost, when to stop, and which bound then holds.
 
 The fixed budget draws n samples and takes the Clopper-Pearson bound at alpha. The anytime budget
 may stop after any batch. The bound that allows this (``anytime``) is weaker than Clopper-Pearson at
-one fixed n: if all of 100,000 samples are won at alpha 0.001, it gives 3.648 sigma instead of
-3.811. So alpha is divided: a tenth is spent on the sequence, the rest on one Clopper-Pearson bound
-that is taken only if the run reaches n, where the larger one counts (3.808 sigma). One of them
-fails with probability alpha at most, by the union bound, however the run was stopped.
+one fixed n: if all of 100,000 samples are successes at alpha 0.001, it gives 3.648 sigma instead of
+3.811. So alpha is divided: a tenth is spent on the anytime bound, the rest on one Clopper-Pearson
+bound that is taken only if the run reaches n, where the larger of both counts (3.808 sigma). The
+probability that either fails is at most alpha, by the union bound, however the run was stopped.
 
-The bound of the sequence is the one at the last look. The largest of all looks would hold as well,
-but the last follows from what a log records: count, samples drawn, n and alpha.
+The anytime bound is taken at the last batch. The largest over all batches would hold as well, but
+the last can be recomputed from a log: count, samples drawn, n and alpha.
 
 The class must have been chosen on other samples.
 
@@ -40,15 +40,15 @@ from drf_fast.ops import checks as check
 
 Budget = Literal["fixed", "anytime"]
 
-_SEQUENCE_SHARE = 0.1  # of alpha
-_LOG_DECIMAL = 1e-12  # a log rounds radii down to this
+_SEQUENCE_SHARE = 0.1  # share of alpha that is spent on the anytime bound
+_LOG_DECIMAL = 1e-12  # logs round radii down to multiples of this
 
 
-def spared(alpha: float, n: int, distance: float) -> float:
-    """alpha less what n samples may differ from true ones together: n distance, rounded down.
+def reduced_alpha(alpha: float, n: int, distance: float) -> float:
+    """alpha - n distance, rounded down: n samples are within n distance of Gaussian ones (TV).
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: it is not above 0.
     """
     if distance == 0.0:
         return alpha
@@ -63,7 +63,7 @@ def spared(alpha: float, n: int, distance: float) -> float:
 
 
 class Certificate(NamedTuple):
-    """What the samples prove: p >= p_lower, and so the L2 radius; 0 where p_lower <= 1/2."""
+    """The proved lower bound p >= p_lower and the L2 radius from it; 0 where p_lower <= 1/2."""
 
     p_lower: float
     radius: float
@@ -79,11 +79,11 @@ def certificate(
     budget: Budget,
     distance: float = 0.0,
 ) -> Certificate:
-    """The certificate of a run, recomputed from what its log says.
+    """The certificate of a run, from the numbers that its log records.
 
     Args:
         count: samples of the chosen class.
-        trials: samples drawn, 0 to n; 0 proves nothing, n is a run that did not stop early.
+        trials: samples drawn, 0 to n; 0 proves nothing, below n the run stopped early.
         n: samples planned.
         sigma: noise level in pixel units, above 0.
         alpha: error probability of the certificate.
@@ -92,7 +92,7 @@ def certificate(
             Gaussian's (total variation); the bounds are lowered by it.
 
     Raises:
-        TypeError, ValueError: bad arguments; a fixed budget that was not used up.
+        TypeError, ValueError: bad arguments; a fixed budget with fewer than n samples.
     """
     check.choice(budget, "budget", ("fixed", "anytime"))
     check.count(n, "n", maximum=MOST_TRIALS)
@@ -110,7 +110,7 @@ def certificate(
             )
         return _clopper_pearson(count, n, sigma, alpha, distance)
     sequence, rest = _split(alpha)
-    bound = _lowered(anytime_lower(count, trials, sequence), distance)
+    bound = _minus_distance(anytime_lower(count, trials, sequence), distance)
     stopped = Certificate(bound.p, radius_from_bound(bound.complement, sigma))
     if trials < n:
         return stopped
@@ -122,20 +122,20 @@ def _clopper_pearson(
 ) -> Certificate:
     p = functional.clopper_pearson_lower(count, n, alpha)
     if distance > 0.0:
-        # 1 - p is exact from 1/2 on. That p was rounded down costs 2^-53, of which the distance of
-        # an image of 100 pixels is ten times as much.
+        # 1 - p is exact for p >= 1/2. Having rounded p down costs 2^-53, a tenth of the distance of
+        # an image of 100 pixels.
         complement = 1.0 - float(p)
         if float(p) < 0.5:
             complement = math.nextafter(complement, 1.0)
-        bound = _lowered(BoundPair(float(p), complement), distance)
+        bound = _minus_distance(BoundPair(float(p), complement), distance)
         return Certificate(bound.p, radius_from_bound(bound.complement, sigma))
     return Certificate(
         float(p), float(functional.certified_radius(count, n, sigma=sigma, alpha=alpha))
     )
 
 
-def _lowered(bound: BoundPair, distance: float) -> BoundPair:
-    """A bound of p - distance, both numbers rounded to the safe side."""
+def _minus_distance(bound: BoundPair, distance: float) -> BoundPair:
+    """The bound lowered by ``distance``, p and complement rounded safely."""
     if distance == 0.0:
         return bound
     return BoundPair(
@@ -145,20 +145,20 @@ def _lowered(bound: BoundPair, distance: float) -> BoundPair:
 
 
 def _split(alpha: float) -> tuple[float, float]:
-    """What the sequence and Clopper-Pearson may spend; their exact sum is at most alpha."""
+    """The shares of alpha of the anytime and the Clopper-Pearson bound, exact sum at most alpha."""
     sequence = _SEQUENCE_SHARE * alpha
     return sequence, math.nextafter(alpha - sequence, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(ABC):
-    """When to stop drawing samples of one image, at most n, and what they prove then.
+    """When to stop sampling for one image, at n samples at the latest, and the certificate then.
 
     Args:
         n: samples planned.
         sigma: noise level in pixel units, above 0.
         alpha: error probability of the certificate, in [1e-300, 1).
-        distance: what the bounds allow for the noise, see ``certificate``.
+        distance: total variation distance of the noise from Gaussian noise, see ``certificate``.
 
     Raises:
         TypeError, ValueError: bad arguments.
@@ -177,10 +177,12 @@ class Rule(ABC):
 
     @abstractmethod
     def stops(self, count: int, trials: int) -> bool:
-        """Whether these votes for the class suffice; to be asked after any batch, or never."""
+        """Whether to stop after ``count`` votes for the class in ``trials``; may be called at any
+        time.
+        """
 
     def final(self, count: int, trials: int) -> Certificate:
-        """The certificate, whichever way the run ended."""
+        """The certificate, whether the run stopped early or not."""
         return certificate(
             count,
             trials,
@@ -206,12 +208,12 @@ class Fixed(Rule):
 class Decide(Rule):
     """Stop as soon as 'the certified radius is at least ``radius``' is decided.
 
-    Yes: the lower bound of the sequence proves it. No: the upper bound excludes it, which needs no
-    share of alpha, for giving up costs power only. The certificate's radius is valid as any other,
-    but a run that stops with yes proves little more than was asked.
+    Yes: the anytime lower bound proves it. No: the anytime upper bound excludes it, which needs no
+    share of alpha, since giving up only costs power. The certificate's radius is as valid as any
+    other, but a run that stops with yes proves little more than ``radius``.
 
     Args:
-        radius: in pixel units, above 0 and within reach of n samples.
+        radius: in pixel units, above 0 and at most what n of n samples prove.
     """
 
     radius: float
@@ -227,32 +229,32 @@ class Decide(Rule):
             )
 
     @cached_property
-    def _tail(self) -> float:
-        """Below P(N(0, sigma^2) > radius): a complement up to this is a yes.
+    def _tail_probability(self) -> float:
+        """Slightly below P(N(0, sigma^2) > radius): a complement of at most this is a yes.
 
-        By enough that the certificate's radius is not below the one asked for when a log has
+        Below by enough that the certificate's radius is not less than ``radius`` after a log has
         rounded it down.
         """
-        asked = (self.radius + _LOG_DECIMAL) * (1.0 + _LOG_DECIMAL)
-        tail = 0.5 * math.erfc(asked / self.sigma * math.sqrt(0.5))
+        threshold = (self.radius + _LOG_DECIMAL) * (1.0 + _LOG_DECIMAL)
+        tail = 0.5 * math.erfc(threshold / self.sigma * math.sqrt(0.5))
         return max(0.0, tail - self.distance * (1.0 + _LOG_DECIMAL))
 
     def stops(self, count: int, trials: int) -> bool:
         sequence, _ = _split(self.alpha)
-        if trials - count <= trials * self._tail:
-            return anytime_lower(count, trials, sequence).complement <= self._tail
-        return anytime_upper(count, trials, sequence).complement > self._tail
+        if trials - count <= trials * self._tail_probability:
+            return anytime_lower(count, trials, sequence).complement <= self._tail_probability
+        return anytime_upper(count, trials, sequence).complement > self._tail_probability
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance(Rule):
-    """Stop when the other samples would add less than ``tolerance`` to the radius.
+    """Stop when the remaining samples would add less than ``tolerance`` to the radius.
 
-    What they would add is expected from the rate so far: the radius that Clopper-Pearson would
-    prove at n from count/trials * n successes, less the present one. A run that proves no radius
-    yet stops only when the upper bound of the sequence leaves less than ``tolerance`` to be found:
-    the first samples are no reason to abstain. Where all samples are won, both bounds are 0.2 sigma
-    apart at n = 100,000, alpha = 0.001, so a tolerance below that draws all n there.
+    What they would add is estimated from the rate so far: the radius that Clopper-Pearson would
+    prove at n from count/trials * n successes, minus the current one. A run that proves no radius
+    yet stops only when the anytime upper bound on the radius is below ``tolerance``, so that a few
+    unlucky first samples do not make it abstain. Where all samples are successes, both bounds are
+    0.2 sigma apart at n = 100,000, alpha = 0.001, so a tolerance below that draws all n there.
 
     Args:
         tolerance: in pixel units, above 0.
@@ -267,16 +269,16 @@ class Tolerance(Rule):
 
     def stops(self, count: int, trials: int) -> bool:
         sequence, rest = _split(self.alpha)
-        present = self._radius(anytime_lower(count, trials, sequence))
-        if present <= 0.0:
+        current = self._radius(anytime_lower(count, trials, sequence))
+        if current <= 0.0:
             return self._radius(anytime_upper(count, trials, sequence)) < self.tolerance
         expected = functional.certified_radius(
             count * self.n // trials, self.n, sigma=self.sigma, alpha=rest
         )
-        return float(expected) - present < self.tolerance
+        return float(expected) - current < self.tolerance
 
     def _radius(self, bound: BoundPair) -> float:
-        """Rounded to nearest, which may decide when to stop, but is no certificate."""
+        """The radius of a bound, rounded to nearest: good for stopping, not for a certificate."""
         if not 0.0 < bound.complement < 1.0:
             return math.copysign(math.inf, 0.5 - bound.complement)
         return -self.sigma * NormalDist().inv_cdf(bound.complement)

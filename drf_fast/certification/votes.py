@@ -1,7 +1,7 @@
-"""Votes of a network under noise: the loop that certification spends its time in.
+"""Votes of a network under noise: the loop in which certification spends its time.
 
 Rows of one forward pass are noisy copies of one image, or, where an image needs few of them, of
-several. Counts stay on the device, in int64, and nothing waits for it.
+several. Counts stay on the device, in int64; the loop does not synchronise with it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from drf_fast.runtime import processes
 from drf_fast.runtime.memory import is_out_of_memory
 
 _BATCH_SIZES = {"cpu": (64, 128, 256, 512), "cuda": (512, 1024, 2048, 4096, 8192, 16384)}
-_TRIED_ROWS = 128  # of a forward pass with which the network's form is chosen
-_MOST_PIXELS = 2**28  # of a forward pass that is tried, so that trying does not exhaust a GPU
+_PROBE_ROWS = 128  # rows of the forward passes that choose the network's form
+_MAX_PIXELS = 2**28  # of a measured forward pass, so that measuring does not exhaust a GPU's memory
 
 
 class NoisyVotes:
     """Counts the classes that a network predicts for noisy copies of images.
 
     Args:
-        network: the network as it is run.
+        network: runs the forward passes.
         num_classes: K.
         noise: makes the noisy copies.
     """
@@ -51,45 +51,45 @@ class NoisyVotes:
         """Votes of ``num`` noisy copies of each image, in forward passes of ``size`` rows.
 
         Args:
-            x: (B, ...) images, of ``noise.images``.
+            x: (B, ...) images, as ``noise.images`` returns them.
             num: copies of each image.
-            stream: which noise, as in ``functional.noisy_repeat``.
+            stream: the stream of noise, as in ``functional.noisy_repeat``.
             size: rows of a forward pass, at most.
-            image_ids: (B,) names of the images' noise.
+            image_ids: (B,) int64, with the seed they determine the noise.
             stop: called with the counts and the copies so far after each pass; True ends the loop.
                 For one image only.
 
         Returns:
-            int64 (B, K) on the device of x, and the copies that were drawn of each image.
+            int64 (B, K) on the device of x, and the number of copies drawn of each image.
 
         Raises:
             TypeError, ValueError: the network returns no (N, K) logits; the noise is sound and the
                 network's rows depend on each other.
         """
         self.prepare(x)
-        # What is proved is proved of one function of a row. Selection proves nothing: it chooses
-        # the class of which something is to be proved.
-        proves = self.noise.sound and stream != "selection"
-        if proves:
+        # A sound bound is of one function of a row, so rows are tested and passes padded to one
+        # size. Selection only chooses the class and proves nothing.
+        for_bound = self.noise.sound and stream != "selection"
+        if for_bound:
             self.row_test(x, size)
-        x = self.network.laid_out(x)
+        x = self.network.in_memory_format(x)
         counts = torch.zeros((x.shape[0], self.num_classes), dtype=torch.int64, device=x.device)
-        together = max(1, size // num)  # images of a forward pass
+        images_per_pass = max(1, size // num)
         drawn = num
-        fill = proves or self.network.compiled
-        step = functools.partial(self._step, stream, size if fill else None)
+        pad = for_bound or self.network.compiled
+        step = functools.partial(self._step, stream, size if pad else None)
         memory = self.network.memory()
-        # Rows are tested without a graph, in which a library may choose other code.
-        kind = None if memory is None or proves else (stream, size, memory)
-        with self.network.borrowed():
-            for first in range(0, x.shape[0], together):
-                part = slice(first, first + together)
+        # The row test runs without a graph, and inside one a library may choose other code.
+        graph_key = None if memory is None or for_bound else (stream, size, memory)
+        with self.network.frozen_base():
+            for first in range(0, x.shape[0], images_per_pass):
+                part = slice(first, first + images_per_pass)
                 start = torch.zeros((), dtype=torch.int64, device=x.device)
                 votes = Votes(x[part], image_ids[part], start, counts[part])
                 for offset in range(0, num, size):
-                    processes.beat()
+                    processes.heartbeat()
                     rows = min(size, num - offset)
-                    self.passes.run(step, votes, rows, kind)
+                    self.passes.run(step, votes, rows, graph_key)
                     if stop is not None and stop(counts, offset + rows):
                         drawn = offset + rows
                         break
@@ -101,19 +101,19 @@ class NoisyVotes:
         votes.offset += rows
 
     def batch_size(self, x: torch.Tensor) -> int:
-        """The rows of a forward pass with the highest rate, measured once for a kind of input."""
+        """The fastest number of rows of a forward pass, measured once per shape and device."""
         key = (tuple(x.shape[1:]), x.dtype, x.device)
         if key not in self._best_batch:
             sizes = _BATCH_SIZES.get(x.device.type, _BATCH_SIZES["cuda"])
-            # Each is a compilation, and small ones gain nothing from it.
+            # Each size costs a compilation, and small ones gain nothing from it.
             sizes = sizes[1:] if self.network.compiled else sizes
             pixels = x[:1].numel()
-            sizes = [size for size in sizes if size * pixels <= _MOST_PIXELS] or sizes[:1]
+            sizes = [size for size in sizes if size * pixels <= _MAX_PIXELS] or sizes[:1]
             self._best_batch[key] = self._fastest(x, sizes)
         return self._best_batch[key]
 
     def _fastest(self, x: torch.Tensor, sizes: Sequence[int]) -> int:
-        """Of ``sizes``, ascending, the fastest memory holds; the first is halved if need be."""
+        """The fastest of ``sizes`` (ascending) that fit in memory; if none, halves of the first."""
         rates: dict[int, float] = {}
         size = 0
         try:
@@ -127,9 +127,9 @@ class NoisyVotes:
     def rate(self, x: torch.Tensor, size: int) -> float:
         """Rows per second of forward passes of ``size`` rows of images like x (1, ...)."""
         self.prepare(x)
-        rows = self._like(x, size)
+        rows = self._probe_rows(x, size)
         best = float("inf")
-        with self.network.borrowed():
+        with self.network.frozen_base():
             for repeat in range(4):
                 start = time.perf_counter()
                 self.network(rows)
@@ -140,14 +140,14 @@ class NoisyVotes:
         return size / best
 
     def prepare(self, x: torch.Tensor) -> None:
-        """The network's form is chosen with the first images, and follows its weights."""
-        rows = min(_TRIED_ROWS, max(1, _MOST_PIXELS // x[:1].numel()))
-        self.network.prepare(lambda: self._like(x, rows))
+        """Choose the network's form with the first images; later calls follow its weights."""
+        rows = min(_PROBE_ROWS, max(1, _MAX_PIXELS // x[:1].numel()))
+        self.network.prepare(lambda: self._probe_rows(x, rows))
 
-    def _like(self, x: torch.Tensor, rows: int) -> torch.Tensor:
-        """Noisy copies to measure with: pooling takes twice as long on them as on zeros."""
+    def _probe_rows(self, x: torch.Tensor, rows: int) -> torch.Tensor:
+        """Noisy copies for measurements: pooling takes twice as long on them as on zeros."""
         ids = torch.zeros(1, dtype=torch.int64, device=x.device)
-        return self._copies(self.network.laid_out(x[:1]), rows, ids, 0, "prediction")
+        return self._copies(self.network.in_memory_format(x[:1]), rows, ids, 0, "prediction")
 
     def _copies(
         self, x: torch.Tensor, rows: int, ids: torch.Tensor, offset: int | torch.Tensor, stream: str
@@ -155,27 +155,27 @@ class NoisyVotes:
         return self.noise.copies(x, rows, ids, offset, stream, self.network.dtype)
 
     def row_test(self, x: torch.Tensor, size: int) -> RowTest:
-        """``check_rows`` of the network as it runs, once for a kind of input and its weights."""
+        """The result of ``check_rows``, cached by image shape, device, pass size and weights."""
         self.prepare(x)
         key = (tuple(x.shape[1:]), x.device, size)
         test, content = self._row_tests.get(key, (None, []))
         if test is None or self.network.changed(content):
-            rows, content = self._like(x, rows_to_test(size)), self.network.content()
-            with self.network.borrowed():
+            rows, content = self._probe_rows(x, rows_to_test(size)), self.network.content()
+            with self.network.frozen_base():
                 test = check_rows(lambda part: self._logits(part, size), rows, size)
             self._row_tests[key] = test, content
         return test
 
     def _logits(self, rows: torch.Tensor, size: int | None) -> torch.Tensor:
-        """Logits of the rows, filled up with zeros to a forward pass of ``size``.
+        """Logits of the rows, in a forward pass padded with zeros to ``size`` rows.
 
-        Compiled code is for one number of rows, and with another number the network of sound
-        certificates may be another function.
+        Compiled code is specialised to one number of rows; and sound certificates hold for one
+        function, which the network may not be when the number of rows changes.
         """
         count = rows.shape[0]
         if size is not None and count < size:
-            filling = rows.new_zeros((size - count, *rows.shape[1:]))
-            rows = torch.cat([rows, filling])
+            padding = rows.new_zeros((size - count, *rows.shape[1:]))
+            rows = torch.cat([rows, padding])
         logits = self.network(rows)
         if logits.dim() != 2 or logits.shape[1] != self.num_classes:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A checksum of what a checkpoint holds: ``torch.load`` does not notice a flipped bit."""
+"""A checksum of the content of a checkpoint: ``torch.load`` does not detect a flipped bit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 def content_sha256(content: Any) -> str:
     """SHA-256 of a tree of dicts, lists, tuples, tensors and plain values, types included.
 
-    It depends on the values alone, not on how the file stores them: the same after a round trip.
+    It depends on the values only, not on how a file stores them: saving and loading preserves it.
     """
     digest = hashlib.sha256()
     _add(digest, content)
@@ -33,6 +33,6 @@ def _add(digest: Any, value: Any) -> None:
         for item in value:
             _add(digest, item)
     else:
-        # Lengths in front, so that no two trees are written alike.
+        # Prefixed by its length, so that different trees never give the same bytes.
         text = repr(value).encode("utf-8", "surrogatepass")
         digest.update(f"{type(value).__name__} {len(text)};".encode() + text)

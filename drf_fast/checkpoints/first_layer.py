@@ -1,9 +1,9 @@
-"""Which normalising first layer a foreign checkpoint was trained behind.
+"""Finding the normalising first layer that a foreign checkpoint was trained with.
 
-Published networks are ``nn.Sequential(normalize_layer, network)``, and most keep the constants of
-the layer out of the state dict. Two repositories write the same names and mean different layers:
-smoothing normalises, smoothing-adversarial subtracts the mean only. A wrong guess does not void a
-certificate, which is of the network as it is run, but that network abstains nearly everywhere.
+Published networks are ``nn.Sequential(normalize_layer, network)``, and most state dicts lack the
+constants of the layer. Two repositories use the same names for different layers: smoothing
+normalises, smoothing-adversarial subtracts the mean only. A wrong guess does not invalidate a
+certificate, which holds for the network as it is run, but that network abstains nearly everywhere.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _CONSTANT_NAMES = {
 
 
 def split(state: State, path: Path) -> tuple[State, Normalize | None, bool]:
-    """The network's part of ``state``, the layer before it if its constants are there, and whether
-    there is a layer at all.
+    """The network's part of ``state``, its first layer if the constants are in it, and whether it
+    has a first layer at all.
 
     Raises:
-        InputError: the first layer is something else.
+        InputError: the first layer is not a normalisation.
     """
     if {key.split(".")[0] for key in state} not in ({"1"}, {"0", "1"}):
         return state, None, False
@@ -60,15 +60,16 @@ def split(state: State, path: Path) -> tuple[State, Normalize | None, bool]:
 def choose(
     arch: str,
     channels: int,
-    asked: str | None,
+    requested: str | None,
     in_file: Normalize | None,
     has_layer: bool,
     path: Path,
 ) -> tuple[str, Normalize | None, str | None]:
-    """The layer asked for, else the one in the file, else the one such a file usually means.
+    """The layer requested, else the one in the file, else the usual one for such a file.
 
     Returns:
-        Its name ("file" where the file has it), the layer, and what was assumed, if anything was.
+        Its name ("file" if the file has its constants), the layer, and a sentence about what was
+        assumed, or None.
 
     Raises:
         InputError: an unknown name, constants of other channels, a name that contradicts the file.
@@ -80,15 +81,15 @@ def choose(
                 f"cannot use the first layer in {path}: expected constants of {channels} channels, "
                 f"got {len(in_file.mean)}; pass another file"
             )
-        if asked is not None and not _same(normalize_layer(asked, channels), in_file):
+        if requested is not None and not _same(normalize_layer(requested, channels), in_file):
             raise InputError(
                 f"{path} has a first layer of mean {_numbers(in_file.mean)} and std "
-                f"{_numbers(in_file.std)}, got --normalize {asked}; leave the flag out"
+                f"{_numbers(in_file.std)}, got --normalize {requested}; leave the flag out"
             )
         return "file", in_file, None
-    if asked is not None:
-        return asked, normalize_layer(asked, channels), None
-    if channels != 3:  # published MNIST networks have an identity there
+    if requested is not None:
+        return requested, normalize_layer(requested, channels), None
+    if channels != 3:  # the first layer of published MNIST networks is the identity
         return "none", None, None
     if has_layer:
         return (
@@ -106,7 +107,7 @@ def choose(
 
 
 def attach(network: State, layer: Normalize | None) -> State:
-    """The state dict of ``nn.Sequential(layer, network)``; of the network alone without a layer."""
+    """The state dict of ``nn.Sequential(layer, network)``, or of the network if layer is None."""
     if layer is None:
         return network
     constants = {f"0.{key}": value for key, value in layer.state_dict().items()}
@@ -114,18 +115,18 @@ def attach(network: State, layer: Normalize | None) -> State:
 
 
 def pick(saved: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
-    """``saved`` with the first layer that its weights fit best, where it was only assumed.
+    """``saved`` with the first layer that fits its weights best, if it was only assumed.
 
-    The first batch norm remembers the mean and variance of what it saw in training; behind a wrong
-    first layer it sees others: between "cifar10" and "cifar10-center" the variance is 25 times as
-    large.
+    The running statistics of the first batch norm are those of its input in training. With a wrong
+    first layer the input has others: between "cifar10" and "cifar10-center" the variance differs by
+    a factor of 25.
 
     Args:
         saved: what ``drf_fast.checkpoints.foreign.load`` returned.
         rows: (B, C, H, W) images of the data set **with** the noise of training; 256 are enough.
 
     Returns:
-        ``saved`` itself where nothing was assumed or the network has no batch norm.
+        ``saved`` itself if nothing was assumed or the network has no batch norm.
     """
     if saved["assumed"] is None:
         return saved
@@ -154,22 +155,22 @@ def pick(saved: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
 
 @torch.no_grad()
 def _misfit(model: nn.Module, rows: torch.Tensor) -> float:
-    """How far the inputs of the first batch norm are from those of training; inf without one.
+    """The mismatch between input and running statistics of the first batch norm; inf without one.
 
-    The median over channels of |log of the ratio of variances|, plus that of the distance of the
-    means in standard deviations.
+    The median over channels of |log of the ratio of variances|, plus the median of the distance of
+    the means in standard deviations.
     """
     norm = next((module for module in model.modules() if isinstance(module, nn.BatchNorm2d)), None)
     if norm is None or norm.running_mean is None or norm.running_var is None:
         return math.inf
-    seen: list[torch.Tensor] = []
-    hook = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    inputs: list[torch.Tensor] = []
+    hook = norm.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     model.eval()(rows.float().cpu())
     hook.remove()
-    var, mean = torch.var_mean(seen[0], (0, 2, 3))
-    then = norm.running_var.clamp(min=1e-30)  # a channel that never varied
-    scale = (var.clamp(min=1e-30) / then).log().abs()
-    shift = (mean - norm.running_mean).abs() / then.sqrt()
+    var, mean = torch.var_mean(inputs[0], (0, 2, 3))
+    training_var = norm.running_var.clamp(min=1e-30)  # 0 if a channel never varied
+    scale = (var.clamp(min=1e-30) / training_var).log().abs()
+    shift = (mean - norm.running_mean).abs() / training_var.sqrt()
     return float(scale.median() + shift.median())
 
 

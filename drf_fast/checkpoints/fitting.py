@@ -1,4 +1,4 @@
-"""Weights of any origin, put into a network that is given."""
+"""Loading weights of any origin into a given network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from drf_fast.checkpoints.names import State
 from drf_fast.errors import InputError
 from drf_fast.models.normalize import Normalize
 
-COUNTER = "num_batches_tracked"  # absent before torch 0.4.1, and without effect in eval mode
+COUNTER = "num_batches_tracked"  # missing before torch 0.4.1, and unused in eval mode
 
 _OR_CODE = ", or name the code of another network with --arch package.module:factory"
 
@@ -25,9 +25,9 @@ class Fit:
     """How the weights of a file fit a network.
 
     Attributes:
-        weights: by the network's names.
-        layer: the normalising first layer that the file has before the network, if it says one.
-        has_layer: whether it has one at all: some keep their constants to themselves.
+        weights: state dict with the network's names.
+        layer: the normalising first layer before the network, if its constants are in the file.
+        has_layer: whether there is such a layer: some files lack the constants.
         notes: sentences for the user.
     """
 
@@ -40,13 +40,13 @@ class Fit:
 def load_into(network: nn.Module, content: Any, path: Path, what: str) -> Fit:
     """Put the weights in ``content``, as ``tensorfile.read`` returned it, into ``network``.
 
-    Names are tried as they are, without what wrappers put before them, and without a first part
-    that all have; what fits all of the network's names and shapes is what was meant.
+    Names are tried unchanged, without the prefixes of wrappers, and without a first part that all
+    have; the variant that fits all of the network's names and shapes is taken.
 
     Args:
         network: the network, without a normalising first layer of ours.
-        content: a state dict, alone or among other things.
-        path: where it came from, for messages.
+        content: a state dict, or a dict that contains one.
+        path: of the file, for messages.
         what: the network's name, for messages.
 
     Raises:
@@ -54,8 +54,8 @@ def load_into(network: nn.Module, content: Any, path: Path, what: str) -> Fit:
             that are no finite numbers.
     """
     network = getattr(network, "_orig_mod", network)
-    wanted = network.state_dict()
-    found = [_checked(fit, wanted) for fit in _readings(content, path)]
+    expected = network.state_dict()
+    found = [_compared(fit, expected) for fit in _interpretations(content, path)]
     fit, differences = min(found, key=lambda pair: sum(map(len, pair[1].values())))
     if differences:
         raise InputError(
@@ -65,7 +65,7 @@ def load_into(network: nn.Module, content: Any, path: Path, what: str) -> Fit:
     rounded = set()
     for key, value in fit.weights.items():
         check_weights(key, value, path)
-        if value.dtype == torch.float64 and wanted[key].dtype != torch.float64:
+        if value.dtype == torch.float64 and expected[key].dtype != torch.float64:
             rounded.add(value.dtype)
     network.load_state_dict(fit.weights, strict=False)
     notes = fit.notes + [f"{path.name} holds weights of {dtype}: rounded" for dtype in rounded]
@@ -73,16 +73,16 @@ def load_into(network: nn.Module, content: Any, path: Path, what: str) -> Fit:
 
 
 def check_weights(key: str, value: torch.Tensor, path: Path, floats: bool = False) -> None:
-    """Refuse what are no weights.
+    """Refuse a tensor that cannot be a weight.
 
     Args:
         key: the tensor's name.
         value: the tensor.
-        path: where it came from, for messages.
-        floats: whether integers, which some networks have in their buffers, are none.
+        path: of the file, for messages.
+        floats: whether to refuse integers, which some networks have in their buffers.
 
     Raises:
-        InputError: a tensor that is sparse, on no device, that overlaps itself, or not finite.
+        InputError: a tensor that is sparse, not on the CPU, overlaps itself, or is not finite.
     """
     where = f"cannot use {key} in {path}: expected"
     dense = value.layout == torch.strided and value.device.type == "cpu"
@@ -102,13 +102,13 @@ def check_weights(key: str, value: torch.Tensor, path: Path, floats: bool = Fals
         )
 
 
-def _readings(content: Any, path: Path) -> list[Fit]:
-    """What the names may mean, the plainest first."""
+def _interpretations(content: Any, path: Path) -> list[Fit]:
+    """Possible mappings of the file's names to the network's, the simplest first."""
     state = names.unwrapped(names.state_dict(content, path), path)
     readings = [Fit(state, None, False, [])]
     inner, notes = names.canonical(state, path)
     layer, has_layer = None, False
-    with contextlib.suppress(InputError):  # layers "0" and "1" may be those of any network
+    with contextlib.suppress(InputError):  # any nn.Sequential has parts "0" and "1"
         inner, layer, has_layer = first_layer.split(inner, path)
     readings.append(Fit(inner, layer, has_layer, notes))
     while len({key.partition(".")[0] for key in inner}) == 1 and all("." in key for key in inner):
@@ -117,42 +117,42 @@ def _readings(content: Any, path: Path) -> list[Fit]:
     return readings
 
 
-def _checked(fit: Fit, wanted: State) -> tuple[Fit, dict[str, list[str]]]:
-    found = {key: v for key, v in fit.weights.items() if key in wanted or not is_counter(key)}
-    return Fit(found, fit.layer, fit.has_layer, fit.notes), differences(wanted, found)
+def _compared(fit: Fit, expected: State) -> tuple[Fit, dict[str, list[str]]]:
+    found = {key: v for key, v in fit.weights.items() if key in expected or not is_counter(key)}
+    return Fit(found, fit.layer, fit.has_layer, fit.notes), differences(expected, found)
 
 
 def is_counter(key: str) -> bool:
-    """Whether a batch norm counts its batches there."""
+    """Whether it is the name of a batch norm's counter of batches."""
     return key.split(".")[-1] == COUNTER
 
 
-def differences(wanted: State, found: State) -> dict[str, list[str]]:
-    """What ``found`` lacks, has too much, or has in another shape or kind; empty if it fits."""
+def differences(expected: State, found: State) -> dict[str, list[str]]:
+    """Keys that ``found`` lacks, has in excess, or has in another shape or type; empty if none."""
     wrong = [
-        f"{key} {_kind(value)}, got {_kind(found[key])}"
-        for key, value in wanted.items()
-        if key in found and _kind(value) != _kind(found[key])
+        f"{key} {_shape_and_type(value)}, got {_shape_and_type(found[key])}"
+        for key, value in expected.items()
+        if key in found and _shape_and_type(value) != _shape_and_type(found[key])
     ]
     result = {
-        "missing": [key for key in wanted if key not in found and not is_counter(key)],
-        "unexpected": [key for key in found if key not in wanted],
+        "missing": [key for key in expected if key not in found and not is_counter(key)],
+        "unexpected": [key for key in found if key not in expected],
         "wrong shape": wrong,
     }
     return {what: keys for what, keys in result.items() if keys}
 
 
-def _kind(value: torch.Tensor) -> str:
-    """Shape, and whether it is a number or a count."""
+def _shape_and_type(value: torch.Tensor) -> str:
+    """The shape, and whether the tensor holds integers."""
     return f"{tuple(value.shape)}{'' if value.is_floating_point() else ' of integers'}"
 
 
 def list_differences(found: dict[str, list[str]]) -> str:
-    """The first keys of each kind."""
+    """The first keys of each kind of difference, as text."""
     return "; ".join(f"{what} {first_of(keys)}" for what, keys in found.items())
 
 
 def first_of(words: list[str], count: int = 3) -> str:
-    """The first words, and how many more there are."""
+    """The first ``count`` words and the number of the others, as text."""
     more = f" and {len(words) - count} more" if len(words) > count else ""
     return ", ".join(words[:count]) + more

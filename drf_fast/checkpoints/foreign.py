@@ -1,12 +1,12 @@
-"""Checkpoints that other repositories wrote: smoothing (Cohen, Rosenfeld, Kolter 2019),
+"""Checkpoints of other repositories: smoothing (Cohen, Rosenfeld, Kolter 2019),
 smoothing-adversarial, smoothing-consistency, smoothmix, MACER; and plain state dicts.
 
 Their files hold a state dict, alone or under a key, whose names wrappers may have changed
 (``names.py``), and ``nn.Sequential(normalize_layer, network)`` puts a "1." before them
-(``first_layer.py``). They tell neither sigma nor the data set.
+(``first_layer.py``). They contain neither sigma nor the name of the data set.
 
-The architecture is recognised by the names and shapes of all tensors. Two networks of the same
-tensors and different forward passes cannot be told apart.
+The architecture is recognised by the names and shapes of all tensors. Networks with the same
+tensors and different forward passes cannot be distinguished.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ def load(
     Args:
         path: the file.
         arch: its architecture, by our name or the published one ("cifar_resnet110"); ``None``
-            takes what the file says or, if it says nothing we know, what its weights fit.
+            takes the one named in the file or, if there is none we know, the one that fits.
         normalize: its first layer, one of ``drf_fast.models.normalize.NAMES``; ``None`` takes the
             constants in the file, or assumes the usual ones (see ``first_layer.pick``).
         image_shape: (C, H, W) where it is not the usual one of the architecture.
 
     Returns:
         * arch, num_classes, image_shape, model: for ``models.build_for``;
-        * config: sigma and data are ``None``, for the file does not tell them;
+        * config: sigma and data are ``None``, since the file does not contain them;
         * notes: sentences for the user about what was converted;
-        * assumed: the sentence about a first layer that the file does not tell, or ``None``;
+        * assumed: a sentence if the first layer had to be assumed, or ``None``;
         * sha256: hash of the file.
 
     Raises:
-        InputError: unreadable, with code inside, no state dict, or one that does not fit: names
-            the first keys that differ.
+        InputError: unreadable, contains code, no state dict, or one that does not fit: names the
+            first keys that differ.
     """
     content, digest = tensorfile.read(path)
     converted = convert(content, path, arch, normalize=normalize, image_shape=image_shape)
@@ -66,7 +66,7 @@ def convert(
     normalize: str | None = None,
     image_shape: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
-    """As ``load``, of what ``tensorfile.read`` returned; without sha256."""
+    """As ``load``, from content that ``tensorfile.read`` has returned; without sha256."""
     state, dropped = names.canonical(names.state_dict(content, path), path)
     network, in_file, has_layer = first_layer.split(state, path)
     network, notes = _float_weights(network, path)
@@ -101,24 +101,24 @@ def convert(
     }
 
 
-def _pick_arch(network: State, path: Path, asked: str | None, in_file: str | None) -> str:
-    """The architecture asked for, else named in the file, else fitting; it fits in any case."""
+def _pick_arch(network: State, path: Path, requested: str | None, in_file: str | None) -> str:
+    """The architecture requested, else named in the file, else fitting; it fits in any case."""
     channels, num_classes = _channels(network), _num_classes(network)
     if channels < 1 or num_classes < 2:
         raise InputError(
             f"{path} holds no classifier of images: expected convolutions and a last linear layer "
             f"of 2 or more classes, got {first_of([*network])}; pass another file"
         )
-    named = asked or in_file or ""
+    named = requested or in_file or ""
     arch = _PUBLISHED_NAMES.get(named, named)
-    if asked is not None or arch in models.NAMES:
+    if requested is not None or arch in models.NAMES:
         differences = _differences(arch, network)
         if not differences:
             return arch
         others = [name for name in models.NAMES if not _differences(name, network)]
         raise InputError(
             f"the weights in {path} do not fit {arch}, named by "
-            f"{'--arch' if asked is not None else 'the file'}: "
+            f"{'--arch' if requested is not None else 'the file'}: "
             f"{list_differences(differences)}; "
             + (f"pass --arch {others[0]}" if others else "pass the file of such a network")
         )
@@ -137,19 +137,19 @@ def _pick_arch(network: State, path: Path, asked: str | None, in_file: str | Non
 
 
 def _differences(arch: str, network: State) -> dict[str, list[str]]:
-    """What the weights lack, have too much, or have in another shape; empty if they fit."""
+    """Keys that the weights lack, have in excess, or have in another shape; empty if they fit."""
     channels, num_classes = _channels(network), _num_classes(network)
     shape = models.usual_shape(arch, channels)
     try:
         with torch.random.fork_rng(devices=[]):  # building draws random weights
-            wanted = models.build(arch, num_classes, shape).state_dict()
+            expected = models.build(arch, num_classes, shape).state_dict()
     except InputError:
         return {"wrong shape": [f"a first convolution of {channels} channels"] * len(network)}
-    return fitting.differences(wanted, network)
+    return fitting.differences(expected, network)
 
 
 def _float_weights(network: State, path: Path) -> tuple[State, list[str]]:
-    """The weights in float32, checked, and a sentence for each other type they came in."""
+    """The weights, checked, in float32, and a sentence about each other dtype in the file."""
     dtypes: set[torch.dtype] = set()
     result: State = {}
     for key, value in network.items():

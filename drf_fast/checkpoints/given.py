@@ -1,5 +1,5 @@
-"""The network that a command is given: a checkpoint of ours or of another program, and the code of
-a network of the user's own, with a checkpoint of any origin or with weights that it brings itself.
+"""The network argument of a command: a checkpoint of ours or of another program, or the user's own
+code of a network, with a checkpoint of any origin or with weights that the code loads itself.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def read(path: Path | None, arch: str | None, normalize: str | None) -> dict[str
     """As ``checkpoint.load_any``, and without a file where ``arch`` names code.
 
     Returns:
-        What ``load_any`` returns; ``checkpoint.CONTENT`` among the keys says that ``network`` has
-        to be called once the images are known.
+        What ``load_any`` returns; if ``checkpoint.CONTENT`` is among the keys, ``network`` has to
+        be called once the shape of the images is known.
 
     Raises:
         InputError: as ``load_any``; neither a file nor code.
@@ -53,24 +53,24 @@ def network(
         image_shape: (C, H, W).
 
     Returns:
-        The network, and ``saved`` with what is now known: the model, its hash without a file, the
-        first layer, notes.
+        The network, and ``saved`` completed: the model, its hash if there is no file, the first
+        layer, notes.
 
     Raises:
-        InputError: code that makes no network for these images, weights that do not fit, a network
-            without a file whose weights are drawn at random.
+        InputError: code that makes no network for these images, weights that do not fit, or no file
+            and random weights.
     """
-    arch, asked = saved["arch"], saved["config"]["normalize"]
+    arch, requested = saved["arch"], saved["config"]["normalize"]
     if path is None:
-        model = _with_its_weights(arch, num_classes, image_shape)
-        layer, notes = normalize_layer(asked or "none", image_shape[0]), list(saved["notes"])
-        name, assumed = asked or "none", None
+        model = _build_with_weights(arch, num_classes, image_shape)
+        layer, notes = normalize_layer(requested or "none", image_shape[0]), list(saved["notes"])
+        name, assumed = requested or "none", None
     else:
         model = models.build(arch, num_classes, image_shape)
         fit = fitting.load_into(model, saved[checkpoint.CONTENT], path, f"--arch {arch}")
-        if fit.has_layer or asked is not None:
+        if fit.has_layer or requested is not None:
             name, layer, assumed = first_layer.choose(
-                arch, image_shape[0], asked, fit.layer, fit.has_layer, path
+                arch, image_shape[0], requested, fit.layer, fit.has_layer, path
             )
         else:
             name, layer, assumed = "none", None, None
@@ -88,18 +88,18 @@ def network(
     }
 
 
-def _with_its_weights(arch: str, num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
-    """What the factory makes, twice, for random weights make no certificate."""
-    made = []
+def _build_with_weights(arch: str, num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    """The network of the factory; called twice, since a network with random weights is refused."""
+    networks = []
     for seed in (0, 1):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made.append(models.build(arch, num_classes, image_shape))
-    one, other = (content_sha256(dict(model.state_dict())) for model in made)
-    if one != other:
+            networks.append(models.build(arch, num_classes, image_shape))
+    first, second = (content_sha256(dict(model.state_dict())) for model in networks)
+    if first != second:
         raise InputError(
             f"--arch {arch} without a checkpoint: expected a network that comes with its weights, "
             "got other ones at each call, drawn at random; pass the checkpoint that holds them "
             f"before --arch {arch}, or load them in the factory"
         )
-    return made[0]
+    return networks[0]

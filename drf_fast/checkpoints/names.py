@@ -1,8 +1,8 @@
-"""The names of weights as wrappers, trainers and averages leave them, brought back to their own.
+"""Removing what wrappers, trainers and averaging add to the names of a state dict.
 
-``nn.DataParallel`` puts "module." and ``torch.compile`` "_orig_mod." somewhere into them; a
-Lightning module keeps its network under "model.", "net." or "backbone."; ``AveragedModel`` counts
-in "n_averaged" beside "module."; a normalising first layer is "normalizer." beside the network.
+``nn.DataParallel`` inserts "module." and ``torch.compile`` "_orig_mod."; a Lightning module has its
+network under "model.", "net." or "backbone."; ``AveragedModel`` has a counter "n_averaged" beside
+"module."; a normalising first layer is "normalizer." beside the network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from drf_fast.errors import InputError
 
 State = dict[str, torch.Tensor]
 
-# Where files keep a state dict; copies averaged over training are taken if there is no other.
+# Keys of a state dict in a file; averages over training are taken only if there is no other.
 HOLDERS = ("state_dict", "net", "model_state_dict", "model")
 _MORE_HOLDERS = (
     "module", "network", "params", "classifier", "ema_state_dict", "state_dict_ema", "model_ema",
@@ -34,7 +34,7 @@ _DEPTH = 3
 
 
 def state_dict(content: Any, path: Path) -> State:
-    """The state dict in ``content``, which may be one itself.
+    """The state dict in ``content``, or ``content`` itself if it is one.
 
     Raises:
         InputError: there is none.
@@ -64,23 +64,23 @@ def _find(content: Any, depth: int) -> State | None:
 
 
 def _as_state(content: Mapping[Any, Any]) -> State | None:
-    """``content`` if all of it is tensors by name."""
+    """``content`` if it maps strings to tensors only, else None."""
     entries = [isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()]
     return dict(content) if entries and all(entries) else None
 
 
 def unwrapped(state: State, path: Path) -> State:
-    """Without the names that wrappers of the network have left, at any level.
+    """``state`` without the parts of names that wrappers of the network add, at any level.
 
     Raises:
-        InputError: two tensors become one name.
+        InputError: two tensors get the same name.
     """
-    kept = {key: value for key, value in state.items() if key.split(".")[-1] != _COUNTER}
+    weights = {key: value for key, value in state.items() if key.split(".")[-1] != _COUNTER}
     plain = {
         ".".join(part for part in key.split(".") if part not in _WRAPPERS): value
-        for key, value in kept.items()
+        for key, value in weights.items()
     }
-    if len(plain) < len(kept):
+    if len(plain) < len(weights):
         raise InputError(
             f"{path} holds several tensors of one name: expected one network, got names that "
             "differ only by 'module.'; save the state dict of one network"
@@ -89,13 +89,13 @@ def unwrapped(state: State, path: Path) -> State:
 
 
 def canonical(state: State, path: Path) -> tuple[State, list[str]]:
-    """The names of the network alone, or "0." and "1." where a first layer comes before it.
+    """``state`` with the network's own names, prefixed by "0." and "1." if it has a first layer.
 
     Returns:
         The state dict, and sentences about what was left out.
 
     Raises:
-        InputError: two tensors become one name.
+        InputError: two tensors get the same name.
     """
     state, notes = unwrapped(state, path), []
     for _ in range(_DEPTH):
@@ -107,7 +107,7 @@ def canonical(state: State, path: Path) -> tuple[State, list[str]]:
         layer = next((name for name in others if name in _LAYERS), None)
         dropped = [name for name in others if name != layer]
         if any(not _is_copy(groups[name], groups[network]) for name in dropped):
-            break  # a part of the network, perhaps
+            break  # it may be a part of the network
         if dropped:
             notes.append(
                 f"{path.name} holds {', '.join(dropped)} beside {network}: read {network} alone"

@@ -21,9 +21,9 @@ from drf_fast.runtime.files import write_atomic
 
 FILE_NAME = "checkpoint.pt"
 _FORMAT = "drf_fast checkpoint 2"  # with a checksum of all the rest
-_WITHOUT_CHECKSUM = "drf_fast checkpoint 1"  # of drf_fast 0.1
-_OF_THE_FILE = ("format", "checksum", "sha256")
-CONTENT = "content"  # of a file of another program, until the user's own network is made for it
+_WITHOUT_CHECKSUM = "drf_fast checkpoint 1"  # written by drf_fast 0.1
+_FILE_KEYS = ("format", "checksum", "sha256")
+CONTENT = "content"  # key of a foreign file's content, until the user's own network is built
 _KEYS = {"format", "model", "arch", "num_classes", "image_shape", "config"}
 
 
@@ -56,8 +56,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
         InputError: the folder is missing or not writable.
         OSError: the write failed, a full disk for example; an older checkpoint stays whole.
     """
-    # What ``load`` gave may be saved again: these are of the file, not of its content.
-    content = {key: content[key] for key in content if key not in _OF_THE_FILE}
+    # ``load`` adds these keys, which belong to the file; they are not saved again.
+    content = {key: content[key] for key in content if key not in _FILE_KEYS}
     buffer = io.BytesIO()
     torch.save({"format": _FORMAT, **content, "checksum": content_sha256(content)}, buffer)
     write_atomic(path, buffer.getvalue())
@@ -69,7 +69,7 @@ def locate(path: Path) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Hash of the file, by which a certification log names its network."""
+    """SHA-256 of the file, which a certification log records."""
     return hashlib.sha256(tensorfile.read_bytes(path)).hexdigest()
 
 
@@ -77,7 +77,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU; the hash of its bytes is added as "sha256".
 
     Raises:
-        InputError: no such file, truncated, foreign, or with code inside.
+        InputError: no such file, truncated, foreign, or containing code.
     """
     return _check_content(*tensorfile.read(path), path)
 
@@ -85,12 +85,12 @@ def load(path: Path) -> dict[str, Any]:
 def load_any(path: Path, arch: str | None = None, normalize: str | None = None) -> dict[str, Any]:
     """As ``load``, but checkpoints of other repositories too: see ``foreign.load``.
 
-    Where ``arch`` names code and the file is another program's, the network can be made only when
-    the images are known: see ``given.network``, and ``CONTENT`` holds what it needs.
+    If ``arch`` names code and the file is another program's, the network can be built only when
+    the images are known: ``given.network`` does so from the entry ``CONTENT``.
 
     Raises:
-        InputError: as both of them; ``arch`` or ``normalize`` for a checkpoint of ours, except
-            that the code of a network of the user's own must be named by ``arch`` again.
+        InputError: as both of them; ``arch`` or ``normalize`` given for a checkpoint of ours,
+            except that ``arch`` must name the code of a network of the user's own again.
     """
     content, digest = tensorfile.read(path)
     code = arch is not None and names_code(arch)
@@ -113,13 +113,13 @@ def load_any(path: Path, arch: str | None = None, normalize: str | None = None) 
 def pending(
     content: Any, arch: str, normalize: str | None, method_label: str = "foreign"
 ) -> dict[str, Any]:
-    """What is known of a network of the user's own before the images are."""
+    """The entries for a network of the user's own, before the images are known."""
     config = {"sigma": None, "data": None, "method_label": method_label, "normalize": normalize}
     return {"arch": arch, CONTENT: content, "config": config, "notes": [], "sha256": None}
 
 
 def _refuse_code_of_file(content: dict[str, Any], path: Path, allowed: str | None) -> None:
-    """A file may not choose the code that is run; only the user may, by naming it."""
+    """Refuse to run code that only the file names: the user must name it."""
     if names_code(content["arch"]) and allowed is None:
         raise InputError(
             f"{path} is of a network of your own, which a checkpoint may not import: expected its "
@@ -137,20 +137,20 @@ def _check_content(content: Any, digest: str, path: Path) -> dict[str, Any]:
             "pass a checkpoint that 'drf-fast train' wrote"
         )
     if content["format"] == _FORMAT:
-        body = {key: value for key, value in content.items() if key not in _OF_THE_FILE}
+        body = {key: value for key, value in content.items() if key not in _FILE_KEYS}
         if content.get("checksum") != content_sha256(body):
             raise InputError(
                 f"{path} is damaged: expected the content that its checksum was made of, got "
                 "another; copy it again from where it is whole, or train again"
             )
-    wrong = [name for name, fits in _PARTS.items() if not fits(content)]
+    wrong = [name for name, is_valid in _PARTS.items() if not is_valid(content)]
     if wrong:
         raise InputError(
             f"{path} is damaged: expected a drf_fast checkpoint, got one whose {', '.join(wrong)} "
             "cannot be used; train again or pass another file"
         )
-    kept = {key: value for key, value in content.items() if key != "checksum"}
-    return {**kept, "sha256": digest}
+    without_checksum = {key: value for key, value in content.items() if key != "checksum"}
+    return {**without_checksum, "sha256": digest}
 
 
 def build_model(content: dict[str, Any], path: Path, arch: str | None = None) -> nn.Module:
@@ -169,7 +169,7 @@ def build_model(content: dict[str, Any], path: Path, arch: str | None = None) ->
     if names_code(content["arch"]):
         _refuse_code_of_file(content, path, arch)
         assert arch is not None  # refused above
-        # Names of weights tell nothing here: the user's own network may begin with a mean, too.
+        # Names of weights do not show a first layer of ours: the user's network may have a "mean".
         normalize = str(content["config"].get("normalize", "none"))
         model = models.build(arch, num_classes, shape, normalize)
     else:

@@ -1,8 +1,8 @@
-"""What may lie beside the weights in a file: NumPy numbers, the arguments of a run, paths.
+"""Skipping harmless values beside the weights in a file: NumPy numbers, arguments of a run, paths.
 
-Nothing of NumPy or argparse is called to read them. Where the file names such a type, torch's
-restricted reader is handed ``Inert`` instead, which takes whatever it is given and keeps nothing.
-So no code is run but that of this file, and the values, which nobody needs here, are lost.
+No code of NumPy or argparse runs. Where the file names such a type, torch's restricted unpickler
+constructs ``Inert`` instead, which accepts and discards all arguments. So only code of this module
+runs, and these values, which are not needed, are lost.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NAMES = (
 
 
 class Inert:
-    """Stands for a value that was not read."""
+    """A placeholder for a value that is not read."""
 
     def __new__(cls, *arguments: Any) -> Inert:
         """Without its arguments."""
@@ -42,6 +42,6 @@ class Inert:
 
 
 def readable() -> contextlib.AbstractContextManager[Any]:
-    """While this is open, ``torch.load(..., weights_only=True)`` skips such values."""
+    """A context manager in which ``torch.load(..., weights_only=True)`` skips such values."""
     globals_: list[Any] = [(Inert, name) for name in _NAMES]
     return torch.serialization.safe_globals(globals_)

@@ -1,4 +1,4 @@
-"""From a training run back to Python: its network, ready, and its settings."""
+"""Loading a training run in Python: its network and its settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from drf_fast.models.normalize import normalize_layer
 
 
 class TrainedRun(NamedTuple):
-    """What a training run left.
+    """The result of a training run.
 
     Attributes:
         network: (B, C, H, W) images in [0, 1] to (B, K) logits, on the CPU, in eval mode; its
@@ -22,10 +22,10 @@ class TrainedRun(NamedTuple):
         sigma: the noise level that it was trained at, in pixel units.
         num_classes: K.
         image_shape: (C, H, W).
-        settings: all settings of the run by the names of the flags of ``drf-fast train``, what was
-            measured included.
+        settings: all settings of the run by the names of the flags of ``drf-fast train``, including
+            measured ones.
         path: the checkpoint.
-        sha256: hash of the checkpoint, by which certification logs name it.
+        sha256: hash of the checkpoint, which certification logs record.
     """
 
     network: nn.Module
@@ -40,7 +40,7 @@ class TrainedRun(NamedTuple):
 def load_run(path: str | Path, network: nn.Module | None = None) -> TrainedRun:
     """The network of a run of ``drf-fast train``, with its weights, and the run's settings.
 
-    The file is read without unpickling, and its content must be that of its checksum. ::
+    The file is read without unpickling, and its checksum is verified. ::
 
         run = drf_fast.load_run("runs/mnist-mini-smoothadv+drf-s0.5-seed0")
         smoothed = drf_fast.SmoothedClassifier(run.network, run.num_classes, run.sigma)
@@ -55,7 +55,7 @@ def load_run(path: str | Path, network: nn.Module | None = None) -> TrainedRun:
 
     Raises:
         InputError: no such file, a damaged one, one of another program, or a network that is
-            missing or has other weights.
+            missing or does not fit the weights.
     """
     file = checkpoint.locate(Path(path))
     saved = checkpoint.load(file)

@@ -1,4 +1,4 @@
-"""Files of ``torch.save`` and of safetensors, read without running code that they may hold."""
+"""Files of ``torch.save`` and of safetensors, read without running code they may contain."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read(path: Path) -> tuple[Any, str]:
-    """What the file holds, its tensors on the CPU, and the SHA-256 of its bytes.
+    """The content of the file, with tensors on the CPU, and the SHA-256 of its bytes.
 
     Raises:
-        InputError: no such file, truncated, of another format, or with more in it than tensors
+        InputError: no such file, truncated, of another format, or containing anything but tensors
             and plain values.
     """
     data = read_bytes(path)
@@ -45,7 +45,7 @@ def read(path: Path) -> tuple[Any, str]:
         return _safetensors(data, path), hashlib.sha256(data).hexdigest()
     try:
         with warnings.catch_warnings(), plain_values.readable():
-            warnings.simplefilter("ignore")  # of odd pickle protocols: what matters is an error
+            warnings.simplefilter("ignore")  # about old pickle protocols
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -54,7 +54,7 @@ def read(path: Path) -> tuple[Any, str]:
             f"other objects{f' ({found[1]})' if found else ''}, or a damaged one; if you trust its "
             f'author, convert it where that code is installed: python -c "{_conversion(path)}"'
         ) from error
-    except Exception as error:  # whatever a damaged file makes the reader stumble over
+    except Exception as error:  # whatever the reader raises for a damaged file
         raise InputError(
             f"cannot load {path} ({len(data)} bytes): expected a file of torch.save or "
             "safetensors, got a truncated file or another format; copy it again or pass "
@@ -64,7 +64,7 @@ def read(path: Path) -> tuple[Any, str]:
 
 
 def _is_safetensors(data: bytes) -> bool:
-    """The length of a header of JSON, and its beginning."""
+    """Whether it begins with the length of a JSON header and an opening brace."""
     return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
 
 
@@ -73,7 +73,7 @@ def _safetensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load
 
     try:
-        return dict(sorted(load(data).items()))  # its own order is that of the data types
+        return dict(sorted(load(data).items()))  # the file orders tensors by dtype
     except (SafetensorError, KeyError, ValueError) as error:
         raise InputError(
             f"cannot load {path}: expected whole safetensors, got '{str(error)[:100]}'; copy it "
@@ -82,7 +82,7 @@ def _safetensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _conversion(path: Path) -> str:
-    """Python that writes the weights of ``path`` to weights.pt, to be typed between quotes."""
+    """Python code that writes the weights of ``path`` to weights.pt, for use in double quotes."""
     return (
         f"import torch; c = torch.load({_quoted(str(path))}, 'cpu', weights_only=False); "
         f"c = next((c[k] for k in {HOLDERS} if k in c), c) if isinstance(c, dict) else c; "
@@ -92,6 +92,6 @@ def _conversion(path: Path) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A Python string of ``text`` that a shell between double quotes leaves as it is."""
+    """``text`` as a Python string literal, escaped for a shell's double quotes."""
     quoted = repr(text).replace("\\", "\\\\").replace('"', '\\"')
     return quoted.replace("$", "\\$").replace("`", "\\`")

@@ -1,4 +1,4 @@
-"""``drf-fast attack``: PGD and DDN against the smoothed classifier, held against certificates."""
+"""``drf-fast attack``: PGD and DDN against the smoothed classifier, compared with certificates."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from drf_fast.runtime.randomness import ATTACK
 
 
 def run(config: AttackConfig) -> int:
-    """The command: the log, a table of what stood, and every certificate that did not.
+    """The command: writes the log, prints a table of accuracies and each broken certificate.
 
     Returns:
-        The exit status: 0, or 1 where an attack contradicts a certificate.
+        The exit status: 0, or 1 if an attack contradicts a certificate.
 
     Raises:
         InputError: a bad checkpoint, data set, setting or output, or a log of another run.
@@ -49,8 +49,8 @@ def run(config: AttackConfig) -> int:
     certificates = certificates_of(config, source)
     if certificates is None:
         say("no certificates of this network to compare with; run 'drf-fast certify' first")
-    out = config.out or source.beside(_default_name(config, source.sigma))
-    loaded, work = prepare(loading.resumed(config, out), source, certificates)
+    out = config.out or source.default_path(_default_name(config, source.sigma))
+    loaded, work = prepare(loading.with_recorded_choices(config, out), source, certificates)
     description = _description(config, loaded, work)
     if config.resume:
         log = AttackLog.resume(out, description)
@@ -74,9 +74,9 @@ def run(config: AttackConfig) -> int:
 def prepare(
     config: AttackConfig, source: Source, certificates: Log | None
 ) -> tuple[Loaded, engine.Work]:
-    """The network, the images and the search that ``config`` asks for.
+    """The network, the images and the search, as ``config`` sets them.
 
-    Everything that is drawn, by the search and by its judge, is under one key of the attack's own.
+    All noise, of the search and of its evaluation, is under a key reserved for attacks.
     """
     key = noise_key(config.seed, ATTACK)
     skip = config.skip
@@ -107,7 +107,7 @@ def prepare(
 
 
 def certificates_of(config: AttackConfig, source: Source) -> Log | None:
-    """The certificates to compare with: those that were named, or the most that ``certify`` left.
+    """The certificates to compare with: the log named, or the longest one in the run folder.
 
     Raises:
         InputError: certificates of another network, of other images, or at another sigma.
@@ -132,7 +132,7 @@ def certificates_of(config: AttackConfig, source: Source) -> Log | None:
         return log
     found: list[Log] = []
     for path in _left_by_certify(source):
-        with contextlib.suppress(InputError):  # nobody has named it
+        with contextlib.suppress(InputError):  # the user has not named it
             found.append(read_log(path))
     found = [log for log in found if not of_another(log)]
     return max(found, key=lambda log: (len(log), (log.config or {}).get("n", 0)), default=None)
@@ -141,7 +141,7 @@ def certificates_of(config: AttackConfig, source: Source) -> Log | None:
 def _left_by_certify(source: Source) -> list[Path]:
     if source.path is not None:
         return logs_in(source.path.parent)
-    first = source.beside("certify-*.tsv")  # the folder is the user's, and may hold anything
+    first = source.default_path("certify-*.tsv")  # the folder is the user's, and may hold anything
     return sorted(first.parent.glob(first.name))
 
 
@@ -169,7 +169,7 @@ def _show(standings: Sequence[Standing], fallen: Sequence[Broken], as_json: bool
 
 
 def _description(config: AttackConfig, loaded: Loaded, work: engine.Work) -> dict[str, Any]:
-    """What a log records of how it was made; all but the environment must agree on a resume."""
+    """The configuration of the log; on resume all of it but the environment must agree."""
     shard = {} if config.shard is None else {"shard": config.shard}
     return {
         **loaded.identity,

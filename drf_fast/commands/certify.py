@@ -22,7 +22,7 @@ from drf_fast.runtime.progress import say
 
 @machine.same_threads()
 def certify(config: CertifyConfig) -> Path | None:
-    """Certify as ``config`` says and return the path of the log; None after ``--plan``.
+    """Certify with the settings in ``config``; return the path of the log, None after ``--plan``.
 
     Raises:
         InputError: a bad checkpoint, data set, setting or output, or a log of another run.
@@ -34,8 +34,10 @@ def certify(config: CertifyConfig) -> Path | None:
         raise InputError("--resume continues a log and --force replaces it: pass one of them")
     source = loading.source(config)
     if config.out is None:
-        config = dataclasses.replace(config, out=source.beside(_default_name(config, source.sigma)))
-    config = loading.resumed(config, config.out)
+        config = dataclasses.replace(
+            config, out=source.default_path(_default_name(config, source.sigma))
+        )
+    config = loading.with_recorded_choices(config, config.out)
     loaded = loading.load(config, source)
     work = engine.Work(
         classifier=loaded.classifier,
@@ -69,7 +71,7 @@ def certify(config: CertifyConfig) -> Path | None:
 
 
 def _open_log(config: CertifyConfig, out: Path, description: dict[str, Any]) -> CertificationLog:
-    """The log, or this process's part of it; process 0 looks after the log itself."""
+    """The log, or this process's part of it; process 0 creates and merges the log itself."""
 
     def of_first() -> CertificationLog:
         if config.resume:
@@ -93,7 +95,7 @@ def _open_log(config: CertifyConfig, out: Path, description: dict[str, Any]) -> 
 
 
 def rule_of(config: CertifyConfig, sigma: float, distance: float = 0.0) -> Rule:
-    """When an image has enough samples."""
+    """The stopping rule."""
     common: dict[str, Any] = {
         "n": config.n,
         "sigma": sigma,
@@ -117,12 +119,12 @@ def rule_of(config: CertifyConfig, sigma: float, distance: float = 0.0) -> Rule:
         if config.radius is not None:
             return Decide(**common, radius=value)
         return Tolerance(**common, tolerance=value)
-    except ValueError as error:  # a radius beyond the reach of n
+    except ValueError as error:  # a radius larger than n samples can prove
         raise InputError(f"--{asked[0]}: {error}") from error
 
 
 def _description(config: CertifyConfig, loaded: Loaded) -> dict[str, Any]:
-    """What a log records of how it was made; all but the environment must agree on a resume."""
+    """The configuration of the log; on resume all of it but the environment must agree."""
     optional = {
         "radius": config.radius,
         "tolerance": config.tolerance,

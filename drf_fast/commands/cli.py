@@ -169,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
     _open_streams()
     try:
         return _main(words)
-    except SystemExit as error:  # of the parser of the flags
+    except SystemExit as error:  # raised by the parser of the flags
         if error.code:
             _tell_others(words, "its flags are wrong, as it says itself")
         raise
@@ -182,9 +182,9 @@ def _main(words: list[str]) -> int:
     try:
         with signals.sigterm_interrupts():
             status = _run(words)
-        sys.stdout.flush()  # a full device says so here, not after the last word of Python
+        sys.stdout.flush()  # raises here for a full device, not when Python exits
         return status
-    except BrokenPipeError:  # the reader, "head" for example, has seen enough
+    except BrokenPipeError:  # the reader, "head" for example, has closed the pipe
         _drop_output()
         return 0
     except (InputError, RunError) as error:
@@ -240,17 +240,17 @@ def _run(words: list[str]) -> int:
 
 
 def _open_streams() -> None:
-    """Standard output and error that can be written to, whatever was closed before the start."""
+    """Replace standard output and error by os.devnull if they were closed before the start."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper):  # a terminal without the plus-minus sign
+        if isinstance(stream, io.TextIOWrapper):  # its encoding may lack the plus-minus sign
             stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
 
 
 def _drop_output() -> None:
-    """Nobody can have the rest; without this Python would complain about it once more."""
+    """Discard buffered output: Python would otherwise fail again to write it at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -276,16 +276,16 @@ def _ended(words: list[str], message: str, status: int) -> int:
 
 
 def _tell_others(words: list[str], reason: str) -> None:
-    """Of several processes on one job, none waits for one that has ended."""
+    """Tell the other processes of a job why this one ends, so that they do not wait for it."""
     divided = words[:1] and words[0] in ("train", "certify")
     if divided and os.environ.get("WORLD_SIZE", "") not in ("", "1"):
-        with contextlib.suppress(ImportError):  # of torch, which may be what is missing
+        with contextlib.suppress(ImportError):  # torch may be the missing package
             from drf_fast.runtime import processes
 
             processes.refuse(reason)
 
 
 def _fail(message: str, status: int) -> int:
-    with contextlib.suppress(OSError):  # standard error may be full or gone; the status is not
+    with contextlib.suppress(OSError):  # if standard error fails, the exit status still counts
         print(f"drf-fast: {message}", file=sys.stderr, flush=True)
     return status

@@ -1,7 +1,7 @@
-"""``drf-fast doctor``: what this installation has, what it lacks, and how to mend it.
+"""``drf-fast doctor``: what this installation has, what it lacks, and how to get it.
 
-Nothing here may fail because of what it examines: each part is collected on its own, and one that
-cannot be read shows the error in its place.
+It must not fail because of what it examines: each part is collected separately, and for one that
+fails the error is shown instead.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _versions() -> dict[str, str]:
 
 def _cpu() -> dict[str, Any]:
     model, flags = platform.processor() or platform.machine(), []
-    with contextlib.suppress(OSError):  # Linux only; elsewhere the platform's own word has to do
+    with contextlib.suppress(OSError):  # Linux only; elsewhere the name from ``platform`` is used
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         fields = dict(re.findall(r"^([^:\n]*?)\s*:\s*(.*)$", text, re.MULTILINE))
         model = fields.get("model name", model)
@@ -138,7 +138,7 @@ def _cuda() -> dict[str, Any]:
 
 
 def _works() -> bool:
-    """The smallest certificate: it needs torch, an operation, and a backend for it."""
+    """Whether a minimal certificate can be computed: with torch, an operation and its backend."""
     import torch
 
     bound = drf_fast.clopper_pearson_lower(torch.tensor([99]), torch.tensor([100]), 0.001)
@@ -149,7 +149,7 @@ def collect() -> Report:
     """Everything that ``drf-fast doctor`` shows, as plain JSON types.
 
     Returns:
-        One entry a section. ``usable`` tells whether an operation ran and gave a sane result; a
+        One entry per section. ``usable``: whether an operation ran and gave a plausible result; a
         section that could not be read is a string that starts with "error:".
     """
     works = _guarded(_works)
@@ -188,7 +188,7 @@ def _shown(value: Any) -> str:
 
 
 def _sections(report: Report) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Each section as (title, rows); what is absent is left out."""
+    """Each section as (title, rows), without absent entries."""
     for title, content in report.items():
         if title in ("usable", "problem"):
             continue
@@ -264,11 +264,11 @@ def run(json: bool = False, self_test: bool = False) -> int:
 
     Args:
         json: print as JSON.
-        self_test: run every operation on the devices at hand instead, and print how it compared.
+        self_test: instead, run every operation on all devices and print the comparison.
 
     Returns:
-        0 when drf_fast is usable, on the fallback too, and no check of the self-test failed; else
-        1.
+        0 if drf_fast is usable, even if only with the fallback, and no check of the self-test
+        failed; else 1.
     """
     if self_test:
         return _run_self_test(json)

@@ -4,9 +4,9 @@ For image x with label y and noise delta ~ N(0, sigma^2 I) the gap is
 
     log F^y(x + delta) - max_{c != y} log F^c(x + delta),
 
-which equals the difference of the logits, z^y - max_{c != y} z^c, since log F = z - logsumexp(z):
-it is computed so, and no probability underflows. It is above 0 exactly where the copy is
-classified right, by more the further it is from the decision boundary.
+which equals the difference of the logits, z^y - max_{c != y} z^c, since log F = z - logsumexp(z).
+It is computed from the logits, so no probability underflows. It is above 0 exactly if the copy is
+classified right, and larger further from the decision boundary.
 
 Reference:
     Wang, Zhou, Liu 2024, Fig. 2.
@@ -50,16 +50,16 @@ _WHAT = {
 
 @dataclass(frozen=True, eq=False)
 class Gaps:
-    """The gaps of one method at one sigma; several checkpoints of it are seeds, and joined.
+    """The gaps of one method at one sigma; those of several checkpoints (seeds) are concatenated.
 
     Attributes:
         name: method and sigma.
-        checkpoints: whose gaps they are.
-        values: float64, one a copy that counts; +inf where no other class has any probability.
-        copies: noisy copies looked at.
-        right: of these, how many are classified right.
+        checkpoints: the networks.
+        values: float64, one per selected copy; +inf if all other classes have probability 0.
+        copies: number of noisy copies.
+        right: number of those that are classified right.
         data: data set and split.
-        images: images looked at, by each network.
+        images: number of images per network.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Gaps:
 
 
 def run(config: GapConfig) -> int:
-    """The command: numbers on stdout, the picture into ``--plot``.
+    """The command: prints the numbers, and draws the figure with ``--plot``.
 
     Returns:
         0, the exit status.
@@ -130,7 +130,7 @@ def measure(config: GapConfig) -> list[Gaps]:
     """
     of_name: dict[str, list[tuple[Path, np.ndarray, np.ndarray, str]]] = {}
     networks: dict[str, Path] = {}
-    for given in config.checkpoints or (None,):  # None: a network that brings its weights
+    for given in config.checkpoints or (None,):  # None: a network whose code loads its weights
         loaded = loading.load(_as_predict(config, given))
         path = given or Path(loaded.saved["arch"])
         first = networks.setdefault(loaded.saved["sha256"], path)
@@ -240,7 +240,7 @@ def confidence_gap(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def chosen(gaps: np.ndarray, over: str) -> np.ndarray:
-    """Which copies count, bool of the shape (images, copies) of ``gaps``."""
+    """Which copies are selected by ``over``: bool of the shape of ``gaps``, (images, copies)."""
     right = gaps > 0
     if over == "vote":
         return np.broadcast_to(2 * right.sum(1, keepdims=True) > gaps.shape[1], gaps.shape)
@@ -248,7 +248,7 @@ def chosen(gaps: np.ndarray, over: str) -> np.ndarray:
 
 
 def as_text(found: Sequence[Gaps], note: str) -> str:
-    """The numbers as a table for people."""
+    """The numbers as a text table."""
     quantiles = [f"q{100 * q:g}%" for q in QUANTILES]
     header = ["method", "nets", "noisy acc", "mean", *quantiles]
     header += [f"< {t:g}" for t in THRESHOLDS]
@@ -314,7 +314,7 @@ def draw(found: Sequence[Gaps], path: Path, caption: str) -> None:
 
 
 def _density(values: np.ndarray, x: np.ndarray) -> np.ndarray | None:
-    """The kernel density at x; ``None`` where the values do not spread."""
+    """The kernel density at x; ``None`` if the values have no spread."""
     from scipy.stats import gaussian_kde
 
     if values.size < 2 or np.ptp(values) < 1e-9 * max(1.0, float(np.abs(values).max())):

@@ -1,4 +1,4 @@
-"""The page of ``report --html``, which ``train`` and ``sweep`` write into their folder too."""
+"""The page of ``report --html``, which ``train`` and ``sweep`` write into their folders too."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MOST_PICTURES, _MOST_PIXELS = 200, 64
 def write(
     path: Path, summary: Summary, attacked: Sequence[Attacked] = (), warnings: Sequence[str] = ()
 ) -> None:
-    """Write the page of a summary, with what lies beside its logs: training, images, attacks.
+    """Write the page of a summary, with data found beside its logs: training, images, attacks.
 
     Raises:
         InputError: a package is missing, or the folder cannot be written.
@@ -55,7 +55,7 @@ def write(
 
 
 def write_beside(folder: Path, logs: Sequence[str | Path]) -> Path | None:
-    """The page of a run's or a sweep's folder; None, said once, where a package is missing."""
+    """Write the page into a run's or sweep's folder; None, with a message, without the packages."""
     if page.missing():
         needed = " and ".join(page.missing())
         say(f"no {NAME}: it needs {needed}, which are not installed; everything else is written")
@@ -90,18 +90,18 @@ def _gallery(summary: Summary, attacked: Sequence[Attacked]) -> tuple[list[page.
     order = np.lexsort((log.idx, radius))
     if len(order) > _MOST_PICTURES:
         order = order[np.linspace(0, len(order) - 1, _MOST_PICTURES).round().astype(int)]
-    fates = _fates(log, attacked, images)
+    attack_results = _attack_results(log, attacked, images)
     sigma = summary.groups[0].group.sigma
-    return [_picture(log, int(at), images, sigma, fates) for at in order], str(
+    return [_picture(log, int(at), images, sigma, attack_results) for at in order], str(
         label(summary.groups[0].group)
     )
 
 
 def _images_of(log: Log) -> Dataset:
-    """The data set that a log certifies.
+    """The data set of a log.
 
     Raises:
-        InputError: unknown, not there, or another one than it was.
+        InputError: unknown, missing, or changed since.
     """
     config = log.config or {}
     if not isinstance(config.get("data"), str) or config.get("split") not in ("test", "train"):
@@ -116,7 +116,7 @@ def _images_of(log: Log) -> Dataset:
 
 
 def _data_dir(settings: Path) -> Path | None:
-    """Where a training run read its images, if its settings are there and say so."""
+    """The folder of a training run's images, if its settings exist and contain it."""
     try:
         place = read_json(settings).get("data_dir")
     except (InputError, AttributeError):
@@ -124,14 +124,16 @@ def _data_dir(settings: Path) -> Path | None:
     return Path(place) if isinstance(place, str) else None
 
 
-def _fates(log: Log, attacked: Sequence[Attacked], images: Dataset) -> dict[int, tuple[str, bool]]:
-    """What attacks made of the log's images: at the smallest epsilon that changed the class."""
+def _attack_results(
+    log: Log, attacked: Sequence[Attacked], images: Dataset
+) -> dict[int, tuple[str, bool]]:
+    """Results of attacks on the log's images, at the smallest epsilon that changed the class."""
     sha256 = (log.config or {}).get("checkpoint_sha256")
     rows = [row for one in attacked if one.config.get("checkpoint_sha256") == sha256
             for row in one.rows]  # fmt: skip
-    fates: dict[int, tuple[str, bool]] = {}
+    attack_results: dict[int, tuple[str, bool]] = {}
     for row in sorted(rows, key=lambda row: row.epsilon):
-        if fates.get(row.idx, ("", False))[1]:
+        if attack_results.get(row.idx, ("", False))[1]:
             continue
         changed = row.predict not in (-1, row.clean)
         became = images.class_names[row.predict] if changed else ""
@@ -139,12 +141,16 @@ def _fates(log: Log, attacked: Sequence[Attacked], images: Dataset) -> dict[int,
             f"withstands {row.epsilon:g}" if row.predict == row.clean
             else f"undecided at {row.epsilon:g}"
         )  # fmt: skip
-        fates[row.idx] = (said, changed)
-    return fates
+        attack_results[row.idx] = (said, changed)
+    return attack_results
 
 
 def _picture(
-    log: Log, at: int, images: Dataset, sigma: float | None, fates: Mapping[int, tuple[str, bool]]
+    log: Log,
+    at: int,
+    images: Dataset,
+    sigma: float | None,
+    attack_results: Mapping[int, tuple[str, bool]],
 ) -> page.Picture:
     idx, predict = int(log.idx[at]), int(log.predict[at])
     x = images.float_images([idx])
@@ -152,7 +158,7 @@ def _picture(
     if sigma is not None:
         ids = torch.tensor([idx])
         shown.append(noisy_repeat(x, sigma, 1, seed=0, image_ids=ids, stream="selection")[0])
-    said, changed = fates.get(idx, ("", False))
+    said, changed = attack_results.get(idx, ("", False))
     return page.Picture(
         idx=idx,
         label=images.class_names[int(log.label[at])],

@@ -15,7 +15,7 @@ from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.log import sidecar
 from drf_fast.certification.log.rows import PREDICT_COLUMNS
 from drf_fast.certification.log.writer import refuse_other_files
-from drf_fast.certification.stopping import spared
+from drf_fast.certification.stopping import reduced_alpha
 from drf_fast.config.certification import check_settings
 from drf_fast.config.options import PredictConfig
 from drf_fast.errors import InputError
@@ -42,7 +42,7 @@ def run(config: PredictConfig) -> int:
     loaded = loading.load(config)
     images = loaded.images
     try:
-        spared(config.alpha, config.n, loaded.distance)
+        reduced_alpha(config.alpha, config.n, loaded.distance)
     except ValueError as error:
         raise InputError(f"--sound: {error}") from error
     _warn(config)
@@ -96,7 +96,7 @@ def _check_out(out: Path, force: bool) -> None:
 
 
 def _warn(config: PredictConfig) -> None:
-    """Say so where not even n equal votes reach alpha: of a fair coin their p-value is 2^(1-n)."""
+    """Warn if even n equal votes cannot reach alpha: their p-value for a fair coin is 2^(1-n)."""
     if 2.0 ** (1 - config.n) > config.alpha:
         needed = 1 + math.ceil(-math.log2(config.alpha))
         say(
@@ -106,7 +106,7 @@ def _warn(config: PredictConfig) -> None:
 
 
 def _description(config: PredictConfig, loaded: loading.Loaded) -> dict[str, Any]:
-    """What the log was made with, under the names that certify writes."""
+    """The configuration of the log, with the keys of certify."""
     return {
         **loaded.identity,
         "n": config.n,

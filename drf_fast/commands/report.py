@@ -1,4 +1,4 @@
-"""The command: read logs, write the report to standard output, draw the picture."""
+"""``drf-fast report``: read logs, print the report, draw the figures."""
 
 from __future__ import annotations
 
@@ -49,28 +49,28 @@ def run(
     """Report on certification logs.
 
     Args:
-        logs: paths of logs, ours or of the field, folders or patterns, each as PATH or NAME=PATH;
+        logs: paths of logs, ours or published ones, folders or patterns, each as PATH or NAME=PATH;
             shards of one run are joined.
         format: one of ``FORMATS``; ``table`` is drawn on a terminal and aligned text elsewhere.
         details: show bounds of certified accuracy, the cap on the radius and quantiles of p_lower,
             which JSON and CSV always hold.
-        compare: show each further group's paired difference to the first.
+        compare: show each other group's paired difference to the first.
         plot: draw certified accuracy against radius to this file (PNG, PDF or SVG).
         plot_p: draw the distribution of p_lower to this file.
         html: write it as one page to this file.
-        paper: compare with the paper's Table 1; ``None``: where the logs are like the paper's.
-        table1: lay it out as the paper's Table 1, whatever n, alpha and images; ``None``: in a
-            format for people, where every group is to be compared with a row of it and neither
-            details nor compare is asked for.
-        radii: where to give the certified accuracy, numbers with commas between them.
+        paper: compare with the paper's Table 1; ``None``: if the logs are comparable to it.
+        table1: use the layout of the paper's Table 1, whatever n, alpha and images; ``None``: in
+            formats other than CSV and JSON, if every group is compared with a row of it and neither
+            details nor compare is requested.
+        radii: radii of certified accuracy, comma-separated.
         envelope: add the highest certified accuracy at each radius.
-        force: replace a picture that exists.
+        force: replace existing figures.
 
     Returns:
         0, the exit status.
 
     Raises:
-        InputError: logs that are malformed or cannot be compared, or a picture that cannot be
+        InputError: logs that are malformed or cannot be compared, or a figure that cannot be
             written.
         OSError: the disk is full.
     """
@@ -98,11 +98,11 @@ def run(
     _refuse_for_predictions(summary, table1=bool(table1), radii=radii, plot=bool(pictures),
                            html=html is not None)  # fmt: skip
     if table1 is None:
-        readable = format not in ("csv", "json")  # machines get what they always get
+        readable = format not in ("csv", "json")  # whose content is always the same
         simple = readable and not any(unfit.values()) and not found.attacks
         table1 = simple and all(entry.paper is not None for entry in summary.groups)
     if table1:
-        layout.entries(summary)  # refused before a picture is drawn
+        layout.entries(summary)  # raises before any figure is drawn
     if compare and len(summary.groups) < 2:
         raise InputError(
             "nothing to compare: expected logs of two methods or more, got one "
@@ -182,7 +182,7 @@ def _print_table1(summary: Summary, format: str) -> None:
 
 
 def as_json(logs: Sequence[str | Path], *, plot: str | Path) -> dict[str, Any]:
-    """The report as JSON-ready values, for a command that prints more than it; draws ``plot``.
+    """The report as JSON-ready values, for commands that print it with more; draws ``plot``.
 
     Raises:
         InputError: as ``run``.
@@ -193,7 +193,7 @@ def as_json(logs: Sequence[str | Path], *, plot: str | Path) -> dict[str, Any]:
 
 
 def _print_tables(tables: list[Table], note: str, format: str, bold: Positions) -> None:
-    """Drawn on a terminal that is wide enough, else as text."""
+    """Print tables drawn with rich on a terminal that is wide enough, else as text."""
     plain = draw_tables(tables, note, "plain" if format == "table" else format, bold)
     if format != "table" or not sys.stdout.isatty():
         print(plain)
@@ -224,5 +224,5 @@ def _rich_table(table: Table) -> Any:
         drawn.add_column(title, justify="right", no_wrap=True)
     for row in body:
         style = "dim" if row[0].startswith("  ") else ""
-        drawn.add_row(*map(Text, row), style=style)  # a name may hold what rich takes for markup
+        drawn.add_row(*map(Text, row), style=style)  # Text: a name may look like rich's markup
     return drawn

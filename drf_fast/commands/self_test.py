@@ -1,8 +1,8 @@
-"""``drf-fast doctor --self-test``: every operation on the devices at hand, against the truth.
+"""``drf-fast doctor --self-test``: every operation on all devices, compared with the reference.
 
-Each backend runs small cases of awkward sizes. The truth is the reference backend in float64 on the
-CPU; the normals of the noise, and votes, have to agree in every bit. One digest, the same on all
-machines, ties the reference's own noise to the published generator.
+Each backend runs small cases of awkward sizes. Expected are the results of the reference backend in
+float64 on the CPU; the normals of the noise, and votes, have to agree in every bit. The noise of
+the reference itself is compared with a digest, which is the same on all machines.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Check:
     """One operation on one backend of one device.
 
     Attributes:
-        error: the largest error found, relative to the largest true value; where bits have to
-            agree, the number of values that differ; None where the operation failed.
+        error: the largest error, relative to the largest expected value; where bits have to agree,
+            the number of values that differ; None if the operation failed.
         limit: the largest error that passes.
-        seconds: what the check took.
-        problem: the exception, where there was one.
+        seconds: duration of the check.
+        problem: the exception, if there was one.
     """
 
     device: str
@@ -68,7 +68,7 @@ def served_by(operation: str, device_type: str) -> str:
 
 
 def _random(seed: int, *shape: int) -> Tensor:
-    """Normal, float32: the float64 truth starts from the very same numbers."""
+    """Normals in float32, so that the float64 reference gets exactly the same inputs."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -165,7 +165,7 @@ def _adversary_step(device: torch.device, dtype: torch.dtype) -> Iterator[Tensor
 
 
 def _pooled(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pooled images and the places of their maxima, of two shapes."""
+    """Pooled images and the indices of their maxima, for two shapes."""
     for index, shape in enumerate([(2, 3, 8, 6), (3, 20, 4, 4)]):
         x = _random(index, *shape).to(device, dtype)
         yield schemas.max_pool_relu(x.contiguous(memory_format=torch.channels_last), True)
@@ -236,7 +236,7 @@ CASES: dict[str, tuple[Callable[[torch.device, torch.dtype], Iterator[Tensor]], 
 # --------------------------------------------------------------------------------------- comparing
 
 
-def _truth(operation: str) -> list[Tensor]:
+def _expected(operation: str) -> list[Tensor]:
     with dispatch.use("reference"):
         return list(CASES[operation][0](torch.device("cpu"), torch.float64))
 
@@ -262,15 +262,15 @@ def _timed(place: tuple[str, str, str], limit: float, measure: Callable[[], floa
     error = problem = None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a fall-back shows in the column of the backend
+            warnings.simplefilter("ignore")  # the table shows which backend has run
             error = measure()
-    except Exception as failure:  # whatever an installation can do wrong is a row of the table
+    except Exception as failure:  # any error becomes a row of the table
         problem = f"{type(failure).__name__}: {failure}"
     return Check(*place, error, limit, time.perf_counter() - start, problem)
 
 
 def _published_noise() -> float:
-    """0.0 if the reference draws the normals that every machine must draw, else 1.0."""
+    """0.0 if the reference's normals have the digest that they have on every machine, else 1.0."""
     with dispatch.use("reference"):
         ids = torch.tensor([0, 2**32 - 1])
         zeros = torch.zeros(2, 100)
@@ -279,8 +279,8 @@ def _published_noise() -> float:
     return float(digest != NOISE_DIGEST)
 
 
-def _places() -> Iterator[tuple[torch.device, str]]:
-    """Devices and the backends that can be had on them."""
+def _devices_and_backends() -> Iterator[tuple[torch.device, str]]:
+    """All devices with the backends that are available on them."""
     from drf_fast.backends import triton
     from drf_fast.backends.native import library
 
@@ -299,18 +299,18 @@ def run() -> list[Check]:
     """Check every operation on every backend of every device; seconds, and no file is written."""
     checks = [_timed(("cpu", "reference", "normals"), EXACT, _published_noise)]
     truths: dict[str, list[Tensor]] = {}
-    for device, backend in _places():
+    for device, backend in _devices_and_backends():
         for operation, (case, limit) in CASES.items():
 
             def measure(operation=operation, case=case, device=device, limit=limit) -> float:
                 if operation not in truths:
-                    truths[operation] = _truth(operation)
+                    truths[operation] = _expected(operation)
                 return _error(list(case(device, torch.float32)), truths[operation], limit)
 
             with dispatch.use(backend):
                 try:
                     kind = served_by(operation, device.type)
-                except Exception:  # the check itself tells
+                except Exception:  # the check itself reports it
                     kind = backend
                 checks.append(_timed((str(device), kind, operation), limit, measure))
     return checks

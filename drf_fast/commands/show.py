@@ -25,13 +25,13 @@ from drf_fast.runtime.progress import say
 
 
 def run(config: ShowConfig) -> int:
-    """The command: one picture.
+    """The command: draws one figure.
 
     Returns:
         0, the exit status.
 
     Raises:
-        InputError: neither or both of a network and --noise, or what ``attack`` refuses.
+        InputError: neither or both of a network and --noise, or as ``drf-fast attack``.
     """
     network = config.run is not None or config.arch is not None
     if network == (config.noise is not None):
@@ -47,7 +47,7 @@ def run(config: ShowConfig) -> int:
     if not -(2**63) <= config.seed < 2**63:
         raise InputError(f"--seed must fit 64 bits, got {config.seed}")
     source = None if config.noise is not None else loading.source(_as_attack(config))
-    default = Path("noise.png") if source is None else source.beside("images.png")
+    default = Path("noise.png") if source is None else source.default_path("images.png")
     out = config.out or default
     check_path(out, config.force)
     if source is None:
@@ -84,14 +84,14 @@ def _as_attack(config: ShowConfig) -> AttackConfig:
 
 
 def cards_of(config: ShowConfig, source: Source | None = None) -> list[Card]:
-    """The images that ``config`` asks for, attacked and voted on.
+    """The images that ``config`` selects, with adversarial images and votes.
 
     Args:
         config: the settings.
         source: the network and its images, if they were read already.
 
     Raises:
-        InputError: no certificates, or what ``attack`` refuses.
+        InputError: no certificates, or as ``drf-fast attack``.
     """
     settings = _as_attack(config)
     source = source or loading.source(settings)
@@ -112,8 +112,8 @@ def cards_of(config: ShowConfig, source: Source | None = None) -> list[Card]:
 
 
 def _attacked(source: Source) -> list[AttackRow]:
-    """What the attack logs beside a network say of it."""
-    pattern = source.beside("attack-*.tsv" if source.path is None else "*.tsv")
+    """The rows of the attack logs beside a network that are of this network."""
+    pattern = source.default_path("attack-*.tsv" if source.path is None else "*.tsv")
     paths = sorted(pattern.parent.glob(pattern.name))
     logs = [read_attacked(path) for path in paths if is_attack_log(path)]
     own = [log for log in logs if log.config.get("checkpoint_sha256") == source.saved["sha256"]]
@@ -129,7 +129,7 @@ def _noise(config: ShowConfig, out: Path) -> None:
     indices = range(0, len(images), max(1, len(images) // config.images))[: config.images]
     x = images.float_images(list(indices))
     kind = {"seed": config.seed, "image_ids": torch.tensor(list(indices))}
-    # The same normals at every level: only the level differs from column to column.
+    # The same normals at every level, so that columns differ only in the level.
     columns = [x, *(noisy_repeat(x, sigma, 1, **kind) for sigma in sigmas)]
     pictures = torch.stack(columns, dim=1).numpy()
     draw_noise(pictures, (0.0, *sigmas), f"{images.name} ({images.split}) under noise", out)

@@ -1,4 +1,4 @@
-"""``drf-fast train``: train, certify some test images, print and draw what came out."""
+"""``drf-fast train``: train, certify some test images, print and draw the results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from drf_fast.training.run import announce
 
 
 def run(config: TrainConfig) -> int:
-    """The command: train, certify some test images, print and draw what came out.
+    """The command: train, certify some test images, print and draw the results.
 
     Raises:
         InputError, RunError: see ``train``.
@@ -30,7 +30,7 @@ def run(config: TrainConfig) -> int:
     if config.dry_run:
         with machine.same_threads():
             dry = prepare(config, run_folder(config))
-            before = teacher.rehearse(dry)
+            before = teacher.attach_placeholder(dry)
             dry_run.show(dry, loop.batches(dry), loop.accuracy_under_noise, before)
         processes.finish()
         return 0

@@ -1,1 +1,1 @@
-"""Every setting once, what it means, and how flags, files and recipes become one configuration."""
+"""The settings, what each means, and merging flags, files and recipes into a configuration."""

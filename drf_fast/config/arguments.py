@@ -1,4 +1,4 @@
-"""From the words on the command line to a configuration: flags > TOML file > recipe > default."""
+"""Parsing a command line into a configuration: flags > TOML file > recipe > default."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _T = TypeVar("_T")
 
 _DRF_FLAGS = frozenset(tags.having(TrainConfig, Tag.SOFT_BALL))
 _ADVERSARY_FLAGS = frozenset(tags.having(TrainConfig, Tag.ADVERSARY))
-_MOST_TOML = 2**16  # bytes; all the settings together take two thousand
+_MOST_TOML = 2**16  # bytes; all settings together take two thousand
 _NOT_INHERITED = frozenset(tags.having(TrainConfig, Role.CALL, Tag.RENEWED))
 
 
 def parse(config_type: type[_T], command: str, words: list[str]) -> _T:
-    """The configuration of ``command``; prints the help or a usage error and exits if asked to.
+    """The configuration of ``command``; exits after printing the help or a usage error.
 
     Raises:
         InputError: a flag of the published code.
@@ -43,7 +43,7 @@ def parse(config_type: type[_T], command: str, words: list[str]) -> _T:
 
 
 def _cli(config_type: Any, command: str, words: list[str], **options: Any) -> Any:
-    """``tyro.cli``, with the texts of the help where it is asked for."""
+    """``tyro.cli``, with help texts only if the help is requested."""
     if {"-h", "--help"} & set(words):
         options["description"] = describe(config_type)
     return tyro.cli(config_type, prog=f"drf-fast {command}", args=words, **options)
@@ -77,7 +77,7 @@ def _names(config_type: Any) -> set[str]:
 
 
 def parse_train(words: list[str]) -> TrainConfig:
-    """The configuration of ``drf-fast train``, its TOML file, recipe or earlier run merged in.
+    """The configuration of ``drf-fast train``, merged with its TOML file, recipe or earlier run.
 
     Raises:
         InputError: a bad file, an unknown recipe, or a flag that the method would ignore.
@@ -90,7 +90,7 @@ def parse_train(words: list[str]) -> TrainConfig:
 
 
 def parse_sweep(words: list[str]) -> tuple[SweepConfig, list[str]]:
-    """The configuration of ``drf-fast sweep``, and the words that are meant for ``train``."""
+    """The configuration of ``drf-fast sweep``, and the other words, flags of ``train``."""
     published.refuse(words, _names(SweepConfig) | _names(TrainConfig))
     config, others = _cli(SweepConfig, "sweep", words, return_unknown_args=True)
     check_places(config)
@@ -100,9 +100,9 @@ def parse_sweep(words: list[str]) -> tuple[SweepConfig, list[str]]:
 def merged(
     words: list[str], command: str = "train", start: TrainConfig | None = None
 ) -> TrainConfig:
-    """Flags > TOML file > recipe > default, or > earlier run, in the words of ``train``.
+    """The configuration of ``train``: flags > TOML file > recipe > default or resumed run.
 
-    With ``start`` the flags go over it, and it stands for all the rest.
+    With ``start``: flags > ``start``.
 
     Raises:
         InputError: a bad file or an unknown recipe.
@@ -120,7 +120,9 @@ def merged(
     recipe = config.recipe or file.get("recipe")
 
     def with_recipe(base: TrainConfig) -> TrainConfig:
-        """Recipe, file and flags on top of ``base``; its sigma chooses the recipe's values."""
+        """``base`` overridden by recipe, file and flags; the resulting sigma selects the recipe's
+        values.
+        """
         config = flags_over(updated(base, file, str(path)))
         if recipe is not None:
             name, sigma = str(recipe), config.sigma
@@ -130,9 +132,9 @@ def merged(
 
     config = with_recipe(TrainConfig())
     if config.resume:
-        config = with_recipe(_settings_of_the_run(config))
+        config = with_recipe(_settings_of_saved_run(config))
     if recipe is not None and recipes.depends_on_sigma(str(recipe)):
-        _tell_nearest(str(recipe), config.sigma)
+        _say_nearest_sigma(str(recipe), config.sigma)
     return config
 
 
@@ -142,7 +144,7 @@ def given(words: list[str]) -> set[str]:
     return {field.replace("-", "_") for name in names for field in (name, name.removeprefix("no-"))}
 
 
-def _tell_nearest(recipe: str, sigma: float) -> None:
+def _say_nearest_sigma(recipe: str, sigma: float) -> None:
     if sigma not in recipes.SIGMAS and 0 < sigma < float("inf"):
         print(
             f"recipe {recipe}: nothing is published for sigma {sigma:g}; its values are those for "
@@ -177,8 +179,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _settings_of_the_run(config: TrainConfig) -> TrainConfig:
-    """What the run in the folder was started with, so that --out and --resume are enough."""
+def _settings_of_saved_run(config: TrainConfig) -> TrainConfig:
+    """The settings of the run in the folder, so that --out and --resume are enough."""
     path = run_folder(config) / "config.json"
     if not path.exists():
         return config
@@ -199,7 +201,7 @@ def _settings_of_the_run(config: TrainConfig) -> TrainConfig:
 
 
 def refuse_ignored_flags(config: TrainConfig, given: set[str]) -> None:
-    """A flag without effect is a misunderstanding; say so instead of training something else.
+    """Refuse flags that have no effect with the chosen method.
 
     Raises:
         InputError: names the fields of ``given`` that the method would ignore.
@@ -208,7 +210,7 @@ def refuse_ignored_flags(config: TrainConfig, given: set[str]) -> None:
     if not uses_adversary(config):
         flags = _ADVERSARY_FLAGS | _DRF_FLAGS
         if methods.uses_adversary(config.method):
-            flags = flags - {"steps"}  # which turned the adversary off
+            flags = flags - {"steps"}  # --steps 0 is what turned the adversary off
         reasons |= dict.fromkeys(flags, f"{config.method} trains without an adversary here")
     elif not config.drf:
         reason = "they belong to the soft ball, which --no-drf (or the recipe) turns off"

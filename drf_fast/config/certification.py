@@ -1,4 +1,4 @@
-"""What the settings of certify and predict mean; nothing here imports torch."""
+"""Checks of the settings of certify and predict; nothing here imports torch."""
 
 from __future__ import annotations
 

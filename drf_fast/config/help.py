@@ -1,4 +1,4 @@
-"""What ``--help`` says of each setting: its text as one paragraph, and a default where one is set.
+"""The texts of ``--help``: for each setting one paragraph, and its default unless that is None.
 
 Nothing here imports torch.
 """
@@ -22,7 +22,7 @@ _POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1]
 
 
 def describe(config_type: type) -> str:
-    """Add to each field's annotation what its help shows; the description of the command."""
+    """Add the help text to each field's annotation; return the description of the command."""
     hints = typing.get_type_hints(config_type, include_extras=True)
     texts = _texts(config_type)
     for field in dataclasses.fields(config_type):
@@ -38,7 +38,7 @@ def describe(config_type: type) -> str:
 
 
 def _default(label: str) -> str:
-    """Where the default is None, the text says what that means."""
+    """The note on the default; empty for None, which the text itself explains."""
     return "" if label in ("None", "") else f"(default: {label})"
 
 
@@ -47,7 +47,7 @@ def _is_positional(hint: Any) -> bool:
 
 
 def _word(hint: Any) -> str | None:
-    """The name of the value of a flag that may be left out."""
+    """The placeholder of an optional flag's value, such as INT."""
     if _is_positional(hint) or typing.get_origin(hint.__origin__) not in (
         typing.Union,
         types.UnionType,
@@ -58,7 +58,7 @@ def _word(hint: Any) -> str | None:
 
 
 def _texts(config_type: type) -> dict[str, str]:
-    """The string below each field, its line breaks gone; a subclass's goes over its base's."""
+    """The string below each field, on one line; a subclass's overrides its base's."""
     texts: dict[str, str] = {}
     for kind in reversed(config_type.__mro__[:-1]):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body

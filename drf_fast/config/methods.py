@@ -1,4 +1,4 @@
-"""The training methods by name, and what belongs to which; nothing here imports torch."""
+"""The training methods by name, and the flags of each; nothing here imports torch."""
 
 from __future__ import annotations
 

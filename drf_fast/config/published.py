@@ -1,4 +1,4 @@
-"""Flags of the published smoothing code, answered with the flag of ours that does the same."""
+"""Flags of the published smoothing code: an error names our flag that does the same."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _MORE = {
 
 
 def refuse(words: list[str], fields: Collection[str]) -> None:
-    """Answer a published flag among ``words``.
+    """Raise if ``words`` contain a flag of the published code.
 
     Args:
         words: of the command line.
-        fields: the settings of the command, which a flag must be able to stand for.
+        fields: the settings of the command; published flags without a setting here are ignored.
 
     Raises:
-        InputError: names our flag, with the value that was given.
+        InputError: names our flag, with the given value.
     """
-    for at, word in enumerate(words):
+    for i, word in enumerate(words):
         flag, equals, value = word.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
         ours = _OURS.get(name)
         if not flag.startswith("--") or name in fields or ours is None or ours not in fields:
             continue
-        following = words[at + 1] if at + 1 < len(words) else ""
+        following = words[i + 1] if i + 1 < len(words) else ""
         value = value if equals else "" if following.startswith("--") else following
         ours = f"--{ours.replace('_', '-')}"
         raise InputError(

@@ -1,4 +1,4 @@
-"""The reading of DRF's algorithm that is the default of ``SoftBall``, ``train`` and every recipe.
+"""Our interpretation of DRF's algorithm, the default of ``SoftBall``, ``train`` and all recipes.
 
 docs/results.md has the rule by which it was chosen. Nothing here imports torch.
 """

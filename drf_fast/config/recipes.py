@@ -4,17 +4,17 @@ MNIST (Wang, Zhou, Liu 2024): LeNet, batch 256, SGD with Nesterov momentum 0.9, 
 90 epochs, lr 0.01 divided by 10 every 30. CIFAR-10 (as published by the baselines): ResNet-110 with
 its normalisation inside, random crops and flips, lr 0.1 divided by 10 at epochs 50 and 100 of 150.
 
-Where the sources differ, an option of its own tells the readings apart, and these are the choices:
-the paper's Nesterov momentum (``nesterov``), one optimiser step a batch (``split_batches``) and lr
-drops in time (``late_drop``); published code differs in all three. epsilon warms up over 10
-epochs (``warmup_epochs``). SmoothMix on MNIST is the published variant with eta 5 (``mix_eta``).
-DRF is the default reading (``reading``) with the paper's lambda0, 1, and 2 for Consistency.
+Where paper and published code differ, an option selects the variant. The recipes follow the paper:
+Nesterov momentum (``nesterov``), one optimiser step per batch (``split_batches``) and lr drops
+without delay (``late_drop``). epsilon warms up over 10 epochs (``warmup_epochs``). SmoothMix on
+MNIST is the published variant with eta 5 (``mix_eta``). DRF is the default interpretation
+(``reading``) with the paper's lambda0, 1, and 2 for Consistency.
 
 CAT-RS has the values of its authors' program (smoothing-catrs, README and EXPERIMENTS): m = 4, 4
-steps, epsilon 256/256 without a warm-up, 10,000 votes of --catrs-teacher, which is to be named;
-lambda 0.5, 1, 2, there for ResNet-110 on CIFAR-10 at sigma 0.25 and on CIFAR-100 at all three,
-"in a similar way" on CIFAR-10. Of MNIST it names lambda for sigma 0.25 alone, 1, which is taken for
-all; its 150 epochs of MNIST are 90 here, as of the other methods.
+steps, epsilon 256/256 without a warm-up, 10,000 votes of --catrs-teacher, which the user must give;
+lambda 0.5, 1, 2, stated there for ResNet-110 on CIFAR-10 at sigma 0.25 and on CIFAR-100 at all
+three, "in a similar way" on CIFAR-10. For MNIST it states lambda only for sigma 0.25, 1, which is
+used for all; its 150 epochs on MNIST are 90 here, as for the other methods.
 
 Our own extensions: cifar10-consistency-adv and cifar10-consistency-drf put the Consistency loss,
 with its MNIST weights, on SmoothAdv's adversary (published, and cifar10-consistency, is the
@@ -87,7 +87,7 @@ def _macer(lam: Any, after_drop: bool) -> dict[str, Any]:
 
 
 def _smoothmix(m: int, steps: Any, alpha: Any, mix_step: Any, reach: Any) -> dict[str, Any]:
-    """``reach`` is half of steps * alpha: epsilon, which DRF alone looks at."""
+    """``reach``, half of steps * alpha, is epsilon, which is used with DRF only."""
     return {
         "method": "smoothmix",
         "drf": False,
@@ -186,8 +186,8 @@ def nearest(sigma: float) -> float:
 
 
 def depends_on_sigma(name: str) -> bool:
-    """Whether the recipe has other values for other noise levels."""
-    return any(isinstance(value, _BySigma) for value in _named(name).values())
+    """Whether values of the recipe depend on the noise level."""
+    return any(isinstance(value, _BySigma) for value in _lookup(name).values())
 
 
 def get(name: str, sigma: float) -> dict[str, Any]:
@@ -203,11 +203,11 @@ def get(name: str, sigma: float) -> dict[str, Any]:
     row = SIGMAS.index(nearest(sigma))
     return {
         key: value[row] if isinstance(value, _BySigma) else value
-        for key, value in _named(name).items()
+        for key, value in _lookup(name).items()
     }
 
 
-def _named(name: str) -> dict[str, Any]:
+def _lookup(name: str) -> dict[str, Any]:
     if name not in _RECIPES:
         raise InputError(f"--recipe must be one of {', '.join(NAMES)}, got {name!r}")
     return _RECIPES[name]

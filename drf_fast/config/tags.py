@@ -1,4 +1,4 @@
-"""What a setting means: the tags beside each field of ``options``, and the sets made of them.
+"""Tags of settings: annotations of the fields in ``options``, and sets of fields by tag.
 
 Every field has exactly one ``Role``; the other tags are optional. Nothing here imports torch.
 """

@@ -1,7 +1,7 @@
-"""Random crops and flips whose draws are a function of (seed, epoch, image id) alone.
+"""Random crops and flips as a function of (seed, epoch, image id) only.
 
-A run that is resumed, and any division of a batch between processes, therefore sees the same
-images, and torch's global generator is left untouched.
+So resuming a run or dividing a batch among processes gives the same images, and torch's global
+generator is not used.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def uniforms(seed: int, epoch: int, image_id: int, attempt: int = 0) -> tuple[fl
 
 
 def crop_flip(images: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
-    """A crop of the original size out of each image with 4 black pixels around it, half of them
-    flipped left to right: the augmentation of He et al. (2016, section 4.2) for CIFAR-10.
+    """A random crop of the original size out of each image padded by 4 black pixels, flipped left
+    to right with probability 1/2: the augmentation of He et al. (2016, section 4.2) for CIFAR-10.
 
     Args:
         images: (B, C, H, W), any dtype.
@@ -55,11 +55,11 @@ def crop_flip(images: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
 def resized_crop_box(
     width: int, height: int, seed: int, epoch: int, image_id: int
 ) -> tuple[int, int, int, int, bool]:
-    """Which part of an image of any size is scaled to the size of training, and whether flipped.
+    """The random box of an image of any size that is resized for training, and whether to flip it.
 
     A uniform share of 8 to 100 % of the area at a log-uniform aspect ratio between 3:4 and 4:3
-    (Szegedy et al. 2015, section 6), drawn until it fits into the image, at most ten times; then
-    the largest centred part of an allowed ratio.
+    (Szegedy et al. 2015, section 6), drawn until it fits into the image, at most ten times; after
+    that the largest centred box of an allowed ratio.
 
     Returns:
         left, top, width, height, flipped.

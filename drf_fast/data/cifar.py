@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100: their binary version, and the pickled one where it is as published.
+"""CIFAR-10 and CIFAR-100: the binary version, and the pickled one if its checksum is as published.
 
-The binary version is records of a label (of CIFAR-100 a coarse one, then the fine one, which is
-the class) and 3,072 pixels.
+The binary version consists of records: a label (CIFAR-100: a coarse one, then the fine one, which
+is the class) and 3,072 pixels.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Version:
 class Kind:
     """A data set.
 
-    ``binary`` holds ``records`` a file of each split, with ``label_bytes`` of which the last one is
+    ``binary`` has ``records`` per file of each split, with ``label_bytes`` of which the last one is
     the class; ``python`` is the pickled version, whose files have the MD5s ``python_md5`` and whose
-    labels lie under ``python_labels``.
+    labels are under the key ``python_labels``.
     """
 
     title: str
@@ -118,15 +118,15 @@ KINDS = {
 def read_cifar(name: str, split: str, data_dir: Path, download: bool) -> Arrays:
     """Read one split.
 
-    Looked for, in this order: the unpacked files of the binary version, those of the pickled one,
-    each in its folder in ``data_dir`` or in ``data_dir`` itself; then the archives in ``data_dir``,
-    which are read as they are, once their MD5 is the published one.
+    Searched in this order: the unpacked files of the binary version, those of the pickled one, each
+    in its folder in ``data_dir`` or in ``data_dir`` itself; then the archives in ``data_dir``,
+    which are read without unpacking if their MD5 is the published one.
 
     Args:
         name: "cifar10" or "cifar100".
         split: "train" or "test".
-        data_dir: where to look.
-        download: fetch a missing archive of the binary version into ``data_dir``.
+        data_dir: the folder to search.
+        download: download the archive of the binary version into ``data_dir`` if it is missing.
 
     Returns:
         images (N, 3, 32, 32) uint8 and labels (N,) uint8.
@@ -140,10 +140,10 @@ def read_cifar(name: str, split: str, data_dir: Path, download: bool) -> Arrays:
         for folder in (data_dir / version.folder, data_dir):
             paths = [folder / file for file in version.files[split]]
             if all(path.is_file() for path in paths):
-                return _joined([_part(kind, split, read_bytes(path), path) for path in paths])
+                return _concatenated([_part(kind, split, read_bytes(path), path) for path in paths])
     for version in (kind.binary, kind.python):
         if (data_dir / version.archive).is_file():
-            return _joined(_unpacked(kind, version, split, data_dir / version.archive))
+            return _concatenated(_unpacked(kind, version, split, data_dir / version.archive))
     if not download:
         raise InputError(
             f"the {split} files of {kind.title} are missing: expected the binary version, "
@@ -168,7 +168,7 @@ def _download(kind: Kind, data_dir: Path) -> None:
 
 
 def _unpacked(kind: Kind, version: Version, split: str, archive: Path) -> list[Arrays]:
-    """The files of a split out of the archive; nothing is written."""
+    """The files of a split, read from the archive without writing anything."""
     repair = "delete it and fetch it again"
     content = read_bytes(archive)
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
@@ -182,7 +182,7 @@ def _unpacked(kind: Kind, version: Version, split: str, archive: Path) -> list[A
             result = []
             for name in version.files[split]:
                 member = tar.extractfile(f"{version.folder}/{name}")
-                assert member is not None  # the checksum was right
+                assert member is not None  # the checksum was verified
                 path = archive / version.folder / name
                 result.append(_part(kind, split, member.read(), path))
             return result
@@ -191,7 +191,7 @@ def _unpacked(kind: Kind, version: Version, split: str, archive: Path) -> list[A
 
 
 def _part(kind: Kind, split: str, content: bytes, path: Path) -> Arrays:
-    """One file, of either version: binary ones have a suffix."""
+    """One file of either version; names of binary ones have a suffix."""
     if path.name in kind.python_md5:
         md5 = kind.python_md5[path.name]
         images, labels = pickled.read(content, md5, path, kind.python_labels)
@@ -217,6 +217,6 @@ def _records(kind: Kind, content: bytes, count: int, path: Path) -> Arrays:
     return images, records[:, kind.label_bytes - 1]
 
 
-def _joined(parts: list[Arrays]) -> Arrays:
+def _concatenated(parts: list[Arrays]) -> Arrays:
     images, labels = zip(*parts, strict=True)
     return np.concatenate(images), np.concatenate(labels)

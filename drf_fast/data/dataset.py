@@ -18,13 +18,13 @@ class Dataset:
     """Images and labels of one split.
 
     Attributes:
-        images: (N, C, H, W) uint8, 0 to 255: a tensor, or image files that are decoded when they
-            are indexed; both have ``shape``, and ``images[index]`` is a tensor.
+        images: (N, C, H, W) uint8, 0 to 255: a tensor, or image files, decoded on indexing; both
+            have ``shape``, and ``images[index]`` is a tensor.
         labels: (N,) int64, 0 to ``num_classes - 1``.
         num_classes: number of classes.
         name: the name that ``load`` was given.
         split: ``"train"`` or ``"test"``.
-        class_names: one name a class.
+        class_names: one name for each class.
         fingerprint: SHA-256 (hex) of the bytes of ``images``, then of ``labels`` (little-endian);
             of image files, see ``ImageFiles.fingerprint``.
     """
@@ -57,8 +57,8 @@ def _floats(images: Tensor) -> Tensor:
 def fingerprint(images: Tensor | ImageFiles, labels: Tensor) -> str:
     """SHA-256 (hex) over the bytes of ``images`` (uint8), then ``labels`` (int64, little-endian).
 
-    The same pictures and labels in the same order have the same fingerprint whichever file they
-    came from, so two logs can be compared without trusting the name of a data set.
+    Equal images and labels in the same order have the same fingerprint, whichever files they were
+    read from, so logs can be compared without relying on the name of the data set.
     """
     if isinstance(images, ImageFiles):
         return images.fingerprint(labels)
@@ -80,9 +80,9 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Minibatches of one epoch, gathered from memory or read from files two batches ahead.
 
-    The order depends on ``(shuffle_seed, epoch)`` alone, a crop or flip on the image's id too, and
-    torch's global generator is left untouched, so a run that restarts at batch ``start`` of an
-    epoch sees exactly the batches that it would have seen.
+    The order is a function of ``(shuffle_seed, epoch)``, a crop or flip of the image's id too, and
+    torch's global generator is not used, so a run that is resumed at batch ``start`` of an epoch
+    gets exactly the same batches as an uninterrupted one.
 
     Args:
         dataset: the data.
@@ -90,7 +90,7 @@ def batches(
         shuffle_seed: seed of the order; ``None`` keeps the order of the data set.
         epoch: number of the epoch, from 0.
         drop_last: leave out a last batch that is not full.
-        smallest: a last batch of fewer images joins the one before it.
+        smallest: a last batch of fewer images is merged with the one before it.
         start: index of the first batch to yield.
         augment: "none"; "crop-flip" crops and flips at random (``drf_fast.data.augment``), for
             which ``shuffle_seed`` must be a number.

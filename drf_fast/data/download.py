@@ -1,4 +1,4 @@
-"""Fetching published files: whole or not at all, and one sentence if it fails."""
+"""Downloading published files atomically, with one sentence if it fails."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def fetch(
     names: Iterable[str],
     get: Callable[[str], Path],
 ) -> None:
-    """Let ``get`` fetch files into a scratch folder, then move them to ``target``.
+    """Let ``get`` download files into a temporary folder, then move them to ``target``.
 
-    So an interrupted download leaves nothing that looks like data, and two processes cannot spoil
-    each other's files.
+    So an interrupted download leaves no incomplete files, and two processes do not write to the
+    same ones.
 
     Args:
         what: the data set, for messages.
-        data_dir: the user's folder; the scratch folder is made in it.
-        target: where the files go; made if it is missing.
+        data_dir: the user's folder; the temporary folder is created in it.
+        target: the final folder; created if it does not exist.
         names: the files.
-        get: fetches into the folder it is given, with torchvision, checks the checksums and
-            returns the folder where the files are.
+        get: downloads into the given folder, with torchvision, verifies the checksums and returns
+            the folder that contains the files.
 
     Raises:
         InputError: no torchvision, no network, wrong checksums, or a folder that cannot be written.
@@ -52,7 +52,7 @@ def fetch(
             f"{(error.strerror or 'an error').lower()}; choose another --data-dir"
         ) from error
     try:
-        # torchvision may print; standard output is for results.
+        # torchvision may print, but standard output is for results.
         with contextlib.redirect_stdout(sys.stderr):
             folder = get(scratch)
         for name in names:

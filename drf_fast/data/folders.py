@@ -1,14 +1,14 @@
-"""Folders of image files: one folder a class, below one folder a split.
+"""Folders of image files: one folder per class, inside one folder per split.
 
 ::
 
     DATA_DIR/train/CLASS/*.jpg       or training/
     DATA_DIR/test/CLASS/*.jpg        or testing/, val/, valid/, validation/; in any case
 
-Classes are numbered in the order of their names and images ordered by class and name, as
-torchvision's ImageFolder does, so that the position of an image is the same there and here.
-Where there are only class folders, every fifth image of each class, from the first on, is a test
-image. Hidden files and folders do not count; linked folders do.
+Classes are numbered in the order of their names and images ordered by class and name, as in
+torchvision's ImageFolder, so that an image has the same position in both. If there are only class
+folders, every fifth image of each class, from the first on, is a test image. Hidden files and
+folders are ignored; linked folders are followed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TRAIN_NAMES = ("train", "training")
 _SPLIT_WORD = re.compile(r"(.*[^a-z])?(train|test|val|valid|validation|training|testing)([^a-z]|$)")
 NAMES: tuple[str, ...] = tuple(_TEST_NAMES)
 _TEST_EVERY = 5
-_MOST_IN_MEMORY = 2 * 2**30  # bytes of pixels
+_MAX_BYTES_IN_MEMORY = 2 * 2**30  # bytes of pixels
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,18 @@ def read_folder(
 ) -> tuple[Tensor | ImageFiles, Tensor, tuple[str, ...]]:
     """The images of one split, their labels and the names of the classes.
 
-    ``"imagefolder"`` takes images of one size and decodes them into memory (from 2 GiB on they stay
-    in their files); ``"imagenet"`` brings images of any size to 224 x 224 when they are needed.
+    ``"imagefolder"`` takes images of one size and decodes them into memory (above 2 GiB, on demand
+    instead); ``"imagenet"`` resizes images of any size to 224 x 224, on demand.
 
     Args:
         name: one of ``NAMES``.
         split: ``"train"`` or ``"test"``.
         data_dir: the folder.
-        limit: take so many images, evenly spaced, for neighbours are of one class.
+        limit: take only so many images, evenly spaced, since neighbours are of the same class.
 
     Raises:
-        InputError: a folder is missing, a class empty or only in one of the splits, an image
-            damaged or of another size; names it.
+        InputError: a folder is missing, a class is empty or in one split only, an image is damaged
+            or of another size; names it.
     """
     if data_dir is None:
         raise InputError(
@@ -93,7 +93,7 @@ def read_folder(
         return ImageFiles(listing.root, files, None), labels, listing.class_names
     first = decode(listing.root / files[0])
     images = ImageFiles(listing.root, files, (first.height, first.width))
-    if images.shape.numel() > _MOST_IN_MEMORY:
+    if images.shape.numel() > _MAX_BYTES_IN_MEMORY:
         return images, labels, listing.class_names
     return _decoded(images), labels, listing.class_names
 
@@ -112,7 +112,7 @@ def list_split(data_dir: Path, split: str, test_names: Sequence[str]) -> Listing
     Args:
         data_dir: the folder.
         split: ``"train"`` or ``"test"``.
-        test_names: names of the test split's folder; the first that is there is taken.
+        test_names: names of the test split's folder; the first that exists is taken.
 
     Raises:
         InputError: as ``read_folder``.
@@ -125,7 +125,10 @@ def list_split(data_dir: Path, split: str, test_names: Sequence[str]) -> Listing
         raise InputError(
             f"cannot read {data_dir}: expected a folder with {layout}, got {what}; check --data-dir"
         )
-    roots = {"train": _first(data_dir, _TRAIN_NAMES), "test": _first(data_dir, test_names)}
+    roots = {
+        "train": _find_split_folder(data_dir, _TRAIN_NAMES),
+        "test": _find_split_folder(data_dir, test_names),
+    }
     root = roots[split]
     if root is not None:
         classes = _classes(root)
@@ -148,7 +151,7 @@ def list_split(data_dir: Path, split: str, test_names: Sequence[str]) -> Listing
         parts = {name: found[::_TEST_EVERY] for name, found in files.items()}
     else:
         parts = {
-            name: [file for at, file in enumerate(found) if at % _TEST_EVERY]
+            name: [file for i, file in enumerate(found) if i % _TEST_EVERY]
             for name, found in files.items()
         }
     for name, found in parts.items():
@@ -157,12 +160,12 @@ def list_split(data_dir: Path, split: str, test_names: Sequence[str]) -> Listing
                 f"{data_dir / name} holds one image: expected two or more, one to train and one to "
                 "test; add images, or make folders train/ and test/"
             )
-    _tell_division(data_dir)
+    _say_division(data_dir)
     return _listing(data_dir, parts)
 
 
 @functools.cache  # a command reads both splits
-def _tell_division(data_dir: Path) -> None:
+def _say_division(data_dir: Path) -> None:
     say(f"{data_dir} has no train/ and test/: every {_TEST_EVERY}th image of a class is for tests")
 
 
@@ -174,11 +177,11 @@ def _listing(root: Path, files: dict[str, list[str]]) -> Listing:
     )
 
 
-def _first(data_dir: Path, names: Sequence[str]) -> Path | None:
-    """The folder of a split, in whatever case its name is written."""
-    there = _folders(data_dir)
+def _find_split_folder(data_dir: Path, names: Sequence[str]) -> Path | None:
+    """The folder of a split, whose name is compared ignoring case; None if there is none."""
+    existing = _folders(data_dir)
     for name in names:
-        found = [folder for folder in there if folder.lower() == name]
+        found = [folder for folder in existing if folder.lower() == name]
         if len(found) > 1:
             raise InputError(
                 f"{data_dir} has the folders {' and '.join(found)}: expected one of them; rename "
@@ -190,7 +193,7 @@ def _first(data_dir: Path, names: Sequence[str]) -> Path | None:
 
 
 def _refuse_splits_as_classes(data_dir: Path, layout: str) -> None:
-    """Classes that are called "Train set" and "Test set" are splits under names we do not know."""
+    """Raise if class folders look like splits under other names, such as "Train set"."""
     looks = [name for name in _folders(data_dir) if _SPLIT_WORD.match(name.lower())]
     if len(looks) > 1:
         raise InputError(
@@ -221,25 +224,25 @@ def _classes(root: Path) -> list[str]:
 
 
 def _walk(folder: Path, above: frozenset[str]) -> Iterator[tuple[str, list[str]]]:
-    """A folder, those below it and those linked to, with their files; no folder within itself."""
-    place = os.path.realpath(folder)
-    if place in above:
+    """(folder, its files) of a folder and all folders in it, following links but not cycles."""
+    real_path = os.path.realpath(folder)
+    if real_path in above:
         return
     entries = list(os.scandir(folder))
     yield str(folder), [entry.name for entry in entries if not entry.is_dir()]
     for entry in entries:
         if entry.is_dir():
-            yield from _walk(Path(entry.path), above | {place})
+            yield from _walk(Path(entry.path), above | {real_path})
 
 
 def _images(root: Path, class_name: str) -> list[str]:
-    """The image files of a class, also in folders below it, as paths below ``root``."""
+    """The image files of a class, including those in subfolders, as paths relative to ``root``."""
     found = []
     for folder, files in sorted(_walk(root / class_name, frozenset())):
-        place = Path(folder).relative_to(root)
-        if not any(part.startswith(".") for part in place.parts):
+        subfolder = Path(folder).relative_to(root)
+        if not any(part.startswith(".") for part in subfolder.parts):
             found += [
-                (place / file).as_posix()
+                (subfolder / file).as_posix()
                 for file in sorted(files)
                 if file.lower().endswith(SUFFIXES) and not file.startswith(".")
             ]

@@ -17,7 +17,7 @@ _UNSIGNED_BYTE = 0x08
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a data file.
+    """The content of a data file.
 
     Raises:
         InputError: it cannot be read.
@@ -45,7 +45,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         A uint8 array, writable.
 
     Raises:
-        InputError: the file cannot be read, is no such file, is truncated or has bytes too many.
+        InputError: the file cannot be read, is no IDX file, is truncated or too long.
     """
     repair = "delete it and fetch it again"
     packed = read_bytes(path)
@@ -65,11 +65,11 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
             f"{content[:4].hex() or 'an empty file'}; {repair}"
         )
     shape = struct.unpack(f">{dimensions}I", content[4:header])
-    expected, came = math.prod(shape), len(content) - header
-    if came != expected:
-        state = "truncated" if came < expected else "damaged"
+    expected, got = math.prod(shape), len(content) - header
+    if got != expected:
+        state = "truncated" if got < expected else "damaged"
         raise InputError(
-            f"{path} is {state}: its header promises {expected} bytes of data, got {came}; {repair}"
+            f"{path} is {state}: its header promises {expected} bytes of data, got {got}; {repair}"
         )
-    # A copy, because torch wants memory that it may write to.
+    # A copy, because torch needs writable memory.
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()

@@ -1,4 +1,4 @@
-"""Images that stay in their files until they are needed: JPEG, PNG and what else Pillow reads."""
+"""Images that are decoded from their files on demand: JPEG, PNG and other formats of Pillow."""
 
 from __future__ import annotations
 
@@ -19,25 +19,24 @@ from drf_fast.errors import InputError
 from drf_fast.runtime.files import is_regular
 
 _EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
-_SHORT_SIDE, _CROP = 256, 224  # the published ImageNet evaluation
-_AHEAD = 2  # batches
+_SHORT_SIDE, _CROP = 256, 224  # pixels, as in the published ImageNet evaluation
+_AHEAD = 2  # batches that are read ahead
 
 
 class ImageFiles:
-    """N image files that are indexed as a tensor (N, 3, H, W) uint8 would be.
+    """N image files with the indexing of a tensor (N, 3, H, W) uint8.
 
-    An image is decoded each time it is asked for, in threads (Pillow decodes without the
-    interpreter's lock), so that memory holds no more than the images asked for and, in ``stream``,
-    two batches ahead.
+    An image is decoded each time it is indexed, in threads (Pillow releases the GIL), so that only
+    the indexed images are in memory and, in ``stream``, two batches ahead.
 
     Args:
         root: folder of the files.
         names: paths below ``root``.
-        size: (H, W) that every image must have; ``None`` brings any image to 224 x 224: the
-            shorter side to 256 pixels (bilinear, antialiased), then the centre.
+        size: (H, W) that every image must have; ``None`` takes images of any size to 224 x 224:
+            resized to a shorter side of 256 pixels (bilinear, antialiased), then centre-cropped.
 
     Raises:
-        InputError: when an image is read: it is damaged, missing or of another size; names it.
+        InputError: on indexing: an image is damaged, missing or of another size; names it.
     """
 
     def __init__(self, root: Path, names: Sequence[str], size: tuple[int, int] | None) -> None:
@@ -53,7 +52,7 @@ class ImageFiles:
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         if isinstance(index, int):
-            return self._plain(index)
+            return self._decoded(index)
         if isinstance(index, slice):
             positions = list(range(len(self))[index])
         elif isinstance(index, Tensor):
@@ -62,36 +61,36 @@ class ImageFiles:
             positions = list(index)
         if not positions:
             return torch.empty((0, *self.shape[1:]), dtype=torch.uint8)
-        (images,) = _read_ahead([positions], self._plain)
+        (images,) = _read_ahead([positions], self._decoded)
         return images
 
     def stream(
         self, chunks: Iterable[Tensor], augmented: tuple[int, int] | None = None
     ) -> Iterator[Tensor]:
-        """The images of each chunk of ids, read while the caller works on earlier ones.
+        """The images of each chunk of ids, read ahead in threads.
 
         Args:
             chunks: (B,) int64 ids of each batch.
-            augmented: (seed, epoch) of random crops and flips: of the size of the image with 4
-                pixels around it (``augment.crop_flip``), or, for images of any size, of a random
-                part of the whole file (``augment.resized_crop_box``).
+            augmented: (seed, epoch) of random crops and flips: of the image padded by 4 pixels
+                (``augment.crop_flip``) or, for images of any size, of a random part of the image,
+                resized (``augment.resized_crop_box``).
         """
         chunks = list(chunks)
         positions = [ids.tolist() for ids in chunks]
         if augmented is None:
-            yield from _read_ahead(positions, self._plain)
+            yield from _read_ahead(positions, self._decoded)
         elif self.size is None:
             yield from _read_ahead(positions, lambda i: self._random_part(i, *augmented))
         else:
-            batches = _read_ahead(positions, self._plain)
+            batches = _read_ahead(positions, self._decoded)
             for ids, images in zip(chunks, batches, strict=True):
                 yield augment.crop_flip(images, ids, *augmented)
 
     def fingerprint(self, labels: Tensor) -> str:
         """SHA-256 (hex) over each file's name and length and its label.
 
-        Not over the pixels, which would mean to read everything: a file that was changed and kept
-        its length goes unnoticed.
+        Not over the pixels, since that would read all files: a change that keeps a file's length is
+        not detected.
         """
         digest = hashlib.sha256(f"image files, {self.size or 'resized to 224'}\n".encode())
         for name, label in zip(self.names, labels.tolist(), strict=True):
@@ -103,7 +102,7 @@ class ImageFiles:
             digest.update(f"{name}\0{length}\0{label}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
-    def _plain(self, index: int) -> Tensor:
+    def _decoded(self, index: int) -> Tensor:
         path = self.root / self.names[index]
         image = decode(path)
         if self.size is None:
@@ -127,7 +126,7 @@ class ImageFiles:
 
 
 def _centre(image: Image.Image) -> Image.Image:
-    """As torchvision's Resize(256) and CenterCrop(224), in their rounding too."""
+    """torchvision's Resize(256) and CenterCrop(224), with the same rounding."""
     short = min(image.size)
     size = tuple(_SHORT_SIDE * side // short for side in image.size)
     image = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
@@ -136,12 +135,12 @@ def _centre(image: Image.Image) -> Image.Image:
 
 
 def decode(path: Path) -> Image.Image:
-    """The image in a file as RGB; transparency and orientation marks are ignored.
+    """The image in a file as RGB; transparency and EXIF orientation are ignored.
 
     Raises:
-        InputError: it cannot be read or decoded, or has more than 8 bits a channel.
+        InputError: it cannot be read or decoded, or has more than 8 bits per channel.
     """
-    if path.exists() and not is_regular(path):  # a pipe would wait for its writer
+    if path.exists() and not is_regular(path):  # opening a pipe may block for ever
         raise InputError(
             f"{path} is no regular file: expected an image file, got a pipe, device or folder; "
             "remove it"
@@ -153,7 +152,7 @@ def decode(path: Path) -> Image.Image:
                 return image.convert("RGB")
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's readers raise what a damaged file makes them stumble over
+    except Exception as error:  # whatever Pillow's readers raise for a damaged file
         raise _unreadable(path, error) from error
     raise InputError(
         f"{path} has pixels of mode {mode!r}: expected 8 bits a channel; convert it to PNG or JPEG"
@@ -174,7 +173,7 @@ def _tensor(image: Image.Image) -> Tensor:
 
 
 def _read_ahead(chunks: Iterable[Sequence[int]], read: Callable[[int], Tensor]) -> Iterator[Tensor]:
-    """``torch.stack`` of what ``read`` returns for each chunk, two chunks ahead of the caller."""
+    """``torch.stack`` of the results of ``read`` for each chunk, reading two chunks ahead."""
     pool = ThreadPoolExecutor(_workers(), thread_name_prefix="images")
     waiting: deque[list[Future[Tensor]]] = deque()
     try:
@@ -184,7 +183,7 @@ def _read_ahead(chunks: Iterable[Sequence[int]], read: Callable[[int], Tensor]) 
                 yield torch.stack([future.result() for future in waiting.popleft()])
         while waiting:
             yield torch.stack([future.result() for future in waiting.popleft()])
-    finally:  # also when the caller stops early
+    finally:  # also if the caller does not exhaust the iterator
         pool.shutdown(cancel_futures=True)
 
 

@@ -1,4 +1,4 @@
-"""The data sets by name. To add one, write a reader and enter it in ``_SOURCES``."""
+"""The data sets by name. To add one, write a reader and add it to ``_SOURCES``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class _Source:
     """How to read a data set.
 
     ``read(split, data_dir, download)`` returns images, (N, H, W) or (N, C, H, W) uint8, and
-    labels, (N,) integers. ``published`` maps a split to the fingerprint of the true data, which
-    tells data sets apart whose files have the same names.
+    labels, (N,) integers. ``published`` maps a split to the fingerprint of the published data, to
+    distinguish data sets whose files have the same names.
     """
 
     class_names: tuple[str, ...]
@@ -105,11 +105,11 @@ def load(
     Args:
         name: one of ``NAMES``.
         split: ``"train"`` or ``"test"``.
-        data_dir: where the files are or shall be stored; ``default_data_dir()`` if ``None``, but
-            folders of images (``drf_fast.data.folders``) must be named.
-        download: fetch files that are missing.
-        limit: keep the first ``limit`` images only, of folders as many evenly spaced ones; all of
-            them if there are fewer.
+        data_dir: the folder of the files or of the download; ``default_data_dir()`` if ``None``,
+            but folders of images (``drf_fast.data.folders``) must be given.
+        download: download missing files.
+        limit: keep only the first ``limit`` images, of folders evenly spaced ones; all if there are
+            fewer.
 
     Returns:
         The data; images (N, C, H, W) uint8, labels (N,) int64.
@@ -137,8 +137,8 @@ def load(
     images = torch.from_numpy(image_array)
     images = images.unsqueeze(1) if images.dim() == 3 else images
     labels = torch.from_numpy(label_array.astype(np.int64))
-    whole = fingerprint(images, labels)
-    _refuse_confusion(name, folder, whole)
+    full_fingerprint = fingerprint(images, labels)
+    _refuse_confusion(name, folder, full_fingerprint)
     cut = limit is not None and limit < len(labels)
     images, labels = images[:limit], labels[:limit]
     return Dataset(
@@ -148,12 +148,12 @@ def load(
         name=name,
         split=split,
         class_names=source.class_names,
-        fingerprint=fingerprint(images, labels) if cut else whole,
+        fingerprint=fingerprint(images, labels) if cut else full_fingerprint,
     )
 
 
 def _refuse_confusion(name: str, folder: Path, found: str) -> None:
-    """MNIST and Fashion-MNIST name their files alike; a mix-up would train without complaint."""
+    """Refuse the files of another data set: those of MNIST and Fashion-MNIST have equal names."""
     for other, source in _SOURCES.items():
         if other != name and found in source.published.values():
             raise InputError(

@@ -1,4 +1,4 @@
-"""Architectures by name; one file each. A new one is one entry in ``_ARCHITECTURES``.
+"""Architectures by name; one file each, and one entry in ``_ARCHITECTURES``.
 
 A name of the form ``package.module:factory`` is a network of the user's own (``own.py``).
 """
@@ -21,7 +21,7 @@ from drf_fast.models.resnet import CifarResNet, resnet50
 
 @dataclass(frozen=True)
 class _Architecture:
-    """How to make a network, ``make(num_classes, in_channels)``, and which images it takes."""
+    """A constructor, ``make(num_classes, in_channels)``, and the images that the network takes."""
 
     make: Callable[[int, int], nn.Module]
     takes: str
@@ -58,7 +58,7 @@ NAMES = tuple(_ARCHITECTURES)
 def build(
     arch: str, num_classes: int, image_shape: tuple[int, ...], normalize: str = "none"
 ) -> nn.Module:
-    """A freshly initialised network for images (C, H, W); torch's default generator seeds it.
+    """A network for images (C, H, W), randomly initialised from torch's default generator.
 
     Args:
         arch: one of ``NAMES``, or ``package.module:factory``, which runs that code.
@@ -102,22 +102,22 @@ def check_shape(arch: str, image_shape: tuple[int, ...]) -> None:
     Raises:
         InputError: unknown name, or images of a size that the architecture does not take.
     """
-    architecture, shape = _named(arch), tuple(image_shape)
+    architecture, shape = _lookup(arch), tuple(image_shape)
     if len(shape) != 3 or not architecture.fits(*shape):
         raise InputError(f"{arch} takes {architecture.takes}, got images of shape {shape}")
 
 
 def usual_shape(arch: str, channels: int) -> tuple[int, int, int]:
-    """(C, H, W) of the images that ``arch`` was designed for; weights do not tell their size.
+    """(C, H, W) of the images that ``arch`` was designed for, which weights do not determine.
 
     Raises:
         InputError: unknown name.
     """
-    size = _named(arch).usual_size
+    size = _lookup(arch).usual_size
     return (channels, size, size)
 
 
-def _named(arch: str) -> _Architecture:
+def _lookup(arch: str) -> _Architecture:
     if arch not in _ARCHITECTURES:
         raise InputError(
             f"--arch must be one of {', '.join(NAMES)}, or package.module:factory for a network of "

@@ -15,26 +15,26 @@ from drf_fast.models import fusing
 from drf_fast.ops import checks as check
 from drf_fast.runtime import machine, tf32
 from drf_fast.runtime.frozen import frozen
-from drf_fast.runtime.logits import logits_of, told
+from drf_fast.runtime.logits import logits_of, one_line
 from drf_fast.runtime.progress import say
 
 _Network = TypeVar("_Network")
-# Whether in bfloat16: groups of which the first counts that has a form the network takes.
-_HALVES: dict[str, list[tuple[bool, ...]]] = {
+# Precision -> groups of values of ``bf16``; the fastest of the first group that works is chosen.
+_AUTOCAST_CHOICES: dict[str, list[tuple[bool, ...]]] = {
     "fp32": [(False,)],
     "bf16": [(True,), (False,)],
     "fastest": [(False, True)],
 }
-_MOST_STATES = 8  # of a network's attributes that are traced; a counter would have no end
+_MAX_STATES = 8  # traced states of a network: an attribute that counts calls would give many
 
 
 class Faster(nn.Module):
     """``network`` run in another form; modules, parameters and state dict are the network's own.
 
     Args:
-        network: the network, which goes on working by itself.
-        last: whether images are laid out channels_last.
-        bf16: whether it runs under bfloat16 autocast; logits are float32 all the same.
+        network: the network, which may still be used directly.
+        last: whether images are converted to channels_last.
+        bf16: whether it runs under bfloat16 autocast; logits are converted to float32.
     """
 
     def __init__(self, network: nn.Module, last: bool = False, bf16: bool = False) -> None:
@@ -44,14 +44,14 @@ class Faster(nn.Module):
         self._forwards: dict[Any, fusing.Forward | None] = {}
 
     def _share(self, network: nn.Module) -> None:
-        self.__dict__["network"] = network  # beside the modules: its keys stay without a prefix
+        self.__dict__["network"] = network  # not a submodule: keys of the state dict get no prefix
         self._modules = network._modules
         self._parameters, self._buffers = network._parameters, network._buffers
         self._non_persistent_buffers_set = network._non_persistent_buffers_set
 
     @property
     def training(self) -> bool:  # type: ignore[override]
-        """The network's own mode: two flags would differ some day."""
+        """The network's own flag, so that there is only one."""
         network = self.__dict__.get("network")
         return network is None or network.training
 
@@ -61,7 +61,7 @@ class Faster(nn.Module):
             self.network.training = mode
 
     def forward(self, x: torch.Tensor) -> Any:
-        """What the network returns, up to rounding."""
+        """The network's output, up to rounding."""
         if not self.bf16:
             return self._run(x)
         with torch.autocast(x.device.type, torch.bfloat16):
@@ -71,9 +71,9 @@ class Faster(nn.Module):
 
     def _run(self, x: torch.Tensor) -> Any:
         network = self.network
-        kind = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
-        if kind == torch.float64:  # images have one meaning for it
-            x = x.to(kind)
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
+        if dtype == torch.float64:  # a double-precision network takes float32 images, too
+            x = x.to(dtype)
         if self.last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         forward = self.fused()
@@ -83,10 +83,10 @@ class Faster(nn.Module):
             return network(x)
 
     def fused(self) -> fusing.Forward | None:
-        """The rewritten forward pass for the network as it is now; None where there is none."""
+        """The fused forward pass for the network's current state; None if there is none."""
         try:
             state = fusing.state(self.network)
-            if state not in self._forwards and len(self._forwards) < _MOST_STATES:
+            if state not in self._forwards and len(self._forwards) < _MAX_STATES:
                 self._forwards[state] = None
                 self._forwards[state] = fusing.rewritten(self.network)
         except fusing.TracingError:
@@ -109,7 +109,7 @@ class Faster(nn.Module):
 
 
 class _Reshaping(TorchFunctionMode):
-    """``view`` is ``reshape`` inside: code that cannot be traced flattens channels_last images."""
+    """``view`` acts as ``reshape`` inside: code that cannot be traced may flatten channels_last."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.view and not isinstance(args[1], torch.dtype) and not kwargs:
@@ -118,25 +118,26 @@ class _Reshaping(TorchFunctionMode):
 
 
 def faster(model: _Network, example: torch.Tensor, *, precision: str = "fp32") -> _Network:
-    """The same network in the fastest form found by a short measurement: for training loops.
+    """The same network in the fastest form found by a short measurement, for training loops.
 
-    Convolution, max pooling and ReLU go through one fused pass where torch.fx can trace the code,
-    and weights and images lie in the faster memory format. Values and gradients are those of
-    ``model`` up to rounding; fused pooling on the CPU has no second derivative.
+    Convolution, max pooling and ReLU are fused where torch.fx can trace the code, and weights and
+    images get the faster memory format. Values and gradients are those of ``model`` up to rounding;
+    fused pooling on the CPU has no second derivative.
 
-    The parameters are the same objects, laid out anew **in place**, so an optimizer made before or
-    after goes on working, except a ``fused=True`` one that has taken steps: its state would lie in
-    the old order. Keys of the state dict do not change. A form that the network cannot take is
-    left out and said once.
+    The parameters are the same objects, whose memory format changes **in place**, so an optimizer
+    made before or after keeps working, except a ``fused=True`` one that has taken steps: its state
+    would be in the old format. Keys of the state dict do not change. A form in which the network
+    fails is left out and reported once.
 
     Args:
         model: network (N, ...) -> (N, K); a callable that is no ``nn.Module`` is returned as it is.
         example: (N, ...) images as in training, on the network's device; values do not matter.
-        precision: "fp32": as the network is; "bf16": under bfloat16 autocast, which rounds to 8
-            bits (parameters, logits and gradients stay float32); "fastest": whichever is.
+        precision: "fp32": unchanged; "bf16": under bfloat16 autocast, which rounds to 8 bits
+            (parameters, logits and gradients stay float32); "fastest": the faster of both.
 
     Returns:
-        A module to be trained instead of ``model``; ``last`` and ``bf16`` say what was chosen.
+        A module to be trained instead of ``model``, with the choices as attributes ``last``
+        (channels_last) and ``bf16``.
 
     Raises:
         TypeError, ValueError: bad arguments, or a network that does not take ``example``.
@@ -144,7 +145,7 @@ def faster(model: _Network, example: torch.Tensor, *, precision: str = "fp32") -
     if not callable(model):
         raise TypeError(f"model must be a network, a callable, got {type(model).__name__}")
     check.images(example, "example")
-    check.choice(precision, "precision", tuple(_HALVES))
+    check.choice(precision, "precision", tuple(_AUTOCAST_CHOICES))
     network: Any = model
     if isinstance(network, nn.Module) and not isinstance(network, Faster):
         network = _fastest(network, example, None, precision).network
@@ -159,50 +160,50 @@ def place(
     image_shape: tuple[int, ...],
     rows: int = 256,
 ) -> machine.Placed:
-    """``machine.place`` with ``faster``.
+    """As ``machine.place``, with the fusions of ``faster``.
 
     Raises:
-        InputError: the network takes no images of this shape in this precision and format.
+        InputError: the network fails with images of this shape in this precision and format.
     """
     example = torch.zeros((rows, *image_shape), device=device)
-    wanted = None if memory_format == "auto" else memory_format
+    requested = None if memory_format == "auto" else memory_format
     try:
         with machine.autocast(device, precision):
-            return _fastest(model.to(device), example, wanted)
+            return _fastest(model.to(device), example, requested)
     except ValueError as error:
         raise InputError(f"--arch, in {precision}: {error}") from error
 
 
 def _fastest(
-    model: nn.Module, example: torch.Tensor, wanted: str | None, precision: str = "fp32"
+    model: nn.Module, example: torch.Tensor, requested: str | None, precision: str = "fp32"
 ) -> machine.Placed:
     try:
         expected = _logits(model, example)
     except Exception as error:  # whatever a network of the user's own does
         raise ValueError(
             f"the network must take images {tuple(example.shape)} in {example.dtype}, got "
-            f"{told(error)}; correct the network or choose other images"
+            f"{one_line(error)}; correct the network or choose other images"
         ) from error
     fused = Faster(model).fused() is not None and same(_logits(Faster(model), example), expected)
     times: dict[tuple[str, bool], float] = {}
     failures: dict[str, str] = {}
     images = example.dim() == 4 and any(p.dim() == 4 for p in model.parameters())
-    before = "channels_last" if _is_last(model) else "contiguous"
+    before = "channels_last" if _is_channels_last(model) else "contiguous"
     names = list(machine.MEMORY_FORMATS) if images else [before]
-    names = names if wanted is None else [wanted]
-    for together in _HALVES[precision]:
-        for bf16, name in [(half, name) for half in together for name in names]:
+    names = names if requested is None else [requested]
+    for group in _AUTOCAST_CHOICES[precision]:
+        for bf16, name in [(half, name) for half in group for name in names]:
             try:
-                network = _laid_out(model, name, fused, bf16)
+                network = _in_form(model, name, fused, bf16)
                 if not same(_logits(network, example), expected, bf16):
                     raise RuntimeError("it returns other logits then")
                 times[name, bf16] = machine.seconds(network, example)
             except Exception as error:  # whatever a network of the user's own does
-                failures[name + bf16 * " bf16"] = told(error)
+                failures[name + bf16 * " bf16"] = one_line(error)
         if times:
             break
     else:
-        _laid_out(model, before, fused)
+        _in_form(model, before, fused)
         raise ValueError(
             "the network must take a forward and a backward pass of images "
             f"{tuple(example.shape)}, got {next(iter(failures.values()))}; correct the network, or "
@@ -211,10 +212,10 @@ def _fastest(
     for name, reason in failures.items():
         say(f"the network cannot take {name} images and is run without them ({reason})")
     name, bf16 = min(times, key=lambda form: times[form])
-    return machine.Placed(_laid_out(model, name, fused, bf16), name, failures)
+    return machine.Placed(_in_form(model, name, fused, bf16), name, failures)
 
 
-def _laid_out(model: nn.Module, name: str, fused: bool, bf16: bool = False) -> nn.Module:
+def _in_form(model: nn.Module, name: str, fused: bool, bf16: bool = False) -> nn.Module:
     if any(p.dim() == 4 for p in model.parameters()):
         model.to(memory_format=machine.MEMORY_FORMATS[name])  # type: ignore[call-overload]
     last = name == "channels_last"
@@ -222,7 +223,7 @@ def _laid_out(model: nn.Module, name: str, fused: bool, bf16: bool = False) -> n
     return Faster(model, last, bf16) if fused or last or double or bf16 else model
 
 
-def _is_last(model: nn.Module) -> bool:
+def _is_channels_last(model: nn.Module) -> bool:
     return any(
         p.dim() == 4
         and not p.is_contiguous()
@@ -232,15 +233,15 @@ def _is_last(model: nn.Module) -> bool:
 
 
 def _logits(network: nn.Module, example: torch.Tensor) -> torch.Tensor:
-    """In eval mode, without a trace: no gradient, no random draw."""
-    kind = next((p.dtype for p in network.parameters() if p.is_floating_point()), example.dtype)
-    exact = tf32.switched(example.device, False)  # or roundings would look like another network
+    """Logits in eval mode, without side effects: no gradient, torch's generator restored."""
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), example.dtype)
+    exact = tf32.switched(example.device, False)  # else rounding would look like a difference
     with torch.no_grad(), frozen(network), torch.random.fork_rng(devices=[]), exact:
-        return logits_of(network(example.to(kind) if kind == torch.float64 else example))
+        return logits_of(network(example.to(dtype) if dtype == torch.float64 else example))
 
 
 def same(got: torch.Tensor, expected: torch.Tensor, bf16: bool = False) -> bool:
-    """Equal up to rounding, to bfloat16 perhaps: differences small beside the largest logit."""
+    """Whether logits agree up to rounding (``bf16``: to bfloat16), relative to the largest one."""
     if got.shape != expected.shape:
         return False
     scale = float(expected.abs().max().clamp(min=1e-30)) if expected.numel() else 1.0

@@ -1,9 +1,9 @@
-"""A network's forward pass rewritten for our fused operations, where torch.fx can trace it.
+"""Rewriting a network's forward pass to use our fused operations, where torch.fx can trace it.
 
-What is traced is one run of the Python code: its ``if``s are decided, its constants fixed. So a
-trace holds only while the attributes that the code could have read are what they were (``state``),
-it is refused where tracing made a tensor or two traces differ, and whoever uses it compares it with
-the network first.
+A trace records one run of the Python code, with its branches taken and its constants fixed. So it
+is valid only while the attributes that the code may read are unchanged (``state``); it is refused
+if tracing creates a tensor or two traces differ; and callers compare its output with the network's
+before they use it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from drf_fast.ops.pooling import conv_pool_relu, max_pool_relu
 
 Forward = Callable[[nn.Module, torch.Tensor], Any]
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_PLAIN = (bool, int, float, str, type(None))
+_SIMPLE_TYPES = (bool, int, float, str, type(None))
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 _POOLS = (F.max_pool2d, torch.max_pool2d)
 
 
 class TracingError(Exception):
-    """The network's code cannot be traced, or nothing is gained by it."""
+    """The network's code cannot be traced, or there is nothing to fuse."""
 
 
 class _Tracer(fx.Tracer):
@@ -36,50 +36,50 @@ class _Tracer(fx.Tracer):
 
 
 def is_compiled(network: nn.Module) -> bool:
-    """Whether there is no Python code to trace, or somebody else traces it."""
+    """Whether it is a ScriptModule, without Python code to trace, or wrapped by torch.compile."""
     return isinstance(network, torch.jit.ScriptModule) or hasattr(network, "_orig_mod")
 
 
 def state(network: nn.Module) -> tuple[Any, ...]:
-    """All that a trace of ``network`` rests on: modes, hooks and plain attributes of its modules.
+    """All that a trace of ``network`` depends on: modes, hooks, simple attributes of its modules.
 
     Raises:
-        TracingError: a module has hooks, which a trace would run at the wrong time or not at all.
+        TracingError: a module has hooks, which a fused pass would skip or run at the wrong time.
     """
     values: list[Any] = []
     for module in network.modules():
         content = module.__dict__
         if any(content.get(name) for name in _HOOKS):
             raise TracingError("it has hooks")
-        values.append(tuple(v for v in content.values() if type(v) in _PLAIN))
+        values.append(tuple(v for v in content.values() if type(v) in _SIMPLE_TYPES))
     return tuple(values)
 
 
 def rewritten(network: nn.Module, *, fold: bool = False) -> Forward:
-    """``forward(network, x)`` with pooling and ReLU in one pass, and without ``view``.
+    """``forward(network, x)`` with pooling and ReLU fused, and ``reshape`` for ``view``.
 
     Args:
-        network: in the mode in which it will be run. It stays as it is but for ``fold``.
-        fold: put batch normalisation into the convolutions before it, which **changes** the
+        network: in the mode in which it will be run; unchanged unless ``fold``.
+        fold: fold batch normalisation into the convolutions before it, which **changes** the
             network's convolutions: for a copy in eval mode.
 
     Raises:
-        TracingError: see above.
+        TracingError: the code cannot be traced, or there is nothing to fuse.
     """
     if isinstance(network, fx.GraphModule) or is_compiled(network):
         raise TracingError("it is compiled")
-    graph = _traced(network)
+    graph = _trace(network)
     modules = dict(network.named_modules())
     changes = _fold(graph, modules) if fold else 0
     changes += _pool(graph, modules) + _reshape(graph)
     if not changes:
         raise TracingError("there is nothing to fuse")
     graph.lint()
-    # The function alone: called with the network itself, it finds all weights where they are now.
+    # The function only: called with the network itself, it uses the network's current weights.
     return type(fx.GraphModule(network, graph)).forward
 
 
-def _traced(network: nn.Module) -> fx.Graph:
+def _trace(network: nn.Module) -> fx.Graph:
     try:
         before = state(network)
         tracer = _Tracer()
@@ -87,7 +87,7 @@ def _traced(network: nn.Module) -> fx.Graph:
         same = state(network) == before
     except TracingError:
         raise
-    except Exception as error:  # whatever code does when its input is a proxy
+    except Exception as error:  # whatever the code raises for an fx.Proxy
         raise TracingError(f"{type(error).__name__} while tracing") from error
     finally:
         for name in [name for name in vars(network) if name.startswith("_tensor_constant")]:
@@ -113,8 +113,8 @@ def _fold(graph: fx.Graph, modules: dict[str, nn.Module]) -> int:
         conv = _module(source, modules, nn.Conv2d)
         if norm is None or conv is None or not isinstance(source, fx.Node):
             continue
-        once = len(source.users) == 1 and _calls(graph, source.target) == 1
-        if not once or norm.training or norm.running_mean is None or norm.running_var is None:
+        only_use = len(source.users) == 1 and _calls(graph, source.target) == 1
+        if not only_use or norm.training or norm.running_mean is None or norm.running_var is None:
             continue
         fused = fuse_conv_bn_eval(conv, norm)
         conv.weight, conv.bias = fused.weight, fused.bias
@@ -159,7 +159,7 @@ def _pool(graph: fx.Graph, modules: dict[str, nn.Module]) -> int:
 
 
 def _module(node: Any, modules: dict[str, nn.Module], kind: type) -> Any:
-    """The module that the node calls with one argument, if it is of this very type."""
+    """The module that the node calls with one argument, if its type is exactly ``kind``."""
     if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.args) != 1:
         return None
     module = modules.get(str(node.target))
@@ -179,19 +179,19 @@ def _is_pool(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_function" and node.target in _POOLS:
         named = dict(zip(("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
                          node.args[1:], strict=False))  # fmt: skip
-        given = {**named, **node.kwargs}
+        settings = {**named, **node.kwargs}
     else:
         pool = _module(node, modules, nn.MaxPool2d)
         if pool is None:
             return False
-        given = {name: getattr(pool, name) for name in pool.__constants__}
+        settings = {name: getattr(pool, name) for name in pool.__constants__}
     two = (2, (2, 2), [2, 2])
     plain = {"padding": (0, (0, 0), [0, 0]), "dilation": (1, (1, 1), [1, 1])}
     return (
-        given.pop("kernel_size", None) in two
-        and given.pop("stride", None) in (None, [], *two)
-        and all(given.pop(name, values[0]) in values for name, values in plain.items())
-        and not any(given.values())  # ceil_mode, return_indices
+        settings.pop("kernel_size", None) in two
+        and settings.pop("stride", None) in (None, [], *two)
+        and all(settings.pop(name, values[0]) in values for name, values in plain.items())
+        and not any(settings.values())  # ceil_mode, return_indices
     )
 
 
@@ -199,7 +199,7 @@ def _is_pool(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def _reshape(graph: fx.Graph) -> int:
-    """``view`` becomes ``reshape``, the same values for images in channels_last order too."""
+    """Replace ``view`` by ``reshape``, which takes channels_last images too."""
     views = [
         node
         for node in graph.nodes
@@ -215,7 +215,7 @@ def _reshape(graph: fx.Graph) -> int:
 
 
 def _writes(node: fx.Node) -> bool:
-    """Whether the node may write into its argument, which a copy would not pass on."""
+    """Whether the node may write to its argument: a copy by ``reshape`` would lose the write."""
     if node.op == "call_method":
         return str(node.target).endswith("_")
     return node.target in (operator.setitem, operator.iadd, operator.imul, operator.isub)

@@ -12,7 +12,7 @@ from drf_fast.ops.pooling import conv_pool_relu
 class LeNet(nn.Module):
     """conv5x5 -> 20, pool, ReLU, conv5x5 -> 50, pool, ReLU, fc 500, ReLU, fc K, for 28x28 images.
 
-    Pooling comes before ReLU: max and ReLU commute, and ReLU then has a quarter of the work.
+    Pooling comes before ReLU: they commute, and ReLU then processes a quarter of the elements.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:

@@ -1,7 +1,7 @@
 """Per-channel normalisation as the first layer of a network.
 
-It comes after the noise and not in the data loader, so that sigma, attack strengths and certified
-radii keep the units of pixels in [0, 1].
+It is applied after the noise, not in the data loader, so that sigma, attack strengths and certified
+radii are in units of pixels in [0, 1].
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def for_data(data: str) -> str:
 class Normalize(nn.Module):
     """(x - mean) / std, per channel of (B, C, H, W).
 
-    The constants are buffers, hence part of the state dict: a checkpoint holds the whole network.
+    The constants are buffers, hence part of the state dict, so a checkpoint is complete.
     """
 
     mean: torch.Tensor

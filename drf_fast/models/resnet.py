@@ -75,7 +75,7 @@ def _stage(in_width: int, width: int, blocks: int, stride: int) -> nn.Sequential
 
 def resnet50(num_classes: int, in_channels: int = 3) -> nn.Module:
     """torchvision's ResNet-50, randomly initialised: 25,557,032 parameters at 1,000 classes."""
-    from torchvision.models import resnet  # a second of import that other networks need not pay
+    from torchvision.models import resnet  # takes a second, so only where it is used
 
     if in_channels != 3:
         raise ValueError(f"in_channels must be 3, got {in_channels}")

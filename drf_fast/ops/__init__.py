@@ -1,1 +1,1 @@
-"""The operations as torch knows them: schemas, argument checks, backward passes."""
+"""The operations as torch sees them: schemas, argument checks, backward passes."""

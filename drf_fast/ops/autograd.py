@@ -16,16 +16,16 @@ from drf_fast.ops import checks as check
 from drf_fast.ops import schemas
 
 
-def _once(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Refuse to be differentiated twice.
+def _once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Make ``backward`` refuse double differentiation.
 
-    torch's ``once_differentiable`` refuses only where the incoming gradient has a graph, and a
-    loss's has none: there the gradient would silently count as a constant.
+    torch's ``once_differentiable`` refuses only where the incoming gradient has an autograd graph.
+    The gradient of a loss has none, so there ours would silently count as a constant.
     """
 
     @functools.wraps(backward)
     def checked(ctx: Any, grad: torch.Tensor) -> Any:
-        # Compiled code refuses by itself.
+        # In compiled code torch itself refuses.
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(
                 "drf_fast operations can be differentiated once, got create_graph=True, which asks "
@@ -36,8 +36,8 @@ def _once(backward: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def _not_exported(ctx: Any) -> None:
-    """torch.export keeps a forward pass alone: refuse to lose a gradient without a word."""
+def _refuse_export(ctx: Any) -> None:
+    """Raise under torch.export, which records the forward pass only: gradients would be lost."""
     if ctx.needs_input_grad[0] and check.exporting():
         raise RuntimeError(
             "torch.export would drop the gradient of this drf_fast operation, got an input that "
@@ -45,43 +45,44 @@ def _not_exported(ctx: Any) -> None:
         )
 
 
-def visible(tensor: torch.Tensor) -> torch.Tensor:
-    """``tensor``; in compiled code a view of it, so that Dynamo sees that it needs a gradient.
+def view_for_dynamo(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor``; in compiled code a view of it, so that Dynamo knows that it requires a gradient.
 
-    Of a tensor that torch.func.grad has just wrapped it believes the contrary (torch 2.14) and
-    would leave out our backward: the gradient would be 0.
+    Of a tensor just wrapped by torch.func.grad, Dynamo (torch 2.14) believes that it requires none
+    and would leave out our backward: the gradient would be 0.
     """
     return tensor.view_as(tensor) if torch.compiler.is_dynamo_compiling() else tensor
 
 
-def wanted(tensor: torch.Tensor) -> bool:
-    """Whether a backward may follow: where not, the operation is called itself, in half the time.
+def requires_backward(tensor: torch.Tensor) -> bool:
+    """Whether a backward pass may follow.
 
-    Compiled code decides by itself.
+    Where not, the raw operation is called without an ``autograd.Function``, in half the time.
+    Always true in compiled code, where torch leaves out what is not needed.
     """
     if torch.compiler.is_compiling():
         return True
     return tensor.requires_grad and torch.is_grad_enabled()
 
 
-def noisy_repeat(x: torch.Tensor, *names: Any) -> torch.Tensor:
-    """``schemas.noisy_repeat`` with its backward."""
-    if wanted(x):
-        return NoisyRepeat.apply(visible(x), *names)
-    return schemas.noisy_repeat(x, *names)
+def noisy_repeat(x: torch.Tensor, *noise: Any) -> torch.Tensor:
+    """``schemas.noisy_repeat`` with its backward; ``noise`` are its other arguments."""
+    if requires_backward(x):
+        return NoisyRepeat.apply(view_for_dynamo(x), *noise)
+    return schemas.noisy_repeat(x, *noise)
 
 
 class NoisyRepeat(torch.autograd.Function):
-    """Noisy copies depend on the image by the identity, so its gradient is their sum."""
+    """The Jacobian of each noisy copy is the identity, so the image's gradient is their sum."""
 
     @staticmethod
     def forward(ctx: Any, x, sigma, key, image_ids, sample_offset, num_samples, stream):
-        _not_exported(ctx)
+        _refuse_export(ctx)
         ctx.num_samples = num_samples
         return schemas.noisy_repeat(x, sigma, key, image_ids, sample_offset, num_samples, stream)
 
     @staticmethod
-    @_once
+    @_once_differentiable
     def backward(ctx: Any, grad):
         grad_x = schemas.noisy_repeat_backward(grad, ctx.num_samples)
         return grad_x, None, None, None, None, None, None
@@ -95,9 +96,9 @@ def loss(
     sample_dim: int,
     *options: Any,
 ) -> torch.Tensor:
-    """The loss of ``function``, a class below, with its backward where one may follow."""
-    if wanted(logits):
-        return function.apply(visible(logits), target, num_samples, sample_dim, *options)
+    """The loss computed by ``function``, one of the classes below, differentiable where needed."""
+    if requires_backward(logits):
+        return function.apply(view_for_dynamo(logits), target, num_samples, sample_dim, *options)
     images = images_first(logits, num_samples, sample_dim)
     return function.operation(images, target, *options, False)[0]
 
@@ -105,13 +106,13 @@ def loss(
 def images_first(logits: torch.Tensor, num_samples: int, sample_dim: int) -> torch.Tensor:
     """The caller's logits, 2-D or 3-D, in either order, as a (B, m, K) view."""
     if logits.dim() == 2:
-        other = logits.shape[0] // num_samples
-        sizes = (other, num_samples) if sample_dim == 1 else (num_samples, other)
+        batch = logits.shape[0] // num_samples
+        sizes = (batch, num_samples) if sample_dim == 1 else (num_samples, batch)
         logits = logits.reshape(*sizes, logits.shape[1])
     return logits if sample_dim == 1 else logits.transpose(0, 1)
 
 
-def _loss(
+def _forward_and_save(
     ctx: Any,
     operation: Callable[..., Any],
     logits: torch.Tensor,
@@ -119,26 +120,26 @@ def _loss(
     layout: tuple[int, int],
     *options: Any,
 ) -> torch.Tensor:
-    """The loss. Its gradient is computed here, in forward, and kept.
+    """The loss. Its gradient is computed here, in forward, and saved.
 
     The first backward returns it without a copy. Its receiver may change it in place, so a second
-    backward of a retained graph recomputes it, for which the arguments are saved.
+    backward of a retained graph recomputes it, for which the arguments are saved, too.
     """
-    _not_exported(ctx)
+    _refuse_export(ctx)
     images = images_first(logits, *layout)
     loss, grad = operation(images, target, *options, ctx.needs_input_grad[0])
     ctx.compiled = torch.compiler.is_compiling()
     ctx.shape, ctx.layout = logits.shape, layout
-    if ctx.compiled:  # there the compiler plans the memory
+    if ctx.compiled:  # the compiler manages the memory: no need to give the gradient away
         ctx.save_for_backward(grad)
     else:
         ctx.save_for_backward(logits, target)
-        ctx.again = operation, options
+        ctx.recompute = operation, options
         ctx.grad = grad
     return loss
 
 
-def _grad_logits(ctx: Any, grad_loss: torch.Tensor) -> torch.Tensor:
+def _grad_of_logits(ctx: Any, grad_loss: torch.Tensor) -> torch.Tensor:
     """d(loss)/d(logits) times the incoming gradient, in the shape of the caller's logits."""
     grad = _scaled_grad(ctx, grad_loss)
     if ctx.layout[1] == 0:
@@ -153,15 +154,15 @@ def _scaled_grad(ctx: Any, grad_loss: torch.Tensor) -> torch.Tensor:
         return (grad.to(scale.dtype) * scale).to(grad.dtype)
     grad, ctx.grad = ctx.grad, None
     if grad is None:
-        operation, options = ctx.again
+        operation, options = ctx.recompute
         logits, target = ctx.saved_tensors
         grad = operation(images_first(logits, *ctx.layout), target, *options, True)[1]
-    # loss.backward() multiplies by 1, and on the CPU it costs nothing to look.
+    # loss.backward() multiplies by 1; on the CPU reading that value costs nothing.
     if scale.is_cpu and not any(scale.stride()[:1]) and scale.view(-1)[0].item() == 1.0:
         return grad
     if grad.dtype == scale.dtype:
         return grad.mul_(scale)
-    # In the loss's float32: a gradient scaler's 2^16 is infinite in float16.
+    # Multiplied in float32, the dtype of the loss: a gradient scaler's 2^16 is inf in float16.
     return (grad.to(scale.dtype) * scale).to(grad.dtype)
 
 
@@ -172,12 +173,14 @@ class SmoothCE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits, target, num_samples, sample_dim, reduction):
-        return _loss(ctx, schemas.smooth_ce, logits, target, (num_samples, sample_dim), reduction)
+        return _forward_and_save(
+            ctx, schemas.smooth_ce, logits, target, (num_samples, sample_dim), reduction
+        )
 
     @staticmethod
-    @_once
+    @_once_differentiable
     def backward(ctx: Any, grad_loss):
-        return (_grad_logits(ctx, grad_loss), *[None] * 4)
+        return (_grad_of_logits(ctx, grad_loss), *[None] * 4)
 
 
 class Consistency(torch.autograd.Function):
@@ -188,12 +191,14 @@ class Consistency(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits, target, num_samples, sample_dim, lam, eta, reduction):
         layout = (num_samples, sample_dim)
-        return _loss(ctx, schemas.consistency_loss, logits, target, layout, lam, eta, reduction)
+        return _forward_and_save(
+            ctx, schemas.consistency_loss, logits, target, layout, lam, eta, reduction
+        )
 
     @staticmethod
-    @_once
+    @_once_differentiable
     def backward(ctx: Any, grad_loss):
-        return (_grad_logits(ctx, grad_loss), *[None] * 6)
+        return (_grad_of_logits(ctx, grad_loss), *[None] * 6)
 
 
 class Macer(torch.autograd.Function):
@@ -204,9 +209,11 @@ class Macer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits, target, num_samples, sample_dim, sigma, lam, gamma, beta):
         layout = (num_samples, sample_dim)
-        return _loss(ctx, schemas.macer_loss, logits, target, layout, sigma, lam, gamma, beta)
+        return _forward_and_save(
+            ctx, schemas.macer_loss, logits, target, layout, sigma, lam, gamma, beta
+        )
 
     @staticmethod
-    @_once
+    @_once_differentiable
     def backward(ctx: Any, grad_loss):
-        return (_grad_logits(ctx, grad_loss), *[None] * 7)
+        return (_grad_of_logits(ctx, grad_loss), *[None] * 7)

@@ -1,4 +1,4 @@
-"""Argument checks shared by the public operations: what was expected, what came, how to fix it."""
+"""Argument checks shared by the public operations."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from drf_fast.runtime.following import followed
 from drf_fast.runtime.tensors import FLOATS
+from drf_fast.runtime.tracing import is_traced_or_profiled
 
 Scalar = float | int | torch.Tensor
 
 
 def brief(value: Any) -> str:
-    """A value on one line and not at length, without reading a tensor's elements."""
+    """A value on one short line, for messages; elements of tensors are not read."""
     if isinstance(value, torch.Tensor):
         return f"of {value.dtype}"
     if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print the longest
@@ -28,7 +28,7 @@ def brief(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def shown(value: Any) -> str:
+def type_and_value(value: Any) -> str:
     return f"{type(value).__name__} {brief(value)}"
 
 
@@ -42,7 +42,7 @@ def is_tensor(value: Any, name: str) -> torch.Tensor:
 
 
 def has_value(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """Refuse a parameter without a value: the result would be memory that nothing has written."""
+    """Refuse a meta tensor as a parameter: the result would be uninitialised memory."""
     if is_tensor(tensor, name).device.type == "meta":
         raise ValueError(
             f"{name} must have a value, got a tensor on the meta device; pass a number"
@@ -52,7 +52,7 @@ def has_value(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 def floating(tensor: Any, name: str) -> torch.Tensor:
     if is_tensor(tensor, name).dtype not in FLOATS:
-        # 0..255 as they are would be certified in other units than sigma's.
+        # 0..255 without the division would be in other units than sigma.
         how = f"{name}.float()" + (" / 255" if tensor.dtype == torch.uint8 else "")
         raise TypeError(
             f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}; "
@@ -76,8 +76,8 @@ def nonempty(x: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def untransformed(operation: str) -> None:
-    """Refuse torch.func transforms and forward-mode derivatives, for which there are no rules."""
-    if torch.compiler.is_compiling():  # Dynamo captures the transforms by itself
+    """Refuse torch.func transforms and forward-mode AD, for which the operations have no rules."""
+    if torch.compiler.is_compiling():  # Dynamo traces through the transforms
         return
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
@@ -93,12 +93,12 @@ def untransformed(operation: str) -> None:
 
 
 def exporting() -> bool:
-    """Whether torch.export is at work; its strict mode can be told since torch 2.7."""
+    """Whether torch.export is tracing; its strict mode can be detected since torch 2.7."""
     if not torch.compiler.is_compiling():
         return False
     if hasattr(torch.compiler, "is_exporting"):
         return torch.compiler.is_exporting()
-    # Dynamo serves torch.compile as well as the strict mode; the other mode does without it.
+    # Before, strict mode looked like torch.compile, both using Dynamo; the other mode uses none.
     return not torch.compiler.is_dynamo_compiling()
 
 
@@ -112,16 +112,16 @@ def same_device(device: torch.device, **tensors: torch.Tensor) -> None:
 
 
 def on_cpu(value: float | int, dtype: torch.dtype) -> torch.Tensor:
-    """A 0-dim tensor, whatever torch's default device is; to be read, for others may share it."""
-    # To make one takes as long as a small operation. Whoever traces must see it made.
-    if followed():
+    """A 0-dim CPU tensor, whatever torch's default device is; shared, so never write to it."""
+    # Cached, since making one takes as long as a small operation; but a trace must record it.
+    if is_traced_or_profiled():
         return torch.scalar_tensor(value, dtype=dtype, device="cpu")
-    return _kept_on_cpu(value, dtype)
+    return _cached_on_cpu(value, dtype)
 
 
 @functools.lru_cache(256, typed=True)
-def _kept_on_cpu(value: float | int, dtype: torch.dtype) -> torch.Tensor:
-    with torch.inference_mode(False):  # outside of which it could not be used
+def _cached_on_cpu(value: float | int, dtype: torch.dtype) -> torch.Tensor:
+    with torch.inference_mode(False):  # an inference tensor could not be used outside that mode
         return torch.scalar_tensor(value, dtype=dtype, device="cpu")
 
 
@@ -130,23 +130,23 @@ def choice(value: Any, name: str, options: Sequence[str]) -> str:
         return value
     expected = f"{name} must be one of {', '.join(map(repr, options))}"
     if not isinstance(value, str):
-        raise TypeError(f"{expected}, got {shown(value)}")
+        raise TypeError(f"{expected}, got {type_and_value(value)}")
     raise ValueError(f"{expected}, got {value!r:.60}")
 
 
 def count(value: Any, name: str, minimum: int = 1, maximum: int = 2**32 - 1) -> int:
-    """An integer in [minimum, maximum], also NumPy's; bool and float are refused."""
+    """An integer in [minimum, maximum], NumPy's too; bool and float are refused."""
     if type(value) is not int:
         value = integer(value, f"{name} must be an int")
     if not minimum <= value <= maximum:
-        got = shown(value) if abs(value) >= 2**64 else value
+        got = type_and_value(value) if abs(value) >= 2**64 else value
         raise ValueError(f"{name} must lie in {minimum}..{maximum}, got {got}")
     return value
 
 
 def integer(value: Any, expected: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, numbers.Integral)):
-        raise TypeError(f"{expected}, got {shown(value)}")
+        raise TypeError(f"{expected}, got {type_and_value(value)}")
     return value if isinstance(value, (int, torch.SymInt)) else int(value)  # type: ignore[return-value]
 
 
@@ -159,7 +159,7 @@ def scalar(
 ) -> torch.Tensor:
     """A real number or 0-dim tensor as a 0-dim float64 tensor (a tensor stays on its device).
 
-    Values of CPU tensors are checked, those of other devices are not: that would synchronise.
+    Values are checked on the CPU only: on other devices that would synchronise.
     """
     if isinstance(value, torch.Tensor):
         if has_value(value, name).dim() != 0:
@@ -175,19 +175,19 @@ def scalar(
         tensor = value if value.dtype == torch.float64 else value.to(torch.float64)
     elif isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool):
         if torch.compiler.is_compiling():
-            # A number that changes from call to call is symbolic there: no value to read. The
-            # product makes it an input of the graph; where it made a tensor by itself, every new
-            # value would compile the graph anew.
+            # While compiling, a number that changes from call to call is symbolic and has no value
+            # to read. The product makes it an input of the graph; a tensor made of it directly
+            # would be a constant, and each new value would recompile the graph.
             product: Any = on_cpu(1.0, torch.float64) * value
             number, tensor = None, product
         else:
             try:
                 number = float(value)
             except OverflowError:
-                raise ValueError(f"{name} must fit a float, got {shown(value)}") from None
+                raise ValueError(f"{name} must fit a float, got {type_and_value(value)}") from None
             tensor = on_cpu(number, torch.float64)
     else:
-        raise TypeError(f"{name} must be a number or a 0-dim tensor, got {shown(value)}")
+        raise TypeError(f"{name} must be a number or a 0-dim tensor, got {type_and_value(value)}")
     if number is not None:
         if not math.isfinite(number):
             raise ValueError(f"{name} must be finite, got {number}")
@@ -203,7 +203,7 @@ def noise_source(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The key (int64 0-dim) and the image ids (int64 (B,)) that name a batch's noise."""
     if seed is None:
-        # torch's default generator, so that torch.manual_seed governs it and ranks differ.
+        # torch's default generator, so that torch.manual_seed determines it and ranks differ.
         key = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu")
         if image_ids is None:
             return key, torch.arange(batch, device=device)
@@ -230,15 +230,15 @@ def noise_source(
         )
     same_device(device, image_ids=image_ids)
     if device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = _ends(image_ids)
+        low, high = _min_and_max(image_ids)
         if low < 0 or high >= 2**32:
             raise ValueError(f"image_ids must lie in 0..2^32-1, got values from {low} to {high}")
     return key, image_ids
 
 
-def _ends(ids: torch.Tensor) -> tuple[int, int]:
-    """The smallest and the largest; of a few they are found sooner in a list."""
-    if ids.numel() > 32:
+def _min_and_max(ids: torch.Tensor) -> tuple[int, int]:
+    """The smallest and the largest id."""
+    if ids.numel() > 32:  # below, a Python list is faster
         low, high = torch.aminmax(ids)
         return int(low), int(high)
     values = ids.tolist()
@@ -246,16 +246,16 @@ def _ends(ids: torch.Tensor) -> tuple[int, int]:
 
 
 def signed_key(seed: Any) -> int:
-    """The bits of a 64-bit seed as a signed integer, which is what an int64 tensor holds."""
+    """A 64-bit seed reinterpreted as a signed integer, as an int64 tensor holds it."""
     seed = integer(seed, "seed must be an int or a 0-dim int64 tensor")
     if not -(2**63) <= seed < 2**64:
-        got = seed if abs(seed) < 2**80 else shown(seed)
+        got = seed if abs(seed) < 2**80 else type_and_value(seed)
         raise ValueError(f"seed must fit 64 bits, -2^63 <= seed < 2^64, got {got}")
     return seed - 2**64 if seed >= 2**63 else seed
 
 
 def logits_and_target(logits: Any, target: Any, num_samples: Any, sample_dim: Any) -> int:
-    """Check the logits, in either order, and their (B,) labels; the number of samples m."""
+    """Check the logits, in either order, and their (B,) labels; return the number of samples m."""
     floating(logits, "logits")
     if isinstance(sample_dim, bool) or not isinstance(sample_dim, int) or sample_dim not in (0, 1):
         raise ValueError(
@@ -305,7 +305,7 @@ def logits_and_target(logits: Any, target: Any, num_samples: Any, sample_dim: An
 
 
 def box(clamp: Any) -> list[float] | None:
-    """A box of valid pixel values, as the raw operations take it."""
+    """``clamp`` as the raw operations take it: [low, high] of valid pixel values, or None."""
     if clamp is None:
         return None
     low = high = math.nan
@@ -324,9 +324,9 @@ def box(clamp: Any) -> list[float] | None:
 
 
 def first_sample(value: Any, num_samples: int, device: torch.device) -> torch.Tensor:
-    """As ``sample_offset``; a plain 0 is made on the device of the images.
+    """As ``sample_offset``, but the default 0 is made on the device of the images.
 
-    A number from the CPU would keep CUDA graphs from capturing the call.
+    A copy from the CPU could not be captured in a CUDA graph.
     """
     if type(value) is int and value == 0:
         if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""Checks of what ``noisy_levels`` alone takes: 8-bit images, a sigma with a table, its dtypes."""
+"""Checks of the arguments of ``noisy_levels``: 8-bit images, a sigma with a table, the dtype."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def images(u: Any, name: str = "u") -> torch.Tensor:
 
 
 def dtype(dtype: Any) -> torch.dtype:
-    """A dtype that copies of 8-bit images can have."""
+    """A dtype of ``DTYPES``, in which noisy copies of 8-bit images are returned."""
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
         raise TypeError(
             f"dtype must be one of {', '.join(map(str, DTYPES))}, got {check.brief(dtype)}"
@@ -32,7 +32,7 @@ def dtype(dtype: Any) -> torch.dtype:
 
 
 def sigma(sigma: Any) -> float:
-    """A sigma with a table of noise in whole levels, which is made of a number."""
+    """sigma as a number, for which a table of noise in whole levels exists or is now made."""
     if isinstance(sigma, torch.Tensor) and sigma.device.type not in ("cpu", "meta"):
         raise ValueError(
             f"sigma must be a number, of which a table is made, got a tensor on {sigma.device}; "
@@ -40,7 +40,7 @@ def sigma(sigma: Any) -> float:
         )
     if torch.compiler.is_compiling() and isinstance(sigma, (int, float)):
         return float(sigma)  # its range is checked when the operation runs
-    # No tensor of a float, which a CUDA graph could not capture.
+    # A float is not made a tensor first, which a CUDA graph could not capture.
     number = sigma if type(sigma) is float else float(check.scalar(sigma, "sigma", positive=True))
     level_table(number)
     return number

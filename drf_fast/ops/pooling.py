@@ -1,10 +1,10 @@
-"""relu(max_pool2d(x, 2)), and a one-channel convolution before it, made for an adversary's passes.
+"""relu(max_pool2d(x, 2)), alone and after a one-channel convolution, with a fast backward pass.
 
-An adversary asks for the gradient for the image at every step. Libraries keep 8 bytes for the place
-of each maximum, clear a gradient of the size before pooling, fill a quarter of it and convolve all
-of it with kernels padded from one channel to a vector's width. Here a byte says where each maximum
-was, and the gradient for a one-channel image is added up from the pooled one, of which there is a
-quarter. Elsewhere than on the CPU in channels_last order, and in compiled code, it is torch's.
+An adversary needs the gradient with respect to the image at every step. torch stores the index of
+each maximum in 8 bytes, zeroes a gradient of the size before pooling, fills a quarter of it and
+convolves all of it with kernels padded from one channel to a vector's width. Here an index is one
+byte, and the gradient of a one-channel image is summed directly from the pooled gradient, a quarter
+of the size. Off the CPU, in contiguous order, and in compiled code torch's operations are used.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch.nn.grad import conv2d_weight
 
 from drf_fast.backends import dispatch
 from drf_fast.backends.native import cpu
-from drf_fast.backends.native.pooling import FLOATS, KERNEL_SIZES, takes
+from drf_fast.backends.native.pooling import FLOATS, KERNEL_SIZES, is_supported
 from drf_fast.ops import schemas
 
 
 def max_pool_relu(x: torch.Tensor) -> torch.Tensor:
-    """relu(max_pool2d(x, 2)) of (B, C, H, W): (B, C, H // 2, W // 2), value and gradient torch's.
+    """relu(max_pool2d(x, 2)): (B, C, H, W) -> (B, C, H // 2, W // 2), equal to torch's.
 
-    On the CPU, where it has a backward pass of its own, there is no second derivative.
+    Where our kernel runs, it can be differentiated once only.
     """
-    if not _has_own_kernel() or not takes(x):
+    if not _has_own_kernel() or not is_supported(x):
         return F.relu(F.max_pool2d(x, 2))
     if not (torch.is_grad_enabled() and x.requires_grad):
         return schemas.max_pool_relu(x, False)[0]
@@ -36,13 +36,18 @@ def max_pool_relu(x: torch.Tensor) -> torch.Tensor:
 
 
 def conv_pool_relu(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """max_pool_relu(conv(x)), with a shorter way to the gradient for images of one channel."""
-    wanted = torch.is_grad_enabled() and x.requires_grad
-    if not (wanted and _has_own_kernel() and x.device.type == "cpu" and _is_simple(conv, x)):
+    """max_pool_relu(conv(x)), with a faster backward pass to images of one channel."""
+    requires_backward = torch.is_grad_enabled() and x.requires_grad
+    if not (
+        requires_backward
+        and _has_own_kernel()
+        and x.device.type == "cpu"
+        and _has_own_backward(conv, x)
+    ):
         return max_pool_relu(conv(x))
     assert conv.bias is not None
     tensors = (x, conv.weight, conv.bias)
-    if torch.is_autocast_enabled("cpu"):  # which does not reach into a Function
+    if torch.is_autocast_enabled("cpu"):  # it does not apply inside an autograd.Function
         dtype = torch.get_autocast_dtype("cpu")
         tensors = tuple(tensor.to(dtype) for tensor in tensors)
     if tensors[0].dtype not in FLOATS:
@@ -59,7 +64,7 @@ def _has_own_kernel() -> bool:
     )
 
 
-def _is_simple(conv: nn.Conv2d, x: torch.Tensor) -> bool:
+def _has_own_backward(conv: nn.Conv2d, x: torch.Tensor) -> bool:
     """One channel, a small square kernel without stride or padding, an output of even size."""
     k = conv.kernel_size[0]
     return (
@@ -100,12 +105,12 @@ class _ConvPoolReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, index = ctx.saved_tensors
-        for_x, for_weight, for_bias = ctx.needs_input_grad
-        found: list[torch.Tensor | None] = [None, None, None]
-        if for_x:
-            found[0] = schemas.pooled_image_gradient(grads[0], index, weight)
-        if for_weight or for_bias:
+        x_needs_grad, weight_needs_grad, bias_needs_grad = ctx.needs_input_grad
+        grads_in: list[torch.Tensor | None] = [None, None, None]
+        if x_needs_grad:
+            grads_in[0] = schemas.pooled_image_gradient(grads[0], index, weight)
+        if weight_needs_grad or bias_needs_grad:
             grad = schemas.max_pool_relu_backward(grads[0], index)
-            found[1] = conv2d_weight(x, list(weight.shape), grad) if for_weight else None
-            found[2] = grad.sum((0, 2, 3)) if for_bias else None
-        return tuple(found)
+            grads_in[1] = conv2d_weight(x, list(weight.shape), grad) if weight_needs_grad else None
+            grads_in[2] = grad.sum((0, 2, 3)) if bias_needs_grad else None
+        return tuple(grads_in)

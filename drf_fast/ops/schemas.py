@@ -1,10 +1,10 @@
-"""The raw operations: their schemas, their shapes for tracing, and the way to a backend.
+"""The raw operations: schemas, fake implementations for tracing, dispatch to a backend.
 
 ``torch.ops.drf_fast.*`` take tensors that ``functional.py`` has checked. All that may change from
 step to step (key, sigma, lambda, epsilon, step size, sample offset) is a 0-dim tensor here, never
 a number: a number would be baked into a compiled graph or a CUDA graph, and a graph that replays
-one noise key voids every certificate that rests on it. The one number is noisy_levels' sigma, which
-names a table: it is looked up when the operation runs, and is no part of a graph.
+one noise key voids every certificate that rests on it. The one exception is the sigma of
+noisy_levels: it selects a table, which is looked up when the operation runs.
 
 Logits are (B, m, K) in any strides, so both orders of the m noisy rows of an image are views of
 the caller's tensor. A loss returns its value and its whole gradient, both from one read of the
@@ -21,8 +21,8 @@ from torch.library import Library, register_fake
 
 from drf_fast.backends.dispatch import implementation
 from drf_fast.backends.reference.levels import level_table
-from drf_fast.runtime.following import followed
 from drf_fast.runtime.tensors import arithmetic_dtype, memory_format_of
+from drf_fast.runtime.tracing import is_traced_or_profiled
 
 REDUCTIONS = ("none", "mean", "sum")
 GRAD_NORMS = ("image", "batch", "none")
@@ -61,11 +61,11 @@ def _dispatcher(name: str) -> Callable[..., Any]:
     return dispatch
 
 
-def _noisy_levels(u: torch.Tensor, sigma: float, *names: Any) -> torch.Tensor:
-    """The backends take what sigma means: thresholds and guide, on the device of u."""
+def _noisy_levels(u: torch.Tensor, sigma: float, *noise: Any) -> torch.Tensor:
+    """The backends take the table of sigma, thresholds and guide, on the device of u."""
     table = level_table(sigma, u.device)
     run = implementation("noisy_levels", u.device.type)
-    return run(u, table.thresholds, table.guide, *names)
+    return run(u, table.thresholds, table.guide, *noise)
 
 
 _IMPLEMENTATIONS = {name: _dispatcher(name) for name in _SCHEMAS} | {"noisy_levels": _noisy_levels}
@@ -171,44 +171,45 @@ def _(successes, trials, sigma, alpha):
     return torch.empty_like(successes, dtype=torch.float64)
 
 
-# What a call may hold for the short way; symbolic numbers and subclasses of tensors go torch's.
-_PLAIN = frozenset(
+# Types of arguments that may bypass the dispatcher: no symbolic numbers, no tensor subclasses.
+_DIRECT_TYPES = frozenset(
     {torch.Tensor, torch.nn.Parameter, int, float, bool, str, list, type(None), torch.dtype}
 )
 
 
-def _operation(name: str) -> Callable[..., Any]:
-    """``torch.ops.drf_fast.NAME``, past torch's dispatcher where nobody would see the difference.
+def _bypassing_dispatcher(name: str) -> Callable[..., Any]:
+    """``torch.ops.drf_fast.NAME``, bypassing torch's dispatcher where that makes no difference.
 
-    From Python through it and back to Python takes longer than a small operation. Without it there
-    is no autograd: tensors that require a gradient are passed under ``torch.no_grad`` alone, as
-    inside an ``autograd.Function``.
+    The way from Python through the dispatcher back to Python takes longer than a small operation.
+    The bypass skips autograd, so tensors that require a gradient may be passed under
+    ``torch.no_grad`` only, as inside an ``autograd.Function``.
     """
-    through_torch = getattr(torch.ops.drf_fast, name).default
-    itself = _IMPLEMENTATIONS[name]
+    dispatched = getattr(torch.ops.drf_fast, name).default
+    direct = _IMPLEMENTATIONS[name]
 
     def call(first: torch.Tensor, *others: Any) -> Any:
-        # Compilers follow no further than the first of these. On meta, shapes alone are asked for.
-        if followed() or first.is_meta or type(first) is not torch.Tensor:
-            return through_torch(first, *others)
-        if not _PLAIN.issuperset(map(type, others)):
-            return through_torch(first, *others)
-        return itself(first, *others)
+        # First, since torch.compile cannot trace the other tests. Meta tensors need the fake
+        # implementation.
+        if is_traced_or_profiled() or first.is_meta or type(first) is not torch.Tensor:
+            return dispatched(first, *others)
+        if not _DIRECT_TYPES.issuperset(map(type, others)):
+            return dispatched(first, *others)
+        return direct(first, *others)
 
     call.__name__ = call.__qualname__ = name
     return call
 
 
-noisy_repeat = _operation("noisy_repeat")
-noisy_levels = _operation("noisy_levels")
-noisy_repeat_backward = _operation("noisy_repeat_backward")
-smooth_ce = _operation("smooth_ce")
-consistency_loss = _operation("consistency_loss")
-macer_loss = _operation("macer_loss")
-adversary_step = _operation("adversary_step")
-max_pool_relu = _operation("max_pool_relu")
-max_pool_relu_backward = _operation("max_pool_relu_backward")
-pooled_image_gradient = _operation("pooled_image_gradient")
-vote = _operation("vote")
-clopper_pearson_lower = _operation("clopper_pearson_lower")
-certified_radius = _operation("certified_radius")
+noisy_repeat = _bypassing_dispatcher("noisy_repeat")
+noisy_levels = _bypassing_dispatcher("noisy_levels")
+noisy_repeat_backward = _bypassing_dispatcher("noisy_repeat_backward")
+smooth_ce = _bypassing_dispatcher("smooth_ce")
+consistency_loss = _bypassing_dispatcher("consistency_loss")
+macer_loss = _bypassing_dispatcher("macer_loss")
+adversary_step = _bypassing_dispatcher("adversary_step")
+max_pool_relu = _bypassing_dispatcher("max_pool_relu")
+max_pool_relu_backward = _bypassing_dispatcher("max_pool_relu_backward")
+pooled_image_gradient = _bypassing_dispatcher("pooled_image_gradient")
+vote = _bypassing_dispatcher("vote")
+clopper_pearson_lower = _bypassing_dispatcher("clopper_pearson_lower")
+certified_radius = _bypassing_dispatcher("certified_radius")

@@ -1,4 +1,4 @@
-"""Certification logs in one table and one picture: ACR, certified accuracy, abstention."""
+"""Tables and figures of certification logs: ACR, certified accuracy, abstention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks beside certificates: what they left of each method's accuracy, and what they broke."""
+"""Attacks beside certificates: each method's accuracy under attack, and broken certificates."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class AttackCurve:
     """Accuracy of one group under attack; (E,) float64 arrays, shares in %.
 
     Attributes:
-        group: whose networks were attacked; of their logs the images that were.
-        images: how many images, the fewest where networks or epsilons differ.
+        group: of the attacked networks, its logs restricted to the attacked images.
+        images: number of images, the smallest if networks or epsilons differ in it.
         epsilon: 0 and the strengths, ascending, L2 in pixel units.
-        correct: share that keeps the label, its mean over networks.
+        correct: share that keeps the label, mean over networks.
         undecided: share with an abstention and no wrong class.
         certified: share of the same images that is certified at epsilon.
-        lower, upper: with one network the 95 % interval over images of what keeps the label, from
-            above with the undecided ones; with several the lowest and highest network.
+        lower, upper: of one network the 95 % interval over images of the share that keeps the
+            label, the upper end including undecided ones; of several the lowest and highest.
     """
 
     group: Group
@@ -54,10 +54,10 @@ class AttackCurve:
 def curves_of(
     summary: Summary, logs: Sequence[Attacked]
 ) -> tuple[tuple[AttackCurve, ...], list[str]]:
-    """The curves of the groups that were attacked, and warnings.
+    """The curves of the attacked groups, and warnings.
 
-    A log belongs to the group of its network and sigma. Several of one network are one attack: an
-    image stands where it stands in all of them.
+    A log belongs to the group of its network and sigma. Several logs of one network count as one
+    attack: an image keeps its label if it does in all of them.
     """
     curves, warnings, used = [], [], set()
     for entry in summary.groups:
@@ -102,13 +102,13 @@ def _curve(group: Group, networks: list[tuple[list[AttackRow], Log]]) -> AttackC
         lower, upper = 100.0 * np.array(bounds).T
     images = int(counts[:, :, 0].min())
     epsilon = np.array(epsilons)
-    attacked = tuple(_only(log, {row.idx for row in rows}) for rows, log in networks)
+    attacked = tuple(_restricted_to(log, {row.idx for row in rows}) for rows, log in networks)
     group = dataclasses.replace(group, logs=attacked)
     return AttackCurve(group, images, epsilon, correct, undecided, certified, lower, upper)
 
 
-def _only(log: Log, images: set[int]) -> Log:
-    """The log of these images alone."""
+def _restricted_to(log: Log, images: set[int]) -> Log:
+    """The log restricted to these images."""
     kept = np.isin(log.idx, list(images))
     columns: dict[str, Any] = {
         field.name: getattr(log, field.name)[kept]
@@ -119,7 +119,7 @@ def _only(log: Log, images: set[int]) -> Log:
 
 
 def _points(rows: Sequence[AttackRow], log: Log) -> dict[float, tuple[int, int, int, int]]:
-    """By epsilon: images, how many keep the label, are undecided, and are certified there."""
+    """By epsilon: the numbers of images, of those that keep the label, undecided, certified."""
     certified = dict(zip(log.idx.tolist(), np.where(log.correct, log.radius, -1.0), strict=True))
     found: dict[float, dict[int, tuple[bool, bool]]] = {0.0: {}}
     for row in rows:
@@ -140,7 +140,7 @@ def _points(rows: Sequence[AttackRow], log: Log) -> dict[float, tuple[int, int, 
 
 
 def attack_cells(curves: Sequence[AttackCurve]) -> tuple[list[str], list[list[str]]]:
-    """A table: under attack, at each epsilon, beside what is certified of the same images."""
+    """A table of accuracy under attack and certified accuracy of the same images, by epsilon."""
     epsilons = sorted({float(e) for curve in curves for e in curve.epsilon})
     header = ["under attack", "sigma", "images", *(f"{e:g}" for e in epsilons)]
     body = []

@@ -1,4 +1,4 @@
-"""Which numbers of a table are the best of their column, to be set in bold."""
+"""The best numbers of each column of a table, to be set in bold."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ Positions = frozenset[tuple[int, int]]
 def best(
     body: list[list[str]], blocks: Mapping[int, Hashable], columns: Iterable[int]
 ) -> Positions:
-    """The largest number of each column among comparable rows, as printed, so ties share it.
+    """The largest number of each column among comparable rows, as printed, including ties.
 
     Args:
         body: a table's rows of text; a cell begins with its number.
-        blocks: of each row that takes part the block it competes in, its sigma: a higher sigma
-            allows larger radii at the cost of small ones. Where no block has two rows, all rows
-            compete.
-        columns: which columns.
+        blocks: row -> block in which it is compared, its sigma: a higher sigma allows larger radii
+            at the cost of small ones. If no block has two rows, all rows are compared.
+        columns: the columns to mark.
 
     Returns:
-        (row, column) of each cell; none where all rows of a block are equal.
+        (row, column) of each cell; none if all rows of a block are equal.
     """
     members: dict[Hashable, list[int]] = {}
     for row, block in blocks.items():

@@ -1,4 +1,4 @@
-"""The charts of the page, as plotly.js reads them: plain data, drawn in the reader's browser."""
+"""The charts of the page, as data for plotly.js, which draws them in the browser."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from drf_fast.report.intervals import LEVEL, clopper_pearson
 from drf_fast.report.plot import curve, ecdf
 from drf_fast.report.summary import Summary
 
-_MOST_STEPS = 400  # of a curve; a screen shows no more
-_POINTS = 151  # of a curve where the mouse finds a value
+_MOST_STEPS = 400  # of a curve; more cannot be seen on a screen
+_POINTS = 151  # of a curve at which the browser shows values on hover
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _MARKS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: what plotly.js draws, and the same numbers as a table for who does not see it.
+    """One chart for plotly.js, and the same numbers as a table, for accessibility.
 
     Attributes:
         key: its name in the page.
-        title, about: what it shows, in a few words and in a sentence.
+        title, about: its content in a few words and in a sentence.
         data, layout: of plotly.js.
         header, body: the table.
     """
@@ -51,7 +51,7 @@ def certified(summary: Summary, attacks: Sequence[AttackCurve]) -> Chart:
     """Certified accuracy against radius, accuracy under attack above it."""
     data, body = [], []
     for i, entry in enumerate(summary.groups):
-        r, mean, lowest, highest = _pointed(*_thinned(*curve(entry.group)))
+        r, mean, lowest, highest = _add_points(*_limit_steps(*curve(entry.group)))
         if len(entry.group.logs) == 1:
             lowest, highest = (100 * v for v in clopper_pearson(mean / 100 * summary.images,
                                                                 summary.images))  # fmt: skip
@@ -70,8 +70,8 @@ def certified(summary: Summary, attacks: Sequence[AttackCurve]) -> Chart:
         line |= {"mode": "lines+markers", "line": {**line["line"], "dash": "dash", "width": 1.5}}
         line["marker"] = {"size": 8, "symbol": _MARKS[i % len(_MARKS)]}
         data.append(line)
-        if curve_.images < summary.images:  # which may be easier or harder than all of them
-            r, mean, *_ = _pointed(*_thinned(*curve(curve_.group)))
+        if curve_.images < summary.images:  # attacked images may be easier or harder than all
+            r, mean, *_ = _add_points(*_limit_steps(*curve(curve_.group)))
             name = f"{label(curve_.group)}, the {curve_.images:,} images attacked"
             line = _line(i, name, np.append(r, r[-1]), np.append(mean, 0.0), shape="vh")
             data.append({**line, "line": {**line["line"], "dash": "dot", "width": 1.2}})
@@ -114,7 +114,7 @@ def acr(summary: Summary) -> Chart:
         "hovertemplate": "%{y}: %{x:.3f}<extra></extra>",
     }  # fmt: skip
     rows = {"automargin": True, "range": [len(names) - 0.5, -0.5]}
-    # Several are compared, and need not show how far they are from 0.
+    # Several are compared with each other; the axis need not include 0.
     scale = {} if len(names) == 1 else {"rangemode": "normal"}
     layout = _layout("ACR (pixel units)", "", xaxis=scale, yaxis=rows)
     layout["height"] = 150 + 34 * len(names)
@@ -133,13 +133,13 @@ def acr(summary: Summary) -> Chart:
 
 
 def p_lower(summary: Summary) -> Chart | None:
-    """The distribution of p_lower; None where no log has it."""
+    """The distribution of p_lower; None if no log has it."""
     data, body, largest = [], [], 0.0
     for i, entry in enumerate(summary.groups):
         steps = ecdf(entry.group)
         if steps is None:
             continue
-        p, mean, lowest, highest = _thinned(*steps)
+        p, mean, lowest, highest = _limit_steps(*steps)
         largest = max(largest, float(p[-1]))
         x = _nines(p)
         if len(entry.group.logs) > 1:
@@ -174,7 +174,7 @@ _TRAINING = (
 
 
 def training(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
-    """Training curves of runs by name, one chart a quantity that some run has recorded."""
+    """Training curves of runs by name, one chart for each recorded quantity."""
     charts = []
     for key, title, about, factor in _TRAINING:
         data, body = [], []
@@ -194,26 +194,26 @@ def training(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
     return charts
 
 
-def _thinned(x: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """At most so many steps, the first and the last among them."""
+def _limit_steps(x: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """At most ``_MOST_STEPS`` of the steps, including the first and the last."""
     kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), _MOST_STEPS)).round().astype(int))
     return tuple(values[kept] for values in (x, *others))
 
 
-def _pointed(r: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Further points on a curve that is continuous from the left: a browser shows only points."""
+def _add_points(r: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """A left-continuous step curve with more points: browsers show values only at points."""
     at = np.union1d(r, np.linspace(r[0], r[-1], _POINTS))
     return (at, *(values[np.searchsorted(r, at, side="left")] for values in others))
 
 
 def _colour(i: int) -> str:
-    """As in pictures, but for black, which a dark page has as its ground."""
+    """The colour of the i-th line in figures, except black, the background of a dark page."""
     colour = style.colour(i)
     return "#7f7f7f" if colour == "#000000" else colour
 
 
 def _text(name: str) -> str:
-    """A name as plotly.js writes it: it reads some tags, and entities."""
+    """A name escaped for plotly.js, which interprets some tags and entities."""
     return name.replace("&", "&amp;").replace("<", "&lt;")
 
 

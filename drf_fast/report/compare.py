@@ -1,22 +1,22 @@
-"""Two methods on the same images: the difference of their means and how sure it is.
+"""Two methods on the same images: the difference of their means and its confidence interval.
 
 With v(s, i) the certified radius of image i under the network of seed s (0 where it is wrong), the
 ACR of a method is the mean of v over its S seeds and the N images, and the difference
 
     D = mean_{s,i} v_B(s, i) - mean_{s,i} v_A(s, i)
 
-is uncertain for two reasons: other images, other seeds. Images are crossed with seeds (each network
-judges every image), and A and B are paired by images but not by seeds. So each resample draws
+varies with the images and with the seeds. Images are crossed with seeds (each network classifies
+every image), and A and B are paired by images but not by seeds. So each resample draws
 
     N images with replacement, the same for A and B, and
     S_A - 1 seeds of A and S_B - 1 seeds of B, each with replacement and on their own,
 
-and takes D of the drawn rows and columns. The interval is from the 2.5th to the 97.5th percentile
-of 10,000 such D. Drawing rows and columns apart is the pigeonhole bootstrap; drawing S - 1 of S
-makes the variance of a mean over seeds right, where S of S makes it too small by (S - 1)/S: half
-of it with two seeds. With one seed the interval is over images alone. A few seeds still say little
-about others: simulated with seeds that cause most of the variance, the interval covered the true
-difference in 94 % of cases with 5 seeds, 90 % with 3 and 81 % with 2.
+and computes D of the drawn rows and columns. The interval is from the 2.5th to the 97.5th
+percentile of 10,000 such D. Drawing rows and columns independently is the pigeonhole bootstrap;
+drawing S - 1 of S makes the variance of a mean over seeds correct, which S of S underestimates by a
+factor (S - 1)/S, 1/2 with two seeds. With one seed the interval is over images only. With few seeds
+coverage is too low: simulated with seeds that cause most of the variance, the interval covered the
+true difference in 94 % of cases with 5 seeds, 90 % with 3 and 81 % with 2.
 
 References:
     Owen 2007, The pigeonhole bootstrap, Annals of Applied Statistics 1(2).
@@ -57,7 +57,7 @@ class Comparison:
 
 
 def statistics(group: Group, radii: Sequence[float]) -> np.ndarray:
-    """What is averaged: (seeds, images, 2 + len(radii)) float64, images in index order.
+    """The values to be averaged: (seeds, images, 2 + len(radii)) float64, images in index order.
 
     The last dimension: certified radius (0 where wrong), 100 where it is certified at each of
     ``radii`` else 0, 100 where the classifier abstains else 0.
@@ -73,7 +73,7 @@ def statistics(group: Group, radii: Sequence[float]) -> np.ndarray:
 
 
 def compare(baseline: Group, group: Group, radii: Sequence[float]) -> Comparison:
-    """The paired difference of two methods on the same images; see the top of this file."""
+    """The paired difference of two methods on the same images; see the module's docstring."""
     first, second = statistics(baseline, radii), statistics(group, radii)
     resampled = resample(first, second, np.random.default_rng(_SEED))
     tail = (1 - LEVEL) / 2
@@ -93,7 +93,7 @@ def resample(first: np.ndarray, second: np.ndarray, generator: np.random.Generat
         (RESAMPLES, K) float64.
     """
     images, size = first.shape[1:]
-    # One column for each seed and statistic of both: a resample of images weighs all the same way.
+    # One column for each seed and statistic of both, so that all use the same resampled images.
     columns = np.concatenate([first, second]).transpose(1, 0, 2).reshape(images, -1)
     seeds = (len(first), len(second))
     chunk = max(1, min(RESAMPLES, _DRAWS // images))

@@ -1,4 +1,4 @@
-"""Pictures of images: what noise and an attack do to each, and how the votes fall."""
+"""Figures of single images: noisy and adversarial versions, and the votes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BARS = 3  # classes with most votes
 
 
 def draw_cards(cards: Sequence[Card], title: str, path: Path) -> None:
-    """A row an image: clean, noisy, adversarial, scaled difference, votes of both.
+    """Draw one row per image: clean, noisy, adversarial, scaled difference, votes of both.
 
     Raises:
         InputError: the folder cannot be written.
@@ -49,12 +49,12 @@ def draw_cards(cards: Sequence[Card], title: str, path: Path) -> None:
 
 
 def draw_noise(pictures: np.ndarray, sigmas: Sequence[float], title: str, path: Path) -> None:
-    """What noise levels look like: a row an image, a column a sigma.
+    """Draw images under several noise levels: one row per image, one column per sigma.
 
     Args:
         pictures: (images, sigmas, C, H, W) float32 in pixel units; sigma 0 is the image itself.
         sigmas: the noise levels.
-        title: what was drawn.
+        title: of the figure.
         path: PNG, PDF or SVG.
 
     Raises:
@@ -96,7 +96,7 @@ def _image(axes: Axes, picture: np.ndarray) -> None:
 
 
 def _votes(axes: Axes, card: Card) -> None:
-    """The classes with most votes, on top those of the image, below those of the adversarial."""
+    """Bars of the classes with most votes: above for the image, below for the adversarial one."""
     most = np.argsort(-np.maximum(card.votes, card.attacked_votes), kind="stable")[:_BARS]
     most = [int(k) for k in most if card.votes[k] + card.attacked_votes[k] > 0]
     at = np.arange(len(most))

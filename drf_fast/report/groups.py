@@ -1,10 +1,9 @@
-"""Which logs belong together, and which must not be compared at all.
+"""Grouping logs, and refusing logs that must not be compared.
 
-An ACR is bound to the images, to n and to alpha; a table that mixes them compares nothing. So
-everything in one report shares these, and the logs of one group (training seeds of one method at
-one sigma) are all described by a configuration or none of them is. Logs of one method whose
-training differs in more than the seed are groups of their own, named by what differs; ``names.py``
-says what a log without a configuration is called.
+An ACR depends on the images, n and alpha, so all logs in a report must share these. The logs of one
+group (training seeds of one method at one sigma) must all have a configuration or none. Logs of one
+method whose training differs in more than the seed are separate groups, named by the difference;
+``names.py`` names logs without a configuration.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ SETTINGS = ("n", "alpha", "n0", "budget", "radius", "tolerance", "data", "split"
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The logs of one method at one sigma (``None`` where neither file nor name tells it).
+    """The logs of one method at one sigma (``None`` if neither file nor name contains it).
 
-    ``variant`` tells groups of one method apart: the training settings in which they differ.
+    ``variant`` distinguishes groups of one method: the training settings in which they differ.
     """
 
     method: str
@@ -43,7 +42,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The method, and what tells it from others of its name."""
+        """The method and, if needed, its variant."""
         return f"{self.method} {self.variant}".strip()
 
     def setting(self, key: str) -> Any:
@@ -56,21 +55,21 @@ class Group:
         n, alpha = self.setting("n"), self.setting("alpha")
         if self.sigma is None or n is None or alpha is None or self.logs[0].predictions:
             return None
-        if self.setting("budget") not in (None, "fixed"):  # a part of alpha is spent on the way
+        if self.setting("budget") not in (None, "fixed"):  # the anytime bound takes a part of alpha
             unanimous = certificates(self.logs[0].config or {}, [n], [n])
             if unanimous is not None:
                 return float(unanimous[1][0])
         return largest_radius(self.sigma, n, alpha)
 
     def missing(self) -> list[Missing]:
-        """What its logs lack of what their configurations name."""
+        """Images and shards that the configurations of its logs name but the logs lack."""
         return [lack for lack in map(missing, self.logs) if lack is not None]
 
 
 def largest_radius(sigma: float, n: int, alpha: float) -> float:
     """sigma * Phi^-1(alpha^(1/n)): the certified radius if all n samples agree.
 
-    Computed through 1 - alpha^(1/n), which keeps its digits where alpha^(1/n) is close to 1.
+    Computed from 1 - alpha^(1/n), which does not lose digits where alpha^(1/n) is close to 1.
 
     Reference: Cohen, Rosenfeld, Kolter (2019), section 4.
     """
@@ -161,7 +160,7 @@ def _refuse_half_known(logs: Sequence[Log]) -> None:
 
 
 def _refuse_same_network(group: Group) -> None:
-    """Logs of one group are averaged as training seeds, so each is of a network of its own."""
+    """Refuse several logs of one network in a group, which would be averaged as seeds."""
     networks: dict[str, Path] = {}
     for log in group.logs:
         if (log.config or {}).get("checkpoint_sha256") is None:
@@ -196,7 +195,7 @@ def _by_training(method: str, sigma: float | None, logs: Sequence[Log]) -> list[
 def _training(log: Log) -> dict[str, Any]:
     training = (log.config or {}).get("training")
     known = trained(training) if isinstance(training, dict) else {}
-    # None is what a log says that is older than the setting.
+    # A log that is older than a setting lacks it, which counts as None.
     return {key: value for key, value in known.items() if key != "seed" and value is not None}
 
 
@@ -211,7 +210,7 @@ def _refuse_mixed(key: str, logs: Sequence[Log]) -> None:
 
 
 def is_sound(log: Log) -> bool:
-    """Whether its certificates were made with noise of whole levels."""
+    """Whether its certificates used noise of whole levels."""
     return bool((log.config or {}).get("sound"))
 
 

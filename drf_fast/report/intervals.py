@@ -1,4 +1,4 @@
-"""How far a share of finitely many images can be from the share of all images."""
+"""Confidence intervals of shares of images."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ LEVEL = 0.95
 def clopper_pearson(
     successes: np.ndarray, images: int, level: float = LEVEL
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The exact two-sided confidence interval of a share, from below and above.
+    """The exact two-sided confidence interval of a share.
 
     Lower: the p with P(Bin(images, p) >= successes) = (1 - level)/2; upper: the p with
-    P(Bin(images, p) <= successes) the same, which is 1 - the lower one of the failures.
+    P(Bin(images, p) <= successes) equal to the same, which is 1 - the lower bound for the failures.
 
     The mean over training seeds of a number of images need not be whole; it is rounded down for
-    the lower and up for the upper bound. The seeds judge the same images, so they add no images.
+    the lower and up for the upper bound. The seeds classify the same images, so they do not
+    increase the number of images.
 
     Args:
         successes: numbers of images, 0 to ``images``, float64 of any shape.
-        images: how many were looked at.
+        images: total number of images.
         level: probability with which lower <= share <= upper.
 
     Returns:
@@ -37,6 +38,6 @@ def clopper_pearson(
         whole = torch.from_numpy(np.asarray(counts, dtype=np.int64))
         return clopper_pearson_lower(whole, images, (1 - level) / 2).numpy()
 
-    # A mean of whole numbers comes back from the division a hair beside a whole number.
+    # A share times the number of images may differ from a whole number by rounding.
     exact = np.round(successes, 9)
     return lower(np.floor(exact)), 1.0 - lower(images - np.ceil(exact))

@@ -1,4 +1,4 @@
-"""A report for machines: JSON holds all of it, CSV the numbers of the tables in full."""
+"""A report as JSON, with everything, or as CSV, the numbers of the tables in full precision."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from drf_fast.report.tables import ENVELOPE, caption, lines, radius_label
 
 
 def as_csv(summary: Summary, envelope: bool = False) -> str:
-    """One line a row of the table, intervals among them; without a last newline."""
+    """One line per row of the table, including intervals; without a final newline."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     levels = [f"p{100 * q:g}" for q in QUANTILES]
@@ -52,7 +52,7 @@ def as_csv(summary: Summary, envelope: bool = False) -> str:
 
 
 def as_json(summary: Summary, envelope: bool = False, attacks: Sequence[AttackCurve] = ()) -> str:
-    """All of the report, attacks included where there are any."""
+    """All of the report, including attacks if there are any."""
     attacked = {"attacks": as_dicts(attacks)} if attacks else {}
     return json.dumps({**as_dict(summary, envelope), **attacked}, indent=2)
 

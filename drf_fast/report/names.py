@@ -1,9 +1,9 @@
-"""What a row of the report is called, and which logs share it.
+"""Naming the rows of a report, and assigning logs to rows.
 
 The settings beside a log of ours name its method. Any other log is named by its path. Published
 logs lie in layouts such as METHOD/DATA/ARCH/noise_0.50/test/sigma_0.50, where only a folder far up
 tells the methods apart, so two of them share a row only where their paths differ in nothing but a
-seed, and a row is called by the shortest part of its path that no other row has.
+seed, and a row is named by the shortest part of its path that no other row has.
 
 A seed is what follows the sigma at the end of a name (``noise_0.50_880``), or is called one
 (``seed_1``). Other numbers, of steps for example, are not.
@@ -32,7 +32,7 @@ _COMMON = re.compile(
 
 @dataclass(frozen=True)
 class Row:
-    """Which row a log belongs to: logs of one ``key`` share it; ``name`` is what it is called."""
+    """The row that a log belongs to; logs with the same ``key`` share a row."""
 
     key: tuple[Any, ...]
     name: str
@@ -48,9 +48,9 @@ def rows_of(logs: Sequence[Log]) -> list[Row]:
         (path, sigma) for name, path, sigma in zip(named, paths, sigmas, strict=True) if not name
     ))  # fmt: skip
     taken = {(name, sigma) for name, sigma in zip(named, sigmas, strict=True) if name}
-    called = dict(zip(unnamed, _path_names(unnamed, taken), strict=True))
+    name_of_path = dict(zip(unnamed, _path_names(unnamed, taken), strict=True))
     return [
-        Row(("name", name), name, sigma) if name else Row(path, called[path, sigma], sigma)
+        Row(("name", name), name, sigma) if name else Row(path, name_of_path[path, sigma], sigma)
         for name, path, sigma in zip(named, paths, sigmas, strict=True)
     ]
 
@@ -62,7 +62,7 @@ def method_of(log: Log) -> str | None:
 
 
 def sigma_of(log: Log) -> float | None:
-    """From the settings beside the log, else from its name."""
+    """The sigma in the log's settings, else in its name; None if there is none."""
     if (log.config or {}).get("sigma"):
         return (log.config or {})["sigma"]
     found = _SIGMA.search(bare_name(log.path))
@@ -74,12 +74,12 @@ Path_ = tuple[str, ...]
 
 
 def _parts(path: Path) -> Path_:
-    """The folders and the bare name of a log, without seeds."""
+    """The folders and the bare name of a log, with seeds removed."""
     path = path.resolve()
-    return tuple(map(_seedless, (*path.parent.parts[1:], bare_name(path))))
+    return tuple(map(_without_seed, (*path.parent.parts[1:], bare_name(path))))
 
 
-def _seedless(part: str) -> str:
+def _without_seed(part: str) -> str:
     return _SEED_AFTER_SIGMA.sub(r"\1", _SEED.sub("", part))
 
 
@@ -87,25 +87,25 @@ def _path_names(
     unnamed: Sequence[tuple[Path_, float | None]], taken: set[tuple[str, float | None]]
 ) -> list[str]:
     """A name for each path, the shortest kind of name with which all rows differ."""
-    middles = _middles(unnamed)
+    middles = _distinguishing_parts(unnamed)
     kinds: list[Callable[[int], str]] = [
-        lambda at: _usual(unnamed[at][0]),
-        lambda at: middles[at][0],
-        lambda at: middles[at][-1],
-        lambda at: "/".join(middles[at]),
-        lambda at: "/".join(unnamed[at][0]),
+        lambda i: _short_name(unnamed[i][0]),
+        lambda i: middles[i][0],
+        lambda i: middles[i][-1],
+        lambda i: "/".join(middles[i]),
+        lambda i: "/".join(unnamed[i][0]),
     ]
     names: list[str] = []
     for kind in kinds:
-        names = [kind(at) for at in range(len(unnamed))]
+        names = [kind(i) for i in range(len(unnamed))]
         rows = {(name, sigma) for name, (_, sigma) in zip(names, unnamed, strict=True)}
         if len(rows) == len(unnamed) and not rows & taken and all(names):
             break
     return names
 
 
-def _usual(path: Path_) -> str:
-    """The file name without sigma and number; a folder's where that says nothing."""
+def _short_name(path: Path_) -> str:
+    """The file name without sigma and number; if nothing is left, the name of a folder."""
     stem = re.sub(r"_+\d+$", "", _SIGMA.sub("", path[-1])).strip("_-.")
     for part in (stem, *reversed(path[:-1])):
         if _COMMON.fullmatch(part) is None:
@@ -113,18 +113,18 @@ def _usual(path: Path_) -> str:
     return stem or path[-1]
 
 
-def _middles(unnamed: Sequence[tuple[Path_, float | None]]) -> list[Path_]:
-    """What lies between the first and the last folders that all paths share; of one path, its end.
+def _distinguishing_parts(unnamed: Sequence[tuple[Path_, float | None]]) -> list[Path_]:
+    """The parts between the leading and trailing folders that all paths share; of one path its end.
 
-    Parts that only repeat the sigma of the row, which has a column of its own, do not tell paths
-    apart, and are kept only where nothing else is left.
+    Parts that only repeat the sigma of the row, which has its own column, do not distinguish paths,
+    and are kept only if nothing else is left.
     """
     if not unnamed:
         return []
     plain = [_without_sigma(*row) for row in unnamed]
     shortest = min(map(len, plain))
-    first = _shared(plain, shortest)
-    last = min(_shared([path[::-1] for path in plain], shortest), shortest - first)
+    first = _common_length(plain, shortest)
+    last = min(_common_length([path[::-1] for path in plain], shortest), shortest - first)
     if any(len(path) == first + last for path in plain):  # one more, or nothing is left of it
         first, last = (first - 1, last) if first else (first, last - 1)
     middles = []
@@ -142,5 +142,5 @@ def _without_sigma(path: Path_, sigma: float | None) -> Path_:
     )
 
 
-def _shared(paths: Sequence[Path_], most: int) -> int:
+def _common_length(paths: Sequence[Path_], most: int) -> int:
     return next((at for at in range(most) if len({path[at] for path in paths}) > 1), most)

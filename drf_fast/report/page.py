@@ -1,8 +1,8 @@
-"""A report as one page that anyone can open: no network, nothing installed, nothing fetched.
+"""A report as one self-contained HTML page, which needs no network and no installation.
 
-plotly.js draws the charts: its Python package brings the whole library as one file, it reads plain
-data, draws in SVG, which prints well, and needs no evaluation of text as code, so that the page can
-forbid all else. Jinja2 fills the page in and escapes what it fills in.
+plotly.js draws the charts: its Python package contains the library as one file, it takes plain
+data, draws SVG, which prints well, and does not need eval, so that the page's content security
+policy can forbid it. Jinja2 fills the template and escapes all values.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Picture:
         label, predict: names of its true and its certified class.
         radius: certified L2 radius.
         state: "right", "wrong" or "abstains".
-        attacked: what an attack made of it; empty where it was not attacked.
-        changed: whether that was another class.
+        attacked: result of an attack on it; empty if it was not attacked.
+        changed: whether the attack changed its class.
         sources: data: URIs of the image and of a noisy copy.
     """
 
@@ -49,7 +49,7 @@ class Picture:
 
 
 def missing() -> list[str]:
-    """The packages that a page needs and that are not there."""
+    """The packages that a page needs and that are not installed."""
     return [name for name in NEEDS if importlib.util.find_spec(name) is None]
 
 
@@ -68,7 +68,7 @@ def write(
     Args:
         path: an .html file.
         summary: the report.
-        attacks: what attacks left.
+        attacks: curves of accuracy under attack.
         training: the epochs of training runs, by name.
         gallery: test images, and ``gallery_of`` whose certificates they show.
         warnings: sentences for the reader.
@@ -114,7 +114,7 @@ def write(
 
 
 def figures(summary: Summary, attacks: Sequence[AttackCurve]) -> list[tuple[str, str]]:
-    """The numbers to remember of a report on one group, and what each is; none of several."""
+    """The key figures of a report on one group as (number, caption); none for several groups."""
     if len(summary.groups) != 1:
         return []
     (entry,) = summary.groups
@@ -135,7 +135,7 @@ def figures(summary: Summary, attacks: Sequence[AttackCurve]) -> list[tuple[str,
 
 
 def words(entry: GroupSummary, summary: Summary, attacks: Sequence[AttackCurve]) -> str:
-    """What a group's numbers say, in sentences."""
+    """A group's results, in sentences."""
     radius = _telling_radius(entry, summary)
     at = summary.radii.index(radius)
     data = summary.setting("data")
@@ -159,7 +159,7 @@ def words(entry: GroupSummary, summary: Summary, attacks: Sequence[AttackCurve])
 
 
 def _telling_radius(entry: GroupSummary, summary: Summary) -> float:
-    """The largest radius of the report at which half of the images are certified still."""
+    """The largest radius of the report at which half of the images are still certified."""
     half = [r for r, share in zip(summary.radii, entry.certified, strict=True) if share >= 50]
     return max(half, default=summary.radii[0])
 
@@ -193,7 +193,7 @@ def _settings(entry: GroupSummary) -> list[tuple[str, str]]:
 def _title(summary: Summary) -> str:
     names = [charts.label(entry.group) for entry in summary.groups]
     shared = ""
-    if len({entry.group.sigma for entry in summary.groups}) == 1:  # is said once
+    if len({entry.group.sigma for entry in summary.groups}) == 1:  # then only in the title
         names = [entry.group.name for entry in summary.groups]
         shared = charts.label(summary.groups[0].group).removeprefix(names[0])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

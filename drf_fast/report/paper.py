@@ -1,4 +1,4 @@
-"""Table 1 of the DRF paper (Wang, Zhou, Liu, AAAI 2024), to set measured rows against."""
+"""Table 1 of the DRF paper (Wang, Zhou, Liu, AAAI 2024), for comparison with measured rows."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class PaperRow:
     certified: dict[float, float]
 
 
-def paper_row(group: Group, wanted: bool | None) -> PaperRow | None:
-    """The row for a group; ``wanted=None``: only if its logs are like those of the paper."""
-    if wanted is False or group.sigma is None:
+def paper_row(group: Group, compare: bool | None) -> PaperRow | None:
+    """The row for a group, None if there is none; ``compare=None``: only for comparable logs."""
+    if compare is False or group.sigma is None:
         return None
-    if wanted is None and not _is_comparable(group):
+    if compare is None and not _is_comparable(group):
         return None
     return _table().get((group.sigma, group.method))
 

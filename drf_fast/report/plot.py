@@ -1,5 +1,5 @@
-"""Two pictures, drawn exactly, every certificate a step: certified accuracy against radius, and
-the distribution of p_lower."""
+"""Figures of certified accuracy against radius and of the distribution of p_lower, as exact step
+functions of all certificates."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def ecdf(group: Group) -> Curve | None:
 
 
 def draw(summary: Summary, path: Path, attacks: Sequence[AttackCurve] = ()) -> None:
-    """Certified accuracy: a line a group (mean over seeds), a band from lowest to highest seed.
+    """Draw certified accuracy: a line per group (mean over seeds), a band from lowest to highest.
 
-    Where a method was attacked, its accuracy under attack in the same colour above it, of the same
-    images, and then the lines of one network have a band too: the 95 % interval over images. The
-    true robust accuracy lies between the two lines, but for images on which PREDICT abstains.
+    For attacked methods, accuracy under attack of the same images is drawn above in the same
+    colour, and lines of a single network have a band too: the 95 % interval over images. The true
+    robust accuracy lies between the two lines, except for images on which PREDICT abstains.
 
     Raises:
         InputError: the folder cannot be written.
@@ -91,7 +91,7 @@ def draw(summary: Summary, path: Path, attacks: Sequence[AttackCurve] = ()) -> N
 
 
 def draw_p(summary: Summary, path: Path) -> None:
-    """The distribution of p_lower: lines and bands as in ``draw``, groups without sigma left out.
+    """Draw the distribution of p_lower, as ``draw`` does, of the groups with a sigma.
 
     Raises:
         InputError: no group has a p_lower, or the folder cannot be written.
@@ -121,7 +121,7 @@ def draw_p(summary: Summary, path: Path) -> None:
 
 
 def _nines(p: np.ndarray | float) -> Any:
-    """Where p lies on an axis that shows the hard and the easy images: -log10(1 - p)."""
+    """The position of p on the axis, -log10(1 - p), which resolves hard and easy images."""
     return -np.log10(np.maximum(1.0 - np.asarray(p), 1e-15))
 
 
@@ -150,13 +150,13 @@ def _step(
 
 
 def _over_images(shares: np.ndarray, images: int) -> list[np.ndarray]:
-    """The 95 % interval of shares in %, which are of so many images."""
+    """The 95 % interval of shares in % of ``images`` images."""
     lower, upper = clopper_pearson(shares / 100 * images, images)
     return [100.0 * lower, 100.0 * upper]
 
 
 def _under_attack(axes: Axes, i: int, curve: AttackCurve) -> None:
-    """A marker for each strength, and steps between: an attack bounds all stronger ones too."""
+    """Draw a marker for each strength, and steps: an attack is a bound for stronger ones too."""
     axes.plot(
         curve.epsilon,
         curve.correct,

@@ -1,7 +1,7 @@
-"""Logs of the shards of one run as one log, and what a log has not certified yet.
+"""Joining the logs of the shards of one run, and finding what a log has not certified yet.
 
 ``drf-fast certify --shard i/k`` (i from 1 to k) writes a log of its share of the images. All k
-together are the log that one process would have written.
+together equal the log that one process would have written.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from drf_fast.errors import InputError
 
 _SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 _MOST_SHARDS, _MOST_IMAGES = 10**5, 2 * 10**7
-# How a log was computed, not what it certifies; "auto" may choose otherwise on each machine. The
-# batch size is not among them: images are dealt out to the shards by batches.
+# Settings that may differ between shards: "auto" may choose differently on each machine. Not the
+# batch size, since it determines which images a shard gets.
 _MAY_DIFFER = {
     "shard", "environment", "environments_resumed", "memory_format", "device", "compile",
 }  # fmt: skip
@@ -30,13 +30,13 @@ _MAY_DIFFER = {
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """What a log should hold and does not.
+    """What a log lacks.
 
     Attributes:
         path: the log.
-        shards: the shards that were not given, as "i/k".
-        images: the images without a certificate, if the configuration tells which there are.
-        expected: how many images there are in all, if it tells.
+        shards: missing shards, as "i/k".
+        images: the images without a certificate, if the configuration determines them.
+        expected: total number of images, if known.
     """
 
     path: Path
@@ -63,7 +63,7 @@ def join_shards(logs: Sequence[Log]) -> list[Log]:
     for log in logs:
         runs.setdefault(_run_of(log), []).append(log)
     _refuse_other_runs([members[0] for members in runs.values()])
-    joined = [_joined(members) for members in runs.values()]
+    joined = [_join(members) for members in runs.values()]
     for log in joined:
         if len(log) == 0:
             raise InputError(
@@ -74,10 +74,10 @@ def join_shards(logs: Sequence[Log]) -> list[Log]:
 
 
 def missing(log: Log) -> Missing | None:
-    """What ``log`` lacks of the images and shards that its configuration names, if anything.
+    """The images and shards that the configuration of ``log`` names and the log lacks, if any.
 
     Raises:
-        InputError: the log holds other images than its configuration says.
+        InputError: the log contains images that its configuration excludes.
     """
     absent: tuple[str, ...] = ()
     if log.parts:
@@ -102,7 +102,7 @@ def missing(log: Log) -> Missing | None:
     return Missing(log.path, absent, images, len(expected))
 
 
-def _joined(logs: list[Log]) -> Log:
+def _join(logs: list[Log]) -> Log:
     if _setting(logs[0], "shard") is None:
         return logs[0]
     count = _shard(logs[0])[1]
@@ -139,7 +139,7 @@ def _joined(logs: list[Log]) -> Log:
 
 
 def _run_of(log: Log) -> str:
-    """What the shards of one run have in common; a log that is no shard is a run of its own."""
+    """A key that the shards of one run share; a log that is no shard has its own."""
     if _setting(log, "shard") is None:
         return f"log {id(log)}"
     columns = "ours" if log.count is not None else "field"
@@ -151,7 +151,7 @@ def _identity(log: Log) -> dict[str, Any]:
 
 
 def _refuse_other_runs(firsts: Sequence[Log]) -> None:
-    """Two runs of one network at one sigma are one run whose shards were not made alike."""
+    """Refuse shards of one network and sigma with different settings: they cannot be one run."""
     seen: dict[str, Log] = {}
     for log in firsts:
         config = log.config or {}

@@ -1,7 +1,7 @@
-"""From what the user names to logs: files, folders, patterns, each with a name of its own or not.
+"""Reading the logs that the user names: files, folders, patterns, as ``PATH`` or ``NAME=PATH``.
 
-``PATH`` or ``NAME=PATH``. A file that is no log is an error where it is named itself; in a folder
-or a pattern it is skipped, and the user is told.
+A file that is no log is an error if it is named itself; in a folder or a pattern it is skipped,
+with a warning.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from drf_fast.certification.log import Log, bare_name, is_log, read_log
 from drf_fast.certification.log.sidecar import MOST_LOG
 from drf_fast.errors import InputError
 
-# What lies beside logs as a matter of course, and is not worth a word.
+# Files that usually lie beside logs and are skipped without a warning.
 _NEVER_LOGS = {
     ".json", ".jsonl", ".pt", ".pth", ".ckpt", ".safetensors", ".tar", ".gz", ".png", ".pdf",
     ".svg", ".html", ".toml", ".yaml", ".yml", ".py", ".sh", ".md",
@@ -29,7 +29,7 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Found:
-    """The logs that were named, those of attacks, and the files beside them that are none."""
+    """The certification logs and attack logs that were found, and skipped files."""
 
     logs: tuple[Log, ...]
     skipped: tuple[Path, ...]
@@ -52,8 +52,8 @@ def read_all(words: Sequence[str | Path]) -> Found:
     """Read the logs that ``words`` name.
 
     Args:
-        words: ``PATH`` or ``NAME=PATH``, where PATH is a log, a folder in which and below which
-            all logs are meant, a pattern with ``*``, ``?`` or ``[``, or ``-``: standard input.
+        words: ``PATH`` or ``NAME=PATH``, where PATH is a log, a folder, which is searched
+            recursively, a pattern with ``*``, ``?`` or ``[``, or ``-``: standard input.
 
     Raises:
         InputError: nothing there, no log there, or a malformed one.
@@ -87,7 +87,7 @@ def _from_standard_input() -> Log:
 
 
 def _split(word: str) -> tuple[str | None, str]:
-    """``NAME=PATH``, unless the whole word is a path itself."""
+    """Name and path of ``NAME=PATH``; no name if the whole word is an existing path."""
     name, equals, place = word.partition("=")
     if not equals or os.path.exists(word) or _matches(word):
         return None, word
@@ -104,17 +104,17 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _files(place: str) -> tuple[list[Path], list[Path]]:
-    """The logs at a place, and what is none; a file named itself is taken for a log."""
+    """(logs, other files) at a path, folder or pattern; a file named itself counts as a log."""
     path = Path(place).expanduser()
     if path.is_dir():
-        found = _sorted_out(_below(path))
+        found = _split_logs(_below(path))
     elif path.exists() or not glob.has_magic(place):
         return [path], []
     else:
         matches = [Path(match) for match in _matches(str(path))]
         if not matches:
             raise InputError(f"{place} matches no file: expected logs; check the pattern")
-        found = _sorted_out(
+        found = _split_logs(
             file for match in matches for file in (_below(match) if match.is_dir() else [match])
         )
     if not found[0]:
@@ -127,8 +127,8 @@ def _files(place: str) -> tuple[list[Path], list[Path]]:
 
 
 def logs_in(folder: Path) -> list[Path]:
-    """The logs of certify and predict in a folder and below it."""
-    return _sorted_out(_below(folder))[0]
+    """The logs of certify and predict in a folder, recursively."""
+    return _split_logs(_below(folder))[0]
 
 
 def _below(folder: Path) -> list[Path]:
@@ -136,8 +136,8 @@ def _below(folder: Path) -> list[Path]:
     return sorted(path for path in found if not path.name.startswith("."))
 
 
-def _sorted_out(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Logs, and files that one might take for logs; parts of a log still to be joined are none."""
+def _split_logs(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """(logs, other files that might be meant as logs), without parts of an unfinished log."""
     logs, others = [], []
     for path in files:
         if path.suffix.lower() in _NEVER_LOGS or "tfevents" in path.name:

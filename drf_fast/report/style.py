@@ -1,4 +1,4 @@
-"""How all pictures look, and how they are written."""
+"""Common style of all figures, and writing them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DASHES = ("-", "--", ":")
 
 
 def colour(i: int) -> str:
-    """Colour of the i-th line; ``dashes`` tells those apart that share one."""
+    """Colour of the i-th line; lines with the same colour differ in ``dashes``."""
     return _COLOURS[i % len(_COLOURS)]
 
 
@@ -42,7 +42,7 @@ def ordered(count: int) -> list[Any]:
 
 
 def check_path(path: Path, force: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
-    """Refuse a picture that could not be written, before any work is done.
+    """Refuse the path of a figure that could not be written, before any work is done.
 
     Raises:
         InputError: unknown format, or the file exists.
@@ -85,7 +85,7 @@ def panels(count: int, width: float, height: float, columns: int = 3) -> tuple[F
 
 
 def _load_matplotlib() -> None:
-    """Without the backend that MPLBACKEND names: it may not exist, and files need none."""
+    """Import it ignoring MPLBACKEND, which may name a missing backend; files need none."""
     if "matplotlib" in sys.modules:
         return
     named = os.environ.pop("MPLBACKEND", None)
@@ -115,13 +115,13 @@ def grid(
 
 
 def title(axes: Axes, text: str) -> None:
-    """A quiet title: what was run."""
+    """Set a small grey title."""
     axes.set_title(text, fontsize=9, color="0.35", loc="left")
 
 
 def heading(drawn: Figure, text: str) -> None:
-    """The quiet title of a whole figure, its lines broken where the figure ends."""
-    width = int(13.5 * drawn.get_figwidth())  # letters of this size that an inch holds
+    """Set the small grey title of a whole figure, wrapped to its width."""
+    width = int(13.5 * drawn.get_figwidth())  # 13.5 characters of this size per inch
     text = text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
     lines = [part for line in text.split("\n") for part in textwrap.wrap(line, width)]
     drawn.suptitle("\n".join(lines), fontsize=9, color="0.35", x=0.02, ha="left")

@@ -58,12 +58,12 @@ class Summary:
     """A whole report.
 
     Attributes:
-        groups: one entry a method and sigma.
-        radii: those asked for, or 0, 0.25, ... up to the largest radius of a correct prediction.
-        images: images in each log.
-        missing: what logs lack of the images and shards that their configurations name.
-        predictions: whether the logs are of PREDICT: nothing is certified, ``certified`` holds the
-            accuracy alone, at radius 0, and the ACR means nothing.
+        groups: one entry per method and sigma.
+        radii: those requested, or 0, 0.25, ... up to the largest radius of a correct prediction.
+        images: number of images in each log.
+        missing: images and shards that the logs lack.
+        predictions: whether the logs are of PREDICT: nothing is certified, ``certified`` has the
+            accuracy only, at radius 0, and the ACR has no meaning.
     """
 
     groups: tuple[GroupSummary, ...]
@@ -101,8 +101,8 @@ def certified_accuracy(log: Log, radii: np.ndarray | Sequence[float]) -> np.ndar
 def certified_p(log: Log, sigma: float | None) -> np.ndarray | None:
     """Lower bound of the probability of the true class of each image, float64; 0 where none is.
 
-    An abstention or a wrong prediction certifies nothing, as in the ACR. Where the log has no such
-    column it is Phi(radius / sigma), as exact as the logged radius; ``None`` without sigma.
+    An abstention or a wrong prediction certifies nothing, as in the ACR. If the log has no column
+    p_lower, it is Phi(radius / sigma), as exact as the logged radius; ``None`` without sigma.
 
     Reference:
         Sun et al. 2024 (the distribution of p beside the ACR, which over-rewards easy images).
@@ -126,11 +126,11 @@ def summarize(
 
     Args:
         logs: certification logs of the same images.
-        paper: compare with Table 1 of the DRF paper; ``None``: where the logs are certificates of
-            the whole MNIST test set at the paper's n and alpha (taken for granted in logs without
+        paper: compare with Table 1 of the DRF paper; ``None``: if the logs are certificates of the
+            whole MNIST test set at the paper's n and alpha (which are assumed in logs without
             configuration).
-        compare_groups: add the paired difference of each further group to the first.
-        radii: where to give the certified accuracy; ``None`` chooses.
+        compare_groups: add the paired difference of each other group to the first.
+        radii: radii of certified accuracy; ``None``: chosen from the logs.
 
     Raises:
         InputError: logs that cannot be joined or compared: different images, n, alpha, budget or
@@ -158,7 +158,7 @@ def summarize(
 def _usual_radii(logs: Sequence[Log]) -> tuple[float, ...]:
     largest = max(float(log.radius[log.correct].max(initial=0.0)) for log in logs)
     step = RADIUS_STEP
-    while largest / step >= _MOST_RADII:  # published logs may count in 0..255
+    while largest / step >= _MOST_RADII:  # published logs may have radii in units of 0..255
         step *= 2
     return tuple(step * i for i in range(int(largest / step) + 1))
 

@@ -1,7 +1,7 @@
-"""Table 1 of the DRF paper (Wang, Zhou, Liu 2024), laid out as printed, with measured rows in it.
+"""Table 1 of the DRF paper (Wang, Zhou, Liu 2024) in its layout, with measured rows added.
 
-Every method of the paper at each sigma that was measured: what was measured, what the paper
-prints, and the difference; only the paper's row where nothing was measured.
+For each method of the paper at each measured sigma: the measured row, the paper's, and the
+difference; only the paper's if the method was not measured.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Entry:
-    """One method at one sigma; ``rows`` are measured, paper, difference, or those there are."""
+    """One method at one sigma; ``rows``: measured, paper, difference, as far as they exist."""
 
     method: str
     sigma: float
@@ -49,7 +49,7 @@ def radii() -> tuple[float, ...]:
 
 
 def entries(summary: Summary) -> list[Entry]:
-    """The table by sigma, methods in the order of the paper; methods that it lacks come last.
+    """The table by sigma, methods in the order of the paper, then those that it does not have.
 
     Raises:
         InputError: no group has a row in the paper.
@@ -64,7 +64,7 @@ def entries(summary: Summary) -> list[Entry]:
         raise InputError(
             f"no log has a row in Table 1: expected methods {', '.join(methods)} at sigma "
             f"{', '.join(f'{sigma:g}' for sigma in sigmas)}, got "
-            f"{', '.join(_named(entry.group) for entry in summary.groups)}; leave out --table1"
+            f"{', '.join(_describe(entry.group) for entry in summary.groups)}; leave out --table1"
         )
     found = []
     for sigma in sorted({sigma for sigma, _ in measured if sigma is not None}):
@@ -76,7 +76,7 @@ def entries(summary: Summary) -> list[Entry]:
     return found
 
 
-def _named(group: Group) -> str:
+def _describe(group: Group) -> str:
     return group.name if group.sigma is None else f"{group.name} at sigma {group.sigma:g}"
 
 
@@ -118,7 +118,7 @@ def cells(summary: Summary) -> Table:
 
 
 def best_cells(summary: Summary) -> Positions:
-    """Which cells of ``cells(summary)`` hold the best measured number at their sigma."""
+    """The cells of ``cells(summary)`` with the best measured number at their sigma."""
     header, body = cells(summary)
     sources = [(row.source, entry.sigma) for entry in entries(summary) for row in entry.rows]
     blocks = {at: sigma for at, (source, sigma) in enumerate(sources) if source == "measured"}
@@ -131,7 +131,7 @@ def _share(value: float, sign: str) -> str:
 
 
 def note(summary: Summary) -> str:
-    """What the numbers are bound to, and what the rows are."""
+    """A caption: images, n and alpha, and the meaning of the rows."""
     return (
         "Table 1 of Wang, Zhou, Liu (2024): measured, as printed (paper), measured minus printed "
         f"(difference). {caption(summary)}"
@@ -139,7 +139,7 @@ def note(summary: Summary) -> str:
 
 
 def as_csv(summary: Summary) -> str:
-    """One line a row, numbers in full; without a last newline."""
+    """One line per row, numbers in full precision; without a final newline."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     shares = [f"r{radius:.2f}" for radius in radii()]

@@ -1,4 +1,4 @@
-"""A report as text for people: aligned, Markdown, LaTeX. All say n, alpha and the images."""
+"""A report as aligned text, Markdown or LaTeX, each with n, alpha and the images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENVELOPE = "best at each radius"
 
 @dataclass(frozen=True)
 class Line:
-    """One row of numbers: a group as measured, or what stands below it.
+    """One row of numbers: a group as measured, or a row that belongs to it.
 
     ``kind`` is "measured"; "lower" or "upper", the interval over images; "minus", "minus lower" or
     "minus upper", the paired difference to the first group and its interval; "paper" or
@@ -35,7 +35,7 @@ class Line:
 
 
 def lines(summary: Summary, intervals: bool) -> list[Line]:
-    """The rows of the table, each group followed by what belongs to it."""
+    """The rows of the table, each group followed by the rows that belong to it."""
     rows: list[Line] = []
     for entry in summary.groups:
         group, row = entry.group, entry.paper
@@ -68,7 +68,7 @@ def lines(summary: Summary, intervals: bool) -> list[Line]:
 
 
 def caption(summary: Summary, details: bool = False) -> str:
-    """What the numbers are bound to, in one or two sentences."""
+    """The images, n, alpha and other conditions of the numbers, in one or two sentences."""
     n, alpha = summary.setting("n"), summary.setting("alpha")
     unknown = any(entry.group.setting("n") is None for entry in summary.groups)
     if n is None or alpha is None:
@@ -139,7 +139,7 @@ def _stop(summary: Summary) -> str:
 
 
 def incompleteness(summary: Summary) -> str:
-    """What the logs lack, all of it in one clause."""
+    """What the logs lack, in one clause."""
     return "; ".join(map(str, summary.missing))
 
 
@@ -152,7 +152,7 @@ def _widest(summary: Summary) -> float:
 
 
 def radius_label(radius: float) -> str:
-    """0.50, and as many digits as it takes: 0.125."""
+    """The radius with 2 decimals, or more if needed: 0.50, 0.125."""
     short = f"{radius:.2f}"
     return short if float(short) == radius else f"{radius:g}"
 
@@ -182,7 +182,7 @@ def cells(summary: Summary, intervals: bool = False, envelope: bool = False) -> 
 
 
 def best_cells(summary: Summary, table: Table, intervals: bool = False) -> Positions:
-    """Which cells of ``cells(summary, intervals)`` hold the best ACR or share."""
+    """The cells of ``cells(summary, intervals)`` with the best ACR or share."""
     blocks = {
         at: line.group.sigma
         for at, line in enumerate(lines(summary, intervals))
@@ -192,7 +192,7 @@ def best_cells(summary: Summary, table: Table, intervals: bool = False) -> Posit
 
 
 def detail_cells(summary: Summary) -> Table:
-    """A second table: the cap on the radius, who reaches it, and quantiles of p_lower."""
+    """A second table: the largest possible radius, the share that reaches it, p_lower quantiles."""
     header = ["method", "sigma", "largest r", "reach it", *(f"p {100 * q:g}%" for q in QUANTILES)]
     body = [
         [

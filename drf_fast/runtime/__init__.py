@@ -1,1 +1,1 @@
-"""What every part stands on: files, processes, progress, the machine."""
+"""Basics used by all other packages: files, processes, progress, the machine."""

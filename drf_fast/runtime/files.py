@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, whatever interrupts the write."""
+"""Atomic writes, locks and safe reads of files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _FOLDER_LOCK = ".lock"
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
           stat.S_IFSOCK: "a socket"}  # fmt: skip
-MOST_TEXT = 2**24  # bytes of a text file of ours; they have some thousands
-_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+MOST_TEXT = 2**24  # bytes of a JSON file at most; ours have some thousands
+_FOLDER_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -37,10 +37,10 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-    try:  # not mkstemp, whose files nobody else may read; 0o666 less the umask is open()'s
+    try:  # not mkstemp, whose files only their owner may read; open() too uses 0o666 & ~umask
         descriptor = os.open(temporary, _NEW_FILE, 0o666)
     except OSError as error:
-        if error.errno not in _NO_FOLDER:
+        if error.errno not in _FOLDER_ERRORS:
             raise
         raise InputError(
             f"cannot write {path}: expected an existing, writable folder, got "
@@ -75,15 +75,15 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_regular(path: str | Path, most: int | None = None) -> bytes:
-    """The bytes of a regular file, of ``most`` bytes at most.
+    """The content of a regular file, of ``most`` bytes at most.
 
-    A pipe would wait for ever for its writer, and a device such as /dev/zero has no end.
+    Others are refused: reading a pipe may block for ever, and devices such as /dev/zero never end.
 
     Raises:
         InputError: neither a regular file nor a folder, or too long.
         OSError: missing, a folder, or not readable.
     """
-    with open(path, "rb", opener=_open_at_once) as file:
+    with open(path, "rb", opener=_open_without_blocking) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
@@ -100,7 +100,7 @@ def read_regular(path: str | Path, most: int | None = None) -> bytes:
 
 
 def first_line(path: Path, most: int) -> bytes:
-    """Up to ``most`` bytes of the first line; none of what is no regular file or unreadable."""
+    """Up to ``most`` bytes of the first line; b"" if the file is unreadable or not regular."""
     if not is_regular(path):
         return b""
     try:
@@ -111,15 +111,15 @@ def first_line(path: Path, most: int) -> bytes:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether a file can be opened without waiting for another process."""
+    """Whether ``path`` is a regular file: opening one never waits for another process."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):
         return False
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """Without waiting for the writer of a pipe."""
+def _open_without_blocking(path: str, flags: int) -> int:
+    """An ``opener`` for ``open`` that does not wait for the writer of a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -131,7 +131,7 @@ def read_json(path: str | Path) -> Any:
     """
     try:
         return json.loads(read_regular(path, MOST_TEXT).decode("utf-8"))
-    except InputError:  # a ValueError, too
+    except InputError:  # is a ValueError
         raise
     except OSError as error:
         reason = (error.strerror or "an error").lower()
@@ -153,16 +153,16 @@ def read_json(path: str | Path) -> Any:
 def lock(path: Path) -> FileLock:
     """Lock the file or folder ``path`` until ``unlock``: one writer at a time.
 
-    The lock is the system's, on a hidden file in or beside ``path``: it ends with its process,
-    however that ends, and a file that a killed process leaves behind blocks nobody.
+    The lock is the operating system's, on a hidden file in or beside ``path``: it ends with its
+    process, however that ends, and a lock file left behind by a killed process locks nothing.
 
     Raises:
         InputError: another writer holds the lock, or the folder cannot be written.
     """
-    from filelock import FileLock, Timeout  # and with it asyncio: no help needs them
+    from filelock import FileLock, Timeout  # imports asyncio, which would slow down every --help
 
     name = path / _FOLDER_LOCK if path.is_dir() else path.with_name(f".{path.name}-lock")
-    # Not thread-local: a log may be closed by another thread than the one that opened it.
+    # Not thread-local: the thread that closes a log may not be the one that opened it.
     guard = FileLock(name, timeout=0, thread_local=False)
     try:
         guard.acquire()
@@ -182,8 +182,8 @@ def lock(path: Path) -> FileLock:
 def unlock(guard: FileLock) -> None:
     """Release what ``lock`` returned and remove its file; a second call does nothing."""
     if guard.is_locked:
-        # While it is held: filelock discards a lock on a file that is gone. Windows cannot remove
-        # an open file; there filelock does it afterwards.
+        # Removed while the lock is held: filelock discards a lock whose file is gone. Windows
+        # cannot remove an open file; there filelock removes it on release.
         with contextlib.suppress(OSError):
             os.unlink(guard.lock_file)
         guard.release()
@@ -193,7 +193,7 @@ def unlock(guard: FileLock) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Hold ``folder`` locked, see ``lock``."""
     if not os.access(folder, os.W_OK | os.X_OK):
-        yield  # nothing can be written there either, which new_folder says
+        yield  # not writable: new_folder raises the error
         return
     guard = lock(folder)
     try:

@@ -1,4 +1,4 @@
-"""Borrowing a network: eval mode and frozen parameters inside a block, all restored after it."""
+"""A context manager: eval mode and frozen parameters inside a block, all restored after it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import nn
 def frozen(model: Any) -> Iterator[None]:
     """Put ``model`` into eval mode with frozen parameters; restore every module and parameter.
 
-    Frozen parameters keep a backward pass to the input from computing weight gradients. A callable
-    that is no ``nn.Module`` has nothing to freeze.
+    With frozen parameters a backward pass to the input computes no weight gradients. A callable
+    that is no ``nn.Module`` is left as it is.
     """
     if not isinstance(model, nn.Module):
         yield
         return
     training = [module for module in model.modules() if module.training]
-    # A compiled graph computes only the gradients that are asked for: nothing to save there.
+    # A compiled graph computes the requested gradients only, so freezing would save nothing.
     trainable = [
         parameter
         for parameter in model.parameters()

@@ -1,4 +1,4 @@
-"""The logits in whatever a network returns, and what went wrong where it returns none."""
+"""The logits in whatever a network returns, and exceptions of networks as one line."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 def logits_of(output: Any) -> torch.Tensor:
     """The (N, K) logits of a network's output.
 
-    A tensor is the logits. Of an object with ``.logits`` (Hugging Face, torchvision's networks with
-    auxiliary outputs) or a dict with ``"logits"`` it is those, of a tuple or list the first tensor.
+    A tensor is returned as it is; of an object with ``.logits`` (Hugging Face, torchvision's
+    networks with auxiliary outputs) or a dict with ``"logits"`` these; of a tuple or list the first
+    tensor.
 
     Raises:
-        TypeError: there is no tensor at these places.
+        TypeError: the output has no tensor there.
     """
     if isinstance(output, torch.Tensor):
         return output
@@ -35,6 +36,6 @@ def logits_of(output: Any) -> torch.Tensor:
     return found
 
 
-def told(error: BaseException, most: int = 300) -> str:
-    """An exception in one line."""
+def one_line(error: BaseException, most: int = 300) -> str:
+    """The type and message of an exception on one line, at most ``most`` characters of it."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}".rstrip(": ")

@@ -1,4 +1,4 @@
-"""The machine a run works on: device, memory format, versions; what is measured is recorded."""
+"""The machine of a run: device, measured memory format, threads, versions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 from drf_fast.errors import InputError, RunError
 from drf_fast.runtime import processes
 from drf_fast.runtime.frozen import frozen
-from drf_fast.runtime.logits import logits_of, told
+from drf_fast.runtime.logits import logits_of, one_line
 from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.progress import say
 from drf_fast.version import __version__
@@ -45,12 +45,12 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 class Placed(NamedTuple):
-    """A network on its device, laid out as is fastest.
+    """A network on its device, in the fastest memory format.
 
     Attributes:
-        network: what is to be run.
-        memory_format: its name, to be recorded with the run.
-        left_out: the forms that it cannot take, by name, and why; to be recorded, too.
+        network: the network to be run.
+        memory_format: name of its memory format, to be recorded with the run.
+        left_out: memory formats that failed, by name, and the error; to be recorded, too.
     """
 
     network: nn.Module
@@ -68,11 +68,11 @@ def place(
 ) -> Placed:
     """Move ``model`` to the device in the memory format named, or in the faster one for "auto".
 
-    A format that the network cannot take is said and left out.
+    A format in which the network fails is reported and left out.
 
     Raises:
-        InputError: it takes none of them.
-        RunError: memory does not hold the rows.
+        InputError: it fails in all of them.
+        RunError: out of memory for ``rows`` rows.
     """
     model = model.to(device)
     names = list(MEMORY_FORMATS) if memory_format == "auto" else [memory_format]
@@ -86,10 +86,10 @@ def place(
             if is_out_of_memory(error):
                 raise RunError(
                     f"expected memory for a forward and a backward pass of {rows:,} rows "
-                    f"{image_shape} (a batch times --num-samples), got {told(error, 160)}; lower "
-                    "--batch-size or --num-samples, or raise --accumulate"
+                    f"{image_shape} (a batch times --num-samples), got {one_line(error, 160)}; "
+                    "lower --batch-size or --num-samples, or raise --accumulate"
                 ) from error
-            failures[name] = told(error)
+            failures[name] = one_line(error)
     if not times:
         raise InputError(
             f"the network must take a forward and a backward pass of images {(rows, *image_shape)} "
@@ -104,25 +104,25 @@ def place(
 
 
 def _seconds(model, device, precision, image_shape, rows) -> float:
-    """Best time of a forward and backward pass to the images, as an adversary needs."""
+    """Seconds of a forward and backward pass to the images, as an adversary needs; the best."""
     x = torch.zeros((rows, *image_shape), device=device)
     with autocast(device, precision):
         return seconds(model, x)
 
 
 def seconds(model: nn.Module, example: torch.Tensor) -> float:
-    """Best time of a forward pass of images like ``example`` and a backward pass to them."""
+    """Seconds of a forward pass of images like ``example`` and a backward pass to them, at best."""
     # Noise as in training: pooling takes twice as long on it as on zeros.
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(example.shape, generator=generator, device="cpu")
-    # A network in double precision has images in it.
-    kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
-    x = noise.to(example.device, kinds[0] if kinds else None).requires_grad_()
+    # Images of the network's dtype: it may be in double precision.
+    dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    x = noise.to(example.device, dtypes[0] if dtypes else None).requires_grad_()
     with frozen(model):
-        return min(_pass(model, x) for _ in range(3))
+        return min(_pass_seconds(model, x) for _ in range(3))
 
 
-def _pass(model: nn.Module, x: torch.Tensor) -> float:
+def _pass_seconds(model: nn.Module, x: torch.Tensor) -> float:
     start = time.perf_counter()
     torch.autograd.grad(logits_of(model(x)).sum(), x)
     if x.device.type == "cuda":
@@ -132,7 +132,7 @@ def _pass(model: nn.Module, x: torch.Tensor) -> float:
 
 @contextlib.contextmanager
 def same_threads() -> Iterator[None]:
-    """Leave the number of CPU threads as it was, whatever is set inside."""
+    """Restore the number of CPU threads after the block."""
     before = torch.get_num_threads()
     try:
         yield
@@ -141,13 +141,13 @@ def same_threads() -> Iterator[None]:
 
 
 def set_threads(number: int) -> None:
-    """Compute with so many CPU threads."""
+    """Compute with ``number`` CPU threads."""
     if number != torch.get_num_threads():
         torch.set_num_threads(number)
 
 
 def environment(device: torch.device, backend: str) -> dict[str, Any]:
-    """Versions, threads and device, to be kept with every result."""
+    """Versions, threads and device, to be recorded with every result."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "drf_fast": __version__,

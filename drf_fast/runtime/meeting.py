@@ -1,7 +1,8 @@
-"""Where the processes of a job meet: who is there, who refused and why, who still works.
+"""State that the processes of a job share: which have started, which ended and why, heartbeats.
 
-A key-value store of torch, in torchrun or in process 0, of which every process is a client. It is
-needed beside the collective operations because those only say that something failed.
+It lies in a key-value store of torch, kept by torchrun or by process 0, of which every process is a
+client. It is needed beside the collective operations because those only say that one failed, not
+which process is to blame.
 """
 
 from __future__ import annotations
@@ -19,30 +20,31 @@ import torch.distributed as dist
 from drf_fast.errors import InputError, RunError
 
 _T = TypeVar("_T")
-_ANSWER = 5.0  # seconds within which the store answers, or is as good as gone
-_BEAT = 1.0  # seconds between two signs of life
-_LINGER = 20.0  # seconds for which process 0 keeps the store for those who have not read it
-_POLL = 0.05
+_STORE_TIMEOUT = 5.0  # seconds until the store counts as unreachable
+_HEARTBEAT_INTERVAL = 1.0  # seconds
+_REFUSAL_READ_TIMEOUT = 20.0  # seconds that process 0 waits for the others to read why it ends
+_POLL_INTERVAL = 0.05  # seconds
 
 
 class Meeting:
-    """What the processes of a job know of each other.
+    """The store that the processes of a job share, and how long to wait for each other.
 
     Args:
-        rank, size: of this process, and of the job.
-        timeout: seconds within which the others have to come and to answer.
+        rank: number of this process.
+        size: number of processes of the job.
+        timeout: seconds within which the others have to start and to answer.
 
     Raises:
-        RunError: there is nobody at MASTER_ADDR and MASTER_PORT in time.
+        RunError: no store at MASTER_ADDR and MASTER_PORT in time.
     """
 
     def __init__(self, rank: int, size: int, timeout: float) -> None:
         self.rank, self.size, self.timeout = rank, size, timeout
         self.address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        self._last_beat = 0.0
+        self._last_heartbeat = 0.0
         # torchrun keeps the store itself, so that it outlives each of the processes.
-        kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        self.host = rank == 0 and not kept
+        kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self.host = rank == 0 and not kept_by_torchrun
         try:
             tcp = dist.TCPStore(  # type: ignore[reportPrivateImportUsage]
                 os.environ["MASTER_ADDR"],
@@ -60,152 +62,152 @@ class Meeting:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = dist.PrefixStore(f"drf_fast/{attempt}", tcp)  # type: ignore[reportPrivateImportUsage]
 
-    def part(self, name: str) -> Any:
-        """A part of the store with names of its own."""
+    def namespace(self, name: str) -> Any:
+        """The store with all keys prefixed by ``name``."""
         return dist.PrefixStore(name, self.store)  # type: ignore[reportPrivateImportUsage]
 
     def arrive(self) -> None:
-        """Say that this process is ready, and wait for all others.
+        """Report that this process is ready, and wait for all others.
 
         Raises:
-            InputError: two processes have one rank.
-            RunError: another process refused, or did not come in time.
+            InputError: two processes have the same rank.
+            RunError: another process ended, or did not start in time.
         """
-        if self._ask(lambda: self.store.add(f"taken/{self.rank}", 1)) != 1:
+        if self._call_store(lambda: self.store.add(f"taken/{self.rank}", 1)) != 1:
             raise InputError(
                 f"RANK {self.rank} is that of two processes at {self.address}: expected each "
                 f"number from 0 to {self.size - 1} once; start them anew, at another MASTER_PORT"
             )
-        self._ask(lambda: self.store.set(f"word/{self.rank}", ""))
+        self._call_store(lambda: self.store.set(f"status/{self.rank}", ""))
         until = time.monotonic() + self.timeout
         while True:
-            missing = self._without("word")
+            missing = self._ranks_without("status")
             self._raise_refusal()
             if not missing:
                 return
             if time.monotonic() > until:
                 raise RunError(
                     f"process {self.rank} of {self.size}: expected all processes at {self.address} "
-                    f"within {self.timeout:g} s, got no {_named(missing)}; start all of them, or "
-                    "raise --timeout"
+                    f"within {self.timeout:g} s, got no {_rank_names(missing)}; start all of them, "
+                    "or raise --timeout"
                 )
-            time.sleep(_POLL)
+            time.sleep(_POLL_INTERVAL)
 
     def refuse(self, reason: str) -> None:
-        """Tell the others why this process ends, and let them read it. Never raises."""
+        """Tell the others why this process ends, and wait until they have read it. Never raises."""
         with contextlib.suppress(RunError, RuntimeError):
-            self._ask(lambda: self.store.set(f"word/{self.rank}", reason or "an error"))
-            if self.host:  # the store ends with this process
-                until = time.monotonic() + min(_LINGER, self.timeout)
+            self._call_store(lambda: self.store.set(f"status/{self.rank}", reason or "an error"))
+            if self.host:  # the store ends together with this process
+                until = time.monotonic() + min(_REFUSAL_READ_TIMEOUT, self.timeout)
                 while time.monotonic() < until and any(
-                    not self._word(rank) and rank in self._without("read")
+                    not self._refusal_of(rank) and rank in self._ranks_without("read")
                     for rank in range(1, self.size)
                 ):
-                    time.sleep(_POLL)
+                    time.sleep(_POLL_INTERVAL)
 
-    def beat(self) -> None:
-        """A sign of life, at most one a second."""
+    def heartbeat(self) -> None:
+        """Report that this process still works, at most once a second."""
         now = time.monotonic()
-        if now - self._last_beat > _BEAT:
-            self._last_beat = now
-            self._ask(lambda: self.store.set(f"beat/{self.rank}", repr(now)))
+        if now - self._last_heartbeat > _HEARTBEAT_INTERVAL:
+            self._last_heartbeat = now
+            self._call_store(lambda: self.store.set(f"heartbeat/{self.rank}", repr(now)))
 
     def wait_for_all(self, name: str) -> None:
-        """Return when all processes are here, however long they work.
+        """A barrier without time limit, as long as all processes keep sending heartbeats.
 
         Raises:
-            RunError: one refused, or gave no sign of life for the time-out.
+            RunError: one ended, or sent no heartbeat for the time-out.
         """
-        self._ask(lambda: self.store.set(f"{name}/{self.rank}", ""))
-        seen: dict[int, Any] = {}
+        self._call_store(lambda: self.store.set(f"{name}/{self.rank}", ""))
+        last_seen: dict[int, Any] = {}
         since: dict[int, float] = {}
-        while missing := self._without(name):
+        while missing := self._ranks_without(name):
             self._raise_refusal()
             now = time.monotonic()
             for rank in missing:
-                sign = self._get(f"beat/{rank}")
-                if rank not in since or sign != seen[rank]:
-                    seen[rank], since[rank] = sign, now
+                heartbeat = self._get(f"heartbeat/{rank}")
+                if rank not in since or heartbeat != last_seen[rank]:
+                    last_seen[rank], since[rank] = heartbeat, now
             silent = [rank for rank in missing if now - since[rank] > self.timeout]
             if silent:
-                raise RunError(self._unanswered(silent))
-            time.sleep(_POLL if now < min(since.values()) + 1 else 0.5)
+                raise RunError(self._timeout_message(silent))
+            time.sleep(_POLL_INTERVAL if now < min(since.values()) + 1 else 0.5)
 
     def explain(self, error: BaseException) -> RunError:
-        """Why a collective operation failed: who refused, or who did not answer."""
+        """The error to raise for a failed collective: names the process that ended or is silent."""
         try:
-            self._ask(lambda: self.store.set(f"failed/{self.rank}", ""))
-            until = time.monotonic() + _ANSWER
+            self._call_store(lambda: self.store.set(f"failed/{self.rank}", ""))
+            until = time.monotonic() + _STORE_TIMEOUT
             while time.monotonic() < until:
                 self._raise_refusal()
-                if not self._without("failed"):
+                if not self._ranks_without("failed"):
                     break
-                time.sleep(_POLL)
-            silent = self._without("failed")
-        except RunError as found:
-            return found
+                time.sleep(_POLL_INTERVAL)
+            silent = self._ranks_without("failed")
+        except RunError as reason:
+            return reason
         if silent:
-            return RunError(self._unanswered(silent))
+            return RunError(self._timeout_message(silent))
         return RunError(
             f"process {self.rank} of {self.size}: a collective operation failed, expected all "
             f"processes to take part, got {' '.join(str(error).split())[:120]}; go on with --resume"
         )
 
-    def _unanswered(self, ranks: list[int]) -> str:
+    def _timeout_message(self, ranks: list[int]) -> str:
         return (
             f"process {self.rank} of {self.size}: expected an answer of all processes within "
-            f"{self.timeout:g} s, got none of {_named(ranks)}; see whether it and its machine "
+            f"{self.timeout:g} s, got none of {_rank_names(ranks)}; see whether it and its machine "
             "still run (or raise --timeout), and go on with --resume"
         )
 
     def _raise_refusal(self) -> None:
         for rank in range(self.size):
-            reason = self._word(rank) if rank != self.rank else ""
+            reason = self._refusal_of(rank) if rank != self.rank else ""
             if reason:
-                self._ask(lambda: self.store.set(f"read/{self.rank}", ""))
+                self._call_store(lambda: self.store.set(f"read/{self.rank}", ""))
                 raise RunError(
                     f"process {self.rank} of {self.size}: expected all processes to take part, got "
                     f"the end of process {rank}: {reason}"
                 )
 
-    def _word(self, rank: int) -> str:
-        return self._get(f"word/{rank}").decode(errors="replace")
+    def _refusal_of(self, rank: int) -> str:
+        return self._get(f"status/{rank}").decode(errors="replace")
 
     def _get(self, key: str) -> bytes:
-        return self._ask(lambda: self.store.get(key) if self.store.check([key]) else b"")
+        return self._call_store(lambda: self.store.get(key) if self.store.check([key]) else b"")
 
-    def _without(self, name: str) -> list[int]:
+    def _ranks_without(self, name: str) -> list[int]:
         """The processes that have not set ``name``."""
         ranks = [rank for rank in range(self.size) if rank != self.rank]
-        return self._ask(lambda: [r for r in ranks if not self.store.check([f"{name}/{r}"])])
+        return self._call_store(lambda: [r for r in ranks if not self.store.check([f"{name}/{r}"])])
 
-    def _ask(self, operation: Callable[[], _T]) -> _T:
-        """What the store answers; where it stands in a stopped process, it never does.
+    def _call_store(self, operation: Callable[[], _T]) -> _T:
+        """The result of a call of the store, in a thread: a stopped process's store never answers.
 
         Raises:
-            RunError: it does not.
+            RunError: no answer within ``_STORE_TIMEOUT``, or the call failed.
         """
-        found: list[Any] = []
-        failed: list[Exception] = []
+        results: list[Any] = []
+        errors: list[Exception] = []
 
-        def ask() -> None:
+        def call() -> None:
             try:
-                found.append(operation())
+                results.append(operation())
             except Exception as error:  # whatever a broken connection raises
-                failed.append(error)
+                errors.append(error)
 
-        thread = threading.Thread(target=ask, daemon=True)
+        thread = threading.Thread(target=call, daemon=True)
         thread.start()
-        thread.join(_ANSWER)
-        if found:
-            return found[0]
-        what = "no answer" if not failed else " ".join(str(failed[0]).split())[:80]
+        thread.join(_STORE_TIMEOUT)
+        if results:
+            return results[0]
+        what = "no answer" if not errors else " ".join(str(errors[0]).split())[:80]
         raise RunError(
             f"process {self.rank} of {self.size}: expected an answer of the meeting place at "
             f"{self.address}, which process 0 or torchrun keeps, got {what}; see whether that "
             "process and its machine still run, and go on with --resume"
-        ) from (failed[0] if failed else None)
+        ) from (errors[0] if errors else None)
 
 
-def _named(ranks: list[int]) -> str:
+def _rank_names(ranks: list[int]) -> str:
     return f"process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -1,4 +1,4 @@
-"""Whether it was memory that an operation lacked."""
+"""Recognising errors of memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _WORDS = ("allocate memory", "out of memory", "bad alloc", "bad_alloc")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the host or of a GPU; torch raises RuntimeError for both."""
+    """Whether the host or a GPU was out of memory; torch raises RuntimeError for both."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)

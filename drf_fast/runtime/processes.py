@@ -1,6 +1,6 @@
 """Several processes on one job, as ``torchrun`` starts them: ranks and collective operations.
 
-Without torchrun there is one process, and everything here is immediate.
+Without torchrun there is one process, and every function here returns at once.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from drf_fast.errors import InputError, RunError
 from drf_fast.runtime.meeting import Meeting
 
 DEFAULT_TIMEOUT = 600.0  # seconds
-_MOST = 2**20  # processes
-_REFUSING = 10.0  # seconds to find the others in, only to tell them
+_MAX_PROCESSES = 2**20  # processes
+_REFUSE_TIMEOUT = 10.0  # seconds to find the store in when this process only reports its end
 
 _meeting: Meeting | None = None
-_groups = 0  # how often they have joined
-_waits = 0  # how often ``wait_for_all`` was called
-_done = False  # nobody waits for this process any more
+_group_count = 0  # process groups joined so far, which number the stores of the groups
+_wait_count = 0  # calls of ``wait_for_all`` so far
+_finished = False  # the others no longer wait for this process
 
 
 def rank() -> int:
-    """This process's number, 0 to ``count() - 1``."""
+    """The number of this process, 0 to ``count() - 1``."""
     number, size = _from_environment("RANK", 0, 0), count()
     if number >= size:
         raise InputError(
@@ -47,19 +47,19 @@ def _from_environment(name: str, default: int, least: int) -> int:
     text = os.environ.get(name, "")
     if not text:
         return default
-    if not text.isdecimal() or not least <= int(text[:18]) < _MOST:
+    if not text.isdecimal() or not least <= int(text[:18]) < _MAX_PROCESSES:
         raise InputError(
-            f"{name} must be a number from {least} to {_MOST - 1}, as torchrun sets it, got "
-            f"{text[:40]!r}; unset it"
+            f"{name} must be a number from {least} to {_MAX_PROCESSES - 1}, as torchrun sets it, "
+            f"got {text[:40]!r}; unset it"
         )
     return int(text)
 
 
 def check_environment() -> None:
-    """Refuse what torchrun would not have set, before any work.
+    """Check the environment variables that torchrun sets, before any work.
 
     Raises:
-        InputError: one sentence that names the variable.
+        InputError: one is missing or invalid.
     """
     rank()
     if count() == 1:
@@ -81,37 +81,37 @@ def check_environment() -> None:
 
 
 def start(device: torch.device, timeout: float = DEFAULT_TIMEOUT) -> None:
-    """Join the other processes, with nccl on GPUs and gloo elsewhere; nothing for one process.
+    """Join the process group, nccl on GPUs and gloo elsewhere; does nothing for one process.
 
     Args:
-        device: where they compute.
-        timeout: seconds within which the others have to come, and to answer later on.
+        device: where the processes compute.
+        timeout: seconds within which the others have to start, and to answer later on.
 
     Raises:
-        InputError: an environment that torchrun does not make.
-        RunError: another process refused, or did not come.
+        InputError: invalid environment variables, see ``check_environment``.
+        RunError: another process ended, or did not start.
     """
-    global _groups, _done
+    global _group_count, _finished
     check_environment()
     if count() == 1 or dist.is_initialized():
         return
-    _done = False
-    if _groups == 0:
-        _meet(timeout).arrive()
-    _groups += 1
+    _finished = False
+    if _group_count == 0:
+        _get_meeting(timeout).arrive()
+    _group_count += 1
     if device.type == "cuda":
         torch.cuda.set_device(_from_environment("LOCAL_RANK", 0, 0))
     with _collective():
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=_meet(timeout).part(f"group-{_groups}"),
+            store=_get_meeting(timeout).namespace(f"group-{_group_count}"),
             rank=rank(),
             world_size=count(),
             timeout=datetime.timedelta(seconds=timeout),
         )
 
 
-def _meet(timeout: float) -> Meeting:
+def _get_meeting(timeout: float) -> Meeting:
     global _meeting
     if _meeting is None:
         _meeting = Meeting(rank(), count(), timeout)
@@ -119,15 +119,15 @@ def _meet(timeout: float) -> Meeting:
 
 
 def refuse(reason: str) -> None:
-    """Tell the other processes why this one ends; nothing for one process. Never raises."""
+    """Tell the other processes why this one ends; does nothing for one process. Never raises."""
     with contextlib.suppress(InputError, RunError):
         check_environment()
-        if count() > 1 and not _done:
-            _meet(_REFUSING).refuse(reason)
+        if count() > 1 and not _finished:
+            _get_meeting(_REFUSE_TIMEOUT).refuse(reason)
 
 
 def broadcast(value: Any) -> Any:
-    """The value of process 0, in all processes: for what is measured and may differ."""
+    """The value of process 0, in all processes: for measurements, which differ between them."""
     if count() == 1:
         return value
     values = [value]
@@ -144,36 +144,36 @@ def all_reduce_sum(values: torch.Tensor) -> None:
 
 
 def barrier() -> None:
-    """Return when all processes are here."""
+    """Return when all processes have called it."""
     if count() > 1:
         with _collective():
             dist.barrier()
 
 
 def wait_for_all() -> None:
-    """As ``barrier``, where the work before it may take long: signs of life are enough.
+    """A ``barrier`` without time limit, as long as all processes call ``heartbeat``.
 
     Raises:
-        RunError: a process refused, or has not called ``beat`` for the time-out.
+        RunError: a process ended, or has not called ``heartbeat`` for the time-out.
     """
-    global _waits
+    global _wait_count
     if _meeting is not None:
-        _waits += 1
-        _meeting.wait_for_all(f"wait-{_waits}")
+        _wait_count += 1
+        _meeting.wait_for_all(f"wait-{_wait_count}")
 
 
-def beat() -> None:
-    """A sign of life, for others that ``wait_for_all``; cheap enough for every forward pass."""
+def heartbeat() -> None:
+    """Report to processes in ``wait_for_all`` that this one still works; cheap, for every pass."""
     if _meeting is not None:
-        _meeting.beat()
+        _meeting.heartbeat()
 
 
 @contextlib.contextmanager
 def _collective() -> Iterator[None]:
-    """A collective operation fails where another process has ended or does not answer.
+    """Explain the failure of a collective operation: which process ended or does not answer.
 
     Raises:
-        RunError: says which one, and why where it said so itself.
+        RunError: names that process, and its reason if it has given one.
     """
     try:
         yield
@@ -185,7 +185,7 @@ def _collective() -> Iterator[None]:
 
 def finish() -> None:
     """Leave the group: the work is done."""
-    global _done
-    _done = True
+    global _finished
+    _finished = True
     if count() > 1 and dist.is_initialized():
         dist.destroy_process_group()

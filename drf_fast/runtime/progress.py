@@ -19,16 +19,16 @@ from rich.progress import (
 from rich.text import Text
 
 _PLAIN_SECONDS, _BAR_SECONDS = 10.0, 0.5
-_WIDE = 110  # letters of a line that has room for a bar beside the figures
+_WIDE = 110  # columns of a terminal that has room for a bar beside the figures
 
 
 def say(message: str) -> None:
-    """One line for the user, on stderr."""
+    """Print one line for the user, on stderr."""
     print(message, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """A time for people: seconds, minutes or hours."""
+    """A human-readable time: seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
@@ -36,25 +36,25 @@ def duration(seconds: float) -> str:
 
 class _TimeLeft(TimeRemainingColumn):
     def render(self, task: Task) -> Text:
-        shown = super().render(task)
-        return shown if task.finished else shown + " left"
+        text = super().render(task)
+        return text if task.finished else text + " left"
 
 
 class Tracker:
-    """Counts to ``total`` under ``label``; a context manager. A quiet one only counts.
+    """A progress display that counts to ``total`` under ``label``; a context manager.
 
     On a terminal it is one line: steps done, time left (when done: time taken) and a note. Lines
-    that are said meanwhile scroll above it.
+    printed meanwhile scroll above it.
 
-    ``advance`` takes the number of steps done and a short text (figures, rate) shown beside them,
-    or what makes it: called only where it is shown, twice a second at most, since to read a number
-    may be to wait for a GPU.
+    ``advance`` takes the number of steps done and a short note (figures, rate) shown beside them,
+    or a function that returns it. The function is called only when the note is shown, at most twice
+    a second, since reading a number may synchronise with a GPU.
 
     Args:
         label: what is counted.
         total: steps.
-        quiet: whether to show nothing.
-        done: steps that an earlier call had done.
+        quiet: whether to count without showing anything.
+        done: steps already done by an earlier, interrupted run.
     """
 
     def __init__(self, label: str, total: int, quiet: bool = False, done: int = 0) -> None:
@@ -71,7 +71,7 @@ class Tracker:
                 _TimeLeft(compact=True, elapsed_when_finished=True),
                 TextColumn("{task.fields[note]}"),
                 console=console,
-                # What is printed meanwhile scrolls above the line, unless it goes to a file.
+                # Output on a terminal scrolls above the line; output to a file stays unchanged.
                 redirect_stdout=sys.stdout.isatty(),
             )
             self._task = self._bar.add_task(label, total=total, completed=done, note="")
@@ -83,18 +83,18 @@ class Tracker:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and self._done > self._before and not self._quiet:
+        elif error_type is None and self._done > self._before and not self._quiet:
             seconds = time.monotonic() - self._started
             say(f"{self._label}: {self._done}/{self._total} done in {seconds:.1f} s")
 
     def advance(self, steps: int = 1, note: str | Callable[[], str] = "") -> None:
-        """``steps`` more are done."""
+        """Count ``steps`` more, and show ``note`` when the display is updated."""
         self._done += steps
         now = time.monotonic()
         if self._bar is not None:
@@ -106,7 +106,7 @@ class Tracker:
         if now - self._printed >= _PLAIN_SECONDS and not self._quiet:
             self._printed = now
             note = note if isinstance(note, str) else note()
-            each = (now - self._started) / (self._done - self._before)
-            left = duration(each * (self._total - self._done))
+            seconds_per_step = (now - self._started) / (self._done - self._before)
+            left = duration(seconds_per_step * (self._total - self._done))
             text = f"{self._label}: {self._done}/{self._total}, {left} left"
             say(f"{text}, {note}" if note else text)

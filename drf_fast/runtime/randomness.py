@@ -1,8 +1,8 @@
-"""Which random numbers are for what: every stream of noise and every reserved step, once.
+"""All streams of noise and all reserved steps, so that no two purposes share random numbers.
 
 The noise of an image is named by (key, stream, image, sample): ``functional.noise_key`` makes the
-key from a seed and a step, and the stream is the last word of the counter. So no two purposes
-share random numbers. Changing a number here changes the noise of every run and certificate.
+key from a seed and a step, and the stream is the last word of the counter. Changing a number here
+changes the noise of every run and certificate.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 STREAM_WORDS = {"train": 0, "selection": 1, "estimation": 2, "prediction": 3}
 STREAMS = tuple(STREAM_WORDS)
 
-# Steps of ``noise_key`` that training's noise, which counts steps from 0, never takes.
-ATTACK = 2**62  # the key of all that ``drf-fast attack`` draws, so no certificate shares its noise
-TEACHER = 2**62 + 1  # the key of the votes that are a training target
+# Steps of ``noise_key`` that training's noise, which counts steps from 0, never reaches.
+ATTACK = 2**62  # the noise of ``drf-fast attack``, so that it differs from any certificate's
+TEACHER = 2**62 + 1  # the noise of the teacher's votes, which are a training target
 INITIAL_WEIGHTS = 2**63
-# And all above: one for each step and process. Dropout, random crops, whatever a network draws.
+# From here on, one for each training step and process: dropout, random crops, all other random
+# numbers that a network draws.
 FIRST_NETWORK_STEP = 2**63 + 1

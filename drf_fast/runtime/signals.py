@@ -1,4 +1,4 @@
-"""Being asked to stop: the work at hand is finished and saved, then the process ends."""
+"""SIGINT and SIGTERM: the current step is finished and saved, then the process ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _received: int | None = None
 
 
 class Stopped(KeyboardInterrupt):
-    """The process was asked to stop by ``number`` (SIGINT, SIGTERM) and has put its work away."""
+    """The process got the signal ``number`` (SIGINT, SIGTERM) and has saved its work."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -20,7 +20,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Inside, SIGTERM raises ``Stopped`` as SIGINT raises KeyboardInterrupt."""
+    """Inside the block, SIGTERM raises ``Stopped``, as SIGINT raises KeyboardInterrupt."""
 
     def stop(number: int, frame: object) -> None:
         raise Stopped(number)
@@ -30,8 +30,11 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM wait until ``received`` is asked; a second one does not."""
+def deferred() -> Iterator[None]:
+    """Inside the block, a first SIGINT or SIGTERM is only remembered, for ``received``.
+
+    A second one raises ``Stopped``.
+    """
     global _received
 
     def remember(number: int, frame: object) -> None:
@@ -48,14 +51,14 @@ def held_back() -> Iterator[None]:
 
 
 def received() -> int | None:
-    """The signal that came inside ``held_back``."""
+    """The number of the signal that arrived inside ``deferred``, or None."""
     return _received
 
 
 @contextlib.contextmanager
 def _handled(handlers: dict[signal.Signals, object]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield  # where signals cannot be handled
+        yield  # Python sets signal handlers in the main thread only
         return
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}  # type: ignore[arg-type]
     try:

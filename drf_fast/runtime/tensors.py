@@ -1,4 +1,4 @@
-"""What every backend asks about a tensor: its dtype, and how it lies in memory."""
+"""Dtypes and memory formats of tensors, as all backends need them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ FLOATS = tuple(DTYPE_NAMES)
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which values of ``dtype`` are computed: float64 stays, all else is float32."""
+    """The dtype of arithmetic on values of ``dtype``: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether x is dense in channels_last order and in no other."""
+    """Whether x is dense in channels_last order and not contiguous as well."""
     return (
         x.dim() == 4
         and not x.is_contiguous()
@@ -29,5 +29,5 @@ def is_channels_last(x: torch.Tensor) -> bool:
 
 
 def memory_format_of(x: torch.Tensor) -> torch.memory_format:
-    """The memory format of what is computed from x: channels_last, or else contiguous."""
+    """The memory format of outputs computed from x: channels_last if x has it, else contiguous."""
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format

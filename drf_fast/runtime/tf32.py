@@ -1,8 +1,8 @@
 """TF32: products of float32 numbers on a GPU with 11 significant bits of each factor.
 
 Sums stay float32, and tensor cores are several times faster. torch allows it for convolutions and
-forbids it for matrix products, by two switches of the process; here each forward pass says what it
-takes, so that a certificate is of one arithmetic, whatever the switches are.
+forbids it for matrix products, by two process-wide switches; here each forward pass sets them, so
+that a certificate is of one arithmetic, however the user has set the switches.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-_DEVICES = ("cuda",)  # on which the switches mean something
-_OLD = "allow_tf32"
+_DEVICES = ("cuda",)  # device types on which the switches have an effect
+_LEGACY = "allow_tf32"
 
 
 def why_not(device: torch.device) -> str | None:
-    """One sentence why the device has no TF32, None where it has."""
+    """The reason, in one sentence, why the device has no TF32; None if it has."""
     needs = "TF32 needs an NVIDIA GPU of compute capability 8.0 or newer"
     if device.type not in _DEVICES or torch.version.hip is not None:
         return f"{needs}, got {device.type}"
@@ -28,7 +28,7 @@ def why_not(device: torch.device) -> str | None:
 
 @contextlib.contextmanager
 def switched(device: torch.device, on: bool) -> Iterator[None]:
-    """Inside, convolutions and products of float32 on the device are TF32, or are not.
+    """Switch TF32 on or off for float32 convolutions and matrix products, inside the block.
 
     Raises:
         RuntimeError: ``on``, and the device has no TF32.
@@ -40,20 +40,20 @@ def switched(device: torch.device, on: bool) -> Iterator[None]:
         return
     before = []
     for owner, name in _switches():
-        # An old one is not told where the new ones were set to something else.
+        # Reading a legacy switch raises where the new ones have been set to mixed values.
         with contextlib.suppress(RuntimeError):
             before.append((owner, name, getattr(owner, name)))
     try:
         for owner, name in _switches():
-            setattr(owner, name, on if name == _OLD else "tf32" if on else "ieee")
+            setattr(owner, name, on if name == _LEGACY else "tf32" if on else "ieee")
         yield
     finally:
-        for owner, name, was in before:
-            setattr(owner, name, was)
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 def _switches() -> list[tuple[Any, str]]:
-    """Owners and names: the old ones first, which change the new ones of torch 2.9 and later."""
+    """(owner, attribute) pairs, the legacy ones first: they change the new ones of torch >= 2.9."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     new = [matmul, cudnn.conv, cudnn.rnn] if hasattr(cudnn, "conv") else []
-    return [(matmul, _OLD), (cudnn, _OLD), *((owner, "fp32_precision") for owner in new)]
+    return [(matmul, _LEGACY), (cudnn, _LEGACY), *((owner, "fp32_precision") for owner in new)]

@@ -20,14 +20,14 @@ from drf_fast.training.methods.common import Batch
 from drf_fast.training.run import Run
 from drf_fast.training.step import one_step
 
-_SECONDS, _MOST = 3.0, 20  # of measured steps
+_SECONDS, _MAX_STEPS = 3.0, 20  # limits of the measurement
 _NOT_SETTINGS = frozenset(tags.having(TrainConfig, Role.SOURCE, Role.CALL))
 
 
 def show(
     run: Run, batches: Iterator[Batch], evaluate: Callable[[Run], float], before: float = 0.0
 ) -> None:
-    """Measure a few steps of ``run``, which is used up, and print what was asked for.
+    """Print the settings and the predicted time; trains ``run`` for a few steps to measure it.
 
     ``before`` are the seconds that pass before the first step.
     """
@@ -59,7 +59,7 @@ def show(
 
 
 def _seconds_of_a_step(run: Run, batches: Iterator[Batch]) -> float:
-    """Median time of a few steps, the first left out."""
+    """Median time of a few steps, without the first."""
     times: list[float] = []
     run.model.train()
     for batch in batches:
@@ -68,8 +68,8 @@ def _seconds_of_a_step(run: Run, batches: Iterator[Batch]) -> float:
         if run.device.type == "cuda":
             torch.cuda.synchronize(run.device)
         times.append(time.perf_counter() - started)
-        # Process 0 decides: all have to take the same steps.
-        if processes.broadcast(sum(times[1:]) >= _SECONDS or len(times) > _MOST):
+        # Process 0 decides, since all processes have to take the same steps.
+        if processes.broadcast(sum(times[1:]) >= _SECONDS or len(times) > _MAX_STEPS):
             break
     later = times[1:] or times
     return sorted(later)[len(later) // 2] if later else 0.0

@@ -1,7 +1,7 @@
-"""TensorBoard events, written at once.
+"""TensorBoard events, written synchronously.
 
-``torch.utils.tensorboard`` writes them in a thread of its own, where a full disk ends in a
-traceback that the run does not hear of.
+``torch.utils.tensorboard`` writes them in a background thread, where an error such as a full disk
+is printed but does not reach the run.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Events:
     """One file of events in ``folder``.
 
     Args:
-        folder: made if need be.
-        purge_step: TensorBoard drops what earlier files say of this step and later ones.
+        folder: created if it does not exist.
+        purge_step: TensorBoard ignores events of earlier files from this step on.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -29,7 +29,7 @@ class Events:
         import tensorboard.compat.proto.event_pb2 as protocol
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        message: Any = protocol  # its classes are made when it is imported
+        message: Any = protocol  # Any: its classes are generated at import
         self._event = message.Event
         folder.mkdir(exist_ok=True)
         now = time.time()
@@ -41,10 +41,10 @@ class Events:
         self._add(self._event(wall_time=now, step=purge_step, session_log=start))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One scalar a name."""
+        """Write one scalar for each name."""
         import tensorboard.compat.proto.summary_pb2 as protocol
 
-        message: Any = protocol  # its classes are made when it is imported
+        message: Any = protocol  # Any: its classes are generated at import
         scalars = [message.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
         summary = message.Summary(value=scalars)
         self._add(self._event(wall_time=time.time(), step=step, summary=summary))
@@ -54,5 +54,5 @@ class Events:
         self._file.flush()
 
     def close(self) -> None:
-        """A second call does nothing."""
+        """Close the file; a second call does nothing."""
         self._file.close()

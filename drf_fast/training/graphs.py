@@ -1,8 +1,8 @@
-"""An optimiser step as one CUDA graph: a small network's launches cost a GPU more than its work.
+"""An optimiser step as one CUDA graph, since launching a small network's kernels dominates.
 
 A graph replays what was captured. What changes from step to step is memory that it reads: the
 batch, the key of its noise, lambda. What changes from epoch to epoch (learning rate, epsilon,
-weights of the losses) it holds as constants, and when one changes another graph is captured.
+weights of the losses) is captured as constants; when one changes, a new graph is captured.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from drf_fast.backends.triton import captured
-from drf_fast.runtime.logits import told
+from drf_fast.runtime.logits import one_line
 from drf_fast.training.methods.common import Batch, MethodOptions
 from drf_fast.training.run import Run, announce
 
@@ -24,10 +24,10 @@ Descend = Callable[[Run, Batch, MethodOptions], torch.Tensor]
 
 
 class GraphedSteps:
-    """Calls ``descend``, from the fourth step on in a graph; as it is where that is impossible.
+    """Calls ``descend``, from the fourth step on as a CUDA graph; directly if capturing fails.
 
     Args:
-        descend: changes the weights by a batch, on the GPU alone, and returns a tensor.
+        descend: updates the weights by a batch, on the GPU only, and returns a tensor.
     """
 
     def __init__(self, descend: Descend) -> None:
@@ -53,7 +53,7 @@ class GraphedSteps:
         return self._graph.replay(batch)
 
     def _aside(self, run: Run, batch: Batch, options: MethodOptions) -> torch.Tensor:
-        """On a stream of its own, where a capture will be: autograd remembers streams."""
+        """Run a warm-up step on a side stream, as a capture does: autograd records streams."""
         self._warm += 1
         here, stream = torch.cuda.current_stream(run.device), torch.cuda.Stream(run.device)
         stream.wait_stream(here)
@@ -67,7 +67,7 @@ class GraphedSteps:
             return _Graph(self._descend, run, batch, options)
         except Exception as error:  # whatever a network of the user's own does on the CPU
             self._impossible = True
-            run.left_out["cuda_graph"] = told(error, 200)
+            run.left_out["cuda_graph"] = one_line(error, 200)
             announce(
                 "the training step cannot be captured in a CUDA graph "
                 f"({run.left_out['cuda_graph']}); it runs uncaptured, slower; --no-cuda-graph says "
@@ -85,7 +85,7 @@ class _Graph:
         ids = batch.image_ids.clone()
         self.batch = Batch(batch.x.clone(), batch.target.clone(), key, ids, smoothed)
         self._graph = torch.cuda.CUDAGraph()
-        run.optimizer.zero_grad(set_to_none=True)  # or gradients would be added to those of before
+        run.optimizer.zero_grad(set_to_none=True)  # else gradients would be added to earlier ones
         torch.cuda.synchronize(run.device)
         with captured(self._graph, run.device):
             self._seen = descend(run, self.batch, options)

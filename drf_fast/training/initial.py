@@ -24,8 +24,8 @@ def network(
     """The network of ``--arch`` and ``--normalize``, and the hash of the ``--init`` file if given.
 
     Raises:
-        InputError: as ``models.build``; a checkpoint that cannot be read, of another network, or
-            of one behind another first layer.
+        InputError: as ``models.build``; a checkpoint that cannot be read, is of another network, or
+            was trained behind another first layer.
     """
     if config.init is None:
         return models.build(config.arch, num_classes, image_shape, config.normalize), None
@@ -47,21 +47,21 @@ def network(
     return (model if layer is None else nn.Sequential(layer, model)), digest
 
 
-def _refuse_other_arch(arch: str, there: str, path: Path) -> None:
-    if arch != there and not names_code(arch) and not names_code(there):
+def _refuse_other_arch(arch: str, saved_arch: str, path: Path) -> None:
+    if arch != saved_arch and not names_code(arch) and not names_code(saved_arch):
         raise InputError(
-            f"--init {path} holds the weights of {there}: expected the network to be trained, "
-            f"{arch}; pass --arch {there}, or another checkpoint"
+            f"--init {path} holds the weights of {saved_arch}: expected the network to be trained, "
+            f"{arch}; pass --arch {saved_arch}, or another checkpoint"
         )
 
 
-def _refuse_other_layer(name: str, there: Normalize | None, path: Path) -> None:
-    """Behind another first layer the weights would see other images."""
-    found = _name_of(there)
-    if found == name:
+def _refuse_other_layer(name: str, saved_layer: Normalize | None, path: Path) -> None:
+    """Refuse weights trained behind another normalising first layer: their input would differ."""
+    saved_name = _name_of(saved_layer)
+    if saved_name == name:
         return
-    got = found or "constants of its own"
-    fix = f"pass --normalize {found}" if found else "pass another checkpoint"
+    got = saved_name or "constants of its own"
+    fix = f"pass --normalize {saved_name}" if saved_name else "pass another checkpoint"
     raise InputError(
         f"--init {path} was trained behind another normalising first layer: expected that of "
         f"--normalize {name}, got {got}; {fix}"
@@ -69,13 +69,13 @@ def _refuse_other_layer(name: str, there: Normalize | None, path: Path) -> None:
 
 
 def _name_of(layer: Normalize | None) -> str | None:
-    """What ``--normalize`` calls a layer of these constants, if it knows them."""
+    """The value of ``--normalize`` that gives a layer with these constants; None if none does."""
     if layer is None:
         return "none"
     known = {"none": ((0.0,) * len(layer.mean), (1.0,) * len(layer.mean)), **normalize.CONSTANTS}
-    own = [_numbers(layer.mean.tolist()), _numbers(layer.std.tolist())]
-    return next((name for name, pair in known.items() if [*map(_numbers, pair)] == own), None)
+    own = [_rounded(layer.mean.tolist()), _rounded(layer.std.tolist())]
+    return next((name for name, pair in known.items() if [*map(_rounded, pair)] == own), None)
 
 
-def _numbers(values: Iterable[float]) -> str:
+def _rounded(values: Iterable[float]) -> str:
     return ", ".join(f"{float(value):.6g}" for value in values)

@@ -1,4 +1,4 @@
-"""``drf-fast train``: the training loop, readable in one sitting."""
+"""``drf-fast train``: the training loop."""
 
 from __future__ import annotations
 
@@ -48,54 +48,54 @@ _FILES = (
     "page.html",
 )
 
-_STEPS_BETWEEN_WORDS = 16  # of several processes with GPUs
+_STEPS_BETWEEN_SIGNAL_CHECKS = 16  # where several processes use GPUs
 
 
 def _remove_run(folder: Path) -> None:
-    """Remove what an earlier run wrote, and nothing else."""
+    """Remove the files of an earlier run, and nothing else."""
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
 
-def _remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process was about to write; see ``files.atomic_file``."""
+def _remove_temporary_files(folder: Path) -> None:
+    """Remove temporary files that a killed process has left; see ``files.atomic_file``."""
     for name in _FILES:
         for path in folder.glob(f".{name}.*"):
             path.unlink(missing_ok=True)
 
 
 def train(config: TrainConfig) -> Path:
-    """Train as ``config`` says and return the run folder.
+    """Train with the settings in ``config`` and return the run folder.
 
     Raises:
-        InputError: bad settings, data or output folder, a run of other settings to resume, or one
-            that another process is writing.
+        InputError: bad settings, data or output folder; the run to be resumed has other settings,
+            or another process is writing to it.
         RunError: training diverged, or another process of the job ended.
     """
     folder = run_folder(config)
     first = processes.rank() == 0
-    with contextlib.ExitStack() as held:
-        held.enter_context(machine.same_threads())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(machine.same_threads())
         existed = folder.is_dir()
         if first and existed:  # before its checkpoint is read
-            held.enter_context(locked(folder))
+            stack.enter_context(locked(folder))
         run, log = prepare(config, folder), None
         if first:
             new_folder(folder, force=config.force, resume=config.resume)
             if not existed:
-                held.enter_context(locked(folder))
-            if config.force:  # an old network beside new settings would be taken for the new one
+                stack.enter_context(locked(folder))
+            if config.force:  # never leave an old network beside new settings
                 _remove_run(folder)
-            _remove_unfinished(folder)
+            _remove_temporary_files(folder)
             state.record(run)
             log = Metrics(folder, run.epoch, config.epochs)
-            held.enter_context(contextlib.closing(log))
+            stack.enter_context(contextlib.closing(log))
         teacher.attach(run)
-        held.enter_context(signals.held_back())
+        stack.enter_context(signals.deferred())
         steps = config.epochs * steps_of_an_epoch(config, len(run.train_set), processes.count())
         total = steps if config.max_steps is None else min(steps, config.max_steps)
-        tracker = held.enter_context(Tracker("train", total, quiet=not first, done=run.step))
+        tracker = stack.enter_context(Tracker("train", total, quiet=not first, done=run.step))
         while run.epoch < config.epochs and not _finished(run):
             _train_epoch(run, tracker)
             if run.batch:  # --max-steps ended within the epoch
@@ -105,16 +105,16 @@ def train(config: TrainConfig) -> Path:
             if log is not None:
                 log.write(metrics)
             run.epoch += 1
-            run.totals = run.no_totals()
+            run.totals = run.empty_totals()
             state.save(run)
-            _stop_if_asked(run, saved=True)
+            _stop_if_signalled(run, saved=True)
         processes.barrier()
     announce(f"run folder: {folder}")
     return folder
 
 
 def _train_epoch(run: Run, tracker: Tracker) -> None:
-    """The batches of one epoch, or what is left of it; sums stay on the device."""
+    """Train on the remaining batches of the epoch; totals stay on the device."""
     config = run.config
     options = schedule.options(config, run.epoch)
     for group in run.optimizer.param_groups:
@@ -129,15 +129,15 @@ def _train_epoch(run: Run, tracker: Tracker) -> None:
         ended = time.perf_counter()
         run.totals.seconds += ended - began
         began = ended
-        tracker.advance(note=lambda: _running(run))
+        tracker.advance(note=lambda: _progress_note(run))
         if run.batch == steps:
             break
-        _stop_if_asked(run)
+        _stop_if_signalled(run)
         if _finished(run):
             return
         if config.save_every and run.step % config.save_every == 0:
             state.save(run)
-    if run.device.type == "cuda":  # the launches are ahead of the work
+    if run.device.type == "cuda":  # kernels still run after their launches
         torch.cuda.synchronize(run.device)
         run.totals.seconds += time.perf_counter() - began
     run.batch = 0
@@ -145,8 +145,8 @@ def _train_epoch(run: Run, tracker: Tracker) -> None:
         run.ball.end_epoch()
 
 
-def _running(run: Run) -> str:
-    """The figures of the epoch so far; waits for the device."""
+def _progress_note(run: Run) -> str:
+    """Loss, accuracy and rate of the epoch so far; synchronises with the device."""
     images, seconds = max(1, run.totals.images), max(run.totals.seconds, 1e-9)
     loss, hits, distance = (value / images for value in run.totals.sums.tolist())
     text = f"loss {loss:.3f}, {100 * hits:.1f} % under noise"
@@ -157,32 +157,32 @@ def _running(run: Run) -> str:
     return f"{text}, {images / seconds:,.0f} images/s"
 
 
-def _stop_if_asked(run: Run, saved: bool = False) -> None:
-    """After SIGINT or SIGTERM: save what this step was the last of, and end.
+def _stop_if_signalled(run: Run, saved: bool = False) -> None:
+    """After SIGINT or SIGTERM, save the checkpoint (unless ``saved``) and stop.
 
     Raises:
-        Stopped: always, after one of them.
+        Stopped: one of these signals has arrived, in any process.
     """
     number = signals.received()
     if processes.count() > 1:
-        number = _agreed(run, number)
+        number = _signal_of_any_process(run, number)
     if number is not None:
         if not saved:
             state.save(run)
         raise signals.Stopped(number)
 
 
-def _agreed(run: Run, number: int | None) -> int | None:
-    """Several processes stop after the same step, whichever of them were asked to."""
-    if run.device.type == "cuda" and run.step % _STEPS_BETWEEN_WORDS:
-        return None  # an answer from a GPU waits for all its work
-    asked = torch.tensor([number is not None], dtype=torch.float32, device=run.device)
-    processes.all_reduce_sum(asked)
-    return (number or signal.SIGTERM) if float(asked) > 0 else None
+def _signal_of_any_process(run: Run, number: int | None) -> int | None:
+    """The signal to stop with if any process got one, so that all stop after the same step."""
+    if run.device.type == "cuda" and run.step % _STEPS_BETWEEN_SIGNAL_CHECKS:
+        return None  # reading the result synchronises with the GPU, too slow for every step
+    signalled = torch.tensor([number is not None], dtype=torch.float32, device=run.device)
+    processes.all_reduce_sum(signalled)
+    return (number or signal.SIGTERM) if float(signalled) > 0 else None
 
 
 def batches(run: Run) -> Iterator[Batch]:
-    """The batches of this epoch that are left, on the device, each with its key of the noise."""
+    """The remaining batches of this epoch, on the device, each with its noise key."""
     config = run.config
     for x, target, ids in data.batches(
         run.train_set,

@@ -1,4 +1,4 @@
-"""What a training run reports: metrics.jsonl, TensorBoard events and a line for the user."""
+"""Metrics of a training run: metrics.jsonl, TensorBoard events and a line for the user."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _FILE_NAME = "metrics.jsonl"
 
 
 def last_metrics(folder: Path) -> dict[str, Any]:
-    """The metrics of the last whole epoch of a run; empty where there is none."""
+    """The metrics of the last complete epoch of a run; empty if there is none."""
     return next(reversed(read_metrics(folder)), {})
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl up to the first damaged one; none where it is missing."""
+    """The lines of a run's metrics.jsonl up to the first damaged one; none if it is missing."""
     rows: list[dict[str, Any]] = []
     with contextlib.suppress(OSError, ValueError):
         for line in (folder / _FILE_NAME).read_text(encoding="utf-8").splitlines():
@@ -37,8 +37,8 @@ class Metrics:
 
     Args:
         folder: of the run.
-        epochs_done: how many epochs the run has saved.
-        epochs: how many it will have.
+        epochs_done: number of epochs that the run has saved.
+        epochs: total number of epochs.
     """
 
     def __init__(self, folder: Path, epochs_done: int, epochs: int) -> None:
@@ -52,7 +52,7 @@ class Metrics:
         with self._path.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
             file.flush()
-            os.fsync(file.fileno())  # the checkpoint that follows claims this line
+            os.fsync(file.fileno())  # before the checkpoint that counts this epoch as done
         self._events.write(metrics["epoch"], {k: v for k, v in metrics.items() if k != "epoch"})
         text = f"epoch {metrics['epoch']}/{self._epochs}: loss {metrics['loss']:.4f}, "
         text += f"test accuracy under noise {100 * metrics['test_accuracy_under_noise']:.1f} %"

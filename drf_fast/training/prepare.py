@@ -28,7 +28,7 @@ from drf_fast.errors import InputError
 from drf_fast.functional import noise_key
 from drf_fast.models import faster, normalize
 from drf_fast.runtime import machine, processes
-from drf_fast.runtime.logits import told
+from drf_fast.runtime.logits import one_line
 from drf_fast.runtime.randomness import INITIAL_WEIGHTS
 from drf_fast.training import initial, state, teacher
 from drf_fast.training.graphs import GraphedSteps
@@ -37,7 +37,7 @@ from drf_fast.training.step import descend
 
 
 def prepare(config: TrainConfig, folder: Path) -> Run:
-    """Data, network, optimizer and ball; from the checkpoint in the folder when resuming."""
+    """Build data, network, optimizer and ball; restore the checkpoint in the folder if resuming."""
     check(config, processes.count())
     if config.normalize == "auto":
         config = dataclasses.replace(config, normalize=normalize.for_data(config.data))
@@ -66,16 +66,17 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
             f"{test_set.image_shape}: expected one shape; resize them"
         )
     torch.manual_seed(noise_key(config.seed, INITIAL_WEIGHTS) % 2**63)
-    start = dataclasses.replace(config, init=None) if saved else config  # whose weights are saved
-    model, init_sha256 = initial.network(start, train_set.num_classes, shape)
+    # A resumed run takes its weights from the checkpoint, not from --init.
+    fresh = dataclasses.replace(config, init=None) if saved else config
+    model, init_sha256 = initial.network(fresh, train_set.num_classes, shape)
     if saved:
         init_sha256 = saved["config"].get("init_sha256")
     parts = config.accumulate * processes.count()
     rows = -(-min(images_of_a_step(config), len(train_set)) // parts) * config.num_samples
-    config, placed = _placed(config, model, device, shape, rows)
+    config, placed = _choose_memory_format(config, model, device, shape, rows)
     network, left_out = placed.network, dict(placed.left_out)
     if config.compile:
-        network = _compiled(network, shape, device, config, left_out)
+        network = _try_compile(network, shape, device, config, left_out)
     if joins_last_batch(config, len(train_set), processes.count()):
         announce("the last batch of an epoch is too small for batch norm and joins the one before")
     config = dataclasses.replace(
@@ -99,12 +100,12 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     run.init_sha256, run.left_out = init_sha256, left_out
     if saved:
         state.restore(run, saved)
-    kept = processes.broadcast(bool(saved) and (folder / teacher.FILE_NAME).exists())
-    taught = saved["config"].get("teacher_sha256") if saved else None
-    if config.method == "catrs" and not kept:
-        run.teacher = teacher.load(config, train_set.num_classes, shape, device, taught)
-        taught = run.teacher.sha256
-    run.teacher_sha256 = taught
+    has_votes = processes.broadcast(bool(saved) and (folder / teacher.FILE_NAME).exists())
+    teacher_sha256 = saved["config"].get("teacher_sha256") if saved else None
+    if config.method == "catrs" and not has_votes:
+        run.teacher = teacher.load(config, train_set.num_classes, shape, device, teacher_sha256)
+        teacher_sha256 = run.teacher.sha256
+    run.teacher_sha256 = teacher_sha256
     several = f", {processes.count()} processes" if processes.count() > 1 else ""
     announce(
         f"training {config.arch} with {method_label(config)} at sigma {config.sigma:g} on "
@@ -116,17 +117,17 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     return run
 
 
-def _placed(
+def _choose_memory_format(
     config: TrainConfig,
     model: torch.nn.Module,
     device: torch.device,
     shape: tuple[int, ...],
     rows: int,
 ) -> tuple[TrainConfig, machine.Placed]:
-    """The network in the memory format of process 0, in fp32 where bf16 is impossible."""
-    # Our own networks are written for the fused operations; those of users are traced for them.
+    """The network in process 0's choice of memory format; in fp32 if it fails in bf16."""
+    # Our own networks call the fused operations themselves; networks of users are traced for them.
     place = faster.place if names_code(config.arch) and not config.compile else machine.place
-    refused: dict[str, str] = {}
+    rejected: dict[str, str] = {}
     try:
         placed = place(model, device, config.memory_format, config.precision, shape, rows)
     except InputError as error:
@@ -135,23 +136,23 @@ def _placed(
         announce(
             f"the network cannot be run in {config.precision} and is trained in fp32 ({error})"
         )
-        refused[config.precision] = str(error)
+        rejected[config.precision] = str(error)
         config = dataclasses.replace(config, precision="fp32")
         placed = place(model, device, config.memory_format, "fp32", shape, rows)
-    agreed = processes.broadcast(placed.memory_format)
-    if agreed != placed.memory_format:
-        placed = place(model, device, agreed, config.precision, shape, rows)
-    return config, placed._replace(left_out={**refused, **placed.left_out})
+    shared = processes.broadcast(placed.memory_format)
+    if shared != placed.memory_format:
+        placed = place(model, device, shared, config.precision, shape, rows)
+    return config, placed._replace(left_out={**rejected, **placed.left_out})
 
 
-def _compiled(
+def _try_compile(
     network: torch.nn.Module,
     shape: tuple[int, ...],
     device: torch.device,
     config: TrainConfig,
     left_out: dict[str, str],
 ) -> torch.nn.Module:
-    """The network through torch.compile; as it is, said and noted, where that is impossible."""
+    """The network through torch.compile; uncompiled, with a message, if that fails."""
     if not names_code(config.arch):
         return torch.compile(network)  # type: ignore[return-value]
     compiled: Any = torch.compile(network)
@@ -159,8 +160,8 @@ def _compiled(
         with machine.autocast(device, config.precision):
             machine.seconds(compiled, torch.zeros((2, *shape), device=device))
     except Exception as error:  # whatever a network of the user's own does
-        left_out["compile"] = told(error)
-        announce(f"the network cannot be compiled and is trained uncompiled ({told(error)})")
+        left_out["compile"] = one_line(error)
+        announce(f"the network cannot be compiled and is trained uncompiled ({one_line(error)})")
         return network
     return compiled
 
@@ -176,6 +177,6 @@ def _make_ball(config: TrainConfig) -> HardBall | SoftBall | None:
             lambda_every=config.lambda_every,
             tau=config.tau,
         )
-    if not uses_adversary(config) or config.method == "smoothmix":  # which ascends unbounded
+    if not uses_adversary(config) or config.method == "smoothmix":  # smoothmix: unbounded ascent
         return None
     return HardBall(config.epsilon)

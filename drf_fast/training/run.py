@@ -1,4 +1,4 @@
-"""All that a training run holds in memory."""
+"""The state of a training run in memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from drf_fast.runtime.progress import say
 
 @dataclasses.dataclass
 class Totals:
-    """Sums over the images that an epoch has seen so far, of all processes.
+    """Sums over the images of the epoch so far, of all processes.
 
     Attributes:
         sums: (3,) float64 on the device: loss, share of right noisy copies, distance.
-        images: how many.
+        images: number of images.
         seconds: time spent on them.
     """
 
@@ -32,7 +32,7 @@ class Totals:
 
 @dataclasses.dataclass
 class Run:
-    """A training run; ``config`` is resolved: what "auto" stands for is measured and recorded."""
+    """A training run; in ``config`` each "auto" is replaced by the choice that was made."""
 
     config: TrainConfig
     folder: Path
@@ -46,21 +46,21 @@ class Run:
     totals: Totals
     graphs: Any = None  # GraphedSteps, where steps run as CUDA graphs
     epoch: int = 0
-    batch: int = 0  # of the epoch
+    batch: int = 0  # number of batches done in this epoch
     step: int = 0
-    init_sha256: str | None = None  # hash of the file whose weights it started from
-    left_out: dict[str, str] = dataclasses.field(default_factory=dict)  # forms that failed, and how
-    recorded: dict[str, str] | None = None  # of these, what config.json says
-    teacher_sha256: str | None = None  # hash of the file whose smoothed predictions it is taught
-    teacher: Any = None  # of catrs, where its votes are still to be counted
-    smoothed: torch.Tensor | None = None  # (N, K) float32 on the device, of catrs alone
+    init_sha256: str | None = None  # hash of the file with the initial weights
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)  # failed forms and errors
+    recorded: dict[str, str] | None = None  # left_out as last written to config.json
+    teacher_sha256: str | None = None  # hash of the teacher's file, for catrs
+    teacher: Any = None  # a Teacher, for catrs, if its votes are still to be counted
+    smoothed: torch.Tensor | None = None  # (N, K) float32 on the device, for catrs
 
-    def no_totals(self) -> Totals:
-        """Sums of an epoch that begins."""
+    def empty_totals(self) -> Totals:
+        """Totals at the start of an epoch."""
         return Totals(torch.zeros(3, dtype=torch.float64, device=self.device))
 
 
 def announce(message: str) -> None:
-    """One line for the user, of process 0 alone."""
+    """Print one line for the user, in process 0 only."""
     if processes.rank() == 0:
         say(message)

@@ -1,4 +1,4 @@
-"""What a training state read from a file must be before a run goes on with it."""
+"""Validation of a training state read from a file, before a run is resumed with it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-_MOST = 2**63
+_MAX_COUNT = 2**63
 
 
 def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_COUNT
 
 
 def _sums(value: Any) -> bool:
@@ -39,7 +39,7 @@ def _number(value: Any) -> bool:
 
 
 def _optimizer(value: Any) -> bool:
-    """The state of ``torch.optim.SGD``: hyperparameters that are numbers, finite buffers."""
+    """Whether it is a state of ``torch.optim.SGD``: hyperparameters are numbers, buffers finite."""
     if not isinstance(value, dict):
         return False
     groups, state = value.get("param_groups"), value.get("state")
@@ -72,10 +72,10 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
 _OPTIONAL = {"totals", "processes"}  # checkpoints of early versions lack them
 
 
-def impossible(saved: dict[str, Any]) -> list[str]:
-    """The names of the parts of a training state that are missing or cannot be."""
+def invalid_parts(saved: dict[str, Any]) -> list[str]:
+    """The names of the parts of a training state that are missing or invalid."""
     return [
         name
-        for name, fits in _PARTS.items()
-        if not (fits(saved[name]) if name in saved else name in _OPTIONAL)
+        for name, is_valid in _PARTS.items()
+        if not (is_valid(saved[name]) if name in saved else name in _OPTIONAL)
     ]

@@ -1,4 +1,4 @@
-"""What changes from epoch to epoch, as functions of the settings and the epoch (from 0) alone."""
+"""Schedules: values that change from epoch to epoch, functions of settings and epoch (from 0)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from drf_fast.training.methods.common import MethodOptions
 
 
 def drops(config: TrainConfig, epoch: int) -> int:
-    """How often the learning rate has been divided by 10."""
-    shown = epoch - config.late_drop
-    return sum(shown >= round(drop * config.epochs) for drop in config.lr_drops)
+    """The number of times that the learning rate has been divided by 10."""
+    shifted = epoch - config.late_drop
+    return sum(shifted >= round(drop * config.epochs) for drop in config.lr_drops)
 
 
 def learning_rate(config: TrainConfig, epoch: int) -> float:
@@ -20,15 +20,15 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
 
 
 def epsilon(config: TrainConfig, epoch: int) -> float:
-    """The strength of the adversary, which a warm-up raises linearly."""
-    return config.epsilon * _warm(config.warmup_epochs, epoch)
+    """The radius of the adversary's ball, raised linearly during the warm-up."""
+    return config.epsilon * _warm_up_factor(config.warmup_epochs, epoch)
 
 
 def options(config: TrainConfig, epoch: int) -> MethodOptions:
     """The hyperparameters of the method in an epoch."""
     names = {field.name for field in dataclasses.fields(MethodOptions)} - {"mix_radius"}
     values = {name: getattr(config, name) for name in names}
-    warm = _warm(config.mix_warmup, epoch)
+    warm = _warm_up_factor(config.mix_warmup, epoch)
     values["mix_eta"] *= warm
     values["mix_radius"] = config.mix_alpha * warm
     if config.macer_after_drop and drops(config, epoch) == 0:
@@ -36,5 +36,5 @@ def options(config: TrainConfig, epoch: int) -> MethodOptions:
     return MethodOptions(**values)
 
 
-def _warm(epochs: int, epoch: int) -> float:
+def _warm_up_factor(epochs: int, epoch: int) -> float:
     return min(1.0, (epoch + 1) / epochs) if epochs else 1.0

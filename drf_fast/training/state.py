@@ -1,4 +1,4 @@
-"""A run's state in its checkpoint: all that an uninterrupted run would have gone on with."""
+"""Saving and restoring the state of a training run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from drf_fast.training.run import Run, Totals, announce
 
 
 def description(run: Run) -> dict[str, Any]:
-    """The settings as they are recorded with the network."""
+    """The settings and hashes that are recorded with the network."""
     files = {"init_sha256": run.init_sha256, "teacher_sha256": run.teacher_sha256}
     left_out = {"left_out": dict(run.left_out)} if run.left_out else {}
     return {
@@ -65,12 +65,12 @@ def save(run: Run) -> None:
     if isinstance(run.ball, SoftBall):
         content["ball"] = run.ball.state_dict()
     checkpoint.save(run.folder / checkpoint.FILE_NAME, content)
-    if run.recorded != run.left_out:  # a step that could not be captured, for one
+    if run.recorded != run.left_out:  # for example, a CUDA graph could not be captured
         record(run)
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The checkpoint in a run folder as process 0 sees it; None where there is none yet.
+    """The checkpoint in a run folder; None if there is none yet.
 
     Raises:
         InputError: not a checkpoint, or a damaged one.
@@ -80,12 +80,12 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def restore(run: Run, saved: dict[str, Any]) -> None:
-    """Continue where ``saved`` was written.
+    """Restore the state ``saved``.
 
     Raises:
-        InputError: the checkpoint lacks what training needs, or does not fit the network.
+        InputError: the checkpoint has no valid training state, or does not fit the network.
     """
-    wrong = training_state.impossible(saved)
+    wrong = training_state.invalid_parts(saved)
     if wrong:
         raise InputError(
             f"cannot resume {run.folder}: expected a checkpoint with the state of a training run, "
@@ -101,7 +101,7 @@ def restore(run: Run, saved: dict[str, Any]) -> None:
             totals = saved["totals"]
             sums = run.totals.sums.copy_(totals["sums"])
             run.totals = Totals(sums, int(totals["images"]), float(totals["seconds"]))
-        # What was measured then is not tried again.
+        # Forms that failed then are not tried again.
         run.left_out = {**saved["config"].get("left_out", {}), **run.left_out}
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -1,10 +1,10 @@
-"""One optimiser step, whole or in parts, on one process or divided between several.
+"""One optimiser step, with gradient accumulation and data parallelism.
 
 The parts of a batch are consecutive rows. Losses are means over images, so a part of n of the B
-images counts n/B, and noise is named by step and image: the sum of the parts is the step that one
-process takes at once, up to rounding. Gradients are summed by one exchange a step. That is
-DistributedDataParallel without its hooks, which must not run during an attack and would save
-nothing: an exchange comes after T + 1 passes through the network.
+images is weighted by n/B, and noise is a function of step and image: the sum over the parts equals
+the step of one process on the whole batch, up to rounding. Gradients are summed by one all-reduce
+per step. That is DistributedDataParallel without its hooks, which must not run during an attack and
+would save nothing: there is one all-reduce for T + 1 passes through the network.
 """
 
 from __future__ import annotations
@@ -27,53 +27,53 @@ from drf_fast.training.run import Run
 
 
 def one_step(run: Run, batch: Batch, options: MethodOptions) -> None:
-    """Change the weights, lambda and the totals of ``run`` by one batch.
+    """Train on one batch: update the weights, lambda and the totals of ``run``.
 
     Raises:
         RunError: training diverged, or another process ended.
     """
     config, size = run.config, len(batch.target)
-    # Dropout and the like: random numbers that depend on step and process, so a resumed run agrees.
+    # For dropout and the like: a seed from step and process, so that a resumed run agrees.
     step = FIRST_NETWORK_STEP + run.step * processes.count() + processes.rank()
     torch.manual_seed(noise_key(config.seed, step))
-    seen = (run.graphs or descend)(run, batch, options)
-    processes.all_reduce_sum(seen)
-    run.totals.sums += torch.stack([seen[0], seen[1], seen[2:].sum()])
+    sums = (run.graphs or descend)(run, batch, options)
+    processes.all_reduce_sum(sums)
+    run.totals.sums += torch.stack([sums[0], sums[1], sums[2:].sum()])
     run.totals.images += size
     if isinstance(run.ball, SoftBall) and uses_adversary(config):
-        run.ball.update(seen[2:])
+        run.ball.update(sums[2:])
     run.step += 1
     run.batch += 1
 
 
 def descend(run: Run, batch: Batch, options: MethodOptions) -> torch.Tensor:
-    """Change the weights by one batch.
+    """Update the weights by one batch.
 
     Returns:
-        (2 + B,) float64 on the device, all that processes have to tell each other: the sums over
-        this process's images of loss and of the share of right copies, then the distance of each
-        image, 0 for those of other processes.
+        (2 + B,) float64 on the device, to be summed over processes: the sums over this process's
+        images of loss and of the share of right copies, then the distance of each image, 0 for
+        those of other processes.
     """
     config, size = run.config, len(batch.target)
     run.optimizer.zero_grad(set_to_none=True)
-    seen = torch.zeros(2 + size, dtype=torch.float64, device=run.device)
+    sums = torch.zeros(2 + size, dtype=torch.float64, device=run.device)
     for rows in _parts(size, config.accumulate):
         result = _loss(run, batch.part(rows), options)
         images = rows.stop - rows.start
         (result.loss * (images / size)).backward()
         target = batch.target[rows].repeat_interleave(config.num_samples)
-        seen[0] += result.loss.detach().double() * images
-        seen[1] += (result.logits.argmax(1) == target).double().mean() * images
+        sums[0] += result.loss.detach().double() * images
+        sums[1] += (result.logits.argmax(1) == target).double().mean() * images
         if result.distance is not None:
-            seen[2:][rows] = result.distance.detach().double()
+            sums[2:][rows] = result.distance.detach().double()
     _sum_gradients(run.model)
     run.optimizer.step()
     _average_statistics(run.model)
-    return seen
+    return sums
 
 
 def _parts(size: int, parts: int) -> list[slice]:
-    """This process's rows of ``size``, in ``parts`` slices; empty ones are left out."""
+    """This process's share of ``size`` rows, in ``parts`` slices; empty ones are left out."""
     first, number = processes.rank() * parts, processes.count() * parts
     cuts = [size * i // number for i in range(first, first + parts + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(cuts) if a < b]
@@ -100,14 +100,14 @@ def _sum_gradients(model: nn.Module) -> None:
 
 
 def _average_statistics(model: nn.Module) -> None:
-    """Batch normalisation: each process saw other images; one checkpoint holds one mean."""
+    """Average the running statistics of batch normalisation over processes, for one checkpoint."""
     if processes.count() == 1:
         return
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    means: list[Any] = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
-    if means:
-        flat = torch.cat(means)
+    local: list[Any] = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
+    if local:
+        flat = torch.cat(local)
         processes.all_reduce_sum(flat)
         flat /= processes.count()
-        for own, mean in zip(means, flat.split([b.numel() for b in means]), strict=True):
-            own.copy_(mean)
+        for buffer, mean in zip(local, flat.split([b.numel() for b in local]), strict=True):
+            buffer.copy_(mean)

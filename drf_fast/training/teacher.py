@@ -1,8 +1,8 @@
-"""The smoothed prediction of a network trained before on every training image: CAT-RS's target.
+"""CAT-RS's target: the smoothed prediction of a trained network, the teacher, on training images.
 
-Its votes are counted once, at the start of a run, on the images as they are (not cropped or
-flipped) and at the noise level that the network was trained with. They are kept in the run folder,
-so a resumed run goes on with the same numbers and needs the network no more.
+Its votes are counted once, at the start of a run, on the images without augmentation and at the
+noise level that the teacher was trained with. They are saved in the run folder, so a resumed run
+continues with the same numbers and does not need the teacher.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from drf_fast.runtime.randomness import TEACHER
 from drf_fast.training.run import Run
 
 FILE_NAME = "smoothed.npy"
-_ROWS, _PIXELS = {"cpu": 512, "cuda": 8192}, 2**26  # of a forward pass, at most
-_VOTES = 2**15  # between two looks at the clock
+_ROWS, _PIXELS = {"cpu": 512, "cuda": 8192}, 2**26  # maxima for a forward pass
+_VOTES = 2**15  # votes between two updates of the progress display
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network, in eval mode, its noise level in pixel units, the hash of its file."""
+    """A trained network in eval mode, its noise level in pixel units, the hash of its file."""
 
     network: nn.Module
     sigma: float
@@ -49,11 +49,11 @@ def load(
     device: torch.device,
     sha256: str | None = None,
 ) -> Teacher:
-    """The network of ``--catrs-teacher``; of a resumed run the one with this hash.
+    """The network of ``--catrs-teacher``; for a resumed run it must have the hash ``sha256``.
 
     Raises:
-        InputError: none named, not a checkpoint of ours, one of other images or classes, or
-            another than the run was started with.
+        InputError: none given, not a checkpoint of ours, of other images or classes, or not the one
+            that the run was started with.
     """
     if config.catrs_teacher is None:
         raise InputError(
@@ -81,7 +81,7 @@ def load(
 
 
 def attach(run: Run) -> None:
-    """Give ``run`` its smoothed predictions, counted or, without a teacher, from its folder.
+    """Set ``run.smoothed``: count the teacher's votes or, without a teacher, read the saved file.
 
     Raises:
         InputError: the file in the folder is damaged or cannot be written.
@@ -96,30 +96,30 @@ def attach(run: Run) -> None:
             run.smoothed.copy_(torch.from_numpy(_read(path, shape)))
         processes.all_reduce_sum(run.smoothed)
         return
-    run.smoothed = _votes(run, run.teacher).div(run.config.catrs_n).float()
+    run.smoothed = _count_votes(run, run.teacher).div(run.config.catrs_n).float()
     if processes.rank() == 0:
         with atomic_file(path) as file:
             np.save(file, run.smoothed.cpu().numpy(), allow_pickle=False)
 
 
-def rehearse(run: Run) -> float:
-    """Give ``run`` predictions to measure with, and return the seconds that counting would take."""
+def attach_placeholder(run: Run) -> float:
+    """Set ``run.smoothed`` to a uniform placeholder; return the seconds that voting would take."""
     if run.config.method != "catrs":
         return 0.0
     shape = len(run.train_set), run.train_set.num_classes
     run.smoothed = torch.full(shape, 1 / shape[1], device=run.device)
     if run.teacher is None:
         return 0.0
-    smoothed = _smoothed(run, run.teacher)
+    smoothed = _smoothed_teacher(run, run.teacher)
     x = run.train_set.float_images([0]).to(run.device)
     rate = smoothed.rate(x, smoothed.batch_size(x)) * processes.count()
     return shape[0] * run.config.catrs_n / rate
 
 
-def _smoothed(run: Run, teacher: Teacher) -> SmoothedClassifier:
-    """The smoothed teacher.
+def _smoothed_teacher(run: Run, teacher: Teacher) -> SmoothedClassifier:
+    """The teacher as a smoothed classifier.
 
-    Form and rows of its forward passes are not measured here: a run of the same settings has to
+    Its precision, memory format and batch size are not measured: a run with the same settings must
     count the same votes.
     """
     rows = min(_ROWS[run.device.type], _PIXELS // math.prod(run.train_set.image_shape))
@@ -134,13 +134,13 @@ def _smoothed(run: Run, teacher: Teacher) -> SmoothedClassifier:
     )
 
 
-def _votes(run: Run, teacher: Teacher) -> torch.Tensor:
-    """(N, K) int64: the classes of noisy copies of each training image."""
-    copies, smoothed = run.config.catrs_n, _smoothed(run, teacher)
+def _count_votes(run: Run, teacher: Teacher) -> torch.Tensor:
+    """(N, K) int64: the teacher's votes on noisy copies of each training image."""
+    copies, smoothed = run.config.catrs_n, _smoothed_teacher(run, teacher)
     shape = len(run.train_set), run.train_set.num_classes
     votes = torch.zeros(shape, dtype=torch.int64, device=run.device)
-    together = min(_VOTES // copies, _PIXELS // math.prod(run.train_set.image_shape))
-    parts = data.batches(run.train_set, max(1, together), shuffle_seed=None, epoch=0)
+    images_per_batch = min(_VOTES // copies, _PIXELS // math.prod(run.train_set.image_shape))
+    parts = data.batches(run.train_set, max(1, images_per_batch), shuffle_seed=None, epoch=0)
     with Tracker("smoothed predictions", shape[0], quiet=processes.rank() > 0) as tracker:
         started, done = time.perf_counter(), 0
         for number, (x, _, ids) in enumerate(parts):
@@ -156,15 +156,16 @@ def _votes(run: Run, teacher: Teacher) -> torch.Tensor:
 
 def _read(path: Path, shape: tuple[int, int]) -> np.ndarray:
     try:
-        found = np.load(path, allow_pickle=False)
+        predictions = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(
             f"cannot read {path}: expected the smoothed predictions that the run was started with, "
             f"got {type(error).__name__}; delete the file, and --resume counts them again"
         ) from error
-    if found.shape != shape or found.dtype != np.float32:
+    if predictions.shape != shape or predictions.dtype != np.float32:
         raise InputError(
-            f"{path}: expected float32 smoothed predictions of shape {shape}, got {found.dtype} "
-            f"{found.shape}; delete the file, and --resume counts them again"
+            f"{path}: expected float32 smoothed predictions of shape {shape}, got "
+            f"{predictions.dtype} {predictions.shape}; delete the file, and --resume counts them "
+            "again"
         )
-    return found
+    return predictions

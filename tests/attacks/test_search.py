@@ -8,7 +8,7 @@ import torch
 
 import drf_fast
 from drf_fast.attacks.ddn import ddn
-from drf_fast.attacks.search import Search, drawn_out, random_start, worst
+from drf_fast.attacks.search import Search, scaled_to, random_start, worst
 from drf_fast.functional import noise_key
 from drf_fast.runtime.randomness import ATTACK
 
@@ -71,9 +71,9 @@ def test_random_starts_stay_in_the_box_and_in_the_ball():
 def test_drawn_out_has_the_length_asked_for():
     x = torch.full((2, 1, 3, 3), 0.5)
     direction = torch.rand(2, 1, 3, 3, generator=torch.Generator().manual_seed(0)) * 1e-3
-    moved = drawn_out(x, direction, 0.25)
+    moved = scaled_to(x, direction, 0.25)
     assert torch.allclose((moved - x).flatten(1).norm(dim=1), torch.tensor(0.25))
-    assert torch.equal(drawn_out(x, torch.zeros_like(x), 0.25), x)
+    assert torch.equal(scaled_to(x, torch.zeros_like(x), 0.25), x)
 
 
 def test_of_each_image_the_candidate_with_the_fewest_votes():

@@ -178,4 +178,4 @@ def test_a_log_records_what_was_chosen_and_resumes_with_it(has_tf32, tmp_path):
     cases = [("auto", "tf32"), ("fastest", "tf32"), ("bf16", "bf16")]
     for asked, resumed in cases:
         config = CertifyConfig(checkpoint=Path("run"), precision=asked, out=out, resume=True)
-        assert loading.resumed(config, out).precision == resumed
+        assert loading.with_recorded_choices(config, out).precision == resumed

@@ -175,8 +175,8 @@ def test_a_yes_of_decide_proves_what_was_asked():
 
 
 def test_predict_takes_the_distance_of_all_samples_off_alpha():
-    assert stopping.spared(0.01, 1000, 0.0) == 0.01
-    left = stopping.spared(0.01, 1000, 1e-6)
+    assert stopping.reduced_alpha(0.01, 1000, 0.0) == 0.01
+    left = stopping.reduced_alpha(0.01, 1000, 1e-6)
     assert left <= 0.01 - 1e-3 < left + 1e-12
     with pytest.raises(ValueError, match="raise alpha or lower n"):
-        stopping.spared(1e-3, 10**6, 1e-9)
+        stopping.reduced_alpha(1e-3, 10**6, 1e-9)

@@ -222,7 +222,7 @@ def test_a_yes_is_a_yes_in_the_log_too() -> None:
         ):
             if radius <= 3.7 * sigma:
                 rule = Decide(n=100_000, sigma=sigma, alpha=0.001, radius=radius)
-                edge = radius_from_bound(rule._tail, sigma)
+                edge = radius_from_bound(rule._tail_probability, sigma)
                 assert radius <= as_logged(edge) <= edge <= radius * (1 + 1e-10) + 1e-11
 
 

@@ -193,7 +193,7 @@ def only_native_is_wrong(monkeypatch):
 
     def inject(name: str, function) -> None:
         monkeypatch.setattr(cpu, name, function)
-        monkeypatch.setattr(dispatch, "_table", {})  # which knows the right one from before
+        monkeypatch.setattr(dispatch, "_cache", {})  # which knows the right one from before
 
     return inject
 

@@ -118,7 +118,7 @@ def test_other_kinds_of_pixels_become_rgb(split_folder, mode):
 
 def test_large_sets_stay_in_their_files_and_look_the_same(split_folder, monkeypatch):
     inside = load(split_folder)
-    monkeypatch.setattr(folders, "_MOST_IN_MEMORY", 100)
+    monkeypatch.setattr(folders, "_MAX_BYTES_IN_MEMORY", 100)
     outside = load(split_folder)
     assert isinstance(inside.images, torch.Tensor) and isinstance(outside.images, ImageFiles)
     assert outside.images.shape == inside.images.shape and len(outside) == 18
@@ -137,7 +137,7 @@ def test_large_sets_stay_in_their_files_and_look_the_same(split_folder, monkeypa
 
 
 def test_the_fingerprint_of_files_is_of_names_lengths_and_labels(split_folder, monkeypatch):
-    monkeypatch.setattr(folders, "_MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(folders, "_MAX_BYTES_IN_MEMORY", 0)
     before = load(split_folder).fingerprint
     assert load(split_folder).fingerprint == before
     path = split_folder / "train" / "bee" / "003.png"
@@ -186,7 +186,7 @@ def test_training_on_imagenet_sees_random_parts_reproducibly(tmp_path):
 
 
 def test_no_more_than_two_batches_are_read_ahead(split_folder, monkeypatch):
-    monkeypatch.setattr(folders, "_MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(folders, "_MAX_BYTES_IN_MEMORY", 0)
     train, read, lock = load(split_folder), [], threading.Lock()
     original = image_files.decode
 
@@ -232,7 +232,7 @@ def whole_png() -> bytes:
 def test_a_damaged_image_is_named(split_folder, monkeypatch, content, lazily):
     path = broken(split_folder, content)
     if lazily:
-        monkeypatch.setattr(folders, "_MOST_IN_MEMORY", 0)
+        monkeypatch.setattr(folders, "_MAX_BYTES_IN_MEMORY", 0)
     with pytest.raises(InputError, match="cannot read the image .*restore or remove") as caught:
         for _ in data.batches(load(split_folder), 4, shuffle_seed=0, epoch=0):
             pass
@@ -257,7 +257,7 @@ def test_an_image_of_16_bits_is_refused(split_folder):
 
 
 def test_an_image_that_has_gone_is_named(split_folder, monkeypatch):
-    monkeypatch.setattr(folders, "_MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(folders, "_MAX_BYTES_IN_MEMORY", 0)
     train = load(split_folder)
     path = split_folder / "train" / "ant" / "001.png"
     path.unlink()

@@ -200,7 +200,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.setattr(library, "cuda_why_not", asked_once)
     monkeypatch.setattr(cuda, "_operations", functools.cache(cuda._operations.__wrapped__))
     monkeypatch.setattr(triton, "_warned", set())
-    monkeypatch.setattr(dispatch, "_table", {})
+    monkeypatch.setattr(dispatch, "_cache", {})
     monkeypatch.delenv("DRF_FAST_BACKEND", raising=False)
     return describe
 

@@ -117,7 +117,7 @@ FAULTS = {
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.delenv("DRF_FAST_BACKEND", raising=False)
-    monkeypatch.setattr(dispatch, "_table", {})
+    monkeypatch.setattr(dispatch, "_cache", {})
     monkeypatch.setattr(kernels, "_warned", set())
     kernels.load_or_fall_back.cache_clear()
     yield

@@ -26,7 +26,7 @@ CALLS = {
 @pytest.fixture(autouse=True)
 def no_choice_from_outside(monkeypatch):
     monkeypatch.delenv("DRF_FAST_BACKEND", raising=False)
-    monkeypatch.setattr(dispatch, "_table", {})
+    monkeypatch.setattr(dispatch, "_cache", {})
 
 
 @pytest.fixture

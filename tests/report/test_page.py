@@ -68,9 +68,9 @@ def test_the_chart_is_the_curve(page_run):
 
 def test_long_curves_are_thinned_and_keep_their_ends():
     x = np.arange(10_000.0)
-    (thin,) = charts._thinned(x)
+    (thin,) = charts._limit_steps(x)
     assert len(thin) == 400 and (thin[0], thin[-1]) == (0, 9999)
-    assert charts._thinned(x[:7])[0].tolist() == x[:7].tolist()
+    assert charts._limit_steps(x[:7])[0].tolist() == x[:7].tolist()
 
 
 def test_words_say_the_largest_radius_that_half_of_the_images_keep(page_run):

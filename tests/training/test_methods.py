@@ -250,12 +250,12 @@ def test_mixing_weights_are_uniform_to_one_half_and_belong_to_step_and_image():
 
 
 def test_the_number_of_kept_copies_is_binomial_and_belongs_to_step_and_image():
-    from drf_fast.training.methods.catrs import _kept
+    from drf_fast.training.methods.catrs import _num_kept
 
     def kept(key: int, ids: torch.Tensor, right: int, m: int = 4) -> torch.Tensor:
         nothing = torch.zeros(len(ids), 1)
         rows = (torch.arange(m) < right).expand(len(ids), m)
-        return _kept(Batch(nothing, torch.zeros(len(ids)), key, ids), rows)
+        return _num_kept(Batch(nothing, torch.zeros(len(ids)), key, ids), rows)
 
     ids = torch.arange(20_000)
     assert set(kept(3, ids, 0).tolist()) == {1} and set(kept(3, ids, 4).tolist()) == {4}

@@ -151,7 +151,7 @@ def test_one_signal_stops_all_after_the_same_step(tmp_path, job, told):
 @pytest.fixture
 def met(monkeypatch: pytest.MonkeyPatch) -> tuple[Meeting, Meeting]:
     """Processes 0 and 1 of two, with a time-out of a second."""
-    monkeypatch.setattr(meeting, "_BEAT", 0.05)
+    monkeypatch.setattr(meeting, "_HEARTBEAT_INTERVAL", 0.05)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
@@ -166,7 +166,7 @@ def test_a_slow_process_is_waited_for_beyond_the_timeout(met):
     def work() -> None:
         until = time.monotonic() + 1.8
         while time.monotonic() < until:
-            second.beat()
+            second.heartbeat()
             time.sleep(0.02)
         second.wait_for_all("certified")
 
@@ -180,7 +180,7 @@ def test_a_slow_process_is_waited_for_beyond_the_timeout(met):
 
 @needs_distributed
 def test_a_silent_process_is_not_waited_for(met):
-    met[1].beat()
+    met[1].heartbeat()
     began = time.monotonic()
     with pytest.raises(RunError, match="within 1 s, got none of process 1; see whether it"):
         met[0].wait_for_all("certified")

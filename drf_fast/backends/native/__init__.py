@@ -1,1 +1,1 @@
-"""The compiled cores: the only place with addresses, streams and thread counts."""
+"""Calls of the compiled cores: the only code with addresses, streams and thread counts."""

@@ -58,12 +58,14 @@ def adversary_step(
     grad_norm: str,
     clamp: Sequence[float] | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(B, ...) images one step on, their (B*m, ...) noisy copies, (B,) distances to x."""
+    """The new adversarial images (B, ...), their noisy copies (B*m, ...), distances to x (B,)."""
     _check(grad, x, x_adv, image_ids)
     out = torch.empty_like(x)
-    last = is_channels_last(out)
-    if not last and not out.is_contiguous():  # dense in an order of its own, which out must keep
-        moved, noisy, distance = adversary_step(
+    channels_last = is_channels_last(out)
+    if (
+        not channels_last and not out.is_contiguous()
+    ):  # dense in an order of its own, which out must keep
+        contiguous, noisy, distance = adversary_step(
             grad,
             x.contiguous(),
             x_adv,
@@ -77,8 +79,8 @@ def adversary_step(
             grad_norm,
             clamp,
         )
-        return out.copy_(moved), noisy, distance
-    layout = torch.channels_last if last else torch.contiguous_format
+        return out.copy_(contiguous), noisy, distance
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     grad = grad.contiguous(memory_format=layout)
     x = x.contiguous(memory_format=layout)
     x_adv = x_adv.contiguous(memory_format=layout)
@@ -97,9 +99,9 @@ def adversary_step(
         dtype=DTYPE_NAMES[x.dtype],
         batch=batch,
         num_samples=grad.shape[0] // batch,
-        channels=x.shape[1] if last else 1,
-        area=x.shape[2] * x.shape[3] if last else math.prod(x.shape[1:]),
-        channels_last=last,
+        channels=x.shape[1] if channels_last else 1,
+        area=x.shape[2] * x.shape[3] if channels_last else math.prod(x.shape[1:]),
+        channels_last=channels_last,
         image_ids=image_ids.data_ptr(),
         key=key.item(),
         sigma=sigma.item(),

@@ -17,10 +17,10 @@ _BOUNDS_PER_THREAD = 32
 def vote_arguments(
     logits: torch.Tensor, counts: torch.Tensor, device: str
 ) -> tuple[int, str, int, int, int, int]:
-    """What both cores are given: addresses, dtype and sizes, of contiguous logits.
+    """The arguments of both cores, for contiguous logits: addresses, dtype and sizes.
 
     Raises:
-        TypeError, ValueError: tensors that are not what the cores take.
+        TypeError, ValueError: device, dtype, shape or layout is not what the cores take.
     """
     if logits.device != counts.device or logits.device.type != device:
         raise ValueError(
@@ -46,7 +46,7 @@ def vote_arguments(
 
 def vote(logits: torch.Tensor, counts: torch.Tensor) -> None:
     """Add the argmax of each row of logits (images*m, K) to counts (images, K), on the CPU."""
-    logits = logits.contiguous()  # named here, so that it outlives the call
+    logits = logits.contiguous()  # bound to a name, so that its memory outlives the call
     arguments = vote_arguments(logits, counts, "cpu")
     load().vote(*arguments, threads_for(logits.numel(), _LOGITS_PER_THREAD))
 
@@ -68,6 +68,7 @@ def certified_radius(
 def bound(
     name: str, successes: torch.Tensor, trials: torch.Tensor, scalars: Sequence[torch.Tensor]
 ) -> torch.Tensor:
+    """Call the bound ``name`` of the C++ core; float64 of the shape of successes."""
     check_bound(name, successes, trials, scalars, "cpu")
     successes, trials = successes.contiguous(), trials.contiguous()
     out = torch.empty_like(successes, dtype=torch.float64)
@@ -90,6 +91,11 @@ def check_bound(
     scalars: Sequence[torch.Tensor],
     device: str,
 ) -> None:
+    """Check dtypes, shapes and devices, which the cores rely on.
+
+    Raises:
+        TypeError, ValueError: they are not what the cores take.
+    """
     if (
         successes.device != trials.device
         or successes.device.type != device

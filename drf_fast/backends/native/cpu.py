@@ -1,4 +1,4 @@
-"""Operations that the C++ core runs on CPU tensors; none where it is not built."""
+"""The operations of the C++ core, for CPU tensors; none where it is not built."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _IMPLEMENTED = (
     certified_radius,
 )
 
-# Operation -> kind of its implementation, as far as this installation can run it.
+# Operation -> its backend, for those that this installation can run.
 OPERATIONS: dict[str, str] = (
     {function.__name__: "native" for function in _IMPLEMENTED} if library.available() else {}
 )

@@ -1,4 +1,4 @@
-"""Operations that the CUDA core runs on CUDA tensors; none where it is not built or not usable.
+"""The operations of the CUDA core, for CUDA tensors; none where it is not built or not usable.
 
 The other operations have kernels in Triton: ``backends/triton.py``.
 """
@@ -19,7 +19,7 @@ __all__ = ["OPERATIONS", "certified_radius", "clopper_pearson_lower", "vote"]
 
 _IMPLEMENTED = ("vote", "clopper_pearson_lower", "certified_radius")
 
-# Operation -> kind of its implementation, as far as this installation can run it.
+# Operation -> its backend, for those that this installation can run.
 OPERATIONS: dict[str, str]
 
 
@@ -28,14 +28,14 @@ def _operations() -> dict[str, str]:
     reason = library.cuda_why_not()
     if reason is None:
         return dict.fromkeys(_IMPLEMENTED, "native")
-    # Reached only with CUDA tensors in hand, and once.
+    # Reached once at most, and only when an operation is called with CUDA tensors.
     triton.warn_once(f"{', '.join(_IMPLEMENTED)}: {reason}")
     return {}
 
 
 def __getattr__(name: str) -> Any:
-    # Asking the driver starts CUDA in this process, which a CPU run that forks must not suffer;
-    # so OPERATIONS is settled when the first CUDA tensor asks for it, not at import.
+    # Asking the driver initialises CUDA, after which a process must not fork; so OPERATIONS is
+    # computed when the first CUDA tensor needs it, not at import.
     if name == "OPERATIONS":
         return _operations()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -49,7 +49,7 @@ def vote(logits: torch.Tensor, counts: torch.Tensor) -> None:
 
 
 def _index_and_stream(device: torch.device) -> tuple[int, int]:
-    """Where the CUDA core shall launch: the device's index and the handle of its current stream."""
+    """The index of the device and the handle of its current stream, for a launch."""
     stream = torch.cuda.current_stream(device)
     return stream.device_index, stream.cuda_stream
 
@@ -59,8 +59,8 @@ def clopper_pearson_lower(
 ) -> torch.Tensor:
     """As ``clopper_pearson_lower``, on the tensors' CUDA device, without waiting for it.
 
-    What the CPU refuses (impossible counts, an alpha that is no probability) gives the bound 0,
-    which is true of any probability; with DRF_FAST_DEBUG=1 it is the same error as on the CPU.
+    Values that raise on the CPU (impossible counts, an alpha that is no probability) give the
+    bound 0, which holds for any probability; with DRF_FAST_DEBUG=1 they raise as on the CPU.
     """
     return _bound("clopper_pearson_lower", successes, trials, [alpha])
 
@@ -70,8 +70,8 @@ def certified_radius(
 ) -> torch.Tensor:
     """As ``certified_radius``, on the tensors' CUDA device, without waiting for it.
 
-    What the CPU refuses gives the radius 0, which claims nothing; with DRF_FAST_DEBUG=1 it is the
-    same error as on the CPU.
+    Values that raise on the CPU give the radius 0, which claims nothing; with DRF_FAST_DEBUG=1 they
+    raise as on the CPU.
     """
     return _bound("certified_radius", successes, trials, [sigma, alpha])
 
@@ -79,11 +79,11 @@ def certified_radius(
 def _bound(
     name: str, successes: torch.Tensor, trials: torch.Tensor, scalars: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    # Not above: a source tree that was never installed has no drf_fast.kernels.
+    # Imported here, since a source tree that was never installed has no drf_fast.kernels.
     from drf_fast.kernels.scalars import on_device  # pyright: ignore[reportMissingImports]
 
     counting.check_bound(name, successes, trials, scalars, "cuda")
-    if os.environ.get("DRF_FAST_DEBUG") == "1":  # for its errors alone
+    if os.environ.get("DRF_FAST_DEBUG") == "1":  # the C++ core raises on bad values
         counting.bound(name, successes.cpu(), trials.cpu(), [scalar.cpu() for scalar in scalars])
     successes, trials = successes.contiguous(), trials.contiguous()
     out = torch.empty_like(successes, dtype=torch.float64)

@@ -1,9 +1,7 @@
-"""The compiled extensions: finding them here, calling them in the modules of this package.
+"""Loading the compiled extensions, which the other modules of this package call.
 
-This is the only place with addresses, streams and thread counts.
-
-``drf_fast._C`` and ``drf_fast._CUDA`` take addresses and sizes and cannot check them, so all that
-memory safety rests on (dtype, layout, shape, device) is checked here before each call.
+``drf_fast._C`` and ``drf_fast._CUDA`` take addresses and sizes and cannot check them, so this
+package checks before each call what memory safety rests on: dtype, layout, shape, device.
 """
 
 from __future__ import annotations
@@ -61,7 +59,7 @@ if hasattr(os, "register_at_fork"):
 
 @functools.cache
 def build_record() -> dict[str, Any]:
-    """What setup.py recorded of each part ({} in a source tree that was never installed)."""
+    """What setup.py recorded about each extension; {} in a source tree that was never installed."""
     try:
         return json.loads((_FOLDER / "_build.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -87,7 +85,7 @@ def _why_missing(name: str) -> str:
 
 @functools.cache
 def _load(name: str) -> tuple[ModuleType | None, str | None]:
-    """The extension, or one sentence why it cannot be used."""
+    """(the extension, None), or (None, the reason in one sentence why it cannot be used)."""
     try:
         module = importlib.import_module(f"drf_fast.{name}")
     except ModuleNotFoundError:
@@ -122,7 +120,7 @@ def _load(name: str) -> tuple[ModuleType | None, str | None]:
 
 
 def why_not() -> str | None:
-    """One sentence why the C++ core cannot be used, None when it can."""
+    """The reason, in one sentence, why the C++ core cannot be used; None if it can."""
     return _load("_C")[1]
 
 
@@ -145,9 +143,9 @@ def load() -> ModuleType:
 
 @functools.cache
 def cuda_why_not() -> str | None:
-    """One sentence why the CUDA core cannot be used, None when it can.
+    """The reason, in one sentence, why the CUDA core cannot be used; None if it can.
 
-    Asks the driver, so a process that forks workers should not call it before there are CUDA
+    Initialises CUDA, so a process that forks workers should not call it before it uses CUDA
     tensors.
     """
     module, reason = _load("_CUDA")
@@ -161,10 +159,10 @@ def cuda_why_not() -> str | None:
 
 
 def _why_no_device(architectures: list[int]) -> str | None:
-    """One sentence which visible device the CUDA core has no code for, None when it has for all.
+    """A sentence that names a visible device for which the CUDA core has no code; None if none.
 
-    Machine code runs on devices of its major version and no older minor one; the PTX of the last
-    architecture on all newer devices.
+    Machine code runs on devices of the same major and the same or a newer minor version; the PTX of
+    the last architecture runs on all newer devices.
     """
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
@@ -197,10 +195,10 @@ def load_cuda() -> ModuleType:
 
 
 def threads_for(work: int, per_thread: int) -> int:
-    """How many OpenMP threads ``work`` is worth, at most torch's own number.
+    """The number of OpenMP threads for ``work`` elements, at most torch's number.
 
-    A forked child gets one: the runtime's worker threads stayed in the parent, and a parallel
-    region would wait for them for ever.
+    It is 1 in a forked child: the worker threads exist in the parent only, and a parallel region
+    would wait for them for ever.
     """
     if _forked or work < 2 * per_thread:
         return 1

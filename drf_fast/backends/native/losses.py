@@ -14,7 +14,7 @@ _LOGITS_PER_THREAD = 8192
 
 
 def _refuse(name: str, logits: torch.Tensor, target: torch.Tensor) -> NoReturn:
-    """Say what is wrong; on its own, since sound arguments should not pay for the sentences."""
+    """Raise for bad arguments; outside ``_loss``, to keep its checks of good ones cheap."""
     if logits.dim() != 3 or logits.shape[2] < 2 or not logits.numel():
         raise ValueError(
             f"{name}: expected logits (B, m, K), not empty, with K at least 2, got "
@@ -64,14 +64,14 @@ def _loss(
     if not target.is_contiguous():
         target = target.contiguous()
     size = (batch,) if reduction == "none" else ()
-    # Without a dtype to look up this takes half as long, and no small call has time to waste.
+    # Without dtype= this takes half as long, which counts in small calls.
     halves = dtype in ("bfloat16", "float16")
     loss = logits.new_empty(size, dtype=torch.float32) if halves else logits.new_empty(size)
     out_pointer = out_image_stride = out_sample_stride = 0
     if need_grad:
         grad = out = torch.empty_like(logits)
         out_image_stride, out_sample_stride, out_class_stride = out.stride()
-        if out_class_stride != 1:  # rows of the gradient, too, are written whole
+        if out_class_stride != 1:  # the core writes contiguous rows
             out = torch.empty(logits.shape, dtype=logits.dtype, device="cpu")
             out_image_stride, out_sample_stride, _ = out.stride()
         out_pointer = out.data_ptr()

@@ -25,7 +25,7 @@ def noisy_repeat(
     stream: str,
 ) -> torch.Tensor:
     """(B, ...) -> (B*m, ...) noisy copies, in the dtype and memory format of x."""
-    x, image_ids, out, layout = _laid_out("noisy_repeat", x, image_ids, num_samples, x.dtype)
+    x, image_ids, out, layout = _prepare("noisy_repeat", x, image_ids, num_samples, x.dtype)
     load().noisy_repeat(
         x=x.data_ptr(),
         out=out.data_ptr(),
@@ -65,7 +65,7 @@ def noisy_levels(
             f"noisy_levels: expected uint8 images and a guide of level_table on the CPU, got "
             f"{u.dtype} and {guide.dtype} {tuple(guide.shape)} on {guide.device}"
         )
-    u, image_ids, out, layout = _laid_out("noisy_levels", u, image_ids, num_samples, dtype)
+    u, image_ids, out, layout = _prepare("noisy_levels", u, image_ids, num_samples, dtype)
     guide = guide.contiguous()
     load().noisy_levels(
         u=u.data_ptr(),
@@ -83,12 +83,12 @@ def noisy_levels(
     return out
 
 
-def _laid_out(
+def _prepare(
     name: str, x: torch.Tensor, image_ids: torch.Tensor, num_samples: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, int]]:
-    """Images and ids as they lie in memory for the core, the new (B*m, ...) output, the sizes."""
-    last = is_channels_last(x)
-    if not last:
+    """Contiguous images and ids, an empty (B*m, ...) output, and the sizes that the core takes."""
+    channels_last = is_channels_last(x)
+    if not channels_last:
         x = x.contiguous()
     shape = x.shape
     batch = shape[0]
@@ -98,25 +98,25 @@ def _laid_out(
             f"and ids of {image_ids.dtype} {tuple(image_ids.shape)} for {batch} images"
         )
     rows = (batch * num_samples, *shape[1:])
-    if last:
+    if channels_last:
         out = torch.empty(rows, dtype=dtype, memory_format=torch.channels_last, device="cpu")
     else:
         out = x.new_empty(rows, dtype=dtype)
-    channels = shape[1] if last else 1
+    channels = shape[1] if channels_last else 1
     sizes = {
         "batch": batch,
         "num_samples": num_samples,
         "channels": channels,
         "area": math.prod(shape[1:]) // channels,
-        "channels_last": last,
+        "channels_last": channels_last,
     }
     return x, image_ids.contiguous(), out, sizes
 
 
 def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
     """Sum over the m copies: (B*m, ...) -> (B, ...), in the dtype and memory format of grad."""
-    last = is_channels_last(grad)
-    if not last:
+    channels_last = is_channels_last(grad)
+    if not channels_last:
         grad = grad.contiguous()
     batch = grad.shape[0] // num_samples
     if grad.device.type != "cpu" or batch * num_samples != grad.shape[0]:
@@ -127,7 +127,7 @@ def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
     out = torch.empty(
         (batch, *grad.shape[1:]),
         dtype=grad.dtype,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
         device="cpu",
     )
     load().noisy_repeat_backward(

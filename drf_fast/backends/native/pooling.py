@@ -1,4 +1,4 @@
-"""Calls of max_pool_relu, its backward, and the gradient for images of one channel below it."""
+"""Calls of max_pool_relu, its backward, and pooled_image_gradient."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from drf_fast.runtime.tensors import DTYPE_NAMES
 
 # Elements below which waking another thread costs more than it saves.
 _PER_THREAD = 16384
-_LAST = torch.channels_last
+_CHANNELS_LAST = torch.channels_last
 KERNEL_SIZES = (3, 5, 7)
 FLOATS = (torch.float32, torch.bfloat16)
 
 
-def takes(x: torch.Tensor) -> bool:
-    """Whether ``max_pool_relu`` has this x: (B, C, H, W) on the CPU, channels_last, H, W even."""
+def is_supported(x: torch.Tensor) -> bool:
+    """Whether ``max_pool_relu`` takes x: (B, C, H, W) on the CPU, channels_last, H and W even."""
     return (
         x.device.type == "cpu"
         and x.dtype in FLOATS
         and x.dim() == 4
         and x.numel() > 0
         and x.shape[2] % 2 == x.shape[3] % 2 == 0
-        and x.is_contiguous(memory_format=_LAST)
+        and x.is_contiguous(memory_format=_CHANNELS_LAST)
     )
 
 
 def max_pool_relu(x: torch.Tensor, indexed: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """relu(max_pool2d(x, 2)), channels_last, and the places of its maxima (uint8, or empty)."""
-    if not takes(x):
+    """relu(max_pool2d(x, 2)), channels_last, and the indices of its maxima (uint8, or empty)."""
+    if not is_supported(x):
         raise ValueError(
             "max_pool_relu: expected float32 or bfloat16 images (B, C, H, W) of even size on the "
             f"CPU in channels_last order, got {x.dtype} {tuple(x.shape)} on {x.device}"
         )
     batch, channels, height, width = x.shape
     shape = (batch, channels, height // 2, width // 2)
-    out = torch.empty(shape, dtype=x.dtype, device="cpu", memory_format=_LAST)
+    out = torch.empty(shape, dtype=x.dtype, device="cpu", memory_format=_CHANNELS_LAST)
     index = torch.empty(
         shape if indexed else (0, channels, 1, 1),
         dtype=torch.uint8,
         device="cpu",
-        memory_format=_LAST,
+        memory_format=_CHANNELS_LAST,
     )
     load().max_pool_relu(
         x=x.data_ptr(),
@@ -57,11 +57,11 @@ def max_pool_relu(x: torch.Tensor, indexed: bool) -> tuple[torch.Tensor, torch.T
 
 
 def max_pool_relu_backward(grad: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """The gradient for x (B, C, 2H, 2W) from that for the output (B, C, H, W)."""
-    grad = _like_index(grad, index)
+    """The gradient of x (B, C, 2H, 2W) from the gradient of the output (B, C, H, W)."""
+    grad = _in_layout_of_index(grad, index)
     batch, channels, rows, columns = grad.shape
     shape = (batch, channels, 2 * rows, 2 * columns)
-    out = torch.empty(shape, dtype=grad.dtype, device="cpu", memory_format=_LAST)
+    out = torch.empty(shape, dtype=grad.dtype, device="cpu", memory_format=_CHANNELS_LAST)
     load().max_pool_relu_backward(
         grad=grad.data_ptr(),
         index=index.data_ptr(),
@@ -86,7 +86,7 @@ def pooled_image_gradient(
         index: what ``max_pool_relu`` returned.
         weight: (C, 1, k, k), k one of ``KERNEL_SIZES``, of the dtype of grad.
     """
-    grad = _like_index(grad, index)
+    grad = _in_layout_of_index(grad, index)
     batch, channels, rows, columns = grad.shape
     k = weight.shape[-1]
     if (
@@ -119,17 +119,17 @@ def pooled_image_gradient(
     return out
 
 
-def _like_index(grad: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """The gradient in the order of the index, which the kernels read side by side."""
+def _in_layout_of_index(grad: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The gradient in channels_last order, as the index: the kernels read both in parallel."""
     if (
         grad.device.type != "cpu"
         or grad.dtype not in FLOATS
         or grad.shape != index.shape
         or index.dtype != torch.uint8
-        or not index.is_contiguous(memory_format=_LAST)
+        or not index.is_contiguous(memory_format=_CHANNELS_LAST)
     ):
         raise ValueError(
             "max_pool_relu: expected a gradient of the shape of its index, got "
             f"{grad.dtype} {tuple(grad.shape)} on {grad.device} and {tuple(index.shape)}"
         )
-    return grad.contiguous(memory_format=_LAST)
+    return grad.contiguous(memory_format=_CHANNELS_LAST)

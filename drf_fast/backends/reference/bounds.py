@@ -1,4 +1,4 @@
-"""Clopper-Pearson bound and certified radius in plain torch: the fallback, and the second opinion.
+"""Clopper-Pearson bound and certified radius in plain torch: fallback and reference.
 
 The same algorithm, step by step, as csrc/common/{clopper_pearson,certified_radius}.h, where the
 error analysis is; function names agree. All in float64.
@@ -26,13 +26,13 @@ from drf_fast.backends.reference.tail import (
 )
 
 _MOST_TRIALS = 2**53  # integers are exact in float64 up to here
-_CHUNK = 8192  # rows at a time: each takes 28 columns in the quadrature
+_CHUNK = 8192  # rows at a time, to bound memory: the quadrature makes 28 values of each
 
 # ---------------------------------------------------------------------------- clopper_pearson.h
 
 
 class _Level(NamedTuple):
-    """What depends on alpha alone; for alpha > 1/2 the mirrored problem is solved."""
+    """Quantities that depend on alpha only; for alpha > 1/2 the mirrored problem is solved."""
 
     small: float  # min(alpha, 1 - alpha)
     log_small: float
@@ -66,13 +66,13 @@ def _start_of_root(k: Tensor, m: Tensor, z: float) -> Tensor:
 
 
 def _solve_tail(k: Tensor, m: Tensor, n: Tensor, level: _Level) -> tuple[Split, Tensor]:
-    """The p with P(Bin(n, p) >= k) = level.small, for 2 <= k < n, and the margin of p and s."""
+    """The p with P(Bin(n, p) >= k) = level.small, for 2 <= k < n; the error margin of p and s."""
     phat = k / n
     stirling = stirling_error(n) - stirling_error(k) - stirling_error(m)
     start = _start_of_root(k, m, level.z)
     at = split_by_p_or_s(start < 0.5 * phat, start, phat - start, k, m, n)
     margin = torch.zeros_like(k)
-    rows = torch.arange(k.numel(), device=k.device)  # those not yet at their root
+    rows = torch.arange(k.numel(), device=k.device)  # those that have not converged yet
     for _ in range(20):
         here = Split(at.p[rows], at.q[rows], at.s[rows])
         counts = (k[rows], m[rows], n[rows])
@@ -115,14 +115,14 @@ def _closed_form_bound(k: Tensor, n: Tensor, level: _Level) -> _LowerBound:
     log_alpha, log_rest = level.log_small, level.log_rest
     if level.mirrored:
         log_alpha, log_rest = log_rest, log_alpha
-    all_won = k == n
-    exponent = torch.where(all_won, k.new_tensor(log_alpha), k.new_tensor(log_rest)) / n
+    all_successes = k == n
+    exponent = torch.where(all_successes, k.new_tensor(log_alpha), k.new_tensor(log_rest)) / n
     power, rest = torch.exp(exponent), -torch.expm1(exponent)
-    power = torch.where(exponent < -708.0, 0.0, power)  # a subnormal has no digits for a margin
+    power = torch.where(exponent < -708.0, 0.0, power)  # subnormal: too few digits for a margin
     power_error = UNIT * power * (8.0 - 6.0 * exponent)
     rest_error = UNIT * rest * 12.0
-    p = torch.where(all_won, power - power_error, rest - rest_error)
-    complement = torch.where(all_won, rest + rest_error, power + power_error)
+    p = torch.where(all_successes, power - power_error, rest - rest_error)
+    complement = torch.where(all_successes, rest + rest_error, power + power_error)
     return _safe_bound(p, complement, (0.5 - complement) - UNIT)
 
 

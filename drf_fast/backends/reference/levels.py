@@ -1,7 +1,7 @@
-"""Gaussian noise in whole levels: the table that turns random words into integers.
+"""Gaussian noise in whole levels: the table that maps random words to integers.
 
 R is the standard normal times s = 255 sigma, rounded: P(R <= -j) = P(R >= j) = Phi(-(j - 1/2)/s).
-Its sampler looks one uniform 64-bit word W up among the thresholds
+It is sampled by looking up one uniform 64-bit word W among the thresholds
 
     T_j = round(2^64 Phi(-(j - 1/2)/s)),  j = 1 .. N, all those above 0:
 
@@ -11,18 +11,18 @@ So the sampled probabilities are multiples of 2^-64 that are known exactly, and 
 error of Phi, their total variation distance tau from the true ones: a set of images of D pixels has
 a probability under the sampled noise that differs from the true one by D tau at most.
 
-Phi is computed in integers, 192 bits behind the point, from the series of positive terms
+Phi is computed in fixed point, 192 bits behind the point, from the series of positive terms
 
     Phi(-z) = 1/2 - phi(z) (z + z^3/3 + z^5/(3 5) + z^7/(3 5 7) + ...),
 
 phi(z) = exp(-z^2/2)/sqrt(2 pi). For z < 10, which is far beyond the last threshold, the sum stays
-below 2^72 and has fewer than 500 terms, and every operation is wrong by at most two units of
-2^-192; with what they multiply, the result is wrong by less than 2^-192 2^72 2^10 = 2^-110. 2^-100
-is what is relied on.
+below 2^72 and has fewer than 500 terms, and every operation has an error of at most two units of
+2^-192; multiplied by the other factors, the error of the result is below 2^-192 2^72 2^10 = 2^-110.
+The code relies on 2^-100.
 
-The guide answers "how many T_j > V" in one look. Bucket = position of the leading bit of V and the
-``bits`` bits behind it; there are so many buckets that at most one threshold value lies inside any,
-and its row of the guide says which, and the count below it and from it on.
+The guide answers "how many T_j > V" with one look-up. The bucket of V is the position of its
+leading bit and the ``bits`` bits behind it. There are so many buckets that each holds at most one
+threshold value; its row of the guide has that value and the counts for V below it and from it on.
 
 Reference:
     Voracek, Hein 2023, Sound Randomized Smoothing in Floating-Point Arithmetic.
@@ -48,13 +48,13 @@ _ERROR = 1 << (_POINT - 100)  # of Phi, in units of 2^-192
 
 
 class LevelTable(NamedTuple):
-    """What ``noisy_levels`` draws with at one sigma.
+    """The table with which ``noisy_levels`` draws noise of one sigma.
 
     Attributes:
         thresholds: (N,) int64, T_N <= ... <= T_1, all in 1 .. 2^63.
         guide: (63 * 2^bits, 2) int64: the threshold inside a bucket, 0 for none; and
             above + 2^16 below, the counts of thresholds beyond V for V >= it and for V < it.
-        distance: tau, an upper bound of the total variation distance of R from the true one.
+        distance: tau, an upper bound of the total variation distance of R from its exact law.
     """
 
     thresholds: torch.Tensor
@@ -81,8 +81,8 @@ def level_table(sigma: float, device: torch.device | None = None) -> LevelTable:
     half_unit = 1 << (_POINT - 65)
     rounded = [(tail + half_unit) >> (_POINT - 64) for tail in tails]
     count = len(rounded) - 1  # the last one is 0
-    # The error of each threshold; R = 0 is wrong by twice the first, R = -j by the difference of
-    # two neighbours, and all beyond the last threshold is missing. R = j as R = -j.
+    # The error of each threshold. P(R = 0) is wrong by twice the first, P(R = -j) by the difference
+    # of two neighbours, and all beyond the last threshold is missing; P(R = j) as P(R = -j).
     errors = [(t << (_POINT - 64)) - tail for t, tail in zip(rounded, tails, strict=True)]
     total = abs(errors[0]) + tails[-1]
     total += sum(abs(a - b) for a, b in itertools.pairwise(errors))
@@ -99,7 +99,7 @@ def _tails(sigma: Fraction) -> list[int]:
     least = 1 << (_POINT - 65)
     while not tails or tails[-1] >= least:
         odd = 2 * len(tails) + 1
-        if odd > 10 * scale:  # Phi(-10) is below 2^-76; no digit of it counts
+        if odd > 10 * scale:  # Phi(-10) is below 2^-76, which rounds to a threshold of 0
             tails.append(_ONE >> 76)
         else:
             tails.append(_tail((odd * scale.denominator << _POINT) // scale.numerator))
@@ -158,30 +158,30 @@ def guide_bits(guide: torch.Tensor) -> int:
 
 def _guide(thresholds: torch.Tensor) -> torch.Tensor:
     bits = 1
-    while _crowded(thresholds, bits):
+    while _has_shared_bucket(thresholds, bits):
         bits += 1
     bucket = torch.arange(OCTAVES << bits)
     octave, rest = bucket >> bits, bucket & ((1 << bits) - 1)
-    # In two steps, for rest << octave would overflow. Buckets of fewer than one value are never
-    # asked for.
+    # In two steps, since rest << octave would overflow. Buckets that hold no integer are never
+    # looked up.
     low = (1 << octave) + torch.where(
         octave > bits, rest << (octave - bits).clamp(min=0), rest >> (bits - octave).clamp(min=0)
     )
     end = torch.cat([low[1:], torch.tensor([2**63 - 1])])  # the last bucket's last value, or beyond
     low[0], end[0] = 0, 2  # V = 0 has no leading bit and shares the bucket of V = 1
     count = len(thresholds)
-    place = torch.searchsorted(thresholds, low, right=True)  # of the first threshold beyond low
+    index = torch.searchsorted(thresholds, low, right=True)  # of the first threshold beyond low
     padded = torch.cat([thresholds, torch.tensor([2**63 - 1])])
-    inside = padded[place]
-    has_one = (place < count) & (inside < end)
-    below = count - place
+    inside = padded[index]
+    has_one = (index < count) & (inside < end)
+    below = count - index
     above = count - torch.searchsorted(thresholds, inside, right=True)
     above = torch.where(has_one, above, below)
     return torch.stack([torch.where(has_one, inside, 0), above + (below << 16)], dim=1)
 
 
-def _crowded(thresholds: torch.Tensor, bits: int) -> bool:
-    """Whether two threshold values lie inside one bucket, its first value not counted."""
+def _has_shared_bucket(thresholds: torch.Tensor, bits: int) -> bool:
+    """Whether two threshold values lie in one bucket, not counting the bucket's first value."""
     buckets = set()
     for t in set(thresholds.tolist()):
         octave = t.bit_length() - 1

@@ -1,4 +1,4 @@
-"""The random number contract of drf_fast in plain torch: the definition of every noise bit.
+"""The noise of drf_fast in plain torch: the definition that all backends follow bit for bit.
 
 One normal is a function of (key, stream, image id, sample index, pixel) and of nothing else, so
 batch size, chunking, order, process count and hardware cannot change it.
@@ -8,7 +8,8 @@ Counter: Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random number
 
     c0 = group g,  c1 = sample index,  c2 = image id,  c3 = stream.
 
-Normals: its words w0..w3 make four by Box and Muller (1958), pairs (w0, w1) and (w2, w3):
+Normals: the output words w0..w3 give four, by Box and Muller (1958), from the pairs (w0, w1) and
+(w2, w3):
 
     u = float32(w0) * 2^-32 + 2^-33         in (0, 1]
     v = float32(w1 >> 8) * 2^-24            in [0, 1)
@@ -22,9 +23,9 @@ Exactness: log, cos and sin are the polynomials below, evaluated in float32 with
 only, each rounded to nearest, never contracted into a fused multiply-add. IEEE 754 fixes the result
 of each of these operations, hence all backends that follow the same order agree in every bit.
 
-Whole levels (``noisy_levels``) take two blocks of a group, block b with c3 = stream + 4 (1 + b), so
-that they share no word with the normals. Their words w0..w7 make four 64-bit words, w_2j being the
-high half of number j, which belongs to pixel j*G + g as above; ``levels.py`` says what follows.
+Whole levels (``noisy_levels``) use two blocks for a group, block b with c3 = stream + 4 (1 + b), so
+that they share no word with the normals. Their words w0..w7 form four 64-bit words, w_2j being the
+high half of number j, which belongs to pixel j*G + g as above; ``levels.py`` maps them to levels.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def philox(
     """Philox4x32-10 of four broadcastable int64 tensors of 32-bit words and an int64 ``key``.
 
     Returns the four output words, int64 in [0, 2^32). A product of two 32-bit words may wrap in
-    int64, which leaves its 64 bits right: the high word is recovered by a shift and a mask.
+    int64, but all its 64 bits are correct: the high word is recovered by a shift and a mask.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key & _MASK, (key >> 32) & _MASK
@@ -103,7 +104,7 @@ def _horner(coefficients: tuple[float, ...], x: torch.Tensor) -> torch.Tensor:
 def radius_of(word: torch.Tensor) -> torch.Tensor:
     """r = sqrt(-2 log u) in float32 for 32-bit words in int64; u = word * 2^-32 + 2^-33."""
     u = word.to(torch.float32) * 2.0**-32 + 2.0**-33
-    # Shift the exponent's origin to sqrt(1/2), so that 1 + t lies symmetric about 1.
+    # Shift the origin of the exponent to sqrt(1/2), so that 1 + t is in [sqrt(1/2), sqrt(2)).
     shifted = u.view(torch.int32) - SQRT_HALF_BITS
     exponent = (shifted >> 23).to(torch.float32)
     t = ((shifted & 0x7FFFFF) + SQRT_HALF_BITS).view(torch.float32) - 1.0
@@ -113,8 +114,8 @@ def radius_of(word: torch.Tensor) -> torch.Tensor:
     log = log + exponent * LN2_LOW
     log = t + log
     log = log + exponent * LN2_HIGH
-    # torch's float32 sqrt may come from a vector library that is not correctly rounded. Float64 and
-    # then float32 is: no square root of a float32 lies within 4 float64 ulps of a tie.
+    # torch's float32 sqrt may come from a vector library that does not round correctly. In float64
+    # and rounded to float32 it does: no root of a float32 lies within 4 float64 ulps of a tie.
     return torch.sqrt((log * -2.0).double()).float()
 
 

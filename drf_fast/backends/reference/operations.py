@@ -1,6 +1,6 @@
-"""Every operation in plain torch: the truth that the compiled backends are tested against.
+"""Every operation in plain torch: the reference that the compiled backends are tested against.
 
-Written to be read. Losses are computed in the arithmetic dtype (float32, or float64 for float64
+Written for clarity. Losses are computed in the arithmetic dtype (float32, or float64 for float64
 input), norms and MACER's quantiles in float64. The signatures are those of ``ops/schemas.py``.
 """
 
@@ -44,7 +44,7 @@ def _arithmetic(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _per_image(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """(B,) shaped to multiply (B, ...)."""
+    """``values`` (B,) reshaped to broadcast with (B, ...)."""
     return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
@@ -64,7 +64,7 @@ def noisy_repeat(x, sigma, key, image_ids, sample_offset, num_samples, stream):
         chunk = rows[start : start + step]
         image, sample = chunk // num_samples, chunk % num_samples + offset
         noise = normals(key, image_ids[image], sample, STREAM_WORDS[stream], pixels)
-        # .to: a 0-dim float64 scale alone would leave the product in float32.
+        # .to: a 0-dim float64 scale does not promote float32 noise to float64.
         out[start : start + step] = source[image] + scale * noise.to(source.dtype)
     out = out.reshape(batch * num_samples, *x.shape[1:])
     return out.contiguous(memory_format=memory_format_of(x))
@@ -78,7 +78,7 @@ def noisy_repeat_backward(grad, num_samples):
 
 
 def noisy_levels(u, thresholds, guide, key, image_ids, sample_offset, num_samples, stream, dtype):
-    """float32(u + R)/255, then ``dtype``; the guide is for those who search faster."""
+    """float32(u + R)/255, then ``dtype``; the guide, for faster search, is unused here."""
     batch, pixels = u.shape[0], math.prod(u.shape[1:])
     source, offset = u.reshape(batch, pixels).to(torch.int64), sample_offset.to(u.device)
     rows = torch.arange(batch * num_samples, device=u.device)
@@ -98,12 +98,15 @@ def noisy_levels(u, thresholds, guide, key, image_ids, sample_offset, num_sample
 
 
 def _must_read_values(tensor: torch.Tensor) -> bool:
-    """Reading values synchronises a GPU, so there it is done on request only."""
+    """Whether to raise on bad values: on a GPU, where reading synchronises, on request only."""
     return tensor.device.type == "cpu" or os.environ.get("DRF_FAST_DEBUG") == "1"
 
 
 def _invalid_images(log_probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
-    """(B,) bool: a label out of range or rows that are not a valid distribution; or None."""
+    """(B,) bool: label out of range, or logits that give no valid distribution.
+
+    None, or an error, where values may be read.
+    """
     classes = log_probabilities.shape[2]
     bad_label = (target < 0) | (target >= classes)
     bad_logits = log_probabilities.isnan().flatten(1).any(1)
@@ -163,10 +166,10 @@ def smooth_ce(logits, target, reduction, need_grad):
 def consistency_loss(logits, target, lam, eta, reduction, need_grad):
     """mean_i CE_i + lam * mean_i KL(Fbar || F_i) + eta * H(Fbar), Fbar = mean_i F_i not detached.
 
-    With M = mean_i log F_i the divergence is sum_k Fbar_k (log Fbar_k - M_k). The loss moves by
-    a_k = lam (log Fbar_k - M_k) - eta log Fbar_k per Fbar_k, up to a constant, which the softmax
-    does not see, and by -lam Fbar_k / m per log F_i^k. Differences are taken before lam multiplies
-    them: they are small where the samples agree.
+    With M = mean_i log F_i the divergence is sum_k Fbar_k (log Fbar_k - M_k). The derivative of the
+    loss is a_k = lam (log Fbar_k - M_k) - eta log Fbar_k with respect to Fbar_k, up to a constant
+    that cancels in the softmax's backward, and -lam Fbar_k / m with respect to log F_i^k.
+    Differences are taken before lam multiplies them: they are small where the samples agree.
     """
     log_p, log_p_target, one_hot, invalid = _log_softmax_and_target(logits, target)
     samples = logits.shape[1]
@@ -176,10 +179,10 @@ def consistency_loss(logits, target, lam, eta, reduction, need_grad):
     mean_p = p.mean(1)
     log_mean = torch.logsumexp(log_p, dim=1) - math.log(samples)
     mean_log = log_p.mean(1)
-    # A class that no sample can have (all -inf) contributes 0 log 0 = 0 to both sums.
+    # A class with probability 0 in all samples (-inf) contributes 0 log 0 = 0 to both sums.
     possible = log_mean > -math.inf
     log_mean = torch.where(possible, log_mean, 0.0)
-    # A class that some samples exclude makes the KL and so the loss +inf; its slope is left out.
+    # One with probability 0 in some makes the KL and so the loss +inf; it adds no gradient.
     excluded = possible & (mean_log == -math.inf)
     gap = torch.where(possible & ~excluded, log_mean - mean_log, 0.0)
     kl = (mean_p * gap).sum(1).masked_fill(excluded.any(1), math.inf)
@@ -195,7 +198,7 @@ def macer_loss(logits, target, sigma, lam, gamma, beta, need_grad):
     """-log(mean_i F_i^y + 1e-10) + lam sigma/2 (gamma - xi), mean over the batch.
 
     xi = Phi^-1(p1) - Phi^-1(p2), p1 and p2 the two largest entries of the mean over samples of
-    softmax(beta * logits); the second term only where p1 is the label's and xi <= gamma.
+    softmax(beta * logits); the second term counts only where p1 is the label's and xi <= gamma.
     """
     log_p, _, one_hot, invalid = _log_softmax_and_target(logits, target)
     samples, classes = logits.shape[1], logits.shape[2]
@@ -216,7 +219,7 @@ def macer_loss(logits, target, sigma, lam, gamma, beta, need_grad):
     is_first = torch.nn.functional.one_hot(first, classes).bool()
     p2, second = mean_q.masked_fill(is_first, -1.0).max(1)
     is_second = torch.nn.functional.one_hot(second, classes).bool()
-    # Phi^-1(p1) = -Phi^-1(1 - p1), with 1 - p1 summed from the others so that it keeps its digits.
+    # Phi^-1(p1) = -Phi^-1(1 - p1), with 1 - p1 summed from the other classes to keep its digits.
     rest = mean_q.masked_fill(is_first, 0.0).sum(1)
     quantile1, quantile2 = -torch.special.ndtri(rest), torch.special.ndtri(p2)
     xi = quantile1 - quantile2
@@ -227,12 +230,12 @@ def macer_loss(logits, target, sigma, lam, gamma, beta, need_grad):
     def inverse_density(quantile: torch.Tensor) -> torch.Tensor:
         return math.sqrt(2 * math.pi) * torch.exp(quantile * quantile / 2)
 
-    # d(-xi)/d(mean_q), plus a constant that the softmax does not see and that leaves 0 at the first
-    # class: the sum below would otherwise cancel where q is nearly 1.
-    toward = is_second * inverse_density(quantile2).unsqueeze(1)
-    toward = toward + ~is_first * inverse_density(quantile1).unsqueeze(1)
-    toward = torch.where(active.unsqueeze(1), factor * toward, 0.0).unsqueeze(1)
-    grad = grad + beta / samples * q * (toward - (q * toward).sum(2, keepdim=True))
+    # d(-xi)/d(mean_q), plus a constant that cancels in the softmax's backward and makes the entry
+    # of the first class 0: otherwise digits would cancel in the sum below where q is nearly 1.
+    slope_q = is_second * inverse_density(quantile2).unsqueeze(1)
+    slope_q = slope_q + ~is_first * inverse_density(quantile1).unsqueeze(1)
+    slope_q = torch.where(active.unsqueeze(1), factor * slope_q, 0.0).unsqueeze(1)
+    grad = grad + beta / samples * q * (slope_q - (q * slope_q).sum(2, keepdim=True))
     value, grad = _finish(loss, grad, invalid, logits, "mean", need_grad)
     return value.to(log_p.dtype), grad
 
@@ -246,7 +249,7 @@ def _norms(values: torch.Tensor) -> torch.Tensor:
 
 
 def _shrinkage(distance, step_size, epsilon, lam, ball):
-    """The factor, float64 (B,), at most 1, by which the ball multiplies x_inter - x."""
+    """The factor, float64 (B,), at most 1, by which the ball scales the displacement from x."""
     ones = torch.ones_like(distance)
     if ball == "none":
         return ones
@@ -256,7 +259,7 @@ def _shrinkage(distance, step_size, epsilon, lam, ball):
     if ball == "prox":
         return torch.where(distance > 0, (1.0 - step_size * lam / positive).clamp(min=0.0), 1.0)
     over = (1.0 - epsilon / positive).clamp(min=0.0)
-    if ball == "udr":  # below 0 where lambda is large: to the other side of x
+    if ball == "udr":  # negative where lambda is large: beyond x, on its other side
         return 1.0 - lam * over
     # The hard ball is the excess form at lambda = 1, bit for bit.
     weight = torch.ones_like(lam) if ball == "hard" else lam.clamp(max=1.0)
@@ -279,7 +282,7 @@ def adversary_step(
         norms = _norms(total)
         divisor = norms if grad_norm == "image" else norms.mean().expand(batch)
         scale = torch.where(divisor > 0, step_size / divisor, 0.0)
-    # In float64: where the network is sure, norms get so small that 1/norm overflows float32.
+    # In float64: where the network is confident, norms are so small that 1/norm overflows float32.
     ascent = (total.double() * _per_image(scale, total)).to(total.dtype)
     moved = _arithmetic(x_adv) + ascent
     if clamp is not None and ball in ("none", "hard", "excess"):
@@ -302,7 +305,7 @@ def adversary_step(
 
 
 def vote(logits, counts):
-    """counts[image, argmax of row] += 1; ties to the lowest class, a row with a NaN has no vote."""
+    """counts[image, argmax of row] += 1; ties to the lowest class, rows with a NaN left out."""
     images, classes = counts.shape
     valid = ~logits.isnan().any(1)
     image = torch.arange(logits.shape[0], device=logits.device) // (logits.shape[0] // images)

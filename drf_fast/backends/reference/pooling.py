@@ -12,27 +12,27 @@ NOWHERE = 4
 
 
 def _channels_last(x: torch.Tensor) -> torch.Tensor:
-    """A copy with channels_last strides, also where sizes of 1 leave others possible."""
+    """A copy with channels_last strides, also where sizes of 1 make strides ambiguous."""
     return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
 
 
 def max_pool_relu(x, indexed):
-    """(B, C, H, W), H and W even -> the values (B, C, H/2, W/2); the index, uint8, or empty.
+    """(B, C, H, W), H and W even -> values (B, C, H/2, W/2), and indices, uint8, or empty.
 
-    The index is the place of the maximum in its window, 2 row + column, or ``NOWHERE``.
+    An index is the position of the maximum in its window, 2 row + column, or ``NOWHERE``.
     """
-    pooled, place = F.max_pool2d(x, 2, return_indices=True)
+    pooled, position = F.max_pool2d(x, 2, return_indices=True)
     out = _channels_last(F.relu(pooled))
     if not indexed:
         empty = x.new_empty((0, x.shape[1], 1, 1), dtype=torch.uint8)
         return out, _channels_last(empty)
     width = x.shape[3]
-    place = 2 * (place // width % 2) + place % width % 2
-    return out, _channels_last(torch.where(out <= 0, NOWHERE, place).to(torch.uint8))
+    position = 2 * (position // width % 2) + position % width % 2
+    return out, _channels_last(torch.where(out <= 0, NOWHERE, position).to(torch.uint8))
 
 
 def max_pool_relu_backward(grad, index):
-    """The gradient for x (B, C, 2H, 2W) from that for the output (B, C, H, W)."""
+    """The gradient of x (B, C, 2H, 2W) from the gradient of the output (B, C, H, W)."""
     batch, channels, rows, columns = grad.shape
     out = torch.empty(
         (batch, channels, 2 * rows, 2 * columns),
@@ -40,8 +40,8 @@ def max_pool_relu_backward(grad, index):
         device=grad.device,
         memory_format=torch.channels_last,
     )
-    for place in range(NOWHERE):
-        out[:, :, place // 2 :: 2, place % 2 :: 2] = torch.where(index == place, grad, 0)
+    for position in range(NOWHERE):
+        out[:, :, position // 2 :: 2, position % 2 :: 2] = torch.where(index == position, grad, 0)
     return out
 
 

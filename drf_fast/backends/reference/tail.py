@@ -1,9 +1,9 @@
-"""The numerical core of bounds_reference.py: binomial tail and normal quantile in plain torch.
+"""The numerical core of bounds.py: binomial tail and normal quantile in plain torch.
 
 The same algorithm, step by step, as csrc/common/{elementary,half_line_rule,binomial_tail,
 normal_quantile}.h, where the error analysis is; function names agree. Here exp and log are torch's
-(within 1 ulp, less than the bounds assumed there), and what are loops there are whole columns
-here. All in float64.
+(within 1 ulp, less than the bounds assumed there), and tensors of rows replace the loops. All in
+float64.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ _STIRLING_SERIES = (
 
 
 class Split(NamedTuple):
-    """p, q = 1 - p and s = k/n - p; the smaller one of p and s is given, the rest follows."""
+    """p, q = 1 - p and s = k/n - p, computed from the smaller one of p and s."""
 
     p: Tensor
     q: Tensor
@@ -144,7 +144,7 @@ def split_by_p_or_s(by_p: Tensor, p: Tensor, s: Tensor, k: Tensor, m: Tensor, n:
 def binomial_tail(
     k: Tensor, m: Tensor, n: Tensor, at: Split, stirling: Tensor, log_level: float
 ) -> TailPoint:
-    """T = P(Bin(n, p) >= k) at ``at``, relative to the level, and what a step from there needs."""
+    """T = P(Bin(n, p) >= k) at ``at``, relative to the level, and derivatives for a Newton step."""
     odds = at.p / at.q
     slope = (n * at.s - at.q) / at.q
     bend = (k - 1.0) + m * odds * odds

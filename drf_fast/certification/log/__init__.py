@@ -1,7 +1,7 @@
-"""The certification log: one line an image, and a sidecar that says how it was made.
+"""The certification log: one line per image, and a sidecar with the configuration.
 
 ``FILE.tsv`` is tab-separated. Its first six columns are those of the logs that Cohen, Rosenfeld and
-Kolter (2019) and their successors publish, so tools of the field read it; ours follow:
+Kolter (2019) and their successors publish, so existing tools read it; three of ours follow:
 
     idx label predict radius correct time count n p_lower
 

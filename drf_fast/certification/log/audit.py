@@ -1,4 +1,4 @@
-"""Computing the certificates of a log again, from the counts that it holds."""
+"""Recomputing the certificates of a log from its counts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from drf_fast.certification.log.rows import Row, round_down
 from drf_fast.certification.log.sidecar import sidecar
 from drf_fast.errors import InputError
 
-# Backends may differ in the last bits of a double, so a log made with one and read with another
-# may differ in its last decimal: what is refused is more than that.
+# Backends may differ in the last bits of a double, so a log made with one and read with another may
+# differ in its last decimal. Larger differences are refused.
 _LAST_BITS, _LAST_DECIMAL = 4, 1e-12
-# What a configuration may say, both ends included; beyond lies a damaged file.
+# Ranges of a valid configuration, ends included; other values mean a damaged file.
 BUDGETS = ("fixed", "anytime")
 _LIMITS = {"sigma": (1e-9, 1e9), "n": (1, 2**53), "alpha": (1e-300, 1 - 1e-16)}
 
@@ -30,9 +30,9 @@ def is_usable(key: str, value: Any) -> bool:
 def certificates(
     config: dict[str, Any], counts: Sequence[int], trials: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """``p_lower`` and L2 radius of each count, float64, as ``config`` has them computed.
+    """``p_lower`` and L2 radius of each count, float64, recomputed with the settings in ``config``.
 
-    ``None`` where it does not say how: no usable sigma, n or alpha, or another budget.
+    None if these are incomplete: no usable sigma, n or alpha, or an unknown budget.
     """
     if not all(is_usable(key, config.get(key)) for key in _LIMITS):
         return None
@@ -46,7 +46,7 @@ def certificates(
     distance = _distance(config.get("sound"))
     if distance is None:
         return None
-    if budget == "fixed" and distance == 0.0:  # thousands at a time
+    if budget == "fixed" and distance == 0.0:  # vectorised, for logs of thousands of lines
         successes = torch.tensor(counts, dtype=torch.int64)
         drawn = torch.tensor(trials, dtype=torch.int64)
         p_lower = clopper_pearson_lower(successes, drawn, alpha)
@@ -61,7 +61,7 @@ def certificates(
 
 
 def _distance(sound: Any) -> float | None:
-    """What the bounds of a log allow for its noise; ``None`` where it does not say so rightly."""
+    """By how much the bounds of a log are lowered for its noise; None if the entry is invalid."""
     if not sound:
         return 0.0
     tau, pixels = (sound.get(key) if isinstance(sound, dict) else None for key in ("tau", "pixels"))
@@ -73,10 +73,10 @@ def _distance(sound: Any) -> float | None:
 
 
 def refuse_other_certificates(path: Path, config: dict[str, Any], rows: Sequence[Row]) -> None:
-    """Refuse a log whose radii, bounds or abstentions are not those of its counts.
+    """Refuse a log whose radii, bounds or abstentions do not follow from its counts.
 
     Raises:
-        InputError: names the line, the certificate and what its count gives.
+        InputError: names the line, the logged certificate and the recomputed one.
     """
     pairs = sorted({(row.count, row.n) for row in rows if row.n > 0})
     if not pairs:

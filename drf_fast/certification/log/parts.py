@@ -1,4 +1,4 @@
-"""Parts of a log that several processes write, and the one log that they become.
+"""Parts of a log, one for each process, and merging them into the log.
 
 Process r of several appends to ``FILE.tsv.part-r``. ``collect`` moves the rows of all parts into
 ``FILE.tsv``, in index order: when a run ends, and before one is resumed, with any number of
@@ -15,24 +15,24 @@ from drf_fast.runtime.files import write_atomic
 
 
 def part_path(path: Path, rank: int) -> Path:
-    """Where process ``rank`` writes its rows of the log ``path``."""
+    """The file in which process ``rank`` writes its rows of the log ``path``."""
     return path.with_name(f"{path.name}.part-{rank}")
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The parts that lie beside a log."""
-    return sorted(path.parent.glob(f"{_literal(path.name)}.part-[0-9]*"))
+    """The parts that exist beside a log."""
+    return sorted(path.parent.glob(f"{_escape_glob(path.name)}.part-[0-9]*"))
 
 
-def _literal(name: str) -> str:
+def _escape_glob(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "[]*?" else letter for letter in name)
 
 
 def collect(path: Path) -> None:
-    """Bring the log ``path`` into index order, with the rows of its parts, and remove these.
+    """Merge the parts into the log ``path``, in index order, and remove them.
 
-    The log is replaced before a part is removed, so no interruption loses a row. A last line
-    without an end, which an interruption leaves, is dropped.
+    The log is replaced before a part is removed, so no interruption loses a row. An incomplete last
+    line, as an interruption leaves it, is dropped.
 
     Raises:
         InputError: the log or a part is malformed.

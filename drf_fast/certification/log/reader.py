@@ -1,4 +1,4 @@
-"""Reading a certification log, ours or one of the field."""
+"""Reading a certification log, ours or a published one."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _LONGEST_HEADER = 4096  # bytes
 
 @dataclass(frozen=True, eq=False)
 class Log:
-    """A log as read: one entry an image in each array, in the order of the file.
+    """A log as read: arrays with one entry per image, in the order of the file.
 
-    ``radius`` and ``p_lower`` are float64, ``seconds`` float64, ``correct`` bool, the others int64;
-    ``count``, ``n`` and ``p_lower`` are ``None`` for a log of the field, ``config`` where there is
-    no sidecar. ``parts`` are the logs that this one was joined from, by shard; ``predictions`` says
-    that it is one of PREDICT, whose radii are all 0; ``warnings`` are sentences about what was put
-    right while reading; ``name`` is what the user calls it.
+    ``radius``, ``p_lower`` and ``seconds`` are float64, ``correct`` bool, the others int64;
+    ``count``, ``n`` and ``p_lower`` are None for logs without our columns, ``config`` if there is
+    no sidecar. ``parts`` are the logs that this one was joined from, by shard; ``predictions``
+    marks a log of PREDICT, whose radii are all 0; ``warnings`` are sentences about corrections made
+    while reading; ``name`` is the name that the user gives it.
     """
 
     path: Path
@@ -51,18 +51,17 @@ class Log:
 
 
 def read_log(path: str | Path, content: bytes | None = None) -> Log:
-    """Read a certification log, ours or one with the six columns of the field, or one of PREDICT.
+    """Read a certification log, ours or a published one with six columns, or one of PREDICT.
 
-    ``content`` is what stands there, if it was read already, from standard input for example; such
-    a log has no sidecar. Columns after the known ones are ignored. The sidecar is read if there is
-    one, and then each certificate of ours is computed again from its count: one that differs is
-    refused.
+    ``content`` is the content of the file if it was read already, from standard input for example;
+    such a log has no sidecar. Columns after the known ones are ignored. If there is a sidecar, each
+    certificate of ours is recomputed from its count, and one that differs is refused.
 
     Raises:
         InputError: missing, empty, malformed, or not what the counts certify; names the line.
     """
     path = Path(path)
-    alone = content is not None
+    from_file = content is None
     content = read_bytes(path) if content is None else content
     if not content.strip():
         raise InputError(
@@ -71,7 +70,7 @@ def read_log(path: str | Path, content: bytes | None = None) -> Log:
         )
     parsed = parse_rows(path, decode(path, content))
     rows, ours = parsed.rows, parsed.ours
-    config = _configuration(path) if not alone and sidecar(path).exists() else None
+    config = _configuration(path) if from_file and sidecar(path).exists() else None
     if not rows and (config or {}).get("shard") is None:  # a shard may have no image
         raise InputError(
             f"{path} holds no certificates: expected at least one line below the header; "
@@ -83,7 +82,7 @@ def read_log(path: str | Path, content: bytes | None = None) -> Log:
             "finish the run with --resume"
         )
     if ours and config is not None:
-        _refuse_other_terms(path, config, rows)
+        _check_budget(path, config, rows)
         refuse_other_certificates(path, config, rows)
 
     def column(name: str, dtype: type) -> np.ndarray:
@@ -108,7 +107,7 @@ def read_log(path: str | Path, content: bytes | None = None) -> Log:
 
 
 def is_log(path: Path) -> bool:
-    """Whether a file begins as a log does; an unreadable one does not."""
+    """Whether a file begins with the header of a log; False if it is unreadable."""
     return is_header(first_line(path, _LONGEST_HEADER).decode("utf-8-sig", errors="replace"))
 
 
@@ -124,7 +123,8 @@ def _configuration(path: Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_other_terms(path: Path, config: dict[str, Any], rows: list[Row]) -> None:
+def _check_budget(path: Path, config: dict[str, Any], rows: list[Row]) -> None:
+    """Refuse an unknown budget, and rows of a fixed budget with fewer than n samples."""
     budget = config.get("budget", "fixed")
     if budget not in BUDGETS:
         raise InputError(

@@ -1,4 +1,4 @@
-"""One line of the certification log: its columns, its numbers, and what they may be."""
+"""Lines of the certification log: columns, formatting, parsing, valid ranges."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from drf_fast.errors import InputError
 FIELD_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 COLUMNS = (*FIELD_COLUMNS, "count", "n", "p_lower")
 PREDICT_COLUMNS = ("idx", "label", "predict", "correct")  # and "time", in published ones
-# No image has pixels so large, nor takes so long: beyond are damaged files and sums that overflow.
+# Radii and seconds beyond these limits come from damaged files, and their sums could overflow.
 LARGEST_RADIUS, _LONGEST = 1e9, 1e12
 _TWELVE_DECIMALS, _EXACT = Decimal("1e-12"), Context(prec=400)
-_INTEGER = re.compile(r"-?[0-9]{1,18}")  # what int64 holds for certain
+_INTEGER = re.compile(r"-?[0-9]{1,18}")  # always fits int64
 _TIME = re.compile(
     r"(?:([0-9]{1,9}) days?, )?([0-9]{1,9}):([0-5][0-9]):([0-5][0-9])(?:\.([0-9]{1,6}))?"
 )
@@ -49,10 +49,10 @@ class Row:
 
 
 def format_row(row: Row) -> str:
-    """One line of the log, without its end.
+    """One line of the log, without the newline.
 
     Raises:
-        ValueError: a number that no certificate can have.
+        ValueError: a number is out of range.
     """
     problem = _problem(row)
     if problem:
@@ -73,7 +73,7 @@ def format_row(row: Row) -> str:
 
 @dataclass(frozen=True)
 class Parsed:
-    """The text of a log: its header, its checked rows, and what was put right while reading."""
+    """A parsed log: its header, its checked rows, and warnings about corrections."""
 
     columns: tuple[str, ...]
     rows: list[Row]
@@ -81,7 +81,7 @@ class Parsed:
 
     @property
     def ours(self) -> bool:
-        """Whether the rows hold our counts; ``n`` is 0 in those that do not."""
+        """Whether the log has our three columns; without them ``n`` is 0 in all rows."""
         return self.columns[: len(COLUMNS)] == COLUMNS
 
     @property
@@ -91,7 +91,7 @@ class Parsed:
 
 
 def is_header(line: str) -> bool:
-    """Whether a line begins a log: certificates or predictions, ours or of the field."""
+    """Whether a line is the header of a log: of certificates or predictions, ours or published."""
     columns = tuple(line.rstrip("\r\n").split("\t"))
     return any(columns[: len(known)] == known for known in (FIELD_COLUMNS, PREDICT_COLUMNS))
 
@@ -99,11 +99,11 @@ def is_header(line: str) -> bool:
 def parse_rows(path: Path, text: str) -> Parsed:
     """Header and checked rows.
 
-    Published logs give the time as plain seconds too, and some a running total in ``correct``,
-    which is then computed again from label and prediction, with a warning.
+    Some published logs have the time in plain seconds, and some a running total in ``correct``,
+    which is then recomputed from label and prediction, with a warning.
 
     Raises:
-        InputError: another header, or a malformed line; names it.
+        InputError: an unknown header, or a malformed line, which it names.
     """
     lines = [line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")]
     if not is_header(lines[0]):
@@ -119,7 +119,7 @@ def parse_rows(path: Path, text: str) -> Parsed:
         fields = line.split("\t")
         count = len(parsed.columns)
         try:
-            # One field more than the header is seen in published logs.
+            # Some published logs have one field more than their header.
             if len(fields) not in ((count,) if parsed.ours else (count, count + 1)):
                 raise ValueError(f"expected {count} fields, got {len(fields)}")
             named = dict(zip(parsed.columns, fields, strict=False))
@@ -145,13 +145,13 @@ def _malformed(path: Path, number: int, problem: str) -> InputError:
 
 
 def _check_correct(path: Path, parsed: Parsed, corrects: list[str]) -> str | None:
-    """Compare the column ``correct`` with label and prediction; a warning where it is another one.
+    """Compare the column ``correct`` with label and prediction; a warning if it has other values.
 
     Raises:
-        InputError: it is no number, or says 0 or 1 where label and prediction say otherwise.
+        InputError: it is no number, or is 0 or 1 and contradicts label and prediction.
     """
     right = [int(row.label == row.predict) for row in parsed.rows]
-    other = next((at for at, text in enumerate(corrects) if text not in ("0", "1")), None)
+    other = next((i for i, text in enumerate(corrects) if text not in ("0", "1")), None)
     running = corrects == [str(total) for total in itertools.accumulate(right)]
     if not parsed.ours and (running or other is not None) and corrects != [str(r) for r in right]:
         for number, text in enumerate(corrects, start=2):
@@ -200,14 +200,14 @@ def _parse_row(fields: dict[str, str], ours: bool) -> Row:
 
 
 def read_integer(text: str) -> int:
-    """A field's integer; ValueError for anything else."""
+    """``text`` as an integer; ValueError for anything else."""
     if _INTEGER.fullmatch(text) is None:  # int() would read 1_0 as 10
         raise ValueError(f"expected an integer of at most 18 digits, got {text[:40]!r}")
     return int(text)
 
 
 def read_number(text: str) -> float:
-    """A field's number; ValueError for anything else."""
+    """``text`` as a float; ValueError for anything else."""
     try:
         if "_" not in text:
             return float(text)
@@ -217,7 +217,7 @@ def read_number(text: str) -> float:
 
 
 def _problem(row: Row, sampled: bool = True) -> str | None:
-    """What is impossible about a row; ``sampled``: check our three columns too."""
+    """The first invalid value of a row, as a sentence; ``sampled``: check our columns too."""
     if row.idx < 0 or row.label < 0 or row.predict < -1:
         return (
             "expected idx and label of 0 or more and predict of -1 or more, got "
@@ -239,7 +239,7 @@ def _problem(row: Row, sampled: bool = True) -> str | None:
 
 
 def round_down(value: float) -> str:
-    """``value`` with 12 decimals, never above the exact value of the double."""
+    """``value`` with 12 decimals, rounded down from the exact value of the double."""
     return f"{Decimal(value).quantize(_TWELVE_DECIMALS, ROUND_FLOOR, _EXACT):f}"
 
 
@@ -252,7 +252,11 @@ def format_time(seconds: float) -> str:
 
 
 def parse_time(text: str) -> float:
-    """Seconds of h:mm:ss.ffffff, of days before it, or of plain seconds; else ValueError."""
+    """Seconds, from h:mm:ss.ffffff, optionally with days before it, or from plain seconds.
+
+    Raises:
+        ValueError: none of these.
+    """
     match = _TIME.fullmatch(text)
     if match is None:
         if ":" not in text:

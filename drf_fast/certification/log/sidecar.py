@@ -1,4 +1,4 @@
-"""Where a log lies and what it was made with: its paths, its sidecar, its errors."""
+"""The configuration beside a log (its sidecar), and errors of its files."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from drf_fast.config.training import trained
 from drf_fast.errors import InputError
 from drf_fast.runtime.files import read_json, read_regular
 
-# What may change when a log is resumed: where it was begun, and the places where it went on.
+# Keys that may differ when a log is resumed: the environment of the first run, and of later ones.
 _ENVIRONMENT, _LATER = "environment", "environments_resumed"
 MOST_LOG = 2**28  # bytes: a log of three million images
 _NOT_COMPARED = {_ENVIRONMENT, _LATER}
 
 
 def bare_name(path: Path) -> str:
-    """The file name without its suffix; ``noise_0.50`` has none (digits are not a suffix)."""
+    """The file name without its suffix; ``.50`` in ``noise_0.50`` is no suffix."""
     return re.sub(r"\.[A-Za-z]\w*$", "", path.name)
 
 
 def sidecar(path: str | Path) -> Path:
-    """Path of the configuration that belongs to a log: ``certify.tsv`` -> ``certify.json``."""
+    """The path of a log's configuration: ``certify.tsv`` -> ``certify.json``."""
     path = Path(path)
     return path.with_name(bare_name(path) + ".json")
 
 
 def plain(config: dict[str, Any]) -> dict[str, Any]:
-    """``config`` as it will be read back (tuples become lists); NaN has no place in JSON."""
+    """``config`` as JSON returns it (tuples become lists); ValueError for NaN, which JSON lacks."""
     return json.loads(json.dumps(config, allow_nan=False))
 
 
@@ -47,12 +47,13 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def only_trained(config: dict[str, Any]) -> dict[str, Any]:
-    """``config`` without training settings that did not shape the network, as old logs have."""
+    """``config`` without training settings that do not affect the network (old logs have some)."""
     training = config.get("training")
     return {**config, "training": trained(training)} if isinstance(training, dict) else config
 
 
 def refuse_other_config(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise InputError, naming the keys, if a log to be resumed has another configuration."""
     old, new = only_trained(old), only_trained(new)
     missing = object()
     keys = sorted((old.keys() | new.keys()) - _NOT_COMPARED)
@@ -70,9 +71,9 @@ def refuse_other_config(path: Path, old: dict[str, Any], new: dict[str, Any]) ->
 
 
 def with_environment(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """``old`` with the environment of ``new`` added, unless the log was last written in the same.
+    """``old`` with the environment of ``new`` added, unless it equals that of the last run.
 
-    The first one stays under ``environment``; those of resumed runs follow, in order, in the list
+    The first run's stays under ``environment``; those of resumed runs follow in the list
     ``environments_resumed``.
     """
     later = old.get(_LATER, [])
@@ -89,7 +90,7 @@ def read_bytes(path: Path) -> bytes:
 
 def decode(path: Path, content: bytes) -> str:
     try:
-        return content.decode("utf-8-sig")  # editors on Windows put a mark before the text
+        return content.decode("utf-8-sig")  # some editors on Windows add a byte order mark
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not a certification log: expected text, got binary data; check the path"
@@ -98,14 +99,14 @@ def decode(path: Path, content: bytes) -> str:
 
 @contextlib.contextmanager
 def explained(path: Path, action: str = "write") -> Iterator[None]:
-    """Turn a wrong path into one sentence; a full disk stays an OSError."""
+    """Report an OSError inside the block as an InputError, unless the disk is full or broken."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
-        wanted = "readable file" if action == "read" else "writable file in an existing folder"
+        expected = "readable file" if action == "read" else "writable file in an existing folder"
         raise InputError(
-            f"cannot {action} {path}: expected a {wanted}, got "
+            f"cannot {action} {path}: expected a {expected}, got "
             f"{(error.strerror or 'an error').lower()}; check the path and its permissions"
         ) from error

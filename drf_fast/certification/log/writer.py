@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 def refuse_other_files(path: Path) -> None:
-    """Replace logs only: a slip in --out must not cost a checkpoint or a run's settings.
+    """Protect files that are not logs from being replaced, after a typo in --out for example.
 
     Raises:
-        InputError: another file lies there, or where the configuration goes.
+        InputError: at the path of the log or of its configuration there is another kind of file.
     """
     if path.exists() and path.is_file():
         with explained(path), path.open("rb") as file:
@@ -51,11 +51,11 @@ def refuse_other_files(path: Path) -> None:
 
 
 class CertificationLog:
-    """A log that is being written. Use as a context manager, or call ``close``.
+    """A log open for writing. Use it as a context manager, or call ``close``.
 
     Attributes:
         path: the log.
-        done: indices of the images that it holds.
+        done: indices of the images that it contains.
     """
 
     columns: tuple[str, ...] = COLUMNS
@@ -94,8 +94,8 @@ class CertificationLog:
                     "it with --force, or choose another --out"
                 )
         refuse_other_files(path)
-        # The old log goes before the new sidecar comes, so that rows never stand beside the
-        # configuration of another run, wherever this is interrupted.
+        # The old log is removed before the new sidecar is written, so that an interruption never
+        # leaves rows beside the configuration of another run.
         with explained(path):
             for old in (path, *parts_of(path)):
                 old.unlink(missing_ok=True)
@@ -106,7 +106,7 @@ class CertificationLog:
     def resume(cls, path: str | Path, config: dict[str, Any]) -> Self:
         """Continue a log, or begin it if neither log nor sidecar exists.
 
-        A last line without an end (the run was interrupted while writing) is dropped.
+        An incomplete last line, from an interruption while writing, is dropped.
 
         Raises:
             InputError: the log is not ours or malformed, or was made with another configuration.
@@ -123,14 +123,14 @@ class CertificationLog:
         recorded = read_config(path)
         refuse_other_config(path, recorded, plain(config))
         begun = path.exists() or bool(parts_of(path))
-        log = cls._open(path, done=set())  # locked before it is read
+        log = cls._open(path, done=set())  # locks it before it is read
         try:
-            if parts_of(path):  # of an interrupted run of several processes
+            if parts_of(path):  # left by an interrupted run of several processes
                 collect(path)
                 log._release()
                 log = cls._open(path, done=set())
             if begun:
-                log._keep_whole_lines()
+                log._drop_incomplete_line()
             described = with_environment(recorded, plain(config))
             if described != recorded:
                 write_json(sidecar(path), described)
@@ -143,36 +143,36 @@ class CertificationLog:
     def part(
         cls, path: str | Path, rank: int, done: set[int], guard: CertificationLog | None
     ) -> CertificationLog:
-        """What process ``rank`` of several writes of the log ``path``; see ``parts.py``.
+        """The part of the log ``path`` that process ``rank`` of several writes; see ``parts.py``.
 
-        ``done`` are the images that the log holds; ``guard``, the log itself, stays locked as long
-        as this part is open.
+        ``done`` are the images that the log contains; ``guard``, the log itself, stays locked as
+        long as this part is open.
         """
         log = cls._open(part_path(Path(path), rank), set(done))
         log._guard = guard
         return log
 
-    def _keep_whole_lines(self) -> None:
-        whole, done = self._whole(read_bytes(self.path))
+    def _drop_incomplete_line(self) -> None:
+        complete, done = self._complete_lines(read_bytes(self.path))
         self.done.update(done)
         with explained(self.path):
-            self._file.truncate(len(whole))
+            self._file.truncate(len(complete))
             self._file.seek(0, os.SEEK_END)
-        if not whole:
+        if not complete:
             self._write("\t".join(self.columns))
 
-    def _whole(self, content: bytes) -> tuple[bytes, set[int]]:
-        """What is whole of a log's content, and the images in it."""
-        whole = content[: content.rfind(b"\n") + 1]
-        if not whole:
-            return whole, set()
-        parsed = parse_rows(self.path, decode(self.path, whole))
+    def _complete_lines(self, content: bytes) -> tuple[bytes, set[int]]:
+        """The complete lines of a log's content, and the indices of the images in them."""
+        complete = content[: content.rfind(b"\n") + 1]
+        if not complete:
+            return complete, set()
+        parsed = parse_rows(self.path, decode(self.path, complete))
         if parsed.columns != COLUMNS:
             raise InputError(
                 f"cannot resume {self.path}: expected the columns {' '.join(COLUMNS)}, got "
                 f"{' '.join(parsed.columns)}; choose another --out"
             )
-        return whole, {row.idx for row in parsed.rows}
+        return complete, {row.idx for row in parsed.rows}
 
     @classmethod
     def _open(cls, path: Path, done: set[int]) -> Self:
@@ -188,11 +188,11 @@ class CertificationLog:
         return log
 
     def append(self, row: Row) -> None:
-        """Write one row; it has reached the operating system when this returns.
+        """Write one row; the operating system has it when this returns.
 
         Raises:
             ValueError: the image is in the log already, or a number is out of range.
-            OSError: the disk is full; the log still ends with a whole line.
+            OSError: the disk is full; the log still ends with a complete line.
         """
         line = format_row(row)
         if row.idx in self.done:
@@ -203,7 +203,7 @@ class CertificationLog:
     def _write(self, line: str) -> None:
         start, content = self._file.tell(), line.encode() + b"\n"
         try:
-            while content:  # unbuffered: a nearly full disk may take a part only
+            while content:  # an unbuffered write to a nearly full disk may be partial
                 content = content[self._file.write(content) :]
         except OSError:
             with contextlib.suppress(OSError):

@@ -1,9 +1,8 @@
-"""What the runs of a sweep will cost, measured on a few steps; and what was measured, once for all.
+"""The predicted cost of a sweep's runs, measured on a few steps, and choices shared by its runs.
 
-Runs that differ only in numbers (lambda0, sigma, learning rates, seed ...) cost the same, so one
-of them is tried. The layouts and the batch size that the trial found fastest are then used by all
-of them, and kept in the folder of the sweep, so that a run does not depend on when it was
-interrupted.
+Runs that differ only in numbers (lambda0, sigma, learning rates, seed ...) cost the same, so one of
+them is measured. The fastest memory formats and batch size are then used by all of them, and saved
+in the folder of the sweep, so that interruptions do not change them.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from drf_fast.errors import InputError, RunError
 from drf_fast.runtime.progress import say
 from drf_fast.training import loop
 
-# Settings that change no step's cost. What is not here counts, a new setting for example.
+# Settings that do not change the cost of a step. Others, new ones for example, do.
 _FREE = frozenset(
     tags.having(
         TrainConfig,
@@ -45,7 +44,7 @@ _KEYS = {"memory_format", "certify_memory_format", "batch_size", "step_seconds",
 
 
 def measure(sweep: Sweep) -> None:
-    """Try one run of each cost that was not tried before, and record what it found.
+    """Measure one run of each cost that was not measured before, and record the result.
 
     Raises:
         InputError: its data or settings cannot be used.
@@ -66,13 +65,13 @@ def measure(sweep: Sweep) -> None:
 
 
 def cost_key(config: TrainConfig) -> str:
-    """Names the settings that decide what a step costs."""
+    """A key of the settings that determine the cost of a step."""
     values = {key: value for key, value in to_dict(config).items() if key not in _FREE}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def seconds(sweep: Sweep, config: TrainConfig) -> float | None:
-    """Predicted time of a run; ``None`` if it could not be tried."""
+    """Predicted time of a run; ``None`` if it could not be measured."""
     found = sweep.measured.get(cost_key(config))
     if found is None:
         return None
@@ -95,7 +94,7 @@ def with_measured(sweep: Sweep, config: TrainConfig) -> TrainConfig:
 
 def _try(sweep: Sweep, config: TrainConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        # A rate so low that no setting diverges within these steps.
+        # A learning rate so low that no setting diverges within these steps.
         config = dataclasses.replace(config, lr=1e-6, max_steps=1, certify_images=0)
         first = Path(folder, "first")  # warms up
         loop.train(dataclasses.replace(config, out=first))
@@ -118,7 +117,7 @@ def _try(sweep: Sweep, config: TrainConfig) -> dict[str, Any]:
 
 
 def _step_seconds(config: TrainConfig, folder: Path) -> float:
-    """The time that further steps add to a run: what comes before them is not theirs."""
+    """The time of a step, from runs of different length, to exclude the start-up time."""
     one = _timed(config, folder / "one", 1)
     two = _timed(config, folder / "two", 2)
     if two[0] - one[0] < _ENOUGH_SECONDS:

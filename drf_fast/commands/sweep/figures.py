@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drf_fast.commands.sweep.grid import flag, shown
+from drf_fast.commands.sweep.grid import flag, format_value
 from drf_fast.commands.sweep.summary import Result, Setting, label
 from drf_fast.report import style
 from drf_fast.report.plot import curve
@@ -40,7 +40,7 @@ Rest = tuple[tuple[str, Any], ...]  # values of the parameters that a panel or a
 
 
 def draw_all(result: Result, folder: Path) -> list[Path]:
-    """Draw what the grid allows and return the files.
+    """Draw the figures that the grid allows and return the files.
 
     Raises:
         InputError: the folder cannot be written.
@@ -48,7 +48,7 @@ def draw_all(result: Result, folder: Path) -> list[Path]:
     """
     drawn = [_draw_curves(result, folder / "certified_accuracy.png")]
     for field in result.sweep.grid:
-        if len({shown(point.values[field]) for point in result.settings}) > 1:
+        if len({format_value(point.values[field]) for point in result.settings}) > 1:
             drawn.append(_draw_acr(result, field, folder / f"acr-{flag(field)}.png"))
     return drawn
 
@@ -64,7 +64,9 @@ def _draw_curves(result: Result, path: Path) -> Path:
     colours = _colours(result, field)
     for panel, (rest, points) in zip(axes, chosen, strict=True):
         for point in points:
-            name = "" if field is None else f"{_symbol(field)} = {shown(point.values[field])}, "
+            name = (
+                "" if field is None else f"{_symbol(field)} = {format_value(point.values[field])}, "
+            )
             at = 0 if field is None else _index(result.sweep.grid[field], point.values[field])
             _curve(
                 panel, point, colours[at], style.dashes(at), f"{name}ACR {point.mean('acr'):.3f}"
@@ -136,11 +138,11 @@ def _draw_acr(result: Result, field: str, path: Path) -> Path:
 
 
 def _x_axis(axes: Axes, values: Sequence[Any], numeric: bool) -> None:
-    """Ticks at the values themselves where they are few; logarithmic where they span a decade."""
+    """Set ticks at the values if these are few; logarithmic if they span a decade."""
     from matplotlib.ticker import NullFormatter, NullLocator
 
     if not numeric:
-        axes.set_xticks(range(len(values)), [shown(value) for value in values])
+        axes.set_xticks(range(len(values)), [format_value(value) for value in values])
         axes.set_xlim(-0.5, len(values) - 0.5)
         return
     positive = [value for value in values if value > 0]
@@ -152,11 +154,11 @@ def _x_axis(axes: Axes, values: Sequence[Any], numeric: bool) -> None:
     if len(values) <= _MOST_TICKS:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xticks(sorted(values), [shown(value) for value in sorted(values)])
+        axes.set_xticks(sorted(values), [format_value(value) for value in sorted(values)])
 
 
 def _colours(result: Result, field: str | None) -> list[Any]:
-    """Colours in the order of the values where they have one, else distinct ones."""
+    """Sequential colours for ordered values, else distinct ones."""
     values = () if field is None else result.sweep.grid[field]
     numeric = all(
         isinstance(value, (int, float)) and not isinstance(value, bool) for value in values
@@ -177,7 +179,7 @@ def _rest(point: Setting, field: str | None) -> Rest:
 
 
 def _rest_text(rest: Rest) -> str:
-    return ", ".join(f"{_symbol(key)} = {shown(value)}" for key, value in rest)
+    return ", ".join(f"{_symbol(key)} = {format_value(value)}" for key, value in rest)
 
 
 def _index(values: Sequence[Any], value: Any) -> int:

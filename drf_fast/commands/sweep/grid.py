@@ -1,4 +1,4 @@
-"""The grid of a sweep: from ``--vary`` and ``--seeds`` to one training configuration a run."""
+"""The grid of a sweep: from ``--vary`` and ``--seeds`` to one training configuration per run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from drf_fast.errors import InputError
 
 MOST_RUNS = 10_000
 _LONGEST_NAME = 120  # of a sub-folder; file systems allow 255
-# What names a run or its files, says where and how fast it runs, or would change the images, so
-# that the runs could not be compared.
+# Fields that name a run or its files, determine where and how fast it runs, or would change the
+# images, so that runs could not be compared.
 _FIXED = frozenset(tags.having(TrainConfig, Tag.ONE_PER_SWEEP))
 _SWEEPABLE = [name for name in tags.of(TrainConfig) if name not in _FIXED]
 
@@ -33,8 +33,8 @@ class SweepRun:
 
     Attributes:
         name: its sub-folder.
-        setting: the values of the varied fields, the seed not among them.
-        config: what to train; ``out`` and ``resume`` are not set yet.
+        setting: the values of the varied fields, without the seed.
+        config: the training configuration; ``out`` and ``resume`` are not set yet.
     """
 
     name: str
@@ -44,7 +44,7 @@ class SweepRun:
     @property
     def label(self) -> str:
         """For people: ``lambda0 0.5, seed 1``."""
-        parts = [f"{flag(key)} {shown(value)}" for key, value in self.setting.items()]
+        parts = [f"{flag(key)} {format_value(value)}" for key, value in self.setting.items()]
         return ", ".join([*parts, f"seed {self.config.seed}"])
 
 
@@ -53,13 +53,13 @@ def flag(field: str) -> str:
     return field.replace("_", "-")
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as users write it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:.12g}"
-    return " ".join(map(shown, value)) if isinstance(value, (tuple, list)) else str(value)
+    return " ".join(map(format_value, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def parse_vary(texts: Sequence[str]) -> Grid:
@@ -126,7 +126,7 @@ def _refuse_twice(source: str, values: Sequence[Any]) -> None:
     for at, value in enumerate(values):
         if value in values[:at]:
             raise InputError(
-                f"{source}: expected each value once, got {shown(value)} twice; remove one"
+                f"{source}: expected each value once, got {format_value(value)} twice; remove one"
             )
 
 
@@ -155,14 +155,14 @@ def _value(word: str) -> Any:
 def bases_of(
     words: list[str], grid: Grid, earlier: dict[str, TrainConfig] | None = None
 ) -> dict[str, TrainConfig]:
-    """What all runs share, by recipe and sigma: a recipe is no value but many, under the flags, and
-    they depend on sigma.
+    """The settings that all runs share, by recipe and sigma: a recipe is a set of values, which
+    depend on sigma and which flags override.
 
     Args:
         words: flags of ``train``.
         grid: values by field.
-        earlier: what the runs of the sweep that is continued share; flags go over it, unless they
-            name a recipe or a file, which say everything.
+        earlier: the shared settings of the sweep that is continued; flags override them, unless
+            they name a recipe or a file, which replace all of them.
 
     Raises:
         InputError: a bad file, an unknown recipe, or a flag that the sweep sets itself.
@@ -212,7 +212,7 @@ def expand(
         bases: see ``bases_of``.
         grid: values by field.
         seeds: training seeds.
-        flags: fields that were set for all runs; each must matter to one of them at least.
+        flags: fields that were set for all runs; each must have an effect in at least one of them.
 
     Raises:
         InputError: settings out of range, without effect, or twice the same.
@@ -245,13 +245,13 @@ def _refuse_no_effect(config: TrainConfig, field: str, setting: dict[str, Any]) 
     try:
         arguments.refuse_ignored_flags(config, {field})
     except InputError as error:
-        others = ", ".join(f"{flag(k)} {shown(v)}" for k, v in setting.items() if k != field)
+        others = ", ".join(f"{flag(k)} {format_value(v)}" for k, v in setting.items() if k != field)
         where = f" (in the runs with {others})" if others else ""
         raise InputError(f"--vary {flag(field)}{where}: {error}") from error
 
 
 def _refuse_flags_for_none(runs: Sequence[SweepRun], flags: set[str]) -> None:
-    """A flag may be meant for some of the methods that are compared, but not for none."""
+    """Refuse flags that have no effect in any of the runs."""
     for field in sorted(flags - {"no_drf"}):
         asked = {field} | (flags & {"no_drf"})
         problems = []
@@ -265,7 +265,7 @@ def _refuse_flags_for_none(runs: Sequence[SweepRun], flags: set[str]) -> None:
 
 
 def _refuse_same_runs(runs: Sequence[SweepRun]) -> None:
-    """Two names of one training would be averaged as if they were two."""
+    """Refuse equal runs with different names, which would be averaged as different ones."""
     seen: dict[str, SweepRun] = {}
     for run in runs:
         values = to_dict(dataclasses.replace(run.config, recipe=None, config=None))
@@ -278,7 +278,7 @@ def _refuse_same_runs(runs: Sequence[SweepRun]) -> None:
 
 
 def _name(setting: dict[str, Any], seed: int) -> str:
-    parts = [f"{flag(key)}={shown(value)}" for key, value in setting.items()]
+    parts = [f"{flag(key)}={format_value(value)}" for key, value in setting.items()]
     text = "_".join([*parts, f"seed={seed}"])
     name = re.sub(r"[^\w.=+-]", "-", text, flags=re.ASCII)
     if name != text.replace(" ", "-") or len(name) > _LONGEST_NAME:

@@ -1,8 +1,8 @@
-"""What a sweep is made of, from the command line or from the folder of an earlier one.
+"""The definition of a sweep, from the command line or from the folder of an earlier one.
 
-``sweep.json`` in the folder of a sweep holds it: the grid, the seeds, the settings that all runs
-share, how they are certified, what was measured (so that a run that is resumed computes with the
-same layout and batches) and which runs failed.
+It is saved in ``sweep.json`` in the folder of the sweep: the grid, the seeds, the settings that all
+runs share, those of certification, measured choices (so that a resumed run uses the same memory
+format and batch size) and failed runs.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Sweep:
     """A sweep and its folder.
 
     Attributes:
-        folder: where it lives.
+        folder: of the sweep.
         grid: values by field.
         seeds: training seeds of each setting.
         bases: settings that the runs share, by recipe and sigma.
-        certification: n, n0, alpha and which images.
+        certification: n, n0, alpha and the choice of images.
         runs: all runs, in order.
-        measured: what was measured for runs of one cost, by cost; see ``cost.py``.
-        failed: messages by run.
+        measured: measured choices and times, by cost key; see ``cost.py``.
+        failed: error messages by run.
     """
 
     folder: Path
@@ -81,11 +81,11 @@ class Sweep:
         write_json(self.folder / FILE_NAME, content)
 
     def log_of(self, run: SweepRun) -> Path:
-        """Where the certificates of a run are."""
+        """The path of a run's certificates."""
         return self.folder / run.name / "certificates.tsv"
 
     def certify_config(self, checkpoint: Path, config: TrainConfig, images: int) -> CertifyConfig:
-        """How the network of a run is certified.
+        """The configuration for certifying the network of a run.
 
         Args:
             checkpoint: its checkpoint.
@@ -111,10 +111,10 @@ class Sweep:
 
 
 def make(config: SweepConfig, words: list[str]) -> Sweep:
-    """The sweep that the command line asks for, continued from its folder with ``--resume``.
+    """The sweep of the command line, continued from its folder with ``--resume``.
 
     Raises:
-        InputError: anything that is wrong with it, before anything is computed or written.
+        InputError: bad options, before anything is computed or written.
     """
     if processes.count() > 1:
         raise InputError(
@@ -164,7 +164,7 @@ def _default_folder(run: SweepRun, values: Grid) -> Path:
 
 
 def _saved(config: SweepConfig) -> dict[str, Any] | None:
-    """The sweep in the folder, if it is to be continued."""
+    """The saved sweep in the folder, with ``--resume``; else None."""
     if not config.resume:
         return None
     if config.out is None:
@@ -211,7 +211,7 @@ def _saved_grid(saved: dict[str, Any] | None) -> Grid:
 def _bases(
     config: SweepConfig, words: list[str], values: Grid, saved: dict[str, Any] | None
 ) -> dict[str, TrainConfig]:
-    """From the words; resuming, from the folder and the words, which must say the same."""
+    """The shared settings from the words; on resume from folder and words, which must agree."""
     if saved is None or config.out is None:
         return grid.bases_of(words, values)
     source = str(config.out / FILE_NAME)
@@ -244,7 +244,7 @@ def _certification(config: SweepConfig, saved: dict[str, Any] | None) -> dict[st
 
 @contextlib.contextmanager
 def opened(sweep: Sweep, config: SweepConfig) -> Iterator[None]:
-    """The folder, made, and locked against a second sweep.
+    """Create the folder, and lock it against a second sweep.
 
     Raises:
         InputError: in use, not writable, or with ``--force`` not a sweep's.
@@ -257,7 +257,7 @@ def opened(sweep: Sweep, config: SweepConfig) -> Iterator[None]:
 
 
 def clear(folder: Path) -> None:
-    """Remove what the sweep in the folder wrote, and nothing else."""
+    """Remove the files of the sweep in the folder, and nothing else."""
     for run in _old_runs(folder):
         shutil.rmtree(run)
     for pattern in _WRITTEN:
@@ -290,7 +290,7 @@ def finished(sweep: Sweep, run: SweepRun) -> bool:
         if described.get("checkpoint_sha256") != checkpoint.sha256(network):
             return False
     except InputError:
-        return False  # running it again says what is wrong
+        return False  # running it again reports the error
     now = json.loads(json.dumps(to_dict(run.config)))
     then = described.get("training")
     terms = {key: sweep.certification[key] for key in ("n", "n0", "alpha")}

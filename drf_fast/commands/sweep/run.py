@@ -22,7 +22,7 @@ from drf_fast.training import loop
 
 
 def run(config: SweepConfig, words: list[str]) -> int:
-    """Run the grid, or what is left of it; print the table, draw the figures.
+    """Run the unfinished runs of the grid; print the table, draw the figures.
 
     Args:
         config: the options of the sweep.
@@ -42,7 +42,7 @@ def run(config: SweepConfig, words: list[str]) -> int:
         _show_plan(sweep, config)
         return 0
     with plan.opened(sweep, config):
-        if config.force:  # what is there goes only when it is sure that the new runs can begin
+        if config.force:  # the old sweep is removed only after the new one has been checked
             cost.measure(sweep)
             plan.clear(sweep.folder)
         _run_all(sweep)
@@ -70,7 +70,7 @@ def run(config: SweepConfig, words: list[str]) -> int:
 
 
 def _refuse_folder_in_use(sweep: Sweep, config: SweepConfig) -> None:
-    """The plan of a sweep that could not start would be no plan."""
+    """Refuse ``--plan``, too, for a folder in which the sweep could not start."""
     if (
         sweep.folder.is_dir()
         and any(sweep.folder.iterdir())
@@ -123,7 +123,7 @@ def _run_all(sweep: Sweep) -> None:
             say(f"failed: {run.label}: {sweep.failed[run.name]}")
         sweep.save()
         clock.advance()
-        if run.config.compile:  # or the compiler's cache of this network's code fills up
+        if run.config.compile:  # else the compiler's cache for this network's code fills up
             torch.compiler.reset()
 
 
@@ -147,10 +147,10 @@ def _run_one(sweep: Sweep, run: SweepRun) -> None:
 
 
 class Clock:
-    """Time left, from predictions corrected by what earlier runs took.
+    """Time left, from predictions scaled by the times of finished runs.
 
     Args:
-        predicted: seconds of each run; ``None`` where unknown.
+        predicted: seconds of each run; ``None`` if unknown.
     """
 
     def __init__(self, predicted: list[float | None]) -> None:
@@ -158,7 +158,7 @@ class Clock:
         self._predicted, self._done = predicted, 0
 
     def left(self) -> str:
-        """In words."""
+        """The time left, as text."""
         done, todo = self._predicted[: self._done], self._predicted[self._done :]
         known = [p for p in (*done, *todo) if p is not None]
         if not known:
@@ -172,5 +172,5 @@ class Clock:
         return _about(ahead * factor)
 
     def advance(self) -> None:
-        """One run is over."""
+        """Count one finished run."""
         self._done += 1

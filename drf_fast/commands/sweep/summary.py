@@ -1,4 +1,4 @@
-"""The table of a sweep: one row a setting, averaged over seeds, and one row a run."""
+"""The tables of a sweep: one row per setting, averaged over seeds, and one row per run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from drf_fast import report
 from drf_fast.certification.log import Log, read_log
-from drf_fast.commands.sweep.grid import SweepRun, flag, shown
+from drf_fast.commands.sweep.grid import SweepRun, flag, format_value
 from drf_fast.commands.sweep.plan import Sweep
 from drf_fast.config import training
 from drf_fast.report.groups import Group
@@ -56,13 +56,13 @@ class Setting:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a sweep found.
+    """The results of a sweep.
 
     Attributes:
-        sweep: what was run.
-        settings: its points of which at least one run is finished, in the order of the grid.
-        radii: where certified accuracy is reported.
-        note: what the numbers are bound to.
+        sweep: the sweep.
+        settings: its points with at least one finished run, in the order of the grid.
+        radii: radii of certified accuracy.
+        note: the images, n and alpha of the numbers.
     """
 
     sweep: Sweep
@@ -110,7 +110,7 @@ def _numbers(sweep: Sweep, run: SweepRun, log: Log, radii: tuple[float, ...]) ->
 
 
 def _train_seconds(folder: Path) -> float:
-    """Of all whole epochs, whatever interrupted them."""
+    """The seconds of all complete epochs, over all interruptions."""
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return float(sum(json.loads(line)["seconds"] for line in lines))
@@ -131,7 +131,7 @@ def names(result: Result) -> list[str]:
 
 
 def as_text(result: Result) -> str:
-    """The table for people, aligned, with what its numbers are bound to."""
+    """The table as aligned text, with a note on images, n and alpha."""
     shares = [f"{radius:.2f}" for radius in result.radii]
     varied = list(result.sweep.grid)
     header = [*map(flag, varied), "seeds", "ACR", *shares, "abstain", "noisy", "lambda",
@@ -141,7 +141,7 @@ def as_text(result: Result) -> str:
         seconds = [point.mean(name) or 0.0 for name in ("train_seconds", "certify_seconds")]
         body.append(
             [
-                *(shown(point.values[field]) for field in varied),
+                *(format_value(point.values[field]) for field in varied),
                 str(len(point.runs)),
                 _cell(point, "acr", ".3f"),
                 _cell(point, _at(0.0), ".1f"),
@@ -163,7 +163,7 @@ def as_text(result: Result) -> str:
 
 
 def label(result: Result) -> str:
-    """What was trained: the method, the network and the images."""
+    """The method, the network and the images, as text."""
     config = result.sweep.runs[0].config
     methods = {training.method_label(run.config): None for run in result.sweep.runs}
     fixed = {
@@ -224,7 +224,7 @@ def write(result: Result, folder: Path) -> None:
     of_settings = [[*head, "seeds", *averaged, *(f"{name}_std" for name in averaged)]]
     of_runs = [[*head, "seed", "folder", *averaged]]
     for point in result.settings:
-        values = [shown(point.values[field]) for field in varied]
+        values = [format_value(point.values[field]) for field in varied]
         means = [_exact(point.mean(name)) for name in averaged]
         spreads = [_exact(point.spread(name)) for name in averaged]
         of_settings.append([*values, str(len(point.runs)), *means, *spreads])

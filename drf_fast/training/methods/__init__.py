@@ -1,7 +1,7 @@
-"""Training = an adversary x a loss; one file a loss, imported when it is asked for.
+"""Training = an adversary x a loss; one file for each loss, imported on demand.
 
-DRF is not an entry: it is the SoftBall that a method is given instead of the HardBall, or, in
-smoothmix, instead of no ball.
+DRF has no file: it is a method with a SoftBall instead of a HardBall or, for smoothmix, instead of
+no ball.
 """
 
 from __future__ import annotations

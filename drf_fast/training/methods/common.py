@@ -1,4 +1,4 @@
-"""What every training method is given, what it returns, and the noisy batch they share."""
+"""Arguments and result of all training methods, and the noisy batch that most of them use."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from drf_fast.runtime.logits import logits_of
 
 @dataclass(frozen=True)
 class Batch:
-    """Images with the names of their noise.
+    """Images, labels, and what determines their noise.
 
     Attributes:
         x: (B, C, H, W) images in [0, 1].
         target: (B,) int64 labels.
         key: the noise key of this step, see ``noise_key``; in a CUDA graph a tensor.
         image_ids: (B,) int64 indices into the data set.
-        smoothed: (B, K) smoothed predictions of a network trained before, for catrs alone.
+        smoothed: (B, K) smoothed predictions of the teacher, for catrs only.
     """
 
     x: torch.Tensor
@@ -33,18 +33,18 @@ class Batch:
 
     @property
     def noise(self) -> dict[str, Any]:
-        """The arguments that name the noise of these images."""
+        """The arguments of ``noisy_repeat`` that determine the noise of these images."""
         return {"seed": self.key, "image_ids": self.image_ids}
 
     def part(self, rows: slice) -> Batch:
-        """Some of the images; their noise stays theirs."""
+        """The batch of some of the images, with the same noise."""
         smoothed = None if self.smoothed is None else self.smoothed[rows]
         return Batch(self.x[rows], self.target[rows], self.key, self.image_ids[rows], smoothed)
 
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """Hyperparameters of a training step; a method reads those it knows.
+    """Hyperparameters of a training step; each method reads its own.
 
     Attributes:
         sigma: noise level in pixel units.
@@ -97,7 +97,10 @@ Ball = HardBall | SoftBall | None
 def noisy_batch(
     model: Any, batch: Batch, options: MethodOptions, ball: Ball
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(B*m, ...) noisy copies of the adversarial images and their distances; clean if no ball."""
+    """(B*m, ...) noisy copies of the adversarial images, and their distances (B,).
+
+    Without a ball, of the clean images, and None.
+    """
     if ball is None:
         return noisy_repeat(batch.x, options.sigma, options.num_samples, **batch.noise), None
     adversarial = attack(

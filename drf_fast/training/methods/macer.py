@@ -1,4 +1,4 @@
-"""MACER (Zhai et al. 2020): enlarge the radius of what is classified right, without an adversary.
+"""MACER (Zhai et al. 2020): maximise the radius of images classified right, without an adversary.
 
 (1/B) sum_b [-log(Fbar^y + 1e-10) + macer_lam (sigma/2) (macer_gamma - xi) 1[correct, xi <= gamma]]
 with xi = Phi^-1(p1) - Phi^-1(p2) of the means p of softmax(macer_beta F); see ``macer_loss``.

@@ -1,12 +1,12 @@
-"""SmoothMix (Jeong et al. 2021): train on the line from x to an adversary far away.
+"""SmoothMix (Jeong et al. 2021): train on the line from x to a distant adversarial image.
 
 With x_adv from T unbounded steps of size mix_alpha, x1 = x (mix_step 0) or the adversary after one
 step, at most mix_radius from x (mix_step 1), u ~ U(0, 1/2), mix = (1 - u) x1 + u x_adv:
 
 (1/(B m)) sum_b sum_i [CE(F(x1 + delta_i), y) + mix_eta 1[correct] KL(target || F(mix + delta_i))],
-target = (1 - u) Fbar(x1) + u/K, not detached; correct says whether Fbar(x1) is largest at y.
+target = (1 - u) Fbar(x1) + u/K, not detached; correct: Fbar(x1) is largest at y.
 
-With a SoftBall the ascent pays for its distance: DRF on SmoothMix, which is our own extension.
+With a SoftBall the distance of the ascent is priced: DRF on SmoothMix, which is our own extension.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from drf_fast.training.methods.common import Ball, Batch, MethodOptions, Model, 
 def step(model: Model, batch: Batch, options: MethodOptions, ball: Ball) -> StepLoss:
     """One training step's loss; ``ball`` is None, or a SoftBall for DRF."""
     m = options.num_samples
-    start, adversary = _ends(model, batch, options, ball)
+    start, adversary = _line_ends(model, batch, options, ball)
     noisy = noisy_repeat(start, options.sigma, m, **batch.noise)
     logits = logits_of(model(noisy)).float()
     mean = logits.softmax(1).unflatten(0, (-1, m)).mean(1)
@@ -41,7 +41,7 @@ def step(model: Model, batch: Batch, options: MethodOptions, ball: Ball) -> Step
     return StepLoss(loss, logits.detach(), (adversary - batch.x).flatten(1).norm(dim=1))
 
 
-def _ends(
+def _line_ends(
     model: Model, batch: Batch, options: MethodOptions, ball: Ball
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x1 and x_adv, the ends of the line."""
@@ -63,7 +63,7 @@ def _ends(
     if options.mix_step == 0:
         return batch.x, ascend(batch.x, options.steps)
     first = ascend(batch.x, options.mix_step)
-    if ball is None:  # the ascent does not know where it began, so it can go on
+    if ball is None:  # unbounded ascent does not depend on where it started: continue from first
         adversary = ascend(first, options.steps - options.mix_step)
     else:
         adversary = ascend(batch.x, options.steps)
@@ -72,7 +72,7 @@ def _ends(
 
 
 def _mixing_weight(batch: Batch, m: int) -> torch.Tensor:
-    """(B,) u ~ U(0, 1/2) of each image, named like its noise: Phi of a normal that no copy uses."""
-    nothing = torch.zeros(len(batch.target), 1, device=batch.x.device)
-    normal = noisy_repeat(nothing, 1.0, 1, sample_offset=m, **batch.noise)
+    """(B,) u ~ U(0, 1/2), a function of step and image: Phi of a normal that no copy uses."""
+    zeros = torch.zeros(len(batch.target), 1, device=batch.x.device)
+    normal = noisy_repeat(zeros, 1.0, 1, sample_offset=m, **batch.noise)
     return (torch.special.ndtr(normal.flatten()) / 2).to(batch.x.dtype)

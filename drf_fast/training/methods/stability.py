@@ -1,4 +1,4 @@
-"""Stability training (Li, Chen, Wang, Carin 2019): the noisy outputs follow the clean one.
+"""Stability training (Li, Chen, Wang, Carin 2019): noisy outputs are drawn to the clean one.
 
 (1/B) sum_b [CE(F(x_b), y_b) + (stability_lam / m) sum_i CE(F(x_b), F(x_b + delta_i))], where the
 second cross-entropy has the clean probabilities as its target, through which gradients flow too.
