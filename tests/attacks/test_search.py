@@ -8,7 +8,7 @@ import torch
 
 import drf_fast
 from drf_fast.attacks.ddn import ddn
-from drf_fast.attacks.search import Search, scaled_to, random_start, worst
+from drf_fast.attacks.search import Search, random_start, scaled_to, worst
 from drf_fast.functional import noise_key
 from drf_fast.runtime.randomness import ATTACK
 
