@@ -113,14 +113,28 @@ def warn_once(message: str) -> None:
         )
 
 
+class GraphMemory:
+    """Where graphs are captured of which one runs at a time: they share a stream and memory."""
+
+    def __init__(self, device: Any) -> None:
+        import torch
+
+        self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)  # torch shares memory within a stream alone
+
+
 @contextlib.contextmanager
-def captured(graph: Any, device: Any) -> Iterator[None]:
+def captured(graph: Any, device: Any, memory: GraphMemory | None = None) -> Iterator[None]:
     """Inside, launches on the device become part of a ``torch.cuda.CUDAGraph`` and do not run.
 
     torch would capture on one stream for all graphs, of the device that was current at the first:
     what runs on another device then is in no graph, and a replay does nothing.
 
-    Numbers on the CPU are captured as constants: the caller makes a new graph for new ones.
+    Numbers on the CPU are captured as constants: the caller makes a new graph for new ones. Other
+    threads are left alone: what they ask the device for meanwhile neither fails nor ends a capture.
+
+    Args:
+        memory: of graphs that share theirs; None is a graph's own.
     """
     import torch
 
@@ -130,6 +144,34 @@ def captured(graph: Any, device: Any) -> Iterator[None]:
     with (
         scalars.constants(),
         torch.cuda.device(device),
-        torch.cuda.graph(graph, stream=torch.cuda.Stream(device)),
+        # Put back here: a capture that fails leaves its own stream behind as the current one.
+        torch.cuda.stream(torch.cuda.current_stream(device)),
     ):
-        yield
+        memory = memory or GraphMemory(device)
+        try:
+            with torch.cuda.graph(
+                graph,
+                pool=memory.pool,
+                stream=memory.stream,
+                capture_error_mode="thread_local",
+            ):
+                yield
+        except BaseException:
+            _give_back(memory.pool)
+            raise
+
+
+def _give_back(pool: Any) -> None:
+    """End a failed capture for torch's allocator, on the current device.
+
+    Up to version 2.11 torch does not, where the device refuses to end the capture: it keeps the
+    memory, and never again gives back what it has cached where some is lacking.
+    """
+    import torch
+
+    names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")  # from 2.8; before
+    end = next((getattr(torch._C, name) for name in names if hasattr(torch._C, name)), None)
+    if end is not None:
+        with contextlib.suppress(Exception):  # an error: torch has ended it
+            end(torch.cuda.current_device(), pool)
+            torch._C._cuda_releasePool(torch.cuda.current_device(), pool)

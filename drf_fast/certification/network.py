@@ -73,6 +73,7 @@ class RunNetwork:
         self.wanted = (precision, compile, memory_format)
         self.form: Form | None = None
         self.left_out: dict[str, str] = {}
+        self.made = 0  # how often what runs was made anew
         self._network: Any = None
         self._probe: torch.Tensor | None = None  # rows with which a fused copy is verified
         self._kept: list[torch.Tensor] | None = None
@@ -98,6 +99,7 @@ class RunNetwork:
             self._choose(rows())
         elif self._network is None or (self._kept is not None and self.changed(self._kept)):
             self._network = None  # the old copy's memory
+            self.made += 1
             self._network, self._kept = self._made(self.form)
 
     @property

@@ -36,6 +36,7 @@ class NoisyVotes:
     def __init__(self, network: RunNetwork, num_classes: int, noise: GaussianNoise) -> None:
         self.network, self.num_classes, self.noise = network, num_classes, noise
         self.passes = Passes()
+        self._made = 0  # of the network, when the graphs of ``passes`` were captured
         self._best_batch: dict[tuple[object, ...], int] = {}
         self._row_tests: dict[tuple[object, ...], tuple[RowTest, list[torch.Tensor]]] = {}
 
@@ -67,6 +68,9 @@ class NoisyVotes:
                 network's rows depend on each other.
         """
         self.prepare(x)
+        if self._made != self.network.made:
+            self._made = self.network.made
+            self.passes.forget()
         # What is proved is proved of one function of a row. Selection proves nothing: it chooses
         # the class of which something is to be proved.
         proves = self.noise.sound and stream != "selection"

@@ -7,6 +7,7 @@ weights of the losses) it holds as constants, and when one changes another graph
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 
 from drf_fast.backends.triton import captured
 from drf_fast.runtime.logits import told
+from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.training.methods.common import Batch, MethodOptions
 from drf_fast.training.run import Run, announce
 
-# Steps before a capture: kernels compile, libraries and the optimizer make their state.
+# Steps with as many images before a capture: kernels compile, libraries and the optimizer make
+# their state.
 _WARM_UP = 3
 
 Descend = Callable[[Run, Batch, MethodOptions], torch.Tensor]
@@ -33,8 +36,10 @@ class GraphedSteps:
     def __init__(self, descend: Descend) -> None:
         self._descend = descend
         self._constants: Any = None
-        self._warm, self._impossible = 0, False
+        self._warm: collections.Counter[int] = collections.Counter()  # steps with so many images
+        self._impossible = False
         self._graph: _Graph | None = None
+        self._stream: Any = None  # one: memory that torch caches for a stream is no other's
 
     def __call__(self, run: Run, batch: Batch, options: MethodOptions) -> torch.Tensor:
         """What ``descend`` returns for this batch; overwritten by the next call."""
@@ -42,37 +47,56 @@ class GraphedSteps:
         rates = [group["lr"] for group in run.optimizer.param_groups]
         constants = (options, rates, None if ball is None else float(ball.epsilon))
         if constants != self._constants:
-            self._constants, self._graph, self._warm = constants, None, 0
+            self._constants, self._graph = constants, None
+            self._warm.clear()
         if self._impossible:
             return self._descend(run, batch, options)
-        if self._graph is None and self._warm >= _WARM_UP:
-            self._graph = self._captured(run, batch, options)
         # The last batch of an epoch may be smaller; its graph would not be worth its memory.
-        if self._graph is None or len(batch.target) != len(self._graph.batch.target):
+        size = len(batch.target)
+        if size > self._graphed and self._warm[size] >= _WARM_UP:
+            self._graph = None
+            self._graph = self._captured(run, batch, options)
+        if self._graph is not None and size == self._graphed:
+            return self._graph.replay(batch)
+        try:
             return self._aside(run, batch, options)
-        return self._graph.replay(batch)
+        except RuntimeError as error:
+            if self._graph is None or not is_out_of_memory(error):
+                raise
+            self._give_up(
+                run, "as a CUDA graph leaves too little memory for a smaller batch", error
+            )
+        return self._aside(run, batch, options)
+
+    @property
+    def _graphed(self) -> int:
+        """How many images the graph's batch has."""
+        return 0 if self._graph is None else len(self._graph.batch.target)
 
     def _aside(self, run: Run, batch: Batch, options: MethodOptions) -> torch.Tensor:
         """On a stream of its own, where a capture will be: autograd remembers streams."""
-        self._warm += 1
-        here, stream = torch.cuda.current_stream(run.device), torch.cuda.Stream(run.device)
-        stream.wait_stream(here)
-        with torch.cuda.stream(stream):
+        self._warm[len(batch.target)] += 1
+        self._stream = self._stream or torch.cuda.Stream(run.device)
+        here = torch.cuda.current_stream(run.device)
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
             seen = self._descend(run, batch, options)
-        here.wait_stream(stream)
+        here.wait_stream(self._stream)
         return seen
+
+    def _give_up(self, run: Run, what: str, error: Exception) -> None:
+        self._graph, self._impossible = None, True
+        run.left_out["cuda_graph"] = reason = told(error, 200)
+        announce(
+            f"the training step {what} ({reason}); it runs uncaptured, slower; --no-cuda-graph "
+            "says so from the start"
+        )
 
     def _captured(self, run: Run, batch: Batch, options: MethodOptions) -> _Graph | None:
         try:
             return _Graph(self._descend, run, batch, options)
         except Exception as error:  # whatever a network of the user's own does on the CPU
-            self._impossible = True
-            run.left_out["cuda_graph"] = told(error, 200)
-            announce(
-                "the training step cannot be captured in a CUDA graph "
-                f"({run.left_out['cuda_graph']}); it runs uncaptured, slower; --no-cuda-graph says "
-                "so from the start"
-            )
+            self._give_up(run, "cannot be captured in a CUDA graph", error)
             return None
 
 
