@@ -116,11 +116,12 @@ def warn_once(message: str) -> None:
 class GraphMemory:
     """Where graphs are captured of which one runs at a time: they share a stream and memory."""
 
-    def __init__(self, device: Any) -> None:
+    def __init__(self, device: Any, stream: Any = None) -> None:
         import torch
 
         self.pool = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream(device)  # torch shares memory within a stream alone
+        # torch shares memory within a stream alone, and keeps a workspace of cuBLAS for each.
+        self.stream = stream or torch.cuda.Stream(device)
 
 
 @contextlib.contextmanager

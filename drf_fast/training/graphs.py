@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from drf_fast.backends.triton import captured
+from drf_fast.backends.triton import GraphMemory, captured
 from drf_fast.runtime.logits import told
 from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.training.methods.common import Batch, MethodOptions
@@ -94,7 +94,7 @@ class GraphedSteps:
 
     def _captured(self, run: Run, batch: Batch, options: MethodOptions) -> _Graph | None:
         try:
-            return _Graph(self._descend, run, batch, options)
+            return _Graph(self._descend, run, batch, options, self._stream)
         except Exception as error:  # whatever a network of the user's own does on the CPU
             self._give_up(run, "cannot be captured in a CUDA graph", error)
             return None
@@ -103,7 +103,9 @@ class GraphedSteps:
 class _Graph:
     """One captured step, and the batch that it reads."""
 
-    def __init__(self, descend: Descend, run: Run, batch: Batch, options: MethodOptions) -> None:
+    def __init__(
+        self, descend: Descend, run: Run, batch: Batch, options: MethodOptions, stream: Any
+    ) -> None:
         key = torch.zeros((), dtype=torch.int64, device=run.device)
         smoothed = None if batch.smoothed is None else batch.smoothed.clone()
         ids = batch.image_ids.clone()
@@ -111,7 +113,7 @@ class _Graph:
         self._graph = torch.cuda.CUDAGraph()
         run.optimizer.zero_grad(set_to_none=True)  # or gradients would be added to those of before
         torch.cuda.synchronize(run.device)
-        with captured(self._graph, run.device):
+        with captured(self._graph, run.device, GraphMemory(run.device, stream)):
             self._seen = descend(run, self.batch, options)
 
     def replay(self, batch: Batch) -> torch.Tensor:

@@ -22,7 +22,8 @@ class Graph:
     captured: list[int]
     replayed: list[int]
 
-    def __init__(self, descend: Any, run: Any, batch: Any, options: Any) -> None:
+    def __init__(self, descend: Any, run: Any, batch: Any, options: Any, stream: Any) -> None:
+        assert isinstance(stream, Stream)
         self.batch = batch
         self.captured.append(len(batch.target))
 
