@@ -39,6 +39,16 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``tensor``, on the CPU, copied to the device, while a GPU is at work that it has from before.
+
+    torch copies memory that may be paged only when the GPU has finished, and waits for it.
+    """
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """bfloat16 autocast for "bf16", nothing for "fp32"."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
