@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "on_gpu.sh"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "on_gpu.sh"
 PARTS = [
     "device", "self_test", "times", "kernel_tests", "gpu_tests", "training", "certification",
     "memcheck", "racecheck", "initcheck",
@@ -46,6 +48,14 @@ def test_every_part_runs_in_its_order_and_leaves_its_output(tmp_path):
     assert [line.split(":")[0] for line in summary] == PARTS
     assert all(": ok," in line for line in summary)
     assert "--self-test" in (tmp_path / "out" / "self_test.txt").read_text()
+    files = (tmp_path / "out" / "gpu_tests.txt").read_text().split(" -m gpu ")[1].split()
+    marked = {
+        str(path.relative_to(ROOT))
+        for path in ROOT.glob("tests/**/test_*.py")
+        if re.search(r"mark\.gpu\b", path.read_text())
+    }
+    assert marked - set(files) == {"tests/gpu/test_on_gpu.py"}  # kernel_tests is it
+    assert len(files) > 5
 
 
 def test_a_part_that_fails_stops_no_other_and_is_told(tmp_path):
