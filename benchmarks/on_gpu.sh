@@ -45,9 +45,11 @@ part device 60 "$python" -c 'import torch, triton, drf_fast.kernels
 print(torch.cuda.get_device_name(), torch.__version__, triton.__version__)'
 part self_test 120 "$python" -m drf_fast doctor --self-test
 part times 60 "$python" benchmarks/gpu_times.py
-# Verbose and one line a test: what failed is named as it fails.
+# Verbose and one line a test: what failed is named as it fails. Most of the time goes into compiling.
+processes=$(nproc 2> /dev/null || echo 8)
+[ "$processes" -le 16 ] || processes=16 # each has a context on the GPU, half a gigabyte
 DRF_FAST_TEST_KERNELS=cuda part kernel_tests 180 "$python" -m pytest -v --tb=short \
-    -p no:cacheprovider -n 8 tests/kernels
+    -p no:cacheprovider -n "$processes" tests/kernels
 # Files that need a GPU, for to look through all the others takes a quarter of the time.
 mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | grep -v test_on_gpu)
 part gpu_tests 90 "$python" -m pytest -v --tb=short -p no:cacheprovider -n 4 -m gpu "${files[@]}"
