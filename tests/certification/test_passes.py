@@ -164,6 +164,19 @@ def test_graphs_give_way_to_passes_that_find_no_memory_beside_them(graphs, capsy
     assert capsys.readouterr().err.count("leave too little memory") == 1
 
 
+@pytest.mark.parametrize("status", ["CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"])
+def test_a_batch_for_which_a_library_finds_no_memory_is_too_large(monkeypatch, status):
+    votes = smoothed(network())._votes
+
+    def rate(x: torch.Tensor, size: int) -> float:
+        if size > 128:
+            raise RuntimeError(f"CUDA error: {status} when calling `cublasCreate(handle)`")
+        return size
+
+    monkeypatch.setattr(votes, "rate", rate)
+    assert votes.batch_size(torch.rand(1, 1, 8, 8)) == 128
+
+
 def test_without_graphs_to_give_way_a_lack_of_memory_is_told(graphs):
     def step(votes: Votes, rows: int) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
