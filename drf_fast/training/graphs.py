@@ -49,13 +49,14 @@ class GraphedSteps:
         if constants != self._constants:
             self._constants, self._graph = constants, None
             self._warm.clear()
-        if self._impossible:
-            return self._descend(run, batch, options)
         # The last batch of an epoch may be smaller; its graph would not be worth its memory.
         size = len(batch.target)
-        if size > self._graphed and self._warm[size] >= _WARM_UP:
+        warm = self._warm[size] >= _WARM_UP
+        if warm and size > self._graphed and not self._impossible:
             self._graph = None
             self._graph = self._captured(run, batch, options)
+        if self._impossible:
+            return self._descend(run, batch, options)
         if self._graph is not None and size == self._graphed:
             return self._graph.replay(batch)
         try:
@@ -66,7 +67,7 @@ class GraphedSteps:
             self._give_up(
                 run, "as a CUDA graph leaves too little memory for a smaller batch", error
             )
-        return self._aside(run, batch, options)
+        return self._descend(run, batch, options)
 
     @property
     def _graphed(self) -> int:
@@ -79,10 +80,11 @@ class GraphedSteps:
         self._stream = self._stream or torch.cuda.Stream(run.device)
         here = torch.cuda.current_stream(run.device)
         self._stream.wait_stream(here)
-        with torch.cuda.stream(self._stream):
-            seen = self._descend(run, batch, options)
-        here.wait_stream(self._stream)
-        return seen
+        try:
+            with torch.cuda.stream(self._stream):
+                return self._descend(run, batch, options)
+        finally:  # also where memory was lacking, and the step comes again
+            here.wait_stream(self._stream)
 
     def _give_up(self, run: Run, what: str, error: Exception) -> None:
         self._graph, self._impossible = None, True

@@ -38,7 +38,11 @@ class Stream:
     def __init__(self, device: Any) -> None:
         Stream.made += 1
 
-    def wait_stream(self, other: Any) -> None: ...
+    def wait_stream(self, other: Any) -> None:
+        waits.append((self, other))
+
+
+waits: list[tuple[Stream, Stream]] = []
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +110,4 @@ def test_without_a_graph_a_lack_of_memory_is_told():
 
     with pytest.raises(torch.OutOfMemoryError):
         steps([8], descend)
+    assert waits[-1] == waits[-2][::-1]  # what did run has ended for whoever comes next
