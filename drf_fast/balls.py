@@ -230,4 +230,5 @@ def ball_arguments(
     tau = getattr(ball, "tau", None)
     if ball.form != "udr" or tau is None:
         return ball.form, epsilon, ball.lam
-    return ball.form, epsilon, ball.lam * step_size.to(ball.lam.device) / tau
+    # Not moved to lambda's device, which a CUDA graph could not capture: 0-dim tensors need not be.
+    return ball.form, epsilon, ball.lam * step_size / tau

@@ -113,14 +113,29 @@ def warn_once(message: str) -> None:
         )
 
 
+class GraphMemory:
+    """The capture stream and memory pool shared by graphs of which one runs at a time."""
+
+    def __init__(self, device: Any, stream: Any = None) -> None:
+        import torch
+
+        self.pool = torch.cuda.graph_pool_handle()
+        # torch shares memory only within a stream, and keeps a cuBLAS workspace per stream.
+        self.stream = stream or torch.cuda.Stream(device)
+
+
 @contextlib.contextmanager
-def captured(graph: Any, device: Any) -> Iterator[None]:
+def captured(graph: Any, device: Any, memory: GraphMemory | None = None) -> Iterator[None]:
     """Inside, launches on the device are captured in a ``torch.cuda.CUDAGraph`` and do not run.
 
     A new stream of the device is used: torch's default capture stream belongs to the device that
     was current at the first capture, and would capture nothing of another device.
 
-    Numbers on the CPU are captured as constants: the caller makes a new graph for new ones.
+    Numbers on the CPU are captured as constants: the caller makes a new graph for new ones. CUDA
+    calls of other threads neither fail nor invalidate the capture (mode "thread_local").
+
+    Args:
+        memory: shared with other graphs; by default the graph has its own.
     """
     import torch
 
@@ -130,6 +145,34 @@ def captured(graph: Any, device: Any) -> Iterator[None]:
     with (
         scalars.constants(),
         torch.cuda.device(device),
-        torch.cuda.graph(graph, stream=torch.cuda.Stream(device)),
+        # Restored on exit: a capture that fails leaves its own stream as the current one.
+        torch.cuda.stream(torch.cuda.current_stream(device)),
     ):
-        yield
+        memory = memory or GraphMemory(device)
+        try:
+            with torch.cuda.graph(
+                graph,
+                pool=memory.pool,
+                stream=memory.stream,
+                capture_error_mode="thread_local",
+            ):
+                yield
+        except BaseException:
+            _give_back(memory.pool)
+            raise
+
+
+def _give_back(pool: Any) -> None:
+    """End a failed capture in torch's caching allocator, for the current device.
+
+    Where the driver refuses to end the capture, torch up to 2.11 leaves the allocator in capture
+    mode: the pool leaks, and cached memory is never again released when memory runs short.
+    """
+    import torch
+
+    names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")  # since 2.8; before
+    end = next((getattr(torch._C, name) for name in names if hasattr(torch._C, name)), None)
+    if end is not None:
+        with contextlib.suppress(Exception):  # raises where torch has ended it itself
+            end(torch.cuda.current_device(), pool)
+            torch._C._cuda_releasePool(torch.cuda.current_device(), pool)

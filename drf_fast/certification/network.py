@@ -72,6 +72,7 @@ class RunNetwork:
         self.requested = (precision, compile, memory_format)
         self.form: Form | None = None
         self.left_out: dict[str, str] = {}
+        self.version = 0  # grows whenever the network that runs is built anew
         self._network: Any = None
         self._probe: torch.Tensor | None = None  # rows with which a fused copy is verified
         self._copied_from: list[torch.Tensor] | None = None
@@ -99,6 +100,7 @@ class RunNetwork:
             self._copied_from is not None and self.changed(self._copied_from)
         ):
             self._network = None  # frees the memory of the old copy
+            self.version += 1
             self._network, self._copied_from = self._build(self.form)
 
     @property

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import torch
 
-from drf_fast.backends.triton import captured
+from drf_fast.backends.triton import GraphMemory, captured
 from drf_fast.runtime.logits import one_line
+from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.progress import say
 
 _DEVICES = ("cuda",)
 _WARM_UP = 3  # passes before a capture: kernels compile, libraries make their state
-_MOST_GRAPHS = 8  # each keeps the memory of its pass
+_MOST_GRAPHS = 8
 
 
 @dataclass
@@ -57,7 +58,8 @@ class Passes:
     """Runs passes; on a GPU, from the fourth of a kind on, as CUDA graphs.
 
     Attributes:
-        reason: the error, once a pass could not be captured; then no graphs are used.
+        reason: why passes run without a graph on a GPU, once one could not be captured, or graphs
+            left too little memory for what runs beside them.
     """
 
     def __init__(self) -> None:
@@ -79,7 +81,7 @@ class Passes:
             graph = self._graphs.get(key) or self._captured(step, votes, rows, key)
         if graph is None:
             self._last = None
-            step(votes, rows)
+            self._uncaptured(step, votes, rows)
             return
         if self._last is None or self._last[0] is not graph or self._last[1] is not votes:
             graph.votes.copy_(votes)
@@ -88,15 +90,39 @@ class Passes:
         votes.offset.copy_(graph.votes.offset)
         votes.counts.copy_(graph.votes.counts)
 
+    def forget(self) -> None:
+        """Drop the graphs, for example because the network that they replay was rebuilt."""
+        self._graphs.clear()
+        self._seen.clear()
+        self._last = None
+
+    def _uncaptured(self, step: Step, votes: Votes, rows: int) -> None:
+        try:
+            step(votes, rows)
+            return
+        except RuntimeError as error:
+            if not self._graphs or not is_out_of_memory(error):
+                raise
+            self.reason = one_line(error)
+        # Repeating counts nothing twice: votes are added after everything that allocates memory.
+        self.forget()
+        say(
+            "CUDA graphs leave too little memory for passes beside them; the network is certified "
+            f"without graphs, slower where it is small ({self.reason})"
+        )
+        step(votes, rows)
+
     def _captured(self, step: Step, votes: Votes, rows: int, key: Hashable) -> _Graph | None:
         self._seen[key] += 1
         if self._seen[key] <= _WARM_UP or len(self._graphs) >= _MOST_GRAPHS:
             return None
         try:
-            self._graphs[key] = graph = _Graph(step, votes, rows)
+            beside = next(iter(self._graphs.values()), None)
+            self._graphs[key] = graph = _Graph(step, votes, rows, beside)
             return graph
         except Exception as error:  # whatever a network of the user's own does on the CPU
             self.reason = one_line(error)
+            self.forget()
             say(
                 "the network cannot be captured in a CUDA graph and is certified without one, "
                 f"slower where it is small ({self.reason})"
@@ -110,14 +136,20 @@ class Passes:
 
 
 class _Graph:
-    """One captured pass, and the memory that it reads and changes."""
+    """One captured pass, with the tensors that it reads and changes.
 
-    def __init__(self, step: Step, votes: Votes, rows: int) -> None:
+    Its temporary memory comes from the pool of ``beside``, another graph, if there is one.
+    """
+
+    def __init__(self, step: Step, votes: Votes, rows: int, beside: _Graph | None) -> None:
         self.votes = votes.clone()
+        # Kernels for the alignment of these tensors compile here; a capture allows no compilation.
+        step(self.votes, rows)
         self._graph = torch.cuda.CUDAGraph()
+        self.memory = GraphMemory(votes.x.device) if beside is None else beside.memory
         torch.cuda.synchronize(votes.x.device)
         # sigma and the seed are the same in all passes.
-        with captured(self._graph, votes.x.device):
+        with captured(self._graph, votes.x.device, self.memory):
             step(self.votes, rows)
 
     def replay(self) -> None:

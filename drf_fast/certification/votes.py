@@ -36,6 +36,7 @@ class NoisyVotes:
     def __init__(self, network: RunNetwork, num_classes: int, noise: GaussianNoise) -> None:
         self.network, self.num_classes, self.noise = network, num_classes, noise
         self.passes = Passes()
+        self._network_version = 0  # that the graphs of ``passes`` were captured with
         self._best_batch: dict[tuple[object, ...], int] = {}
         self._row_tests: dict[tuple[object, ...], tuple[RowTest, list[torch.Tensor]]] = {}
 
@@ -67,6 +68,9 @@ class NoisyVotes:
                 network's rows depend on each other.
         """
         self.prepare(x)
+        if self._network_version != self.network.version:
+            self._network_version = self.network.version
+            self.passes.forget()
         # A sound bound is of one function of a row, so rows are tested and passes padded to one
         # size. Selection only chooses the class and proves nothing.
         for_bound = self.noise.sound and stream != "selection"

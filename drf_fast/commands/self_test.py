@@ -23,6 +23,7 @@ from drf_fast.backends import dispatch
 from drf_fast.balls import FORMS
 from drf_fast.ops import schemas
 from drf_fast.ops.level_checks import DTYPES as LEVEL_DTYPES
+from drf_fast.runtime import tf32
 from drf_fast.runtime.randomness import STREAMS
 from drf_fast.runtime.tensors import FLOATS
 
@@ -305,7 +306,8 @@ def run() -> list[Check]:
             def measure(operation=operation, case=case, device=device, limit=limit) -> float:
                 if operation not in truths:
                     truths[operation] = _expected(operation)
-                return _error(list(case(device, torch.float32)), truths[operation], limit)
+                with tf32.switched(device, False):  # torch allows it for convolutions
+                    return _error(list(case(device, torch.float32)), truths[operation], limit)
 
             with dispatch.use(backend):
                 try:

@@ -39,6 +39,16 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy of the CPU ``tensor`` on the device, without waiting for work queued on a GPU.
+
+    From pageable memory torch copies synchronously; from pinned memory it queues the copy.
+    """
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """bfloat16 autocast for "bf16", nothing for "fp32"."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

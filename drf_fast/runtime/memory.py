@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-_WORDS = ("allocate memory", "out of memory", "bad alloc", "bad_alloc")
+# The last one ends the status that cuBLAS and cuDNN report.
+_WORDS = ("allocate memory", "out of memory", "bad alloc", "bad_alloc", "_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

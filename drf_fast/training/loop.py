@@ -193,10 +193,10 @@ def batches(run: Run) -> Iterator[Batch]:
         augment=config.augment,
         smallest=smallest_batch(config, processes.count()),
     ):
-        ids = ids.to(run.device)
+        ids = machine.moved(ids, run.device)
         yield Batch(
-            x.to(run.device),
-            target.to(run.device),
+            machine.moved(x, run.device),
+            machine.moved(target, run.device),
             noise_key(config.seed, run.step),
             ids,
             None if run.smoothed is None else run.smoothed[ids],
@@ -242,15 +242,16 @@ def accuracy_under_noise(run: Run) -> float:
     for number, (x, target, ids) in enumerate(parts):
         if number % processes.count() != processes.rank():
             continue
+        x, target, ids = (machine.moved(tensor, run.device) for tensor in (x, target, ids))
         noisy = noisy_repeat(
-            x.to(run.device),
+            x,
             run.config.sigma,
             1,
             seed=run.config.seed,
-            image_ids=ids.to(run.device),
+            image_ids=ids,
             stream="prediction",
         )
         with torch.no_grad(), machine.autocast(run.device, run.config.precision):
-            hits += (logits_of(run.network(noisy)).argmax(1) == target.to(run.device)).sum()
+            hits += (logits_of(run.network(noisy)).argmax(1) == target).sum()
     processes.all_reduce_sum(hits)
     return int(hits) / len(run.test_set)

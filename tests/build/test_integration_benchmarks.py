@@ -67,7 +67,7 @@ def test_pytest_benchmark_reports_the_durations(gpu):
 def test_a_copy_reaches_a_share_of_the_peak():
     source = torch.ones(128 << 20, device="cuda")
     target = torch.empty_like(source)
-    best = min(gpu_clock.durations(lambda: target.copy_(source), 10))
+    best = min(gpu_clock.durations(lambda: target.copy_(source), 50))
     gigabytes = 2 * source.numel() * 4 / best / 1e9
     peak = gpu_clock.describe().get("peak_gigabytes_per_second")
     assert gigabytes > 50 and (peak is None or 0.3 * peak < gigabytes <= peak)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import weakref
 from typing import Any, ClassVar
 
 import pytest
@@ -17,7 +18,9 @@ import torch
 from torch import nn
 
 import drf_fast
+from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification import passes
+from drf_fast.certification.noise import LevelNoise
 from drf_fast.certification.passes import Passes, Votes
 
 
@@ -26,7 +29,7 @@ class Replayed:
 
     made: ClassVar[list[Any]] = []
 
-    def __init__(self, step: Any, votes: Votes, rows: int) -> None:
+    def __init__(self, step: Any, votes: Votes, rows: int, beside: Any) -> None:
         self.votes = votes.clone()
         self._run = functools.partial(step, self.votes, rows)
         self.made.append(self)
@@ -122,3 +125,71 @@ def test_graphs_are_few_and_a_copy_has_none(graphs):
             assert votes.counts.tolist() == [[rows, rows]] and int(votes.offset) == rows
     assert len(graphs) == passes._MOST_GRAPHS
     assert copy.deepcopy(runner)._graphs == {}
+
+
+def test_graphs_of_a_copy_that_is_gone_are_given_back(graphs, monkeypatch):
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)
+    model = nn.Sequential(*layers).eval()  # batch normalisation is folded, in a copy
+    classifier = smoothed(model)
+    certificates(classifier, images)
+    old = list(graphs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.neg_()
+    after = certificates(classifier, images)
+    held = list(classifier._votes.passes._graphs.values())
+    assert old and held and not any(graph is gone for graph in held for gone in old)
+    monkeypatch.setattr(passes, "_DEVICES", ())
+    assert after == certificates(smoothed(model), images)
+
+
+def test_graphs_give_way_to_passes_that_find_no_memory_beside_them(graphs, capsys):
+    runner = Passes()
+
+    def step(votes: Votes, rows: int) -> None:
+        if rows == 7 and runner._graphs:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        votes.counts += rows
+        votes.offset += rows
+
+    zero = torch.zeros((), dtype=torch.int64)
+    votes = Votes(torch.zeros(1, 3), torch.zeros(1), zero, torch.zeros(1, 2, dtype=torch.int64))
+    for rows in (5, 5, 5, 5, 7, 5, 7):
+        runner.run(step, votes, rows, "train")
+    assert votes.counts.tolist() == [[39, 39]] and int(votes.offset) == 39
+    assert len(graphs) == 1 and not runner._graphs
+    assert "out of memory" in str(runner.reason)
+    assert capsys.readouterr().err.count("leave too little memory") == 1
+
+
+@pytest.mark.parametrize("status", ["CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"])
+def test_a_batch_for_which_a_library_finds_no_memory_is_too_large(monkeypatch, status):
+    votes = smoothed(network())._votes
+
+    def rate(x: torch.Tensor, size: int) -> float:
+        if size > 128:
+            raise RuntimeError(f"CUDA error: {status} when calling `cublasCreate(handle)`")
+        return size
+
+    monkeypatch.setattr(votes, "rate", rate)
+    assert votes.batch_size(torch.rand(1, 1, 8, 8)) == 128
+
+
+def test_without_graphs_to_give_way_a_lack_of_memory_is_told(graphs):
+    def step(votes: Votes, rows: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    zero = torch.zeros((), dtype=torch.int64)
+    votes = Votes(torch.zeros(1, 3), torch.zeros(1), zero, torch.zeros(1, 2))
+    with pytest.raises(torch.OutOfMemoryError):
+        Passes().run(step, votes, 5, "train")
+
+
+def test_the_table_that_a_graph_reads_stays_as_long_as_its_noise():
+    noise, u = LevelNoise(0.5, 0), torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
+    noise.copies(u, 2, torch.zeros(1, dtype=torch.int64), 0, "selection", torch.float32)
+    guide = weakref.ref(level_table(0.5, u.device).guide)
+    level_table.cache_clear()  # as other sigmas do, in time
+    assert guide() is not None

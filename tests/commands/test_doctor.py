@@ -16,6 +16,7 @@ from drf_fast.backends import dispatch
 from drf_fast.backends.native import cpu, library
 from drf_fast.backends.reference import operations as reference
 from drf_fast.commands import doctor
+from drf_fast.runtime import tf32
 
 SECTIONS = ["versions", "platform", "cpu", "threads", "extensions", "operations", "cuda"]
 
@@ -250,6 +251,23 @@ def test_the_self_test_without_torch_says_so(monkeypatch):
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("drf_fast is not usable: ModuleNotFoundError")
     assert "Traceback" not in done.stderr
+
+
+def test_the_self_test_computes_products_in_float32(monkeypatch):
+    """TF32, which torch allows for convolutions on a GPU, has 11 bits of each factor."""
+    seen = []
+
+    def case(device, dtype):
+        seen.append((dtype, torch.backends.cudnn.allow_tf32))
+        yield torch.ones(1)
+
+    module = drf_fast.commands.self_test
+    monkeypatch.setattr(tf32, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(module, "CASES", {"vote": (case, 1e-6)})
+    monkeypatch.setattr(module, "_places", lambda: [(torch.device("cpu"), "reference")])
+    before = torch.backends.cudnn.allow_tf32
+    assert all(check.passed for check in module.run())
+    assert (torch.float32, False) in seen and torch.backends.cudnn.allow_tf32 == before
 
 
 @pytest.mark.gpu

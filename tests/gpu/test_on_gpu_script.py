@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "on_gpu.sh"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "on_gpu.sh"
 PARTS = [
     "device", "self_test", "times", "kernel_tests", "gpu_tests", "training", "certification",
     "memcheck", "racecheck", "initcheck",
@@ -22,7 +24,13 @@ def run(out: Path, body: str, seconds: int = 60) -> tuple[int, list[str]]:
     python = out.parent / "python"
     python.write_text(f"#!/bin/sh\n{body}\n")
     python.chmod(0o755)
-    (out.parent / "compute-sanitizer").write_text('#!/bin/sh\nshift 2\nexec "$@"\n')
+    # As the tool does: 0 for a program that succeeds, whatever is found, if it is not told another.
+    (out.parent / "compute-sanitizer").write_text(
+        "#!/bin/sh\ncode=0\n"
+        'while [ "${1#--}" != "$1" ]; do [ "$1" = --error-exitcode ] && code=$2; shift 2; done\n'
+        'echo "cached: ${PYTORCH_NO_CUDA_MEMORY_CACHING:-yes}"\n'
+        f'"$@" || exit $?\n[ -e {out.parent}/faulty ] && exit "$code"\nexit 0\n'
+    )
     (out.parent / "compute-sanitizer").chmod(0o755)
     environment = {
         **os.environ,
@@ -40,14 +48,45 @@ def test_every_part_runs_in_its_order_and_leaves_its_output(tmp_path):
     assert [line.split(":")[0] for line in summary] == PARTS
     assert all(": ok," in line for line in summary)
     assert "--self-test" in (tmp_path / "out" / "self_test.txt").read_text()
+    files = (tmp_path / "out" / "gpu_tests.txt").read_text().split(" -m gpu ")[1].split()
+    marked = {
+        str(path.relative_to(ROOT))
+        for path in ROOT.glob("tests/**/test_*.py")
+        if re.search(r"mark\.gpu\b", path.read_text())
+    }
+    assert marked - set(files) == {"tests/gpu/test_on_gpu.py"}  # kernel_tests is it
+    assert len(files) > 5
 
 
 def test_a_part_that_fails_stops_no_other_and_is_told(tmp_path):
-    status, summary = run(tmp_path / "out", 'echo seen; case "$*" in *kernels*) exit 1;; esac')
+    status, summary = run(
+        tmp_path / "out", 'echo seen; case "$*" in *tests/kernels*) exit 1;; esac'
+    )
     assert status == 1
     assert [line.split(":")[0] for line in summary if ": failed," in line] == ["kernel_tests"]
     assert len(summary) == len(PARTS)
     assert (tmp_path / "out" / "kernel_tests.txt").read_text() == "seen\n"
+
+
+def test_what_a_sanitizer_finds_is_told(tmp_path):
+    (tmp_path / "faulty").touch()
+    status, summary = run(tmp_path / "out", "echo seen")
+    assert status == 1
+    failed = [line.split(":")[0] for line in summary if ": failed," in line]
+    assert failed == ["memcheck", "racecheck", "initcheck"]
+    # Where torch caches memory an access beyond a tensor is as a rule one to another tensor.
+    assert "cached: 1" in (tmp_path / "out" / "memcheck.txt").read_text()
+
+
+def test_more_time_is_shared_out_and_a_second_run_writes_over_the_first(tmp_path):
+    (tmp_path / "timeout").write_text('#!/bin/sh\nshift 2\necho "limit $1"; shift; exec "$@"\n')
+    (tmp_path / "timeout").chmod(0o755)
+    for _ in range(2):
+        status, _ = run(tmp_path / "out", 'echo "$@"', seconds=5400)
+        assert status == 0
+    told = {name: (tmp_path / "out" / f"{name}.txt").read_text() for name in PARTS}
+    assert "limit 1800" in told["kernel_tests"]
+    assert "--force" in told["training"] and "--force" in told["certification"]
 
 
 @pytest.mark.slow

@@ -31,6 +31,8 @@ class TwoDevices:
         self.current = 0
         self.capturing: set[int] = set()
         self.captured: list[tuple[int, int]] = []  # the current device, and that of the stream
+        self.pools: list[Any] = []
+        self.on: Any = "the user's"  # current stream
 
     @contextlib.contextmanager
     def device(self, device: torch.device) -> Iterator[None]:
@@ -41,13 +43,27 @@ class TwoDevices:
             self.current = before
 
     @contextlib.contextmanager
-    def graph(self, graph: Any, stream: Any = None) -> Iterator[None]:
+    def graph(
+        self, graph: Any, pool: Any = None, stream: Any = None, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"  # or other threads' calls would fail
         where = 0 if stream is None else stream.device.index  # torch's own is of the first device
         self.captured.append((self.current, where))
+        self.pools.append(pool)
         with self.device(torch.device("cuda", where)):
             self.capturing.add(where)
-            yield
+            before, self.on = self.on, stream
+            yield  # as torch's, which puts back nothing where the capture fails
+            self.on = before
             self.capturing.remove(where)
+
+    @contextlib.contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before = self.on
+        try:
+            yield
+        finally:
+            self.on = before
 
 
 @pytest.fixture
@@ -56,6 +72,8 @@ def two(monkeypatch) -> TwoDevices:
     for name, stand_in in {
         "device": two.device,
         "graph": two.graph,
+        "stream": two.stream,
+        "graph_pool_handle": object,
         "current_device": lambda: two.current,
         "is_current_stream_capturing": lambda: two.current in two.capturing,
         "current_stream": lambda device: SimpleNamespace(cuda_stream=7 + device.index),
@@ -101,8 +119,32 @@ def test_a_pass_of_certification_is_captured_where_its_images_are(two):
         zero = torch.zeros((), dtype=torch.int64, device=SECOND)
         votes = Votes(torch.zeros(1, 4, device=SECOND), torch.zeros(1, device=SECOND), zero, counts)
         ran = []
-        passes._Graph(lambda votes, rows: ran.append(two.current), votes, 5)
-    assert two.captured == [(1, 1)] and ran == [1]
+        first = passes._Graph(lambda *_: ran.append(1 in two.capturing), votes, 5, None)
+        passes._Graph(lambda *_: ran.append(1 in two.capturing), votes, 3, first)
+    assert two.captured == [(1, 1), (1, 1)]
+    # Once before, on memory of the same alignment, for which kernels may have to be compiled.
+    assert ran == [False, True, False, True]
+    assert two.pools[0] is two.pools[1] is first.memory.pool  # one of them runs at a time
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["torch up to 2.11", "later"])
+def test_a_capture_that_fails_leaves_the_stream_and_no_memory(two, monkeypatch, ended):
+    told: list[Any] = []
+
+    def end(*where: Any) -> None:
+        told.append(("end", *where))
+        if ended:
+            raise RuntimeError("not currently recording to mempool_id")
+
+    release = lambda *where: told.append(("release", *where))  # noqa: E731
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", release, raising=False)
+    before = two.on
+    with pytest.raises(ValueError, match="of the network"), kernels.captured(object(), SECOND):
+        raise ValueError("of the network")
+    assert two.on is before and two.current == 0
+    of_pool = (1, two.pools[0])
+    assert told == [("end", *of_pool)] + ([] if ended else [("release", *of_pool)])
 
 
 def test_a_kernel_is_launched_with_its_tensors_device_current(two):

@@ -31,6 +31,8 @@ import drf_fast
 HERE = Path(__file__).parent
 COMPILED = on_gpu.CHOSEN or on_ptx.CHOSEN
 ORDERS = ("in order", "reversed", "shuffled")
+# These are about the interpreter's own instruments.
+collect_ignore = ["test_harness.py", "test_memory.py"] if COMPILED else []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
