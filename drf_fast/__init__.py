@@ -92,7 +92,13 @@ __all__ = [
 ]
 
 
+# Folders and files that examples and the documentation name after `import drf_fast` alone.
+_MODULES = ("data", "errors", "functional", "models", "nn")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"drf_fast.{name}")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'drf_fast' has no attribute {name!r}")

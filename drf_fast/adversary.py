@@ -181,6 +181,11 @@ def _gradient(
     with torch.enable_grad():
         logits = logits_of(model(noisy.requires_grad_()))
     check.logits_and_target(logits, target, num_samples, 1)
+    if not logits.requires_grad:
+        raise ValueError(
+            "an attack needs the gradient of the network, got logits that do not depend on the "
+            "images; leave torch.no_grad and detach out of the network's forward"
+        )
     # The loss itself is not needed: its gradient for the logits comes from the raw operation,
     # without a sum over images and without an autograd.Function.
     images = autograd.images_first(logits.detach(), num_samples, 1)

@@ -58,8 +58,8 @@ def run(config: AttackConfig) -> int:
         log = AttackLog.create(out, description, force=config.force)
     say(
         f"attacking {sum(map(len, work.groups()))} images of {work.images.name} at sigma "
-        f"{work.classifier.sigma:g}: PGD of {config.steps} steps and {config.restarts} starts"
-        + (f", DDN of {config.ddn_steps}" if config.ddn_steps else "")
+        f"{work.classifier.sigma:g}: PGD (steps {config.steps}, starts {config.restarts})"
+        + (f", DDN (steps {config.ddn_steps})" if config.ddn_steps else "")
         + f", m {config.num_samples}; PREDICT with n {config.n:,}"
     )
     with log:

@@ -12,6 +12,7 @@ from drf_fast.certification import engine, loading, plan
 from drf_fast.certification.loading import Loaded
 from drf_fast.certification.log import CertificationLog
 from drf_fast.certification.log.parts import collect
+from drf_fast.certification.log.writer import refuse_existing
 from drf_fast.certification.stopping import Decide, Fixed, Rule, Tolerance
 from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.options import CertifyConfig
@@ -33,11 +34,11 @@ def certify(config: CertifyConfig) -> Path | None:
     if config.resume and config.force:
         raise InputError("--resume continues a log and --force replaces it: pass one of them")
     source = loading.source(config)
-    if config.out is None:
-        config = dataclasses.replace(
-            config, out=source.default_path(_default_name(config, source.sigma))
-        )
-    config = loading.with_recorded_choices(config, config.out)
+    out = config.out or source.default_path(_default_name(config, source.sigma))
+    config = dataclasses.replace(config, out=out)
+    if processes.rank() == 0 and not (config.plan or config.resume or config.force):
+        refuse_existing(out)  # before anything is compiled or measured
+    config = loading.with_recorded_choices(config, out)
     loaded = loading.load(config, source)
     work = engine.Work(
         classifier=loaded.classifier,
@@ -57,8 +58,6 @@ def certify(config: CertifyConfig) -> Path | None:
             print(json.dumps(planned.as_dict(), indent=1))
     if config.plan:
         return None
-    out = config.out
-    assert out is not None  # set above
     with _open_log(config, out, _description(config, loaded)) as log:
         engine.run(work, log, processes.rank(), processes.count())
     processes.wait_for_all()

@@ -44,7 +44,8 @@ def run(config: TrainConfig) -> int:
     if processes.rank() > 0:
         return 0
     if log is not None:
-        announce(f"curve: {folder / 'curve.png'}")
+        if config.json:  # else the report says it
+            announce(f"curve: {folder / 'curve.png'}")
         at = page.write_beside(folder, [log])
         if at is not None:
             announce(f"page: {at}")

@@ -293,15 +293,28 @@ def logits_and_target(logits: Any, target: Any, num_samples: Any, sample_dim: An
         raise ValueError(f"the batch must not be empty, got {batch} images of {samples} samples")
     if classes < 2:
         raise ValueError(f"a classifier needs at least 2 classes, got logits with K={classes}")
-    if is_tensor(target, "target").dtype != torch.int64:
-        raise TypeError(f"target must be int64 labels, got {target.dtype}; use target.long()")
-    if target.shape != (batch,):
-        raise ValueError(
-            f"target must hold one label for each of the {batch} images, got shape "
-            f"{tuple(target.shape)}; labels are not repeated for the noisy copies"
-        )
+    labels(target, batch, samples, classes)
     same_device(logits.device, target=target)
     return samples
+
+
+def labels(target: Any, batch: int, samples: int, classes: int) -> None:
+    """Check the type and shape of (B,) labels; what looks like a known mistake is named."""
+    if is_tensor(target, "target").shape != (batch,):
+        shape = tuple(target.shape)
+        how = "check num_samples and sample_dim"
+        if shape == (batch, classes):
+            how = "of one-hot labels pass target.argmax(1); soft labels are not supported"
+        elif shape == (batch, 1):
+            how = "pass target.squeeze(1)"
+        elif shape == (batch * samples,):
+            how = "labels are not repeated for the noisy copies"
+        raise ValueError(
+            f"target must hold one label for each of the {batch} images ({batch * samples} rows of "
+            f"logits, {samples} an image), got shape {shape}; {how}"
+        )
+    if target.dtype != torch.int64:
+        raise TypeError(f"target must be int64 labels, got {target.dtype}; use target.long()")
 
 
 def box(clamp: Any) -> list[float] | None:

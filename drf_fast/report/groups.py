@@ -169,8 +169,8 @@ def _refuse_same_network(group: Group) -> None:
         if network in networks:
             raise InputError(
                 f"cannot average {networks[network]} with {log.path} as seeds of {group.name}: "
-                "expected two networks, got one (the same checkpoint_sha256); report them "
-                "separately"
+                "expected two networks, got one (the same checkpoint_sha256); name one of these "
+                "logs instead of their folder"
             )
         networks[network] = log.path
 

@@ -12,10 +12,12 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 _PLAIN_SECONDS, _BAR_SECONDS = 10.0, 0.5
@@ -38,6 +40,13 @@ class _TimeLeft(TimeRemainingColumn):
     def render(self, task: Task) -> Text:
         text = super().render(task)
         return text if task.finished else text + " left"
+
+
+class _Note(ProgressColumn):
+    """The figures; a narrow terminal cuts them, and nothing else."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
 
 
 class Tracker:
@@ -67,9 +76,11 @@ class Tracker:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 *([BarColumn(20)] if console.width >= _WIDE else []),
-                MofNCompleteColumn(),
-                _TimeLeft(compact=True, elapsed_when_finished=True),
-                TextColumn("{task.fields[note]}"),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                _TimeLeft(
+                    compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)
+                ),
+                _Note(),
                 console=console,
                 # Output on a terminal scrolls above the line; output to a file stays unchanged.
                 redirect_stdout=sys.stdout.isatty(),

@@ -198,8 +198,23 @@ LOSSES: list[Case] = [
     ("empty", lambda: ce(LOGITS[:0], TARGET[:0]), ValueError, "must not be empty, got 0 images"),
     ("K=1", lambda: ce(LOGITS[:, :1]), ValueError, "at least 2 classes, got logits with K=1"),
     ("K=0", lambda: ce(LOGITS[:, :0]), ValueError, "at least 2 classes, got logits with K=0"),
-    ("repeated labels", lambda: ce(target=TARGET.repeat(3)), ValueError, r"2 images, .*\(6,\)"),
-    ("one-hot labels", lambda: ce(target=torch.eye(4)[:2].long()), ValueError, r"shape \(2, 4\)"),
+    (
+        "repeated labels",
+        lambda: ce(target=TARGET.repeat(3)),
+        ValueError,
+        r"2 images \(6 rows of logits, 3 an image\), got shape \(6,\); labels are not repeated",
+    ),
+    *[
+        (
+            f"one-hot labels, {dtype}",
+            lambda dtype=dtype: ce(target=torch.eye(4, dtype=dtype)[:2]),
+            ValueError,
+            r"shape \(2, 4\); of one-hot labels pass target\.argmax\(1\)",
+        )
+        for dtype in (torch.int64, torch.float32)
+    ],
+    ("labels in a column", lambda: ce(target=TARGET[:, None]), ValueError, r"target\.squeeze\(1\)"),
+    ("another m", lambda: ce(m=2), ValueError, r"3 images .*got shape \(2,\); check num_samples"),
     ("float labels", lambda: ce(target=TARGET.float()), TypeError, "int64 labels, got torch.floa"),
     ("int32 labels", lambda: ce(target=TARGET.int()), TypeError, "int64 labels, got torch.int32"),
     (

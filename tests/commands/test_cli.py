@@ -85,6 +85,13 @@ def test_importing_the_package_is_lazy():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["data", "errors", "functional", "models", "nn"])
+def test_modules_that_the_documentation_names_are_there_after_the_import(module):
+    code = f"import drf_fast; assert drf_fast.{module}.__name__ == 'drf_fast.{module}'"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_every_public_name_exists_and_unknown_ones_do_not():
     for name in drf_fast.__all__:
         assert getattr(drf_fast, name) is not None

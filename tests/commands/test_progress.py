@@ -65,6 +65,15 @@ def test_a_terminal_has_one_line_and_what_is_said_scrolls_above_it(monkeypatch):
     assert len(lines) == 4 and re.fullmatch(r"work 8/8 [0-9:]+ figure 2", lines[3]), lines
 
 
+def test_a_narrow_terminal_cuts_the_figures_and_keeps_the_count(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "40")
+    with Tracker("certify", 5) as tracker:
+        tracker.advance(5, note="ACR 0.810, certified 100/100/0 % at 0/0.5/1 [b], 4,528 samples/s")
+    (line,) = on_screen(sys.stderr.getvalue())  # type: ignore[attr-defined]
+    assert re.fullmatch(r"certify 5/5 [0-9:]+ ACR 0\.810, .*\u2026", line) and len(line) <= 40, line
+
+
 def test_stdout_stays_where_it_was_sent(monkeypatch):
     terminal, file = Terminal(), io.StringIO()
     monkeypatch.setattr(sys, "stderr", terminal)

@@ -210,6 +210,11 @@ def test_a_network_under_autocast_can_be_attacked(backend, model):
     assert bool((got.distance > 0.05).all())
 
 
+def test_a_network_without_a_gradient_is_refused(model):
+    with pytest.raises(ValueError, match=r"needs the gradient.*leave torch\.no_grad"):
+        run(torch.no_grad()(model), drf_fast.HardBall(0.5))
+
+
 @pytest.fixture
 def process_group() -> Iterator[None]:
     store = torch.distributed.HashStore()  # type: ignore[reportPrivateImportUsage]

@@ -50,6 +50,20 @@ def refuse_other_files(path: Path) -> None:
         )
 
 
+def refuse_existing(path: Path) -> None:
+    """Refuse to begin a log where there is one.
+
+    Raises:
+        InputError: the log, its sidecar or a part of it exists.
+    """
+    for existing in (path, sidecar(path), *parts_of(path)):
+        if existing.exists():
+            raise InputError(
+                f"{existing} exists: expected a new file; continue it with --resume, replace it "
+                "with --force, or choose another --out"
+            )
+
+
 class CertificationLog:
     """A log open for writing. Use it as a context manager, or call ``close``.
 
@@ -87,12 +101,8 @@ class CertificationLog:
                 f"{path} would be its own configuration: expected a log name that does not end in "
                 ".json; call it .tsv"
             )
-        for existing in (path, sidecar(path), *parts_of(path)):
-            if not force and existing.exists():
-                raise InputError(
-                    f"{existing} exists: expected a new file; continue it with --resume, replace "
-                    "it with --force, or choose another --out"
-                )
+        if not force:
+            refuse_existing(path)
         refuse_other_files(path)
         # The old log is removed before the new sidecar is written, so that an interruption never
         # leaves rows beside the configuration of another run.
