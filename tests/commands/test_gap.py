@@ -101,6 +101,15 @@ def test_seeds_are_joined_and_methods_are_drawn(networks, tmp_path, capsys):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_figure_has_the_median_of_the_table(tmp_path, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")  # text as text
+    gaps = gap.Gaps("m", (Path("a"),), np.array([1.0, 2.0, 4.0, 9.0]), 4, 4, "d", 4)
+    gap.draw([gaps], tmp_path / "g.svg", "caption")
+    assert gaps.as_dict()["quantiles"]["0.5"] == 2.0
+    assert "m: mean 4.00, median 2.00" in (tmp_path / "g.svg").read_text()
+
+
 def test_gaps_that_do_not_spread_are_drawn_too(tmp_path):
     gaps = gap.Gaps("m", (Path("a"),), np.array([1.0, 1.0, np.inf]), 3, 3, "d", 3)
     gap.draw([gaps], tmp_path / "g.png", "caption")
