@@ -31,7 +31,7 @@ class OnDigits(nn.Module):
 def train(model: nn.Module, images: int) -> None:
     """Gaussian augmentation: the plainest training for a smoothed classifier."""
     data = load("mnist-mini", "train", limit=images)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.Adam(model.parameters())
     for x, y, _ in batches(data, 64, shuffle_seed=0, epoch=0, drop_last=True):
         loss = F.cross_entropy(model(drf_fast.noisy_repeat(x, SIGMA, 1)), y)
         optimizer.zero_grad()

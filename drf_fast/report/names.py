@@ -23,6 +23,8 @@ from drf_fast.certification.log.audit import is_usable
 _SIGMA = re.compile(r"(?:sigma|noise)[_-]?(\d+(?:\.\d+)?)")
 _SEED = re.compile(r"(?<=[\d._-])_*seed[_-]?\d+|^seed[_-]?\d+|[_.-]+seed[_-]?\d+", re.IGNORECASE)
 _SEED_AFTER_SIGMA = re.compile(rf"({_SIGMA.pattern})_+\d+$")
+# What certify and predict add to the name of a checkpoint.
+_WRITTEN = re.compile(r"(?<=.)-(?:certify|predict)-s[\d.e-]+-n\d+\S*$")
 # Names of files and folders that say nothing of the method; the third is what certify writes.
 _COMMON = re.compile(
     r"|(?:sigma|noise)[_-]?\d+(?:\.\d+)?|(?:certify|predict)-s[\d.e-]+-n\d+\S*"
@@ -106,7 +108,8 @@ def _path_names(
 
 def _short_name(path: Path_) -> str:
     """The file name without sigma and number; if nothing is left, the name of a folder."""
-    stem = re.sub(r"_+\d+$", "", _SIGMA.sub("", path[-1])).strip("_-.")
+    stem = _WRITTEN.sub("", path[-1])
+    stem = re.sub(r"_+\d+$", "", _SIGMA.sub("", stem)).strip("_-.")
     for part in (stem, *reversed(path[:-1])):
         if _COMMON.fullmatch(part) is None:
             return part

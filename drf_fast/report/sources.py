@@ -24,6 +24,7 @@ _NEVER_LOGS = {
     ".json", ".jsonl", ".pt", ".pth", ".ckpt", ".safetensors", ".tar", ".gz", ".png", ".pdf",
     ".svg", ".html", ".toml", ".yaml", ".yml", ".py", ".sh", ".md",
 }  # fmt: skip
+_OF_A_SWEEP = {"runs.tsv", "summary.tsv"}  # tables of sweep.json beside them
 _MOST_NAMED = 5
 
 
@@ -41,10 +42,11 @@ class Found:
         if self.skipped:
             names = ", ".join(map(str, self.skipped[:_MOST_NAMED]))
             more = len(self.skipped) - _MOST_NAMED
-            said.append(
-                f"skipped {len(self.skipped)} files that are no logs: {names}"
-                + (f" and {more} more" if more > 0 else "")
+            one = len(self.skipped) == 1
+            files = (
+                "1 file that is no log" if one else f"{len(self.skipped)} files that are no logs"
             )
+            said.append(f"skipped {files}: {names}" + (f" and {more} more" if more > 0 else ""))
         return said
 
 
@@ -141,6 +143,8 @@ def _split_logs(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     logs, others = [], []
     for path in files:
         if path.suffix.lower() in _NEVER_LOGS or "tfevents" in path.name:
+            continue
+        if path.name in _OF_A_SWEEP and path.with_name("sweep.json").exists():
             continue
         if is_log(path) and ".part-" not in path.name[len(bare_name(path)) :]:
             logs.append(path)

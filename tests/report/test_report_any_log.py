@@ -94,6 +94,13 @@ def test_foreign_checkpoints_of_two_folders_are_two_rows(tmp_path):
     assert rows(*paths) == [("cohen", 0.5, 1), ("salman", 0.5, 1)]
 
 
+def test_foreign_checkpoints_of_one_folder_are_two_rows(tmp_path):
+    paths = [published(tmp_path / f"{name}-certify-s0.5-n1000.tsv") for name in ("best", "last")]
+    for path in paths:
+        path.with_suffix(".json").write_text(json.dumps(CONFIG | {"method": "foreign"}))
+    assert rows(*paths) == [("best", 0.5, 1), ("last", 0.5, 1)]
+
+
 def test_a_row_is_named_by_the_user(tmp_path, capsys):
     published(tmp_path / "a" / "x_sigma0.50.tsv")
     for number in (1, 2):
@@ -162,10 +169,21 @@ def test_other_files_of_a_folder_are_named_and_skipped(tmp_path, capsys):
     for word in (tmp_path, tmp_path / "m" / "*"):
         assert run([str(word)]) == 0
         err = capsys.readouterr().err
-        assert "skipped 1 files that are no logs" in err and str(accuracy) in err
+        assert "skipped 1 file that is no log:" in err and str(accuracy) in err
         assert "picture" not in err
     with pytest.raises(InputError, match="is not a certification log"):
         run([str(accuracy)])
+
+
+def test_the_tables_of_a_sweep_are_no_surprise(tmp_path, capsys):
+    published(tmp_path / "m" / "noise_0.50")
+    for name in ("runs.tsv", "summary.tsv"):
+        (tmp_path / name).write_text("lambda0\tACR\n")
+    assert run([str(tmp_path)]) == 0
+    assert "skipped 2 files that are no logs:" in capsys.readouterr().err  # of somebody else
+    (tmp_path / "sweep.json").write_text("{}")
+    assert run([str(tmp_path)]) == 0
+    assert "skipped" not in capsys.readouterr().err
 
 
 def test_a_damaged_log_in_a_folder_is_no_other_file(tmp_path):
