@@ -62,10 +62,13 @@ class Source:
     def default_path(self, name: str) -> Path:
         """The default path of an output file: beside the checkpoint.
 
+        Prefixed with its name too, unless that is ``checkpoint.pt``: a folder may hold several.
         Without one, in the working directory, prefixed with the name of the network.
         """
         if self.path is None:
             return Path(f"{self.saved['arch'].replace(':', '.')}-{name}")
+        if self.path.name != checkpoint.FILE_NAME:
+            name = f"{self.path.stem}-{name}"
         return self.path.parent / name
 
 

@@ -49,7 +49,8 @@ class AttackConfig(SmoothedConfig):
     shard: Annotated[str | None, Role.RESULT] = None
     """Attack part i of k, written i/k, into a log of its own; report takes all of them."""
     out: Annotated[Path | None, Role.PLACE] = None
-    """Log file; the default lies beside the checkpoint and names sigma and n."""
+    """Log file; the default lies beside the checkpoint and names sigma, n and a checkpoint that is
+    not called checkpoint.pt."""
     resume: Annotated[bool, Role.CALL] = False
     """Continue the log, if there is one."""
     force: Annotated[bool, Role.CALL] = False

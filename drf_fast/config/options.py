@@ -289,7 +289,8 @@ class CertifyConfig(SmoothedConfig):
     """Arithmetic of the network, and so of the certificates: auto takes fp32 or, on a GPU, tf32,
     fastest bf16 too, whichever is measured to be faster (with --shard: fp32)."""
     out: Annotated[Path | None, Role.PLACE] = None
-    """Log file; the default lies beside the checkpoint and names sigma and n."""
+    """Log file; the default lies beside the checkpoint and names sigma, n and a checkpoint that is
+    not called checkpoint.pt."""
     resume: Annotated[bool, Role.CALL] = False
     """Continue the log, if there is one."""
     force: Annotated[bool, Role.CALL] = False

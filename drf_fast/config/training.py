@@ -29,6 +29,7 @@ NOT_TRAINED = frozenset(tags.of(TrainConfig)) - frozenset(tags.having(TrainConfi
 }
 
 _MOST_EPSILON = 64.0  # published strengths from here on are counted in 0..255
+_MOST_SIGMA = 25  # published noise levels from here on are counted in 0..255
 _MOST = 2**32  # sample indices are 32-bit words of the noise counter
 _LARGEST = 1e30  # float32 holds it, its inverse and products with what training makes of them
 
@@ -84,15 +85,21 @@ def run_folder(config: TrainConfig) -> Path:
 
 
 def check_sigma(sigma: float) -> None:
-    """Refuse a noise level that float32 pixels cannot carry.
+    """Refuse a noise level in other units, and one that float32 pixels cannot carry.
 
     Raises:
         InputError: says what was expected and what came.
     """
-    if not 1e-6 <= sigma <= 1e6:
+    if _MOST_SIGMA < sigma < math.inf:
         raise InputError(
-            "--sigma must be a finite number above 0, between 1e-6 and 1e6 (pixel units, images in "
-            f"[0, 1]), got {sigma}"
+            f"--sigma is in pixel units, of images in [0, 1]: expected at most {_MOST_SIGMA}, got "
+            f"{sigma:g}; a noise level counted in 0..255 is divided by 255: --sigma "
+            f"{sigma / 255:.4g}"
+        )
+    if not 1e-6 <= sigma <= _MOST_SIGMA:
+        raise InputError(
+            f"--sigma must be a finite number above 0, from 1e-6 to {_MOST_SIGMA} (pixel units, "
+            f"images in [0, 1]), got {sigma}"
         )
 
 

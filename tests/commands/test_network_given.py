@@ -171,6 +171,19 @@ def test_certify_predict_and_gap_take_a_checkpoint_of_any_origin(module, capsys)
     assert method["checkpoints"] == ["a.pt"] and method["gaps"] == 3
 
 
+def test_logs_of_two_checkpoints_of_one_folder_are_named_after_them(module, capsys):
+    words = ["--arch", f"{module}:make", *SETTINGS, *FEW, "--n0", "20"]
+    for name in ("best", "last"):
+        torch.save(network(module).state_dict(), f"{name}.pt")
+        assert main(["certify", f"{name}.pt", *words]) == 0
+        assert len(Path(f"{name}-certify-s0.5-n60.tsv").read_text().splitlines()) == 4
+    capsys.readouterr()
+    attack = ["--arch", f"{module}:make", *SETTINGS, *FEW, *ATTACK, "--epsilons", "0.5"]
+    assert main(["attack", "last.pt", *attack]) == 0
+    assert "no certificates" not in capsys.readouterr().err  # found by the network's content
+    assert Path("last-attack-s0.5-n60.tsv").exists()
+
+
 def test_a_network_with_its_weights_needs_no_checkpoint(module, capsys):
     words = ["--arch", f"{module}:pretrained", *SETTINGS]
     assert main(["certify", *words, *FEW, "--n0", "20"]) == 0
@@ -231,9 +244,9 @@ def test_attack_and_show_take_a_checkpoint_of_any_origin(module, capsys):
     assert main(["certify", *words, *SETTINGS, *FEW, *few]) == 0
     assert main(["attack", *words, *SETTINGS, *FEW, *ATTACK]) == 0
     assert "no certificates" not in capsys.readouterr().err
-    assert Path("attack-s0.5-n60.tsv").read_text().count("\n") == 10
+    assert Path("a-attack-s0.5-n60.tsv").read_text().count("\n") == 10
     assert main(["show", *words, *SHOW]) == 0
-    assert Path("images.png").exists()
+    assert Path("a-images.png").exists()
 
 
 @pytest.mark.parametrize("command", ["certify", "predict", "gap", "attack", "show"])
