@@ -118,16 +118,24 @@ def certificates_of(config: AttackConfig, source: Source) -> Log | None:
         "sigma": source.sigma,
     }
 
-    def of_another(log: Log) -> dict[str, Any]:
+    def of_another(log: Log) -> str:
+        """What tells the log from certificates of this network; nothing where it is one."""
+        if log.predictions:
+            return "predictions"
         got = {key: (log.config or {}).get(key) for key in wanted}
-        return got if got != wanted or log.predictions else {}
+        others = (
+            f"{key} ({got[key]!s:.12} there, {value!s:.12} here)"
+            for key, value in wanted.items()
+            if got[key] != value
+        )
+        return ", ".join(others)
 
     if config.certificates is not None:
         log = read_log(config.certificates)
-        if of_another(log):
+        if other := of_another(log):
             raise InputError(
-                f"{log.path}: expected certificates of {wanted}, the network and the images that "
-                f"are attacked, got {of_another(log)}; pass its own, or certify it first"
+                f"{log.path}: expected certificates of the network and the images that are "
+                f"attacked, got others: {other}; pass its own, or certify it first"
             )
         return log
     found: list[Log] = []

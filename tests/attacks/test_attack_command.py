@@ -175,8 +175,14 @@ def test_bad_words(run, capsys, monkeypatch):
         (("--epsilons", "0.1,0.1"), "--epsilons must be different numbers above 0"),
         (("--ddn-steps", "-1"), "--ddn-steps must lie between 0"),
         (("--certificates", str(run / "none.tsv")), "cannot read"),
-        (("--sigma", "0.4", "--certificates", str(run / "certificates.tsv")), "the network and"),
-        (("--split", "train", "--certificates", str(run / "certificates.tsv")), "the images that"),
+        (
+            ("--sigma", "0.4", "--certificates", str(run / "certificates.tsv")),
+            "the images that are attacked, got others: sigma (0.5 there, 0.4 here); pass",
+        ),
+        (
+            ("--split", "train", "--certificates", str(run / "certificates.tsv")),
+            "the images that are attacked, got others: fingerprint (",
+        ),
         (("--force", "--resume"), "pass one of them"),
     ):
         assert attack(run, *words) == 2
