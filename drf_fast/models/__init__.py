@@ -104,7 +104,11 @@ def check_shape(arch: str, image_shape: tuple[int, ...]) -> None:
     """
     architecture, shape = _lookup(arch), tuple(image_shape)
     if len(shape) != 3 or not architecture.fits(*shape):
-        raise InputError(f"{arch} takes {architecture.takes}, got images of shape {shape}")
+        fit = [name for name, of in _ARCHITECTURES.items() if len(shape) == 3 and of.fits(*shape)]
+        raise InputError(
+            f"{arch} takes {architecture.takes}, got images of shape {shape}; choose --arch "
+            f"{', '.join([*fit, 'package.module:factory'])} (a network of your own)"
+        )
 
 
 def usual_shape(arch: str, channels: int) -> tuple[int, int, int]:

@@ -219,7 +219,7 @@ def test_the_constants_are_not_trained():
     "arguments, expected",
     [
         (("vgg", 10, CIFAR), "--arch must be one of lenet, resnet20, .*got 'vgg'"),
-        (("lenet", 10, CIFAR), r"lenet takes 28x28 images, got images of shape \(3, 32, 32\)"),
+        (("lenet", 10, CIFAR), r"got images of shape \(3, 32, 32\); choose --arch resnet20, "),
         (("resnet20", 10, (3, 4, 32)), r"at least 8x8, got images of shape \(3, 4, 32\)"),
         (("resnet20", 10, (32, 32)), r"at least 8x8, got images of shape \(32, 32\)"),
         (("resnet50", 10, (1, 224, 224)), r"of 3 channels, .*got images of shape \(1, 224, 224\)"),
