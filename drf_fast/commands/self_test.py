@@ -349,16 +349,17 @@ def render(checks: list[Check]) -> str:
     """The checks as a table of plain text, a verdict first."""
     passed = sum(check.passed for check in checks)
     seconds = sum(check.seconds for check in checks)
+    wide = max((len(check.operation) for check in checks), default=0)
     lines = [
         f"self-test of drf_fast {drf_fast.__version__}: {passed} of {len(checks)} checks passed "
         f"in {seconds:.1f} s",
         "",
-        f"{'device':<8}  {'backend':<9}  {'operation':<21}  {'error':>8}  {'limit':>8}  result",
+        f"{'device':<8}  {'backend':<9}  {'operation':<{wide}}  {'error':>8}  {'limit':>8}  result",
     ]
     for check in checks:
         error = "failed" if check.error is None else f"{check.error:.1e}"
         lines.append(
-            f"{check.device:<8}  {check.backend:<9}  {check.operation:<21}  {error:>8}  "
+            f"{check.device:<8}  {check.backend:<9}  {check.operation:<{wide}}  {error:>8}  "
             f"{check.limit:>8.1e}  {'pass' if check.passed else 'FAIL'}"
         )
         if check.problem is not None:

@@ -213,14 +213,14 @@ def refuse_ignored_flags(config: TrainConfig, given: set[str]) -> None:
             flags = flags - {"steps"}  # --steps 0 is what turned the adversary off
         reasons |= dict.fromkeys(flags, f"{config.method} trains without an adversary here")
     elif not config.drf:
-        reason = "they belong to the soft ball, which --no-drf (or the recipe) turns off"
+        reason = "part of the soft ball, which --no-drf (or the recipe) turns off"
         reasons |= dict.fromkeys(_DRF_FLAGS, reason)
         if config.method == "smoothmix":
             reason = "without the soft ball its adversary has no ball"
             reasons |= dict.fromkeys(("epsilon", "warmup_epochs"), reason)
     for method, flags in methods.FLAGS.items():
         if method != config.method:
-            reasons |= dict.fromkeys(flags, f"they belong to --method {method}")
+            reasons |= dict.fromkeys(flags, f"part of --method {method} alone")
     if "no_drf" in given:
         reasons.pop("drf", None)
     ignored = sorted(given & set(reasons))

@@ -160,6 +160,8 @@ def test_its_table_has_a_row_a_check(capsys):
     assert status == 0
     assert re.match(rf"self-test of drf_fast \S+: {total} of {total} checks passed in ", text)
     assert text.count("  pass\n") == total and "FAIL" not in text
+    rows = [line for line in text.splitlines() if line.endswith(("  result", "  pass"))]
+    assert len({line.rindex("  ") for line in rows}) == 1  # one column
     assert ("no GPU was tested" in text) is not torch.cuda.is_available()
 
 
