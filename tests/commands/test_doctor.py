@@ -266,7 +266,9 @@ def test_the_self_test_computes_products_in_float32(monkeypatch):
     module = drf_fast.commands.self_test
     monkeypatch.setattr(tf32, "_DEVICES", ("cpu",))
     monkeypatch.setattr(module, "CASES", {"vote": (case, 1e-6)})
-    monkeypatch.setattr(module, "_places", lambda: [(torch.device("cpu"), "reference")])
+    monkeypatch.setattr(
+        module, "_devices_and_backends", lambda: [(torch.device("cpu"), "reference")]
+    )
     before = torch.backends.cudnn.allow_tf32
     assert all(check.passed for check in module.run())
     assert (torch.float32, False) in seen and torch.backends.cudnn.allow_tf32 == before

@@ -115,7 +115,8 @@ def test_a_stopped_process_is_named(tmp_path, job, stopped):
     both = [job.start(rank, words) for rank in (0, 1)]
     wait_for_line(both[0], "epoch 1/50: ")
     os.kill(both[stopped].pid, signal.SIGSTOP)
-    status, error = end_of(both[1 - stopped], within=120)  # two time-outs, and what a busy machine adds
+    # Two time-outs, and what a busy machine adds to them.
+    status, error = end_of(both[1 - stopped], within=120)
     assert status == 1
     # Process 0 keeps the store too: where it is stopped, its address is all that answers not.
     assert ("got none of process 1" if stopped else "which process 0 or torchrun keeps") in error
