@@ -1,9 +1,9 @@
 """adversary_step: everything between two passes through the network.
 
 One program processes an image whose pixels fit in registers, from the gradient to the next noisy
-batch: one launch, each tensor read and written once. Of a larger image intermediate results are
-stored in memory (in cache, for the images in flight) and one program makes three passes over it;
-its noise is a second launch, of noisy_repeat. ``grad_norm="batch"`` needs the norms of all images
+batch: one launch, each tensor read and written once. For a larger image one program makes three
+passes and keeps intermediate results in global memory (in cache, for the images in flight); its
+noise is a second launch, of noisy_repeat. ``grad_norm="batch"`` needs the norms of all images
 first, in one more launch.
 
 Lengths are sums in float64 in a fixed order, so results are the same at every run.
@@ -30,15 +30,15 @@ from drf_fast.kernels.noisy_repeat import (
 from drf_fast.kernels.scalars import on_device
 from drf_fast.runtime.tensors import arithmetic_dtype, is_channels_last
 
-# Largest image of a program that holds it in registers, and bytes of it that a thread then holds.
+# Most pixels of an image that is kept in registers, and bytes of it in the registers of a thread.
 _IN_REGISTERS = 4096
 _BYTES_OF_THREAD = 64
-# Pixels at a time, four a thread, and warps of a program that goes over a larger image: its loads
-# on their displacement are enough that some sixty programs draw on the whole bandwidth of an H100.
+# For larger images: pixels of a tile (four a thread), warps and register limit of a program. With
+# this many loads in flight, some sixty programs saturate the memory bandwidth of an H100.
 _TILE, _TILE_WARPS, _TILE_REGISTERS = 4096, 32, 64
-# Warps of a program that only sums, and registers of its threads: see ``launch.Launch``.
+# Warps and register limit of a program that only sums copies: see ``launch.Launch``.
 _SUM_WARPS, _SUM_REGISTERS = 8, 128
-# Fewest counter groups side by side: a row is then written in full lines of 128 bytes.
+# Least width of a noise tile, in counter groups: rows are then written in full 128-byte lines.
 _FEWEST_GROUPS = 64
 
 
@@ -126,7 +126,7 @@ def step_in_registers_kernel(
     displacement = tl.where(inside, widen(result) - x_value, 0.0)
     length = tl.sqrt(tl.sum(square(displacement)))
     tl.store(distance + image, length.to(distance.dtype.element_ty))
-    # From here on other threads read what these have stored.
+    # The noise reads ``out`` in another layout: threads read what others have stored.
     tl.debug_barrier()
     for first_group in range(0, octets * 8, GROUPS):
         write_noisy_rows(
@@ -171,13 +171,13 @@ def step_in_passes_kernel(
     HIGH: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Each program processes one image of any size, without noise; ``work``: summed gradient."""
+    """Each program processes an image of any size, without noise; ``work``: its summed gradient."""
     image = tl.program_id(0).to(tl.int64)
     begin = image * pixels
     lane = tl.arange(0, TILE)
     step = tl.load(step_size)
     if GRAD_NORM == "batch":
-        scale = ascent_scale(step, _mean(norms, images))  # and work holds the sums
+        scale = ascent_scale(step, _mean(norms, images))  # work: from sum_copies_kernel
     else:
         squares = tl.zeros([TILE], tl.float64)
         for first in range(0, pixels, TILE):
@@ -186,7 +186,7 @@ def step_in_passes_kernel(
             squares += square(total)
             tl.store(work + begin + at, total, mask=inside)
         scale = ascent_scale(step, tl.sqrt(tl.sum(squares))) if GRAD_NORM == "image" else step
-        tl.debug_barrier()  # other threads may read what these have stored
+        tl.debug_barrier()  # threads may read what others have stored
     squares = tl.zeros([TILE], tl.float64)
     for first in range(0, pixels, TILE):
         inside, at = lane < pixels - first, first + lane.to(tl.int64)
@@ -216,7 +216,7 @@ def step_in_passes_kernel(
 
 
 def _noise_tile(lanes: int, octets: int, num_samples: int) -> tuple[int, int]:
-    """Rows and counter groups, powers of 2 with this product, that idle the fewest lanes."""
+    """Rows and counter groups, powers of 2 with product ``lanes``, that mask the fewest lanes."""
 
     def turns(groups: int) -> int:
         return triton.cdiv(8 * octets, groups) * triton.cdiv(num_samples, lanes // groups)
@@ -247,7 +247,7 @@ def adversary_step(
     out = torch.empty_like(x)
     last = is_channels_last(out)
     numbers = on_device(x.device, step_size, epsilon, lam, sigma, key)
-    if not last and not out.is_contiguous():  # dense in an order of its own, which out must keep
+    if not last and not out.is_contiguous():  # dense in a permuted order, which out must keep
         moved, noisy, distance = adversary_step(
             grad, x.contiguous(), x_adv, *numbers, image_ids, ball, grad_norm, clamp
         )
@@ -268,7 +268,7 @@ def adversary_step(
     }
     num_samples = grad.shape[0] // batch
     in_registers = layout.pixels <= _IN_REGISTERS
-    work = norms = distance  # never read where there is no need of another
+    work = norms = distance  # placeholders: not read unless replaced below
     if grad_norm == "batch" or not in_registers:
         work = torch.empty((batch, layout.pixels), dtype=arithmetic, device=x.device)
     if grad_norm == "batch":

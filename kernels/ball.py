@@ -53,7 +53,7 @@ def ascended(
 def shrinkage(length, step_size, epsilon, lam, BALL: tl.constexpr):
     """The factor, at most 1, by which the ball multiplies a displacement of this length."""
     weight = tl.where(lam > 1.0, 1.0, lam)
-    # The comparisons let a NaN through, which then shortens nothing.
+    # The comparisons propagate a NaN, for which ``shortened`` changes nothing.
     positive = tl.where(length < 2.2250738585072014e-308, 2.2250738585072014e-308, length)
     if BALL == "shrink":
         factor = 1.0 - weight
@@ -63,7 +63,7 @@ def shrinkage(length, step_size, epsilon, lam, BALL: tl.constexpr):
     else:
         over = 1.0 - epsilon / positive
         over = tl.where(over < 0.0, 0.0, over)
-        # The hard ball is the excess form at lambda = 1, bit for bit; udr is that without its cap.
+        # The hard ball is the excess form at lambda = 1, bit for bit; udr has lambda uncapped.
         if BALL == "udr":
             weight = lam
         factor = 1.0 - (over if BALL == "hard" else weight * over)
@@ -74,7 +74,7 @@ def shrinkage(length, step_size, epsilon, lam, BALL: tl.constexpr):
 def shortened(
     moved, x, factor, BALL: tl.constexpr, CLAMP: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr
 ):
-    """The image that comes out, before it is rounded to its dtype."""
+    """The resulting image, before it is rounded to its dtype."""
     if BALL != "none":
         shrink = factor.to(x.dtype)
         moved = tl.where(shrink < 1.0, x + (moved - x) * shrink, moved)

@@ -4,7 +4,7 @@ backends/reference/operations.py has the derivation: with gap_k = log Fbar_k - m
 divergence is sum_k Fbar_k gap_k, and with a_k = lam gap_k - eta log Fbar_k the gradient of row i,
 times m, is F_i (a - sum_k F_i^k a_k) - lam (Fbar - F_i) + F_i - 1[k = y].
 
-Logits that do not stay in registers are read three times: for the sums of each row; for the sums
+Logits that do not fit into registers are read three times: for the sums of each row; for the sums
 over classes, which need all rows at a class; for the gradient, which needs the latter.
 """
 
@@ -96,16 +96,16 @@ def consistency_loss_kernel(
     per_sample = quotient(1.0, tl.full((), 1.0, total.dtype) * samples)
     cross_entropy = -tl.sum(tl.where(real, log_p, 0.0), axis=1) * per_sample
     base = finite_or_0(peak)
-    share = tl.where(real, quotient(1.0, total), 0.0)  # of e^(z - peak) in the probability
-    missing = rest * share  # 1 - F_i^y, from the other classes
+    inverse_total = tl.where(real, quotient(1.0, total), 0.0)
+    missing = rest * inverse_total  # 1 - F_i^y, from the other classes
     log_totals = tl.sum(tl.where(real, tl.log(total), 0.0), axis=1)
 
-    # In the dtype of the arithmetic: float64 would spread over the whole tile.
+    # In the dtype of the arithmetic: a float64 scalar would promote the whole tile.
     lam_value = tl.load(lam).to(total.dtype)
     eta_value = tl.load(eta).to(total.dtype)
     if RESIDENT:
         p, mean_p, log_mean, gap, infinite = _columns(
-            z, base, share, log_totals, per_sample, samples
+            z, base, inverse_total, log_totals, per_sample, samples
         )
         slope = lam_value * gap - eta_value * log_mean
         mean_slope = sum_classes(p * slope)
@@ -117,13 +117,13 @@ def consistency_loss_kernel(
         for start in range(0, classes, CHUNKS * LANES):
             z = load_rows(rows, start, classes, real, CHUNKS, LANES)
             p, mean_p, log_mean, gap, infinite = _columns(
-                z, base, share, log_totals, per_sample, samples
+                z, base, inverse_total, log_totals, per_sample, samples
             )
             slope = lam_value * gap - eta_value * log_mean
             mean_slope += sum_classes(p * slope)
             kl += tl.sum(sum_classes(mean_p * gap + infinite), axis=1)
             entropy -= tl.sum(sum_classes(mean_p * log_mean), axis=1)
-    # lam = 0 is cross-entropy even where the divergence is infinite.
+    # lam = 0 is plain cross-entropy, even where the divergence is infinite.
     penalty = tl.where(lam_value > 0, lam_value * kl, 0.0)
     loss = cross_entropy + penalty + eta_value * entropy
     tl.store(losses + image, tl.where(valid, loss, float("nan")), mask=image < batch)
@@ -142,7 +142,7 @@ def consistency_loss_kernel(
             for start in range(0, classes, CHUNKS * LANES):
                 z = load_rows(rows, start, classes, real, CHUNKS, LANES)
                 p, mean_p, log_mean, gap, infinite = _columns(
-                    z, base, share, log_totals, per_sample, samples
+                    z, base, inverse_total, log_totals, per_sample, samples
                 )
                 slope = lam_value * gap - eta_value * log_mean
                 is_label = start + columns == label
@@ -151,10 +151,10 @@ def consistency_loss_kernel(
 
 
 @triton.jit
-def _columns(z, base, share, log_totals, per_sample, samples):
-    """Of the classes in the tile: all F_i; Fbar; its logarithm; the gap; +inf or 0."""
+def _columns(z, base, inverse_total, log_totals, per_sample, samples):
+    """Per class: all F_i; Fbar; log Fbar; the gap; what makes the divergence infinite, or 0."""
     x = z - over_classes(base)
-    p = exp_(x) * over_classes(share)
+    p = exp_(x) * over_classes(inverse_total)
     mean_p = sum_samples(p) * per_sample
     mean_log = (sum_samples(x) - log_totals[None, :, None, None]) * per_sample
     excluding = sum_samples((x == -float("inf")).to(tl.int32))
@@ -162,7 +162,7 @@ def _columns(z, base, share, log_totals, per_sample, samples):
     tiny = 1.1754943508222875e-38
     log_mean = tl.where(mean_p >= tiny, tl.log(tl.maximum(mean_p, tiny)), 0.0)
     gap = tl.where((mean_p >= tiny) & (excluding == 0), log_mean - mean_log, 0.0)
-    # A class that some samples exclude makes the divergence infinite; its slope is left out.
+    # A class of probability 0 in some samples only makes the divergence infinite; its gap is 0.
     infinite = tl.where((excluding > 0) & (excluding < samples), float("inf"), 0.0)
     return p, mean_p, log_mean, gap, infinite
 

@@ -31,7 +31,7 @@ def widen(value):
 def narrow(value, dtype: tl.constexpr):
     """``value``, float32 or float64, rounded to nearest, ties to even, in ``dtype``."""
     if INTERPRETED and dtype == tl.bfloat16:
-        # The interpreter cuts the digits off instead of rounding.
+        # The interpreter truncates instead of rounding.
         bits = value.to(tl.float32).to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         rounded = tl.where(value == value, rounded, 0x7FC0)

@@ -13,7 +13,7 @@ import torch
 
 from drf_fast.runtime.tensors import FLOATS, is_channels_last
 
-# Kernels count the pixels of an image in 32 bits, and up to a block beyond the last one.
+# Kernels index the pixels of an image in 32 bits, up to a block beyond the last one.
 MAX_PIXELS = 2**31 - 2**16
 
 
@@ -21,7 +21,7 @@ class Layout(NamedTuple):
     """The sizes from which a kernel computes the address of pixel p and the groups of its noise."""
 
     pixels: int
-    octets: int  # an eighth of the counter groups G = 8 ceil(pixels / 32): Triton sees the 8
+    octets: int  # G / 8 for G = 8 ceil(pixels / 32) counter groups: Triton sees that 8 divides G
     area: int
     channels: int
 

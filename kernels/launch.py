@@ -21,9 +21,9 @@ from drf_fast.errors import RunError
 # CUDA's limit of the first grid dimension, the only one in use here.
 MAX_PROGRAMS = 2**31 - 1
 
-# What Triton, its compilers and the driver say where a kernel cannot run at all, and the way out:
+# Errors of Triton, its compilers and the driver where a kernel cannot run at all, and the remedy:
 # patterns for the error's classes and text. All else (an illegal address, an exception in the
-# interpreter) is a fault that must be seen.
+# interpreter) is a bug and is raised as it is.
 _ADVICE = (
     (
         r"unsupported toolchain|driver version is insufficient|display driver|image is invalid",
@@ -57,8 +57,8 @@ class KernelUnavailableError(RunError):
 class Launch:
     """One kernel launch: ``programs`` instances of ``kernel`` with ``num_warps`` warps each.
 
-    ``registers``: the most that a thread may have. Left to itself, ptxas spills a few registers of
-    some kernels to fit one more program on a multiprocessor.
+    ``registers``: limit of a thread (maxnreg). Without it ptxas spills a few registers of some
+    kernels, to raise the occupancy by one program a multiprocessor.
     """
 
     kernel: Any
@@ -120,7 +120,7 @@ def launch(
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Make a tensor's device the current one; a free no-op if it is already."""
+    """Make a tensor's device the current one; a no-op if it is already."""
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     return torch.cuda.device(device) if elsewhere else contextlib.nullcontext()
 

@@ -14,23 +14,22 @@ from drf_fast.kernels.rows import reduce_losses
 from drf_fast.kernels.scalars import on_device
 from drf_fast.runtime.tensors import FLOATS, arithmetic_dtype
 
-# Sizes of tiles, in bytes of registers but for the first. What a warp loads at once: 16 bytes a
-# thread.
+# Bytes that one load instruction of a warp reads: 16 a thread.
 _ROW_OF_A_WARP = 512
-# What a warp holds: much of long rows; less of short ones, since a thread then holds parts of many
-# rows, whose sums and logarithms are many; less where blocks of classes pass by, beside the sums.
+# Bytes of registers for a warp's part of a tile: long rows; short ones, where a thread holds parts
+# of many rows, whose sums and logarithms take registers too; blocks, kept beside the row sums.
 _LONG_ROWS, _SHORT_ROWS, _PASSING_ROWS = 4096, 512, 2048
-# Beyond 8 warps a thread has at most 128 registers: too few where numbers of classes are kept.
+# Most warps. Beyond 8 a thread has at most 128 registers: too few to keep values per class as well.
 _ROWS_WARPS, _COLUMNS_WARPS = 16, 8
-# Small images share a program up to this size, unless that leaves fewer programs than this: a GPU
-# has about 130 multiprocessors.
+# Images share a program up to this tile size in bytes, unless that leaves fewer programs than this:
+# a GPU has about 130 multiprocessors.
 _PACKED, _PROGRAMS = 4096, 256
-# Of a thread, where blocks of classes pass by, are summed over samples and no more is kept: see
-# ``launch.Launch``.
+# Register limit of a thread, in a loop over blocks that sums over samples and keeps one value for
+# each logit: see ``launch.Launch``.
 _PASSING_REGISTERS = 128
-# Images, and classes: kernels count them in 32 bits, and up to a block beyond the last one.
+# Most images, and classes: kernels index them in 32 bits, up to a block beyond the last one.
 _MOST = 2**31 - 2**16
-# Losses of images that are summed at a time.
+# Losses of images that are added in one iteration of the reduction.
 _SUMMED = 1024
 
 
@@ -46,16 +45,16 @@ def run_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss and its gradient in the strides of ``torch.empty_like(logits)``.
 
-    One launch, and a second one that sums the losses for "mean" and "sum". (The last program to
-    finish could do that too; but its counter of programs has to be zero at the start, for which a
-    captured graph, or two streams, would need a launch again.)
+    One launch, and a second one that reduces the losses for "mean" and "sum". (The last program to
+    finish could reduce them, but the counter that identifies it must be zero at the start, which
+    takes another launch in a captured graph or with two streams.)
 
     Args:
         kernel: computes losses and gradients.
         scalars: 0-dim float64 tensors that the kernel takes after the gradient.
-        values_per_logit: how many values of the arithmetic dtype the kernel keeps for each logit.
+        values_per_logit: how many values of the arithmetic dtype a kernel holds for each logit.
         sums_over_samples: whether the kernel also sums over the samples at each class. If it does
-            not, rows are split into chunks, so that warps take rows before they take parts of them.
+            not, rows are split into chunks, so that warps are spread over rows before classes.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape or device; too many samples; with DRF_FAST_DEBUG=1
@@ -68,10 +67,10 @@ def run_loss(
     source = logits if logits.stride(2) == 1 else logits.contiguous()
     grad = torch.empty_like(logits) if need_grad else logits.new_empty(0)
     # The kernel writes contiguous rows.
-    rows = need_grad and grad.stride(2) != 1
-    out = torch.empty(logits.shape, dtype=grad.dtype, device=grad.device) if rows else grad
+    copied = need_grad and grad.stride(2) != 1
+    out = torch.empty(logits.shape, dtype=grad.dtype, device=grad.device) if copied else grad
     strides = _row_strides(source) + (_row_strides(out) if need_grad else (0, 0))
-    # Sizes are passed divided by a common divisor, so that the compiler knows that it divides them.
+    # Passed divided by a constexpr common divisor, sizes let the compiler prove aligned accesses.
     align = math.gcd(16, classes, *strides)
     tile = _tile(logits, values_per_logit, sums_over_samples)
     launch(
@@ -111,35 +110,37 @@ def _tile(
     batch, samples, classes = logits.shape
     size = arithmetic_dtype(logits.dtype).itemsize * values_per_logit
     rows, width = triton.next_power_of_2(samples), triton.next_power_of_2(classes)
-    share = _LONG_ROWS if width >= 128 else _SHORT_ROWS * values_per_logit
-    passing = rows * width * size > share * (_COLUMNS_WARPS if sums_over_samples else _ROWS_WARPS)
-    if passing:
-        share = _PASSING_ROWS
-        most = share * _COLUMNS_WARPS // size
-        if samples > most:
+    warp_bytes = _LONG_ROWS if width >= 128 else _SHORT_ROWS * values_per_logit
+    blocked = rows * width * size > warp_bytes * (
+        _COLUMNS_WARPS if sums_over_samples else _ROWS_WARPS
+    )
+    if blocked:
+        warp_bytes = _PASSING_ROWS
+        capacity = warp_bytes * _COLUMNS_WARPS // size
+        if samples > capacity:
             raise ValueError(
-                f"the kernels of the losses take at most {most} noise samples of an image of "
+                f"the kernels of the losses take at most {capacity} noise samples of an image of "
                 f"{logits.dtype}, got {samples}; use fewer, or the backend 'reference'"
             )
-        width = most // rows
+        width = capacity // rows
         if values_per_logit == 1 and (sums_over_samples or width < 128):
-            # Again, parts of many rows in each thread.
+            # Again a thread holds parts of many rows, whose sums need registers.
             width = max(width // 2, 1)
     images = 1
     while 2 * images * rows * width * size <= _PACKED and 2 * images * _PROGRAMS <= batch:
         images *= 2
-    whole = sums_over_samples or passing
-    lanes = width if whole else min(width, _ROW_OF_A_WARP // logits.element_size())
-    warps = _COLUMNS_WARPS if passing else images * rows * width * size // share
-    spare = passing and sums_over_samples and values_per_logit == 1
+    unchunked = sums_over_samples or blocked
+    lanes = width if unchunked else min(width, _ROW_OF_A_WARP // logits.element_size())
+    warps = _COLUMNS_WARPS if blocked else images * rows * width * size // warp_bytes
+    limited = blocked and sums_over_samples and values_per_logit == 1
     return {
         "num_warps": max(warps, 1),
-        "registers": _PASSING_REGISTERS if spare else None,
+        "registers": _PASSING_REGISTERS if limited else None,
         "CHUNKS": width // lanes,
         "IMAGES": images,
         "SAMPLES": rows,
         "LANES": lanes,
-        "RESIDENT": not passing,
+        "RESIDENT": not blocked,
     }
 
 
@@ -192,7 +193,7 @@ def _check_values(logits: torch.Tensor, target: torch.Tensor) -> None:
             f"target must lie in 0..{classes - 1} for logits of {classes} classes, "
             f"got {int(target[index])} at index {index}; check the labels or the network's width"
         )
-    # NaN where a row holds a NaN, -inf where it holds nothing else.
+    # amax is NaN where a row holds a NaN, and -inf where it holds only -inf.
     bad_images = (~logits.amax(2).isfinite()).any(1).nonzero()
     if len(bad_images):
         raise ValueError(

@@ -4,7 +4,7 @@ xi = Phi^-1(p1) - Phi^-1(p2), p1 and p2 the two largest entries of the mean over
 softmax(beta * logits_i). q and all that follows from it is float64: xi is a difference of normal
 quantiles far in their tails. backends/reference/operations.py has the derivation.
 
-Logits that do not stay in registers are read three times: for the sums of each row; for the two
+Logits that do not fit into registers are read three times: for the sums of each row; for the two
 largest entries, which need all rows at a class; for the gradient, which needs the latter.
 """
 
@@ -105,31 +105,31 @@ def macer_loss_kernel(
     label_exp = exp_(label_logit - base)
     total = rest + label_exp
     valid = all_valid(total, real, target_label, classes)
-    share = tl.where(real, quotient(1.0, total), 0.0)
-    p_label = label_exp * share
+    inverse_total = tl.where(real, quotient(1.0, total), 0.0)
+    p_label = label_exp * inverse_total
     mean_p = tl.sum(p_label, axis=1).to(tl.float64) / samples
-    missing_p = tl.sum(rest * share, axis=1).to(tl.float64) / samples
-    # 1 - Fbar^y, made of the other classes, has the digits where Fbar^y is nearly 1.
+    missing_p = tl.sum(rest * inverse_total, axis=1).to(tl.float64) / samples
+    # 1 - Fbar^y, summed from the other classes, keeps its digits where Fbar^y is nearly 1.
     mean_p = tl.where(missing_p < 0.5, 1.0 - missing_p, mean_p) + 1e-10
 
-    q_share = tl.where(real, quotient(1.0, q_total.to(total.dtype)), 0.0).to(tl.float64)
+    inverse_q_total = tl.where(real, quotient(1.0, q_total.to(total.dtype)), 0.0).to(tl.float64)
     if RESIDENT:
-        q = _scaled_exp(z, base, beta_value) * over_classes(q_share)
+        q = _scaled_exp(z, base, beta_value) * over_classes(inverse_q_total)
         sum1, first, _at_first, sum2, second, at_second, others = _two_largest(q, LANES)
     else:
         sum1, first, _at_first, sum2, second, at_second, others = _passing_two_largest(
-            rows, classes, real, base, q_share, beta_value, LANES
+            rows, classes, real, base, inverse_q_total, beta_value, LANES
         )
     # 1 - p1 is summed from the other classes, so that it keeps its digits.
     p1, p2 = sum1 / samples, sum2 / samples
     missing = tl.sum(others, axis=1) / samples
-    nearer = tl.minimum(p1, missing)
-    quantile1 = upper_normal_quantile(tl.where(nearer > 0.0, nearer, 1.0))
+    smaller = tl.minimum(p1, missing)
+    quantile1 = upper_normal_quantile(tl.where(smaller > 0.0, smaller, 1.0))
     quantile1 = tl.where(p1 < missing, -quantile1, quantile1)
     quantile2 = -upper_normal_quantile(tl.where(p2 > 0.0, p2, 1.0))
     xi = quantile1 - quantile2
     gamma_value = tl.load(gamma)
-    active = (first == target_label) & (nearer > 0.0) & (p2 > 0.0) & (xi <= gamma_value)
+    active = (first == target_label) & (smaller > 0.0) & (p2 > 0.0) & (xi <= gamma_value)
     factor = tl.load(lam) * tl.load(sigma) / 2.0
     loss = tl.where(active, factor * (gamma_value - xi), 0.0) - tl.log(mean_p)
     loss = tl.where(valid, loss, float("nan")).to(total.dtype)
@@ -139,13 +139,13 @@ def macer_loss_kernel(
         scale = tl.where(valid, 1.0, float("nan")).to(tl.float64) / samples
         if MEAN:
             scale = scale / batch
-        # d(-xi)/d(mean q), plus a constant that the softmax does not see and that leaves 0 at the
-        # first class, where q may be nearly 1.
+        # d(-xi)/d(mean q), shifted by a constant, which cancels in the gradient of the softmax, so
+        # that it is 0 at the first class, where q may be nearly 1.
         weight = tl.where(active, factor * beta_value, 0.0) * scale
         slope1 = weight * tl.where(active, inverse_density(quantile1), 0.0)
         slope2 = weight * tl.where(active, inverse_density(quantile2), 0.0)
         mean_slope = slope1[:, None] * others + slope2[:, None] * at_second
-        label_factor = (scale / mean_p).to(total.dtype)[:, None] * p_label * share
+        label_factor = (scale / mean_p).to(total.dtype)[:, None] * p_label * inverse_total
         out = rows_at(grad, image, sample, grad_image_stride, grad_sample_stride, ALIGN, CHUNKS)
         if RESIDENT:
             slope = _slope(LANES, first, second, slope1, slope2)
@@ -155,7 +155,7 @@ def macer_loss_kernel(
         else:
             for start in range(0, classes, LANES):
                 z = load_rows(rows, start, classes, real, CHUNKS, LANES)
-                q = _scaled_exp(z, base, beta_value) * over_classes(q_share)
+                q = _scaled_exp(z, base, beta_value) * over_classes(inverse_q_total)
                 slope = _slope(LANES, first - start, second - start, slope1, slope2)
                 value = q * (slope - over_classes(mean_slope))
                 is_label = start + columns == label
@@ -171,7 +171,7 @@ def _scaled_exp(z, base, beta):
 
 @triton.jit
 def _passing_sums(rows, classes, label, real, beta, LANES: tl.constexpr):
-    """``row_sums`` and the sum of e^(beta (z - peak)), block after block."""
+    """``row_sums`` and the sum of e^(beta (z - peak)), in a loop over blocks of classes."""
     peak, rest, label_logit = no_sums(rows, real)
     q_total = tl.zeros(real.shape, tl.float64)
     for start in range(0, classes, LANES):
@@ -182,8 +182,8 @@ def _passing_sums(rows, classes, label, real, beta, LANES: tl.constexpr):
         base, block_base = finite_or_0(top), finite_or_0(block_peak)
         rest = rest * exp_(peak - base) + block_rest * exp_(block_peak - base)
         block_total = sum_classes(_scaled_exp(z, block_base, beta))
-        fading = tl.exp(beta * (peak.to(tl.float64) - base))
-        q_total = q_total * fading + block_total * tl.exp(beta * (block_peak.to(tl.float64) - base))
+        decay = tl.exp(beta * (peak.to(tl.float64) - base))
+        q_total = q_total * decay + block_total * tl.exp(beta * (block_peak.to(tl.float64) - base))
         label_logit += block_label
         peak = top
     return peak, rest, label_logit, q_total
@@ -191,13 +191,13 @@ def _passing_sums(rows, classes, label, real, beta, LANES: tl.constexpr):
 
 @triton.jit
 def _two_largest(q, LANES: tl.constexpr):
-    """The two classes with the largest sums over samples: the sum, the class and q there of each.
+    """Of each of the two classes with the largest sums over samples: the sum, the class, its q.
 
-    And the sum of q over all classes but the first: together (images,) or (images, samples). Ties
+    And the sum of q over all classes but the first. Shapes (images,), of q (images, samples). Ties
     go to the lower class.
     """
     sums = sum_samples(q)
-    sums = tl.where(sums == sums, sums, 0.0)  # NaN cannot be ordered
+    sums = tl.where(sums == sums, sums, 0.0)  # argmax cannot order a NaN
     lane = columns_at(1, LANES)
     sum1 = tl.max(sums, axis=3, keep_dims=True)
     first = tl.argmax(sums, axis=3, keep_dims=True)
@@ -225,8 +225,8 @@ def _of_image(value):
 
 
 @triton.jit
-def _passing_two_largest(rows, classes, real, base, share, beta, LANES: tl.constexpr):
-    """``_two_largest``, block after block."""
+def _passing_two_largest(rows, classes, real, base, inverse_total, beta, LANES: tl.constexpr):
+    """``_two_largest`` in a loop over blocks of classes."""
     others = tl.zeros(real.shape, tl.float64)
     at_first, at_second = others, others
     sum1 = tl.sum(others, axis=1) - 1.0
@@ -235,13 +235,13 @@ def _passing_two_largest(rows, classes, real, base, share, beta, LANES: tl.const
     second = first
     for start in range(0, classes, LANES):
         z = load_rows(rows, start, classes, real, 1, LANES)
-        q = _scaled_exp(z, base, beta) * over_classes(share)
+        q = _scaled_exp(z, base, beta) * over_classes(inverse_total)
         b_sum1, b_first, b_at_first, b_sum2, b_second, b_at_second, b_others = _two_largest(
             q, LANES
         )
         b_first += start
         b_second += start
-        # Second is either the smaller one of both firsts or the second of the larger one's block.
+        # The second is the lesser of both firsts, or the second of the greater first's block.
         wins = b_sum1 > sum1
         wins_row = wins[:, None]
         others += b_others + tl.where(wins_row, at_first, b_at_first)
@@ -272,7 +272,7 @@ def _slope(LANES: tl.constexpr, first, second, slope1, slope2):
 
 @triton.jit
 def _add_label(value, z, base, is_label, rest, factor):
-    """``value`` plus the gradient of the first term."""
+    """``value`` plus the gradient of -log(Fbar^y + 1e-10)."""
     e = exp_(z - over_classes(base))
     term = tl.where(is_label, -over_classes(rest), e) * over_classes(factor)
     return term + value.to(term.dtype)

@@ -1,8 +1,8 @@
 """noisy_levels: float32(u + R)/255 for m copies of each 8-bit image, R Gaussian in whole levels.
 
 ``drf_fast/backends/reference/levels.py`` defines R and explains the guide; ``csrc/common/levels.h``
-is the same look-up in C++. The guide is in global memory: nearly all words need the rows of its few
-highest octaves, some 10 KB, which stay in the L1 cache.
+is the same look-up in C++. The guide is in global memory: nearly all look-ups are in its highest
+few octaves, some 10 KB, which stay in the L1 cache.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def _level(high, low, guide, BITS: tl.constexpr):
     upper = high.to(tl.int32, bitcast=True) >> 31  # all ones where the word's first bit is set
     mask = upper.to(tl.uint32, bitcast=True)
     value = ((high ^ mask).to(tl.int64) << 32) | (low ^ mask).to(tl.int64)
-    # The leading BITS + 1 bits, cut: the bit behind them is cleared, so that the conversion cannot
-    # carry into them.
+    # The leading BITS + 1 bits, truncated: the bit after them is cleared, so that rounding to
+    # float32 cannot carry into them.
     cut = (value & ~(value >> (BITS + 1))).to(tl.float32)
     bucket = (cut.to(tl.int32, bitcast=True) >> (23 - BITS)) - (127 << BITS)
     row = guide + 2 * tl.maximum(bucket, 0)
@@ -81,7 +81,7 @@ def noisy_levels_kernel(
     image_id = tl.load(image_ids + image).to(tl.uint32)
     first_sample = first.to(tl.int64) + tl.load(sample_offset)
     key_bits = tl.load(key)
-    # Beyond the last group a run would go on into the pixels of the next one.
+    # Masked beyond the last group: those pixels belong to the next of the four runs.
     in0 = (group < groups) & (group < pixels)
     in1 = (group < groups) & (group + groups < pixels)
     in2 = (group < groups) & (group + 2 * groups < pixels)
@@ -136,7 +136,7 @@ def noisy_levels(
         memory_format=torch.channels_last if last else torch.contiguous_format,
     )
     layout = layout_of(u)
-    # With few images several programs share the copies of one, and read u again, from the cache.
+    # With few images several programs split the copies of one, and read u again, from the cache.
     blocks = batch * triton.cdiv(layout.octets * 8, GROUPS)
     samples_each = triton.cdiv(num_samples, min(num_samples, triton.cdiv(ENOUGH_PROGRAMS, blocks)))
     key, offset = on_device(u.device, key, sample_offset)

@@ -14,12 +14,12 @@ from drf_fast.kernels.scalars import on_device
 from drf_fast.runtime.randomness import STREAM_WORDS
 from drf_fast.runtime.tensors import is_channels_last, memory_format_of
 
-# Counter groups of a program. The images in use, 3*2^k on a side or 28x28, leave few lanes idle.
+# Counter groups of a program. The usual images, 3*2^k on a side or 28x28, leave few lanes masked.
 GROUPS = 256
-# Programs enough for an H100: five for each of its 132 multiprocessors. With fewer than these a
-# program makes only some of the copies.
+# Programs that fill an H100: five for each of its 132 multiprocessors. With fewer blocks than these
+# the copies of an image are split over several programs.
 ENOUGH_PROGRAMS = 660
-# Pixels of a program that sums copies.
+# Pixels that one program sums over the copies.
 SUM_BLOCK = 1024
 
 
@@ -34,7 +34,7 @@ def memory_offset(pixel, area, channels, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def like_loaded(index, loaded):
-    """``index``, int32, with the same distribution over threads as the loaded floating values.
+    """``index``, int32, in the layout (distribution over threads) of the loaded floating values.
 
     Triton chooses a layout for wide accesses for loaded values, but one value per thread for an
     arange; the noise, computed from an arange, would then be converted through shared memory. So
@@ -80,7 +80,7 @@ def write_noisy_rows(
     row = tl.arange(0, ROWS)[:, None]
     group = first_group + tl.broadcast_to(tl.arange(0, GROUPS)[None, :], (ROWS, GROUPS))
     groups = octets * 8
-    # Beyond the last group a run would go on into the pixels of the next one.
+    # Masked beyond the last group: those pixels belong to the next of the four runs.
     in0 = (group < groups) & (group < pixels)
     in1 = (group < groups) & (group + groups < pixels)
     in2 = (group < groups) & (group + 2 * groups < pixels)
@@ -184,7 +184,7 @@ def noisy_repeat_backward_kernel(grad, out, num_samples, pixels, BLOCK: tl.const
     image = (tl.program_id(0) // blocks).to(tl.int64)
     first = tl.program_id(0) % blocks * BLOCK
     lane = tl.arange(0, BLOCK)
-    # In 64 bits from here on: the compiler then adds what the lanes of a thread differ by to one
+    # In 64 bits from here on: the compiler then folds the offsets of a thread's lanes into one
     # address, and would otherwise keep an address in registers for each.
     inside, at = lane < pixels - first, first + lane.to(tl.int64)
     total = sum_copies(grad + image * num_samples * pixels, at, inside, num_samples, pixels, 2)
@@ -194,8 +194,8 @@ def noisy_repeat_backward_kernel(grad, out, num_samples, pixels, BLOCK: tl.const
 def groups_of_thread(dtype: torch.dtype, last: bool) -> int:
     """The number of counter groups, of 4 normals each, that a thread computes at a time.
 
-    Each of the four runs is then stored in pieces of 16 bytes; in channels_last order, where there
-    are no such pieces, two are enough to hide latencies and leave registers for the addresses.
+    Each of the four runs is then written in 16-byte stores. In channels_last order, where stores
+    are not contiguous, two are enough to hide latency and leave registers for the addresses.
     """
     return 2 if last else 16 // dtype.itemsize
 
@@ -225,7 +225,7 @@ def noisy_repeat(
         memory_format=memory_format_of(x),
     )
     layout = layout_of(x)
-    # With few images several programs share the copies of one, and read x again, from the cache.
+    # With few images several programs split the copies of one, and read x again, from the cache.
     blocks = batch * triton.cdiv(layout.octets * 8, GROUPS)
     samples_each = triton.cdiv(num_samples, min(num_samples, triton.cdiv(ENOUGH_PROGRAMS, blocks)))
     offset = key if sample_offset is None else sample_offset

@@ -1,7 +1,7 @@
 """Standard normals from a counter: the same bits on a GPU, on the CPU and in the interpreter.
 
 ``drf_fast/backends/reference/noise.py`` is the definition, with the reasons; this follows it
-operation by operation. Triton's own randn, log, sin and cos have other bits and use local memory.
+operation by operation. Triton's own randn, log, sin and cos round otherwise and use local memory.
 Kernels that call this must be launched with ``enable_fp_fusion=False`` (``launch`` does): a fused
 multiply-add rounds once where the definition rounds twice.
 """
@@ -17,12 +17,12 @@ def philox(c0, c1, c2, c3, key):
     """Philox4x32-10 (Salmon et al. 2011): four uint32 words from four, under an int64 key.
 
     Words may be scalars or blocks of broadcastable shapes, so that products that do not depend on
-    the sample, a quarter of them, stay out of the loop over samples.
+    the sample, a quarter of them, are hoisted out of the loop over samples.
     """
     k0 = key.to(tl.uint32)
     k1 = (key >> 32).to(tl.uint32)
     for _ in tl.static_range(10):
-        # One wide product is one instruction; separate high and low halves would be two.
+        # One widening multiplication is one instruction; high and low halves apart would be two.
         product0 = c0.to(tl.uint64) * 0xD2511F53
         product1 = c2.to(tl.uint64) * 0xCD9E8D57
         c0 = (product1 >> 32).to(tl.uint32) ^ c1 ^ k0

@@ -1,21 +1,21 @@
 """Rows of logits and their softmax, for the kernels of the three losses.
 
-A program works on a tile (chunks, images, samples, lanes): class chunk * lanes + lane, where lanes
-are what one warp loads at once. Triton spreads warps over the inner dimensions first, so that with
-the chunks outermost a row belongs to one warp, as far as there are rows enough, and its sums cost
-few exchanges. Values per class have the shape (chunks, images, 1, lanes), per row (images,
-samples), per image (images,). If the rows of an image fit into registers the logits are read once;
-else a loop runs over blocks of classes, once for the sums of each row and again for whatever needs
-these ("passing" in names).
+A program works on a tile (chunks, images, samples, lanes) of classes chunk * lanes + lane, where
+the lanes are what one warp loads at once. Triton distributes warps over the inner dimensions first:
+with the chunks outermost, and at least as many rows as warps, each row belongs to one warp, and its
+reductions need few shuffles. Values per class have the shape (chunks, images, 1, lanes), per row
+(images, samples), per image (images,). If the rows of an image fit into registers, the logits are
+read once; else a loop over blocks of classes reads them, once for the sums of each row and again
+for whatever depends on these ("passing" in names).
 
-Memory is reached through a flat view of the tile, (chunks * images * samples, lanes). Compilers
-differ in the dimension that they give to the warps after the lanes (Triton 3.6 takes the first,
-later ones the last); of two there is one left, and warps take its places in turn: all rows of one
-chunk first, so that a row stays in its warp.
+Loads and stores use a flat view of the tile, (chunks * images * samples, lanes). Compilers differ
+in the dimension over which they distribute warps after the lanes (Triton 3.6: the first, later
+ones: the last). A flat view has only one left, over which warps are laid out in order: all rows of
+one chunk first, so that a row stays in its warp.
 
-A tile is larger than its rows, since sizes of tiles are powers of two. A class beyond the last one
-is -inf, which no maximum, exponential or sum notices; a row that does not exist is all 0, which
-makes no NaN, and is left out by the mask ``real``.
+A tile is padded to powers of two. A class beyond the last one is -inf, neutral in every maximum
+and, as e^-inf = 0, in every sum; a row that does not exist is all 0, which makes no NaN, and is
+masked by ``real``.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ def exp_(x):
     else:
         # At and below -88.03 the exponent is -127, which makes scale 0.
         x = tl.where(x < -88.03, -88.03, x)
-        # Adding 1.5 * 2^23 rounds to an integer; 127 more leave the result's exponent in the low
-        # bits.
+        # Adding 1.5 * 2^23 rounds to an integer; 127 more leave the biased exponent in low bits.
         shifted = tl.fma(x, 1.44269502, 12583039.0)
         exponent = shifted - 12583039.0
         scale = (shifted.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
@@ -60,7 +59,7 @@ def exp_(x):
 def quotient(a, b):
     """a / b rounded to nearest: Triton's own / is off by up to 2 units in the last place.
 
-    For numbers of rows, of which there are few: it takes some ten instructions more.
+    Used per row, not per class, since it takes some ten instructions more.
     """
     dtype: tl.constexpr = b.dtype
     if dtype == tl.float64:
@@ -79,9 +78,9 @@ def log1p_(x):
     logarithm that is off by a unit in the last place, 2 r |log u| at most: the error is at most
     2 r |log u| + r |c / u| + r |log(1 + x)|, of the logarithm, the quotient and the sum, and
     (c / u)^2 / 2, which the correction leaves out, at most r / 2 of log(1 + x). The correction
-    takes away up to half of the logarithm, so all of it is 6.5 r = 3.9e-7 of log(1 + x) at most,
-    and 3.5 r where the two terms agree in sign. Below |x| = r the logarithm is 0 and the quotient
-    is all.
+    cancels up to half of the logarithm, so the sum of these is at most 6.5 r = 3.9e-7 of
+    log(1 + x), and 3.5 r where the two terms agree in sign. Below |x| = r the logarithm is 0 and
+    the quotient is the result.
     """
     u = 1.0 + x
     return tl.log(u) + quotient(x - (u - 1.0), u)
@@ -97,7 +96,7 @@ def images_of_program(batch, samples, IMAGES: tl.constexpr, SAMPLES: tl.constexp
 
 @triton.jit
 def load_labels(target, image, batch):
-    """The labels: (images,) int64, and int32 in the shape that compares with ``columns_at``."""
+    """The labels: (images,) int64, and int32 in a shape that broadcasts with ``columns_at``."""
     label = tl.load(target + image, mask=image < batch, other=0)
     return label, label.to(tl.int32)[None, :, None, None]
 
@@ -114,7 +113,7 @@ def rows_at(
 
 @triton.jit
 def flat(of_row, CHUNKS: tl.constexpr):
-    """Numbers of rows, (images, samples), as (chunks * images * samples, 1)."""
+    """Values per row, (images, samples), as (chunks * images * samples, 1)."""
     IMAGES: tl.constexpr = of_row.shape[0]
     SAMPLES: tl.constexpr = of_row.shape[1]
     tile = tl.broadcast_to(of_row[None, :, :], (CHUNKS, IMAGES, SAMPLES))
@@ -123,15 +122,15 @@ def flat(of_row, CHUNKS: tl.constexpr):
 
 @triton.jit
 def columns_at(CHUNKS: tl.constexpr, LANES: tl.constexpr):
-    """The classes of a tile."""
+    """The classes of a tile, (chunks, 1, 1, lanes)."""
     chunk = tl.arange(0, CHUNKS)[:, None, None, None]
     return chunk * LANES + tl.arange(0, LANES)[None, None, None, :]
 
 
 @triton.jit
 def over_classes(of_row):
-    """Numbers of rows as (1, images, samples, 1)."""
-    # In the order that undoes sum_classes: no number has to change its thread.
+    """Values per row as (1, images, samples, 1), to broadcast over classes."""
+    # In the order that undoes sum_classes: no layout conversion between threads is needed.
     return of_row[:, :, None][None, :, :, :]
 
 
@@ -166,7 +165,7 @@ def store_rows(rows, start, classes, real, value, CHUNKS: tl.constexpr, LANES: t
 
 @triton.jit
 def _flat_tile(start, classes, real, CHUNKS: tl.constexpr, LANES: tl.constexpr):
-    """Classes of the flat tile that begins at class ``start``, and which of its places exist."""
+    """Classes of the flat tile that begins at class ``start``, and the mask of those that exist."""
     ROWS: tl.constexpr = real.shape[0] * real.shape[1]
     chunk = tl.arange(0, CHUNKS * ROWS) // ROWS
     at = start + (chunk * LANES)[:, None] + tl.arange(0, LANES)[None, :]
@@ -183,7 +182,7 @@ def finite_or_0(peak):
 def row_sums(z, is_label):
     """For each row: its peak; the sum of e^(z - peak) without the label; z at the label.
 
-    The label is kept apart, so that 1 - F^y, computed from the other classes, does not lose digits
+    The label is kept separate, so that 1 - F^y, summed from the other classes, keeps its digits
     where F^y is nearly 1.
     """
     peak = tl.max(tl.max(z, axis=0), axis=2)
@@ -194,14 +193,14 @@ def row_sums(z, is_label):
 
 @triton.jit
 def no_sums(rows, real):
-    """The ``row_sums`` of an empty set of classes, to start from."""
+    """The ``row_sums`` of an empty set of classes: initial values of a loop."""
     zeros = widen(tl.zeros(real.shape, rows.dtype.element_ty))
     return zeros - float("inf"), zeros, zeros
 
 
 @triton.jit
 def passing_row_sums(rows, classes, label, real, CHUNKS: tl.constexpr, LANES: tl.constexpr):
-    """``row_sums`` in a loop over blocks; a higher peak rescales the earlier sums."""
+    """``row_sums`` in a loop over blocks (online softmax): a higher peak rescales the sums."""
     peak, rest, label_logit = no_sums(rows, real)
     columns = columns_at(CHUNKS, LANES)
     for start in range(0, classes, CHUNKS * LANES):
@@ -224,7 +223,7 @@ def log_label_probability(peak, rest, label_logit):
     """
     x = label_logit - finite_or_0(peak)
     label_exp = exp_(x)
-    # 1 is taken from the label's part, so that the digits of rest stay where the label is the peak.
+    # 1 is subtracted from the label's term: rest keeps its digits where the label is the peak.
     return x - log1p_(rest + (label_exp - 1.0)), rest + label_exp
 
 

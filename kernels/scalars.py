@@ -1,6 +1,6 @@
 """Numbers that change from step to step are passed to kernels in memory, not as launch arguments.
 
-A captured CUDA graph replays the same launch arguments for ever, such as one noise key. So each
+A captured CUDA graph replays the same launch arguments for ever, the noise key among them. So each
 such number is a 0-dim tensor on the device that the kernel reads; ``on_device`` copies those that
 are on the CPU. Most recur at every step, so the copies are cached.
 """
@@ -45,7 +45,7 @@ def on_device(device: torch.device, *scalars: torch.Tensor) -> list[torch.Tensor
         with current(device):  # torch takes the stream of the current device
             captured = torch.cuda.is_current_stream_capturing()
         if not captured:
-            # Another stream would not wait for the fill.
+            # Cached for this stream alone: another one would not wait for the fill.
             make, stream = _kept, torch.cuda.current_stream(device).cuda_stream
         elif not _capturing_constants.get():
             raise RuntimeError(
@@ -62,7 +62,7 @@ def on_device(device: torch.device, *scalars: torch.Tensor) -> list[torch.Tensor
 
 
 def _filled(device: torch.device, stream: int, dtype: torch.dtype, bits: int) -> torch.Tensor:
-    """A new tensor with these 64 bits, without a copy from the CPU, which no graph could hold."""
+    """A new tensor with these 64 bits, by a fill: no graph can capture a copy from the CPU."""
     return torch.full((), bits, dtype=torch.int64, device=device).view(dtype)
 
 

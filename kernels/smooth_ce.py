@@ -84,8 +84,8 @@ def smooth_ce_kernel(
     log_p = tl.where(real, log_p, -float("inf"))
     top = tl.max(log_p, axis=1)
     # Where every F_i^y is exactly 0 their softmax is 0 / 0: all samples weigh the same.
-    hopeless = (top == -float("inf"))[:, None] & real
-    weight = exp_(tl.where(hopeless, 0.0, log_p - finite_or_0(top)[:, None]))
+    all_zero = (top == -float("inf"))[:, None] & real
+    weight = exp_(tl.where(all_zero, 0.0, log_p - finite_or_0(top)[:, None]))
     weights = tl.sum(weight, axis=1)
     # A small loss keeps its digits in the mean of 1 - F_i^y, a large one in log space.
     missing = tl.sum(tl.where(real, quotient(rest, total), 0.0), axis=1) / samples
