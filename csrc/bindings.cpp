@@ -167,7 +167,7 @@ void pooled_image_gradient(std::uintptr_t grad, std::uintptr_t index, std::uintp
       {batch, rows, columns, channels}, k, threads);
 }
 
-// A loss as a function of Python: the tensors that all losses have, then its own weights.
+// Binds a loss: the arguments that all losses have, then its own weights.
 template <typename... Weights, typename... Names>
 void define_loss(py::module_& module, const char* name,
                  void (*function)(const drf_fast::cpu::LossCall&, Weights...), const char* doc,
@@ -203,7 +203,7 @@ void use_isa(const std::string& name) {
                               "'; correct it or unset it");
 }
 
-// Nothing here may differ between two builds of the same source: no date, no host name.
+// Equal for all builds of one source with one compiler: no date, no host name.
 py::dict build_info() {
   py::dict info;
 #if defined(__clang__)

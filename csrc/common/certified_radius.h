@@ -1,9 +1,9 @@
 // The certified radius sigma * Phi^-1(p_L) from the counts, rounded towards safety.
 //
-// p_L = 1 - q near 1 has no digits left as a double, so the quantile is taken from the upper bound
-// of q; near 1/2 q has none left for the difference, so the quantile is taken from the lower bound
-// of p_L - 1/2. Both are monotone, so a safe argument gives a safe radius, less the margin of the
-// quantile itself and one rounding of the product.
+// Near 1 a double p_L = 1 - q loses the digits of q, so the quantile is taken from the upper bound
+// of q; near 1/2 q loses those of the difference, so it is taken from the lower bound of p_L - 1/2.
+// Both are monotone, so a safe argument gives a safe radius, less the margin of the quantile itself
+// and one rounding of the product.
 //
 // Guarantee, for alpha from 1e-12 to 1/2: never above the true radius, and below it by less than
 // 1e-11 of it wherever p_L - 1/2 >= 0.002 / sqrt(n). The error of p_L there is at most twice the

@@ -30,7 +30,7 @@
 
 namespace drf_fast {
 
-// What depends on alpha alone.
+// The numbers that depend on alpha alone.
 struct Level {
   double small, log_small, log_rest;  // min(alpha, 1 - alpha), its log, log(1 - small)
   double z;                           // normal quantile: Q(z) = small
@@ -45,7 +45,7 @@ DRF_HD inline Level make_level(double alpha) {
   return {small, log_(small), -small - x_minus_log1p(-small), z, mirrored};
 }
 
-// Everything that is known of p_L, each number on the safe side of the truth.
+// Bounds of p_L, each number on the safe side of the exact value.
 struct LowerBound {
   double p;           // <= p_L
   double complement;  // >= 1 - p_L
@@ -88,7 +88,7 @@ DRF_HD inline Root solve_tail(double k, double m, double n, const Level& level) 
     } else {
       shift = -at.p * expm1_(-t.unit * y);
     }
-    // Update the smaller of p and s, so that neither loses digits to the other.
+    // Update the smaller of p and s, so that neither loses digits to cancellation.
     const double p = at.p - shift;
     at = p < 0.5 * phat ? split_by_p(p, k, m, n) : split_by_s(at.s + shift, k, m, n);
     margin = 1.01 * at.p * t.unit * tail_log_error(t.deviance, level.log_small);
@@ -103,8 +103,8 @@ DRF_HD inline double one_minus_down(double x) {
   return 1.0 - rounded < x ? next_below(rounded) : rounded;
 }
 
-// A bound from both of its sides, each with its safe-side error already included; the larger one
-// of p and 1 - p is recomputed from the smaller one.
+// A bound from p and 1 - p, each with its safe-side error already included; the larger of the two
+// is recomputed from the smaller one.
 DRF_HD inline LowerBound safe_bound(double p, double complement, double excess) {
   p = p > 0.0 ? p : 0.0;
   if (complement <= 0.5) p = one_minus_down(complement);

@@ -103,7 +103,7 @@ DRF_HD inline double x_minus_log1p_near_0(double x) {
 DRF_HD inline double log_(double x) {
   const bool subnormal = x < 0x1p-1022;
   const std::uint64_t bits = bits_of(subnormal ? x * 0x1p54 : x);
-  // The offset moves the cut between two exponents to a mantissa of about sqrt(1/2).
+  // The offset moves the border between two exponents to a mantissa of about sqrt(1/2).
   const std::uint64_t offset = bits - 0x3fe6a09e00000000u;
   const std::int64_t exponent = static_cast<std::int64_t>(offset) >> 52;
   const double fraction = from_bits(bits - (static_cast<std::uint64_t>(exponent) << 52)) - 1.0;

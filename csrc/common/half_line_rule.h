@@ -36,12 +36,12 @@ DRF_HD inline double integrate_half_line(double length, const Integrand& integra
       0.0221364673795021139,  0.01645071389115219,   0.0105660562963856299, 0.00456214129654725887};
   double sum = 0.0;
 #if DRF_DEVICE_CODE
-  // The same sum in the same order, so the same bits; an array would be local memory there.
+  // The same sum in the same order, so the same bits; an array would go to local memory here.
   for (int i = kNodes - 1; i >= 0; --i) sum += kWeight[i] * integrand(length * kPlace[i]);
 #else
   double value[kNodes];
   for (int i = 0; i < kNodes; ++i) value[i] = integrand(length * kPlace[i]);
-  // A second loop, in this order: the first one can then be vectorised.
+  // A second loop, in this order, leaves the first one free of the reduction, to be vectorised.
   for (int i = kNodes - 1; i >= 0; --i) sum += kWeight[i] * value[i];
 #endif
   return length * sum;

@@ -2,7 +2,7 @@
 // drf_fast/backends/reference/levels.py makes and explains.
 //
 // V is the word, or its complement where its first bit is set, so 63 bits. Its bucket is the
-// position of its leading bit and the `bits` bits behind it; the bucket's row is a threshold and
+// position of its leading bit and the `bits` bits after it; the bucket's row is a threshold and
 // the numbers of thresholds beyond V on both of its sides.
 #pragma once
 
@@ -23,9 +23,9 @@ struct Guide {
   int bits;
 };
 
-// `bits` + 1 leading bits of V, cut, not rounded. The bit behind them is cleared before the
-// conversion to float32, so that no rounding can carry into them; the exponent and the first bits
-// of the fraction are then the bucket.
+// The `bits` + 1 leading bits of V, truncated. The bit after them is cleared before the conversion
+// to float32, so that no rounding can carry into them; the exponent and the first bits of the
+// fraction are then the bucket.
 DRF_HD DRF_INLINE int bucket_of(int64_t value, int bits) {
   const float cut = static_cast<float>(value & ~(value >> (bits + 1)));
   int32_t image;

@@ -45,7 +45,7 @@ DRF_HD inline double upper_normal_quantile(double q) {
 
 // The x with P(N(0, 1) <= x) = 1/2 + excess, for excess in [0, 0.1]: the Taylor series of the
 // inverse error function, all terms positive. The first term left out is below 4e-19 relative; the
-// relative error is below 6u. Near 1/2 this is what keeps the digits that 1 - p does not have.
+// relative error is below 6u. Near 1/2 it keeps the digits that 1 - p has lost.
 DRF_HD inline double central_normal_quantile(double excess) {
   const double z = excess * excess;
   double sum = 107007.17551484572;

@@ -8,7 +8,7 @@
 namespace drf_fast {
 
 constexpr uint32_t kPhilox0 = 0xD2511F53u, kPhilox1 = 0xCD9E8D57u;  // multipliers
-constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;      // what a round adds to the key
+constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;      // key increments of a round
 
 struct Words {
   uint32_t w0, w1, w2, w3;

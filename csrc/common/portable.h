@@ -7,8 +7,8 @@
 #define DRF_HD
 #endif
 
-// Small functions that must be inlined, so that they are compiled for the instruction set of the
-// loop they stand in.
+// Forces inlining, so that small functions are compiled for the instruction set of the loop that
+// calls them.
 #if defined(__CUDACC__)
 #define DRF_INLINE __forceinline__
 #elif defined(__GNUC__)
@@ -17,7 +17,7 @@
 #define DRF_INLINE inline
 #endif
 
-// Whether this compilation makes code for a GPU, or runs a GPU's code in a test on the CPU.
+// 1 where code is compiled for a GPU, or for a test that runs a GPU's code on the CPU.
 #if defined(__CUDA_ARCH__) || defined(DRF_FAST_CUDA_ON_CPU)
 #define DRF_DEVICE_CODE 1
 #else

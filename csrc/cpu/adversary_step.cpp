@@ -1,13 +1,13 @@
 // adversary_step on the CPU: everything between two passes through the network.
 //
 // An image goes through three short loops: the sum over its copies and its norm; the ascent and the
-// length of the displacement from the clean image; ball, box and the final distance. Between them
-// it is stored in the memory of the result (in scratch for the half precisions), which for one
-// image stays in cache, and its noisy rows are written right after. So the gradient is read once
-// and the outputs are written once.
+// length of the displacement from the clean image; ball, box and the final distance. In between it
+// is kept in the memory of the result (in scratch for the half precisions), which for one image
+// stays in cache, and its noisy rows are written right after. So memory is read once for the
+// gradient and written once for the outputs.
 //
-// Norms are float64 sums in kLanes fixed parts, hence the same bits for any instruction set and any
-// number of threads.
+// Norms are float64 sums over kLanes fixed lanes, hence the same bits for any instruction set and
+// any number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -35,7 +35,7 @@ class Norm {
   DRF_INLINE void add(std::int64_t size, Value value) {
     std::int64_t i = 0;
     for (; i + kLanes <= size; i += kLanes) {
-#pragma omp simd  // else the lanes are unrolled into scalars
+#pragma omp simd  // else the loop is unrolled into scalar code
       for (std::int64_t j = 0; j < kLanes; ++j) {
         const double v = static_cast<double>(value(i + j));
         lanes_[j] += v * v;
@@ -57,7 +57,7 @@ class Norm {
   double lanes_[kLanes] = {};
 };
 
-// The comparisons let a NaN through, as torch.clamp does.
+// The comparisons propagate a NaN, as torch.clamp does.
 template <typename Wide>
 DRF_INLINE Wide clamped(Wide value, Wide low, Wide high) {
   value = value < low ? low : value;
@@ -90,7 +90,7 @@ DRF_INLINE void ascend_body(const T* __restrict origin, const T* __restrict pres
     const T* x = origin + begin;
     const T* x_adv = present + begin;
     for (std::int64_t i = 0; i < size; ++i) {
-      // In float64: where the network is sure, norms get so small that 1/norm overflows float32.
+      // In float64: where the network is confident, 1/norm can overflow float32.
       const Wide ascent = static_cast<Wide>(static_cast<double>(moved[i]) * scale);
       moved[i] = clamped(widen(x_adv[i]) + ascent, low, high);
     }
@@ -145,8 +145,8 @@ DRF_ISA_TEMPLATE_CLONES(finish, finish_body,
                          T* out, double* distance),
                         (x, factor, low, high, pixels, work, out, distance))
 
-// The factor, at most 1, by which the ball scales a displacement of this length; a NaN changes
-// none.
+// The factor, at most 1, by which the ball scales a displacement of this length; for a NaN finish
+// scales nothing.
 double shrinkage(double length, const AdversaryStep& call) {
   const double lam = call.lam > 1.0 ? 1.0 : call.lam;
   const double positive = std::max(length, std::numeric_limits<double>::min());
@@ -162,7 +162,7 @@ double shrinkage(double length, const AdversaryStep& call) {
       return 1.0 - at_least_0(1.0 - call.epsilon / positive);
     case Ball::kExcess:
       return 1.0 - lam * at_least_0(1.0 - call.epsilon / positive);
-    case Ball::kUdr:  // below 0 where lambda is large: to the other side of x
+    case Ball::kUdr:  // negative where lambda is large: beyond x, on its other side
       return 1.0 - call.lam * at_least_0(1.0 - call.epsilon / positive);
   }
   return 1.0;
@@ -182,7 +182,7 @@ void adversary_step_as(const T* grad, const T* x, const T* x_adv, T* out, T* noi
   const auto finish = finish_for<T>(isa);
   const Wide low = call.clamp ? static_cast<Wide>(call.low) : -kInfinity;
   const Wide high = call.clamp ? static_cast<Wide>(call.high) : kInfinity;
-  // These balls measure the length of what the box has left, the others the step itself.
+  // These balls measure the displacement after clamping, the others before it.
   const bool clamp_first =
       call.ball == Ball::kNone || call.ball == Ball::kHard || call.ball == Ball::kExcess;
   const Wide first_low = clamp_first ? low : -kInfinity;
@@ -191,7 +191,7 @@ void adversary_step_as(const T* grad, const T* x, const T* x_adv, T* out, T* noi
 
   expect_writes(noisy, sizeof(T) * static_cast<std::size_t>(batch * samples * pixels));
 
-  // Consecutive images to each part, and a part to a thread.
+  // Each thread gets one part, of consecutive images.
   const std::int64_t parts = std::max<std::int64_t>(1, std::min<std::int64_t>(threads, batch));
   const auto for_images = [&](auto each) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
@@ -217,7 +217,7 @@ void adversary_step_as(const T* grad, const T* x, const T* x_adv, T* out, T* noi
     mean_norm /= static_cast<double>(batch);
   }
 
-  // With few images the threads share the rows instead, one image's noise being most of its work.
+  // With few images the threads divide the noisy rows instead: noise is most of the work.
   const bool rows_apart = batch < 4 * parts;
   for_images([&](std::int64_t image, std::int64_t part) {
     const std::int64_t at = image * pixels;

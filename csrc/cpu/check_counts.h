@@ -1,4 +1,4 @@
-// The values that both bounds refuse, with one wording.
+// Checks of the arguments of both bounds, with common messages.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace drf_fast::cpu {
 void check_counts(const char* operation, const std::int64_t* successes, const std::int64_t* trials,
                   double alpha, std::int64_t size);
 
-// The shortest usual form of a number: 0.001, 1e-12, nan.
+// A number as %g prints it: 0.001, 1e-12, nan.
 std::string show(double value);
 
 }  // namespace drf_fast::cpu

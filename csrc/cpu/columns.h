@@ -1,8 +1,8 @@
-// The rows of a tile for few classes: kLanes rows side by side.
+// The rows of a tile for few classes, transposed in blocks of kLanes rows.
 //
 // A maximum or a sum over 10 classes within one vector is a cascade of shuffles, and costs more
 // than the exponentials. Here the classes of a row lie kLanes values apart, so both run over whole
-// vectors of rows; turning the rows around costs a load and a store a value.
+// vectors, one row in each lane; the transposition costs a load and a store a value.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ namespace drf_fast::cpu {
 
 constexpr std::int64_t kFewClasses = 16;
 
-// The same members as Rows: the steps of rows.h work on either.
+// The same interface as Rows, so that the functions of rows.h take either.
 template <typename A>
 struct Columns : RowNumbers<A> {
   std::int64_t count, classes;
@@ -30,7 +30,7 @@ struct Columns : RowNumbers<A> {
         count(count),
         classes(call.classes),
         first(scratch.take<A>(whole(count) * classes)) {
-    // The rows that fill up the last block: any number will do.
+    // Padding of the last block: any number that is initialised will do.
     for (std::int64_t row = count; row < whole(count); ++row) {
       for (std::int64_t k = 0; k < classes; ++k) at(row, k) = A{0};
     }
@@ -52,8 +52,8 @@ struct Columns : RowNumbers<A> {
     for (std::int64_t k = 0; k < classes; ++k) to[k] = narrow<T>(from[k * kLanes] * factor);
   }
 
-  // A step begins at a multiple of kLanes, and what is beyond its end in the last block is made
-  // anew by the next step.
+  // `begin` is a multiple of kLanes; rows beyond `end` in the last block are recomputed by the next
+  // call.
   DRF_INLINE void find_peaks(std::int64_t begin, std::int64_t end) const {
     for (std::int64_t row = begin; row < end; row += kLanes) {
       const A* values = block(row);

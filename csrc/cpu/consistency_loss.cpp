@@ -15,7 +15,7 @@ struct ConsistencyWeights {
   double lam, eta;
 };
 
-// What the samples of one image have in common, a value for each class; the padding stays 0.
+// Sums over the samples of one image, a value for each class; the padding stays 0.
 template <typename A>
 struct Columns {
   A* mean_p;
@@ -52,7 +52,7 @@ struct Divergence {
   bool has_infinity;  // some sample excludes some class
 };
 
-// From the sums over the samples to their means, the gap and the slope; sums over the classes.
+// Turns the sums over samples into means, gap and slope; returns the sums over classes.
 template <typename A>
 DRF_INLINE Divergence finish_columns(const Columns<A>& columns, std::int64_t width, A inverse_m,
                                      A mean_log_total, A lam, A eta) {
@@ -87,7 +87,7 @@ DRF_INLINE Divergence finish_columns(const Columns<A>& columns, std::int64_t wid
       result.has_infinity |= lowest[j] == -std::numeric_limits<A>::infinity();
     }
   }
-  // Minus their mean, which the softmax does not see: the sums below then cancel less.
+  // Subtracting the mean leaves the gradient of the softmax as it is, and less cancels in its sums.
   const A mean_slope = static_cast<A>(static_cast<double>(lam) * result.kl +
                                       static_cast<double>(eta) * result.entropy);
   for (std::int64_t k = 0; k < width; ++k) slope[k] -= mean_slope;
@@ -110,9 +110,9 @@ DRF_INLINE double dot(const A* row, const A* slope, std::int64_t width) {
   return total;
 }
 
-// Whether a class that some samples of the image exclude is possible in another one, or whether the
-// logarithms of a class that counts overflow: then the divergence is infinite. Looked for only
-// where the mean of some logarithms is.
+// Whether the divergence is infinite: a class has probability 0 in some samples of the image but
+// not in all, or the sum of its log-probabilities overflows while some probability is above 0.
+// Called only where the mean of some class's log-probabilities is -inf.
 template <typename T, typename A>
 bool excludes_a_possible_class(const LossCall& call, std::int64_t image, const A* peaks) {
   const T* logits = static_cast<const T*>(call.logits) + image * call.logits_image_stride;
@@ -188,7 +188,7 @@ DRF_INLINE void consistency_tile(const LossCall& call, const ConsistencyWeights&
         divergence.has_infinity &&
         excludes_a_possible_class<T>(call, tile.first + image, rows.peaks + first);
     const double kl = infinite ? static_cast<double>(INFINITY) : divergence.kl;
-    // lam = 0 is cross-entropy even where the divergence is infinite.
+    // lam = 0 is plain cross-entropy, even where the divergence is infinite.
     const double penalty = weights.lam > 0.0 ? weights.lam * kl : 0.0;
     const double loss = penalty + weights.eta * divergence.entropy - log_p * inverse_m;
     tile.losses[tile.first + image] = {loss, all_valid(rows, first, samples)};

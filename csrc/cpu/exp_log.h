@@ -21,12 +21,12 @@ using drf_fast::log_;
 DRF_INLINE float exp_(float x) {
   constexpr float kLowest = -87.3365402f;  // just above log 2^-126
   const float clamped = x < kLowest ? kLowest : x;
-  // Adding 1.5 * 2^23 rounds to an integer; 127 more leave the result's exponent in the low bits.
+  // Adding 1.5 * 2^23 rounds to an integer; 127 more leave the biased exponent in the low bits.
   const float shifted = clamped * 1.44269502f + 12583039.0f;
   const float exponent = shifted - 12583039.0f;
   // log 2 in two parts; the first has 10 bits, so its product with the exponent is exact.
   const float r = (clamped - exponent * 0.693359375f) - exponent * -2.12194442e-4f;
-  // (e^r - 1 - r) / r^2 for |r| <= 0.3472, to 3.1e-9 of e^r; in pairs, to shorten the wait.
+  // (e^r - 1 - r) / r^2 for |r| <= 0.3472, to 3.1e-9 of e^r; in pairs: shorter latency.
   const float square = r * r;
   const float low = 0.166665196363f * r + 0.499999933805f;
   const float high = 0.00836883748981f * r + 0.0416683997865f;

@@ -29,7 +29,7 @@ DRF_INLINE std::uint32_t bits_of_float(float value) {
   return bits;
 }
 
-// float32 holds both halves exactly; float64 stays.
+// float32 holds both halves exactly; float64 stays as it is.
 DRF_INLINE float widen(float value) { return value; }
 DRF_INLINE double widen(double value) { return value; }
 DRF_INLINE float widen(BFloat16 value) {
@@ -40,7 +40,7 @@ DRF_INLINE float widen(Float16 value) {
   const std::uint32_t magnitude = value.bits & 0x7fff;
   const std::uint32_t rebias = magnitude < 0x7c00 ? 112u << 23 : 224u << 23;  // infinity and NaN
   const std::uint32_t normal = (magnitude << 13) + rebias;
-  // Through an integer, so that no subnormal float appears: a flushed one would change the order.
+  // Converted from an integer, so that no subnormal float occurs, which flush-to-zero would change.
   const float tiny = static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24f;
   return float_of_bits(sign | (magnitude < 0x0400 ? bits_of_float(tiny) : normal));
 }
@@ -74,7 +74,7 @@ DRF_INLINE Float16 narrow<Float16>(float value) {
   return {static_cast<std::uint16_t>((bits >> 16 & 0x8000) | half)};
 }
 
-// Calls function(T{}) with the type of dtype.
+// Calls function(T{}) with the C++ type T of dtype.
 template <typename Function>
 void with_dtype(Dtype dtype, Function function) {
   switch (dtype) {

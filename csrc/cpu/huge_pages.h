@@ -1,5 +1,5 @@
-// Large outputs are newly mapped memory, of which the system zeroes each page at its first write.
-// With pages of 4 KiB that takes several times as long as writing; with huge pages, less.
+// Large outputs are newly mapped memory: the first write to each page faults, and the system zeroes
+// it. With pages of 4 KiB that takes several times as long as writing; with huge pages, less.
 #pragma once
 
 #include <cstddef>
@@ -11,11 +11,11 @@
 
 namespace drf_fast::cpu {
 
-// Smaller blocks come from the allocator's heap, where they were written before.
+// Smaller blocks come from the allocator's heap, whose pages are mapped already.
 constexpr std::size_t kLarge = std::size_t{4} << 20;
 
-// Asks for huge pages where an output of `bytes` bytes is about to be written. It is advice: memory
-// that has its pages already, and systems that have no huge ones, are left as they are.
+// Asks for huge pages where an output of `bytes` bytes is about to be written. It is advice
+// (madvise): it changes nothing for pages already mapped, or on systems without huge pages.
 inline void expect_writes(void* memory, std::size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   if (memory == nullptr || bytes < kLarge) return;

@@ -1,4 +1,4 @@
-// One loop, compiled for several instruction sets, chosen at run time.
+// Loops compiled for several instruction sets, one of which is chosen at run time.
 //
 // A kernel is an always-inlined body and, through DRF_ISA_CLONES, one function of it for each
 // instruction set. DRF_FAST_ISA=baseline|avx2|avx512 in the environment, which
@@ -41,16 +41,16 @@ inline Isa best_isa() {
 inline Isa best_isa() { return Isa::kBaseline; }
 #endif
 
-// The choice of this process. Not read from the environment here: C's getenv in an operation,
-// beside a setenv in another thread, ends the process.
+// The choice of this process. Not read from the environment here: getenv in an operation races with
+// setenv in another thread, and may crash.
 inline std::atomic<Isa>& chosen_isa() {
   static std::atomic<Isa> chosen{best_isa()};
   return chosen;
 }
 inline Isa active_isa() { return chosen_isa().load(std::memory_order_relaxed); }
 
-// Lowers the choice to the named one ("": none), never above what the processor has. Whether there
-// is one of that name.
+// Chooses the named one, but never more than the processor has ("": all of it). False for an
+// unknown name.
 inline bool use_isa(const std::string& name) {
   const Isa best = best_isa();
   Isa wanted = best;

@@ -1,4 +1,4 @@
-// What surrounds the tiles of a loss: the labels before, the invalid images and the total after.
+// Before and after the tiles of a loss: checks of labels, of logits, and the reduction.
 #include "cpu/losses.h"
 
 #include <stdexcept>

@@ -50,14 +50,14 @@ class Scratch {
 
 constexpr std::int64_t kTileValues = 4096;
 
-// Images of a tile: as many as keep its rows in the L1 cache, so that work per row (log, exp of the
-// weights) is vectorised over many rows.
+// Images of a tile: as many as fit the L1 cache with their rows, so that work per row (log, exp of
+// the weights) is vectorised over many rows.
 inline std::int64_t images_per_tile(const LossCall& call) {
   return std::max<std::int64_t>(1, kTileValues / (call.samples * padded(call.classes)));
 }
 
-// How many samples of an image are worked on at a time, with the same aim: all of them where a tile
-// has several images.
+// Samples of an image that are processed at a time, to stay in the L1 cache as well: all of them
+// where a tile has several images.
 DRF_INLINE std::int64_t samples_per_step(const LossCall& call) {
   const std::int64_t fitting = kTileValues / padded(call.classes);
   return fitting < 1 ? 1 : fitting < call.samples ? fitting : call.samples;

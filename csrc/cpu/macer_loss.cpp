@@ -23,8 +23,8 @@ double normal_quantile(double p, double complement) {
 }
 
 // The margin term of one image: its value, and its slopes with respect to the mean of q at the
-// second class and at all but the first one. (A constant added to all slopes is not seen by the
-// softmax; this one leaves 0 at the first class, where q may be nearly 1.)
+// second class and at all but the first one. (A constant added to all slopes cancels in the
+// gradient of the softmax; this one makes that of the first class 0, where q may be nearly 1.)
 struct Margin {
   bool active;
   std::int64_t first, second;
@@ -63,7 +63,7 @@ DRF_INLINE double sum_of(const double* values, std::int64_t width) {
   return sum_of_lanes(lane);
 }
 
-// The first place of the largest value among classes >= 2 values, `but` left out.
+// The lowest index of the largest of `classes` >= 2 values, index `but` left out.
 inline std::int64_t place_of_largest(const double* values, std::int64_t classes,
                                      std::int64_t but = -1) {
   std::int64_t best = but == 0 ? 1 : 0;

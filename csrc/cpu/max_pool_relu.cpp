@@ -1,6 +1,6 @@
 // relu(max_pool2d(x, 2)) in one pass, its backward, and, where x is a convolution of a one-channel
-// image, the gradient for that image straight from the pooled one. Of x only the place of each
-// maximum is kept. All tensors are in channels_last order.
+// image, the gradient of that image directly from the pooled gradient. Only the position of each
+// maximum of x is kept. All tensors are in channels_last order.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -16,7 +16,7 @@ namespace {
 
 constexpr std::int64_t kChunk = 1024;
 
-// Elements at the same place of windows side by side, `channels` of each, one after the other.
+// Copies one position of `columns` adjacent windows, `channels` values each, to contiguous memory.
 template <typename T, typename Wide>
 DRF_INLINE void gather(const T* x, Wide* __restrict out, std::int64_t columns, std::int64_t apart,
                        std::int64_t channels) {
@@ -58,7 +58,7 @@ DRF_INLINE void pool_body(const T* x, T* __restrict out, std::uint8_t* __restric
         best[i] = none ? Wide(0) : top;
         which[i] = none ? 4 : at;
       }
-      // Several columns come with all of their channels, so that the results are side by side.
+      // Columns are taken together only with all of their channels, so the results are contiguous.
       const std::int64_t to = first * channels + channel;
       for (std::int64_t i = 0; i < size; ++i) out[to + i] = narrow<T>(best[i]);
       if (index == nullptr) continue;
@@ -72,7 +72,7 @@ DRF_ISA_TEMPLATE_CLONES(pool, pool_body,
                          std::int64_t channels),
                         (x, out, index, wide, channels))
 
-// The bits of a T, and integers of the same width for its index: then they share vector lanes.
+// An unsigned integer as wide as T, for its bits and for its index: equal vector lanes for both.
 template <std::size_t kSize>
 struct Bits;
 template <>
@@ -99,7 +99,7 @@ DRF_INLINE void unpool_body(const T* grad, const std::uint8_t* __restrict index,
     const std::int64_t some = std::min(kChunk, size - first);
     std::memcpy(words, grad + first, static_cast<std::size_t>(some) * sizeof(T));
     for (std::int64_t i = 0; i < some; ++i) places[i] = index[first + i];
-    for (std::int64_t at = 0; at < some;) {  // the channels of one window, or what is left of them
+    for (std::int64_t at = 0; at < some;) {  // the channels of one window, or the rest of them
       const std::int64_t column = (first + at) / channels, channel = (first + at) % channels;
       const std::int64_t count = std::min(channels - channel, some - at);
       for (Word place = 0; place < 4; ++place) {
@@ -120,11 +120,11 @@ DRF_ISA_TEMPLATE_CLONES(unpool, unpool_body,
                          std::int64_t channels),
                         (grad, index, out, wide, channels))
 
-constexpr int kRow = 8;  // floats of a row of a tile: up to 7 of a kernel, one further right
+constexpr int kRow = 8;  // floats of a row of a tile: a kernel of up to 7, shifted by up to 1
 constexpr int kLanes = 16;
 
 #if defined(__GNUC__)
-// A type of the compiler's, which it keeps in registers; arrays it would store and load again.
+// The compiler keeps its own vector type in registers; arrays it would spill to the stack.
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 #else
 struct Lanes {
@@ -141,8 +141,8 @@ struct Lanes {
 };
 #endif
 
-// Kernels (C, k, k) as float tiles of k + 1 rows: for each channel four, the kernel at each place
-// of a window, and one of zeros.
+// Kernels (C, k, k) as float tiles of k + 1 rows, five for each channel: the kernel shifted to each
+// of the four positions of a window, and zeros for no position.
 template <typename T>
 std::vector<float> tiles_of(const T* weight, std::int64_t channels, int k) {
   const int size = (k + 1) * kRow;
@@ -158,8 +158,8 @@ std::vector<float> tiles_of(const T* weight, std::int64_t channels, int k) {
   return tiles;
 }
 
-// Adds to `image`, of `stride` floats a row, what one row of windows contributes. Even and odd
-// channels are summed apart, so that no sum waits for the one before it.
+// Adds the contribution of one row of windows to `image`, of `stride` floats a row. Even and odd
+// channels have separate sums: two independent chains of additions hide their latency.
 template <typename T, int kTile>
 DRF_INLINE void spread_row(const T* grad, const std::uint8_t* index, const float* tiles,
                            float* image, std::int64_t stride, std::int64_t columns,

@@ -1,6 +1,6 @@
 // A noisy row is made in blocks of counter groups: first the random words of the block, then its
-// normals, in buffers that stay in the first cache, then one pass that reads x and writes the row.
-// What a block costs is its integer and float arithmetic; memory is read and written once.
+// normals, in buffers that stay in the L1 cache, then one pass that reads x and writes the row.
+// Arithmetic bounds the time of a block; memory is read and written once.
 #include "cpu/noise_row.h"
 
 #include <algorithm>
@@ -72,7 +72,7 @@ void write_noisy_row(const T* x, T* out, const NoisyRepeat& call, std::int64_t r
                       static_cast<std::uint32_t>(call.key >> 32)};
   for (std::int64_t first = 0; first < groups; first += kBlock) {
     const std::int64_t count = std::min(kBlock, groups - first);
-    // Beyond the last group too, so that no loop has a remainder; nothing reads those.
+    // Rounded up, so that no loop has a remainder; the surplus is not read.
     const std::int64_t made = (count + kGroupsAtOnce - 1) / kGroupsAtOnce * kGroupsAtOnce;
     draw(words, static_cast<std::uint32_t>(first), made, stream);
     fill(z, words, made);

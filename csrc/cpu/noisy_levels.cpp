@@ -1,10 +1,10 @@
 // noisy_levels on the CPU: float32(u + R)/255 for m copies of each 8-bit image.
 //
-// As in noise_row.cpp a row is made in blocks of counter groups, in buffers that stay in the first
-// cache: words, levels, pixels. A level is one look into a guide. Vectors look with the high words
-// alone, 31 bits of V, which decide all but a few in 2^22: those where V is so small that its
-// bucket depends on the low word, or its high word is that of the threshold. If there is one among
-// the lanes, the scalar code goes through all of them.
+// As in noise_row.cpp a row is made in blocks of counter groups, in buffers that stay in the L1
+// cache: words, levels, pixels. A level is one look-up in a guide. Vector code looks up the high
+// words alone, 31 bits of V, which decide all but a few in 2^22: those where V is so small that its
+// bucket depends on the low word, or its high word equals that of the threshold. A vector with such
+// a lane is left to the scalar code.
 #include <algorithm>
 #include <cstdint>
 
@@ -46,8 +46,8 @@ DRF_TARGET_AVX2 void find_levels_avx2(std::int32_t* levels, const std::uint32_t*
     const __m256i kept = _mm256_andnot_si256(_mm256_srl_epi32(value, cut), value);
     const __m256i image = _mm256_castps_si256(_mm256_cvtepi32_ps(kept));
     const __m256i small = _mm256_cmpgt_epi32(least, value);
-    // A row of the guide is two steps of 8 bytes. Small values look into row 0 instead of one
-    // that does not exist.
+    // A row of the guide is two units of 8 bytes, the scale of the gathers. Small values read row 0
+    // instead of one out of bounds.
     const __m256i bucket = _mm256_sub_epi32(_mm256_srl_epi32(image, shift), origin);
     const __m256i row = _mm256_slli_epi32(_mm256_andnot_si256(small, bucket), 1);
     const __m256i threshold = _mm256_i32gather_epi32(thresholds, row, 8);
@@ -74,7 +74,7 @@ DRF_TARGET_AVX512 void find_levels_avx512(std::int32_t* levels, const std::uint3
   const __m512i least = _mm512_set1_epi32(1 << guide.bits);
   const int* thresholds = reinterpret_cast<const int*>(guide.rows) + 1;
   const int* counts = reinterpret_cast<const int*>(guide.rows) + 2;
-  constexpr __mmask16 kAll = 0xffff;  // masked forms: GCC 12 warns of its own header's others
+  constexpr __mmask16 kAll = 0xffff;  // GCC 12 warns in its own header for the unmasked forms
   for (std::int64_t i = 0; i < groups; i += 16) {
     const __m512i word = _mm512_maskz_load_epi32(kAll, high + i);
     const __m512i upper = _mm512_maskz_srai_epi32(kAll, word, 31);

@@ -50,7 +50,7 @@ void noisy_repeat(const void* x, void* out, Dtype dtype, const NoisyRepeat& call
 void noisy_repeat_backward(const void* grad, void* out, Dtype dtype, std::int64_t batch,
                            std::int64_t num_samples, std::int64_t pixels,
                            [[maybe_unused]] int threads) {
-  constexpr std::int64_t kPart = 4096;  // pixels: a batch of one large image has work for all
+  constexpr std::int64_t kPart = 4096;  // pixels: threads divide even a batch of one large image
   const std::int64_t parts = (pixels + kPart - 1) / kPart;
   with_dtype(dtype, [&](auto type) {
     using T = decltype(type);

@@ -79,13 +79,13 @@ struct AdversaryTensors {
 void adversary_step(const AdversaryTensors& tensors, Dtype dtype, const AdversaryStep& call,
                     int threads);
 
-// (batch, rows, columns, channels): what windows of 2 x 2 leave of images in channels_last order.
+// The shape (batch, rows, columns, channels) after 2 x 2 pooling, in channels_last order.
 struct Pooling {
   std::int64_t batch, rows, columns, channels;
 };
 
-// out = relu(max_pool2d(x, 2)); index (null: not wanted) says where the gradient goes: 0..3 is the
-// maximum's place in its window, 4 nowhere.
+// out = relu(max_pool2d(x, 2)); index (null: not wanted) is the position of the maximum in its
+// window, 0..3, to which the gradient goes, or 4 where ReLU blocks it.
 void max_pool_relu(const void* x, void* out, std::uint8_t* index, Dtype dtype, const Pooling& call,
                    int threads);
 void max_pool_relu_backward(const void* grad, const std::uint8_t* index, void* out, Dtype dtype,

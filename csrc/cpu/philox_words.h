@@ -1,10 +1,10 @@
 // Philox for a block of consecutive groups: the words of drf_fast::philox, side by side.
 //
-// A round is two products of 32 x 32 bits, of which both halves are wanted. x86 has that product
-// for the lower halves of 64-bit lanes, so a counter word stays in a 64-bit lane through all rounds
-// and what gathers in the upper half is ignored: two products, two shifts and xors a round. A
-// compiler does not find this in the plain loop (it widens and multiplies in 64 bits: 3 times as
-// long), hence the intrinsics.
+// A round is two products of 32 x 32 bits, of which both halves are needed. x86 can multiply the
+// lower halves of 64-bit lanes, so a counter word stays in a 64-bit lane through all rounds and the
+// garbage in its upper half is ignored: two products, two shifts and xors a round. Compilers do not
+// find this in the plain loop (they widen and multiply in 64 bits: 3 times as long), hence the
+// intrinsics.
 #pragma once
 
 #include <cstdint>
@@ -20,15 +20,15 @@
 namespace drf_fast::cpu {
 
 constexpr std::int64_t kBlock = 256;        // groups; their words fill 4 KiB
-constexpr std::int64_t kGroupsAtOnce = 16;  // a call is for a multiple of these
+constexpr std::int64_t kGroupsAtOnce = 16;  // the groups of a call are a multiple of this
 
-// Who a row's noise belongs to, as Philox wants it.
+// The key and the counter words of a row, without the group.
 struct Stream {
   std::uint32_t sample, image, stream, key_low, key_high;
 };
 
-// NAME writes word j of group first + i to words[j kBlock + i]. The even groups are in one vector
-// and the odd ones in another, which a shift joins to consecutive words.
+// NAME writes word j of group first + i to words[j kBlock + i]. Even groups are in one vector,
+// odd ones in another; a shift and an or interleave them to consecutive words.
 #if defined(__x86_64__) && defined(__GNUC__)
 #define DRF_PHILOX_WORDS(NAME, TARGET, LANES, VECTOR, MULTIPLY)                                    \
   TARGET inline void NAME(std::uint32_t* words, std::uint32_t first, std::int64_t groups,          \
@@ -62,7 +62,7 @@ struct Stream {
     }                                                                                              \
   }
 
-// The zero-masked form with a full mask: GCC 12 warns of its own header's unmasked one.
+// Zero-masked with a full mask: GCC 12 warns in its own header for the unmasked form.
 #define DRF_MULTIPLY_512(A, B) _mm512_maskz_mul_epu32(0xff, A, B)
 
 DRF_PHILOX_WORDS(philox_words_baseline, , 2, __m128i, _mm_mul_epu32)

@@ -1,7 +1,7 @@
 // The rows of a tile, an image's samples one after the other, and the softmax statistics of each.
 //
-// Steps run over all rows before the next step starts: a row read back right after parts of it were
-// written would wait for them to reach the cache.
+// Each step runs over all rows before the next one starts: a vector load right after narrower
+// stores to the same row would stall, as the store buffer cannot forward them.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@
 
 namespace drf_fast::cpu {
 
-// A few numbers of each row.
+// Statistics of each row.
 template <typename A>
 struct RowNumbers {
   A* peaks;
@@ -33,7 +33,7 @@ struct RowNumbers {
         totals(scratch.take<double>(count)) {}
 };
 
-// The rows one after the other, each padded to whole vectors.
+// The rows in row-major order, each padded to whole vectors.
 template <typename A>
 struct Rows : RowNumbers<A> {
   std::int64_t width;
@@ -83,13 +83,13 @@ DRF_INLINE void load_rows(const LossCall& call, const Tile& tile, const Layout& 
       from += call.logits_sample_stride;
     }
   }
-  // With several images a step has all their samples, so their rows have no gaps.
+  // With several images a step covers all their samples, so its rows are contiguous.
   rows.find_peaks(begin, (tile.images - 1) * call.samples + end);
 }
 
-// The label goes its own way, so that 1 - F^y, the sum of the others, keeps its digits where F^y is
-// nearly 1: log_p = logit - peak for now, and -inf in the row. For the rows [begin, end) of an
-// image.
+// Keeps the label separate, so that 1 - F^y, the sum of the others, keeps its digits where F^y is
+// nearly 1: log_p becomes logit - peak until exp_rows, and the row -inf there. For the rows
+// [begin, end) of an image.
 template <typename Layout>
 DRF_INLINE void take_label_out(const Layout& rows, std::int64_t begin, std::int64_t end,
                                std::int64_t label) {

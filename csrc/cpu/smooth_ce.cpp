@@ -10,7 +10,7 @@ namespace {
 
 struct NoWeights {};
 
-// The bytes of the arrays that smooth_ce_tile takes.
+// Bytes of the arrays that smooth_ce_tile takes from its scratch memory.
 template <typename A, typename Layout>
 std::size_t smooth_ce_scratch(const LossCall& call) {
   const std::int64_t images = images_per_tile(call), rows = images * call.samples;
@@ -42,8 +42,8 @@ DRF_INLINE void smooth_ce_tile(const LossCall& call, const Tile& tile) {
     }
     exp_rows(rows, begin, (tile.images - 1) * samples + end);
   }
-  // What follows is a few numbers a row and an image. Loops over all rows of the tile, or all its
-  // images, run over whole vectors; loops over the samples of one image only move numbers.
+  // From here on there are a few numbers per row and per image. exp, log and divisions are in loops
+  // over all rows, or all images, of the tile, which are vectorised; the other loops are cheap.
   for (std::int64_t image = 0; image < tile.images; ++image) {
     const std::int64_t first = image * samples;
     A top = -kInfinity;

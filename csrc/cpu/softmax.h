@@ -1,9 +1,9 @@
 // The steps of a softmax over rows of logits, for every loss.
 //
-// A row of classes logits is widened into a buffer of padded(classes) values, a multiple of kLanes,
-// filled up with -inf, which no maximum, exponential or sum notices. So every loop below runs over
-// whole vectors, 10 classes as well as 1000, and a sum always has kLanes parts, added in one fixed
-// order: the same bits on every instruction set.
+// A row of logits is widened into a buffer of padded(classes) values, a multiple of kLanes, padded
+// with -inf, neutral in every maximum and, as e^-inf = 0, in every sum. So every loop below runs
+// over whole vectors, for 10 classes as for 1000, and a sum always has kLanes partial sums, added
+// in one fixed order: the same bits on every instruction set.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ DRF_INLINE std::int64_t padded(std::int64_t classes) {
   return (classes + kLanes - 1) / kLanes * kLanes;
 }
 
-// The sum of kLanes values, and the largest of them: halves onto halves.
+// The sum and the largest of kLanes values, by a tree of halves.
 template <typename A>
 DRF_INLINE A sum_of_lanes(A* lane) {
 #pragma omp simd
@@ -42,7 +42,7 @@ DRF_INLINE A largest_of_lanes(A* lane) {
   return larger(larger(lane[0], lane[2]), larger(lane[1], lane[3]));
 }
 
-// Without the pragma a loop of known length is unrolled into single values before it is vectorised.
+// Without the pragma a loop of known length is unrolled into scalar code before it is vectorised.
 template <int kBlock, typename T, typename A>
 DRF_INLINE void widen_block(const T* from, A* __restrict to) {
 #pragma omp simd
@@ -52,7 +52,7 @@ DRF_INLINE void widen_block(const T* from, A* __restrict to) {
 template <int kBlock, typename T, typename A>
 DRF_INLINE void widen_blocks(const T* from, A* to, std::int64_t size) {
   for (std::int64_t k = 0; k + kBlock <= size; k += kBlock) widen_block<kBlock>(from + k, to + k);
-  // The rest as one whole block that overlaps the one before: no loop over single values.
+  // The rest is one whole block that overlaps the one before, instead of a scalar loop.
   widen_block<kBlock>(from + size - kBlock, to + size - kBlock);
 }
 
@@ -86,7 +86,7 @@ DRF_INLINE void narrow_blocks(const A* from, A factor, T* to, std::int64_t size)
   narrow_block<kBlock>(from + size - kBlock, factor, to + size - kBlock);
 }
 
-// to = from * factor, without the padding; nothing beyond the row is written.
+// to = from * factor without the padding; nothing outside the row is written.
 template <typename T, typename A>
 DRF_INLINE void store_row(const A* __restrict from, A factor, T* to, std::int64_t size) {
   if (size >= 16) {
@@ -100,7 +100,7 @@ DRF_INLINE void store_row(const A* __restrict from, A factor, T* to, std::int64_
   }
 }
 
-// The largest value of a padded row; a NaN is passed over, exp_row finds it.
+// The largest value of a padded row; a NaN is ignored here and found by exp_row.
 template <typename A>
 DRF_INLINE A row_peak(const A* row, std::int64_t width) {
   A lane[kLanes];

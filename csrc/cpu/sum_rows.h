@@ -1,4 +1,4 @@
-// The sum over the copies of an image, in one order wherever it is taken.
+// The sum over the copies of an image, in one order for all its callers.
 #pragma once
 
 #include <cstdint>

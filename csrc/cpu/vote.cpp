@@ -16,9 +16,9 @@ constexpr int kRowsAtOnce = 4 * kLanes;
 constexpr std::int64_t kFewClasses = 48;
 constexpr std::int32_t kNoClass = -1;
 
-// Few classes: kLanes rows side by side, so that no comparison waits for the one before it. The
-// rows are turned around first, and several blocks of them before the first is read: a vector read
-// right after its parts were written would wait for them to reach the cache.
+// Few classes: one row in each of kLanes lanes, whose comparisons are independent. Several blocks
+// of rows are transposed before the first is read: a vector load right after the narrower stores
+// of its parts would stall, as the store buffer cannot forward them.
 template <typename T>
 DRF_INLINE void elect_rows_body(const T* rows, std::int64_t classes,
                                 std::int32_t* __restrict winners) {
@@ -55,13 +55,13 @@ DRF_ISA_TEMPLATE_CLONES(elect_rows, elect_rows_body,
                         (const T* rows, std::int64_t classes, std::int32_t* winners),
                         (rows, classes, winners))
 
-// Many classes: one row, its maximum in kLanes parts, then the first place that holds it. Without
-// the pragma the loop over lanes is unrolled into scalars before it could be vectorised.
+// Many classes: one row, its maximum over kLanes lanes, then the first class that attains it.
+// Without the pragma the loop over lanes is unrolled into scalar code before it can be vectorised.
 template <typename T>
 std::int32_t elect_row(const T* row, std::int64_t classes) {
   using Wide = decltype(widen(*row));
   Wide best[kLanes];
-  Wide poison[kLanes] = {};  // a NaN once one came
+  Wide poison[kLanes] = {};  // NaN once the lane has seen one
   std::fill(best, best + kLanes, -static_cast<Wide>(INFINITY));
   std::int64_t k = 0;
   for (; k + kLanes <= classes; k += kLanes) {
@@ -118,8 +118,8 @@ void vote_as(const T* logits, std::int64_t rows, std::int64_t classes, std::int6
              std::int64_t images, int threads) {
   const std::int64_t rows_per_image = rows / images;
   const std::int64_t parts = std::max(threads, 1);
-  // Whole images to each thread where there are enough, so that no two threads share a histogram;
-  // else rows, each thread with histograms of its own, added up at the end.
+  // With enough images each thread takes whole ones, so that no two threads share a histogram; else
+  // threads take rows, and count into histograms of their own, which are added at the end.
   const bool by_image = images >= parts;
   const std::int64_t size = images * classes;
   const Isa isa = active_isa();

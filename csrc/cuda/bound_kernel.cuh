@@ -1,8 +1,8 @@
-// What the kernels of both confidence bounds share: one thread a count.
+// Shared by the kernels of both confidence bounds: one thread a count.
 //
-// They cannot refuse a value, for that would mean waiting for the device. What the CPU answers with
-// an error gets 0 here: a probability is at least 0 and a radius of 0 claims nothing, whereas NaN
-// passes for certified wherever it is compared by p < 1/2.
+// They cannot raise an error without synchronising the host with the device. Arguments that the CPU
+// rejects give 0 here: a probability is at least 0 and a radius of 0 certifies nothing, whereas NaN
+// passes for certified wherever p < 1/2 is the test for abstention.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,9 @@
 
 namespace drf_fast::cuda {
 
-// Threads of a block. Small, because the work of one count is long and a batch may be a few hundred
-// images: these should spread over the whole device. Saying how many blocks share a processor
-// allows 128 registers a thread; with the compiler's own choice some spill.
+// Threads of a block. Small, because one count is long work and a batch may be a few hundred
+// images: blocks should spread over all multiprocessors. 8 resident blocks of 64 threads leave 128
+// registers a thread; with the compiler's own choice some spill.
 constexpr int kBoundBlock = 64;
 constexpr int kBoundBlocksPerProcessor = 8;
 
@@ -22,8 +22,8 @@ __device__ __forceinline__ bool are_counts(std::int64_t successes, std::int64_t 
   return trials >= 1 && trials <= kMostTrials && successes >= 0 && successes <= trials;
 }
 
-// out[i] = finish(bound of successes[i] of trials[i]), or 0. What depends on alpha alone is
-// computed by one thread of a block.
+// out[i] = finish(bound of successes[i] of trials[i]), or 0. One thread of a block
+// computes what depends on alpha alone, for all of them.
 template <typename Finish>
 __device__ __forceinline__ void for_each_bound(const std::int64_t* __restrict__ successes,
                                                const std::int64_t* __restrict__ trials,

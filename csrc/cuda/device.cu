@@ -1,4 +1,4 @@
-// What this build can run on.
+// The GPUs that this build can run on.
 #include "cuda/launch.cuh"
 
 namespace drf_fast::cuda {

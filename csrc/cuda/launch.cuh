@@ -1,4 +1,4 @@
-// What every launch shares: errors as exceptions, the device set and put back, the grid's size.
+// Shared by all launches: errors as exceptions, the current device set and restored, grid sizes.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -36,8 +36,8 @@ inline void check(const char* what, cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(sentence(what, error));
 }
 
-// Makes a device current while it lives. torch's own idea of the current device is the same
-// thread-local state of the driver, so it must be put back on every way out.
+// Makes a device current during its lifetime. torch reads the same thread-local state of the
+// runtime as its current device, so it must be restored on every exit.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {

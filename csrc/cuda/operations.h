@@ -18,7 +18,7 @@ struct Place {
 // Empty when the driver can run this build, else one sentence why it cannot.
 std::string why_not();
 
-// The compute capabilities that there is machine code for, 75 for 7.5, ascending; PTX of the last.
+// The compute capabilities with machine code in this build, 75 for 7.5, ascending; PTX of the last.
 std::vector<int> architectures();
 
 // counts[image][argmax of each of its rows] += 1. logits is (rows, classes), the rows of an image

@@ -9,17 +9,17 @@
 
 namespace drf_fast::cuda {
 
-// Values are compared in float32, or float64 where they come so; both hold the halves exactly.
+// Values are compared in float32, float64 ones in float64; float32 holds both halves exactly.
 __device__ __forceinline__ float widen(float value) { return value; }
 __device__ __forceinline__ double widen(double value) { return value; }
 __device__ __forceinline__ float widen(__half value) { return __half2float(value); }
 __device__ __forceinline__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
 
 // kLanes neighbouring threads share a row: few for few classes (no idle lanes), a warp for many
-// (coalesced loads). Neighbouring groups take neighbouring rows, so a warp reads one run of memory.
+// (coalesced loads). Neighbouring groups take neighbouring rows, so a warp's loads are contiguous.
 //
-// Most rows of an image elect one class, and as many atomics on one address would queue. So each
-// group counts a run of equal votes in a register and adds it when the vote changes. Integer
+// Most rows of an image elect one class, and as many atomics on one address would be serialised. So
+// each group counts a run of equal votes in a register and adds it when the vote changes. Integer
 // addition commutes: the result does not depend on the order of the groups.
 template <int kLanes, typename T>
 __global__ void vote_kernel(const T* __restrict__ logits,  // (rows, classes)
@@ -27,7 +27,7 @@ __global__ void vote_kernel(const T* __restrict__ logits,  // (rows, classes)
                             unsigned long long* __restrict__ counts) {  // (images, classes)
   constexpr std::int64_t kNoClass = INT64_MAX;
   const int lane = threadIdx.x % kLanes;
-  // Groups of a warp may leave the loop at different rows: each synchronises its own lanes only.
+  // Groups of a warp may leave the loop in different iterations: each synchronises its own lanes.
   const unsigned group_mask = (0xffffffffu >> (32 - kLanes)) << (threadIdx.x % 32 - lane);
   const std::int64_t thread = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const std::int64_t groups = static_cast<std::int64_t>(gridDim.x) * blockDim.x / kLanes;
