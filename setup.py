@@ -1,8 +1,8 @@
 """Builds the compiled parts of drf_fast with ninja, and installs without them where that fails.
 
-``drf_fast._C`` is the C++ core, ``drf_fast._CUDA`` the CUDA one (only where nvcc is). Neither
-includes torch, so torch is never imported here and one build serves any torch version. What was
-built, or why not, is recorded in ``drf_fast/_build.json``, which ``drf-fast doctor`` reads.
+``drf_fast._C`` is the C++ core, ``drf_fast._CUDA`` the CUDA one (only where nvcc is found). Neither
+uses torch's headers, so no torch is needed here and one build serves any version of it. What was
+built, or why it was not, is recorded in ``drf_fast/_build.json``, which ``drf-fast doctor`` reads.
 
 Environment:
     DRF_FAST_BUILD_EXT: auto (default) falls back to pure Python with a warning, 0 builds nothing,
@@ -38,8 +38,8 @@ ROOT = Path(__file__).resolve().parent
 RECORD = "_build.json"
 OLDEST_SETUPTOOLS = 77  # the first that reads the licence in pyproject.toml
 MODES = ("auto", "0", "1")
-# Code for X.0 also runs on X.1 and later of the same major version, so one entry a major version
-# would do; 86 and 89 are added because they are common and gain from their own code.
+# Machine code for X.0 also runs on X.1 and later of the same major version, so one entry for each
+# major version would do; 86 and 89 are added because they are common and gain from their own code.
 CUDA_ARCHS = (75, 80, 86, 89, 90, 100, 110, 120)
 
 
@@ -52,7 +52,7 @@ class BuildError(Exception):
 
 
 class NotWantedError(BuildError):
-    """A part that this machine does not ask for, so that leaving it out is no failure."""
+    """A part that this machine has no use for, so that leaving it out is no failure."""
 
 
 class Host(NamedTuple):
@@ -64,7 +64,7 @@ class Host(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """One ninja rule: the command, and in whose way it reports the headers that it read."""
+    """One ninja rule: its command, and the format of its header dependencies ("gcc" or "msvc")."""
 
     command: str
     deps: str | None = None
@@ -168,7 +168,7 @@ def host_flags(host: Host, env: Mapping[str, str] = os.environ) -> tuple[list[st
         link = [f"/LIBPATH:{Path(sys.base_prefix, 'libs')}"]
     else:
         compile_ = ["-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno"]
-        # Floating-point exceptions are not looked at; without this GCC does not vectorise.
+        # No code reads floating-point exception flags; without this GCC does not vectorise.
         compile_ += ["-fno-trapping-math", *([] if host.openmp else ["-Wno-unknown-pragmas"])]
         compile_ += ["-fvisibility=hidden", "-Wall", "-Wextra", *host.openmp]
         compile_ += ["-Werror"] if strict else []
@@ -200,7 +200,7 @@ def find_nvcc(env: Mapping[str, str] = os.environ) -> Path | None:
 
 
 def cuda_archs(listing: str, wanted: str | None = None) -> list[int]:
-    """The architectures to build for, ascending: ``wanted`` or ours, as far as nvcc has them.
+    """The architectures to build for, ascending: ``wanted``, or those of ours that nvcc supports.
 
     Args:
         listing: what ``nvcc --list-gpu-code`` printed.
@@ -227,7 +227,7 @@ def cuda_archs(listing: str, wanted: str | None = None) -> list[int]:
 
 
 def cuda_flags(host: Host, archs: Sequence[int], env: Mapping[str, str]) -> list[str]:
-    """Flags of nvcc: machine code for each architecture, and PTX of the newest for what comes."""
+    """Flags of nvcc: machine code for each architecture, and PTX of the newest for later ones."""
     flags = ["-O3", "-std=c++17", "--fmad=false", "--cudart=static", f"-I{ROOT / 'csrc'}"]
     flags += ["--threads=0", "-Wno-deprecated-gpu-targets"]
     flags += ["-Werror=all-warnings"] if env.get("DRF_FAST_WERROR") == "1" else []
@@ -292,7 +292,7 @@ def host_rules(host: Host, compile_: Sequence[str], link: Sequence[str]) -> dict
 
 
 def build_cpu(folder: Path, output: Path, env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Build drf_fast._C; a description of how."""
+    """Build drf_fast._C; returns how (compiler and flags)."""
     host = find_host(env)
     compile_, link = host_flags(host, env)
     shown = shlex.join(flag for flag in compile_ if not flag.startswith(("-I", "-isystem", "/I")))
@@ -303,7 +303,7 @@ def build_cpu(folder: Path, output: Path, env: Mapping[str, str] = os.environ) -
 
 
 def build_cuda(folder: Path, output: Path, env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Build drf_fast._CUDA: kernels by nvcc, bindings by the C++ compiler; a description of how."""
+    """Build drf_fast._CUDA, kernels by nvcc, bindings by the C++ compiler; returns how."""
     nvcc = find_nvcc(env)
     if nvcc is None or env.get("DRF_FAST_CUDA_ARCHS") == "none":
         raise NotWantedError("no CUDA toolkit (nvcc), or DRF_FAST_CUDA_ARCHS=none, at installation")
@@ -316,7 +316,7 @@ def build_cuda(folder: Path, output: Path, env: Mapping[str, str] = os.environ) 
     compile_, _ = host_flags(host, env)
     rules = host_rules(host, compile_, [])
     rules["cu"] = Rule(f"{shell([nvcc, *flags])} -MMD -MF $out.d -c $in -o $out", "gcc")
-    # The static runtime's symbols stay inside: torch has its own runtime in the same process.
+    # Hides the symbols of the static CUDA runtime: torch loads its own into the same process.
     hidden = ["-Xlinker=--exclude-libs,ALL,-s"] if sys.platform.startswith("linux") else []
     link = [nvcc, "-shared", "--cudart=static", *(f for f in flags if f.startswith("-ccbin"))]
     rules["link"] = Rule(f"{shell([*link, *hidden])} $in -o $out")
@@ -344,7 +344,7 @@ class BuildExt(build_ext):
     def build_part(self, name: str, package: Path, mode: str) -> dict[str, object]:
         """Build one part; {"built": whether, "reason": why not, ...}."""
         output = package / Path(self.get_ext_filename(name)).name
-        output.unlink(missing_ok=True)  # what an earlier build left must not pass for this one
+        output.unlink(missing_ok=True)  # an earlier build must not pass for this one
         if mode == "0":
             return {"built": False, "reason": "DRF_FAST_BUILD_EXT=0 at installation"}
         try:
@@ -361,7 +361,7 @@ class BuildExt(build_ext):
             return {"built": False, "reason": str(error), "output": error.output[-2000:]}
 
     def copy_to_source(self, package: Path) -> None:
-        """For an editable install: what was built goes beside the sources, what was not goes."""
+        """For an editable install: copy what was built to the sources, delete what was not."""
         target = ROOT / "drf_fast"
         for name in (*(Path(self.get_ext_filename(part)).name for part in PARTS), RECORD):
             (target / name).unlink(missing_ok=True)
@@ -382,7 +382,7 @@ class BuildExt(build_ext):
 
 
 def refuse_old_setuptools(version: str = setuptools.__version__) -> None:
-    """End with a sentence where pyproject.toml cannot be read, as without build isolation."""
+    """Exit with one sentence if pyproject.toml is too new, as without build isolation."""
     if int(version.partition(".")[0]) < OLDEST_SETUPTOOLS:
         raise SystemExit(
             f"drf_fast needs setuptools>={OLDEST_SETUPTOOLS} to build, got {version}: pip install "

@@ -1,10 +1,10 @@
-"""What Python costs around one call of the C++ core, on tensors so small that nothing else counts.
+"""Overhead of Python around one call of the C++ core, on tensors so small that it dominates.
 
     python benchmarks/call_overhead.py [--rounds 2000]
 
-Each public function beside the call of ``drf_fast._C`` that it ends in, all arguments at hand, and
-beside the raw operation; in turn, in one process with one thread. The difference of the medians is
-what checks, dispatcher and allocation take: at most 10 us is wanted.
+Each public function is compared with the call of ``drf_fast._C`` that it makes, its arguments
+prepared, and with the raw operation; in turn, in one process with one thread. The difference of the
+medians is the time of checks, dispatcher and allocation; the goal is at most 10 us.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from drf_fast import functional
 from drf_fast.backends.native import library
 from drf_fast.ops.checks import on_cpu
 
-CALLS = 20  # a round
+CALLS = 20  # of a round
 
 Call = Callable[[], object]
 
@@ -38,7 +38,7 @@ def vote() -> dict[str, Call]:
 
 
 def noisy_repeat() -> dict[str, Call]:
-    """Two copies of one image of 16 pixels, its noise named by a number."""
+    """Two copies of one image of 16 pixels, with a seed and an image id."""
     core = library.load()
     x, ids = torch.rand(1, 1, 4, 4), torch.tensor([5])
     out = torch.empty(2, 1, 4, 4)
@@ -50,7 +50,7 @@ def noisy_repeat() -> dict[str, Call]:
     zero, key = on_cpu(0, torch.int64), on_cpu(3, torch.int64)
     sigma = on_cpu(0.5, torch.float64)
     return {
-        "core": lambda: (core.noisy_repeat(**words), out)[0],  # out: its memory is written
+        "core": lambda: (core.noisy_repeat(**words), out)[0],  # keeps alive what is written
         "operation": lambda: torch.ops.drf_fast.noisy_repeat.default(
             x, sigma, key, ids, zero, 2, "train"
         ),
@@ -72,7 +72,7 @@ def smooth_ce(gradient: bool) -> dict[str, Call]:
     }  # fmt: skip
     logits.requires_grad_(gradient)
     return {
-        "core": lambda: (core.smooth_ce(**words), loss, grad)[0],  # their memory is written
+        "core": lambda: (core.smooth_ce(**words), loss, grad)[0],  # keeps alive what is written
         "operation": lambda: torch.ops.drf_fast.smooth_ce.default(images, target, "mean", gradient),
         "public": lambda: functional.smooth_ce(logits, target, 2),
     }
@@ -86,7 +86,7 @@ def measured(calls: dict[str, Call], rounds: int, share: float) -> dict[str, flo
             began = time.perf_counter()
             for _ in range(CALLS):
                 call()
-            if at:  # the first round finds the backend
+            if at:  # the first round selects the backend
                 times[name].append((time.perf_counter() - began) / CALLS * 1e6)
     return {name: sorted(own)[int(share * len(own))] for name, own in times.items()}
 

@@ -1,11 +1,11 @@
-"""What the ways to certify cost and change, on one trained network: docs/certification.md.
+"""Cost and effect of the options of certify, on one trained network: docs/certification.md.
 
     drf-fast train --out runs/default --certify-images 0
     python benchmarks/certification.py runs/default --out runs/certification
 
 Each log is written by ``drf-fast certify`` in a process of its own, one after the other, and stays
-in the folder, so an interrupted run goes on. Times are the sum of the log's column "time": loading,
-measuring and compiling are not in them.
+in the folder, so that an interrupted run is resumed. Times are sums of the log's column "time",
+without loading, measuring and compiling.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LOGS = {
 
 
 def certify(run: Path, folder: Path, name: str, skip: int) -> Path:
-    """The log of one way, finished if it was begun."""
+    """The log of one set of options, resumed if it is incomplete."""
     out = folder / f"{name.replace(', batch ', '-')}.tsv"
     words = [
         sys.executable, "-m", "drf_fast", "certify", str(run), "--out", str(out), "--resume",
@@ -50,12 +50,12 @@ def certify(run: Path, folder: Path, name: str, skip: int) -> Path:
 
 
 def budgets(logs: dict[str, Path]) -> dict[str, Any]:
-    """Time, samples and decisions of the early stops beside those of the fixed budget."""
+    """Time, samples and decisions of early stopping and of the fixed budget."""
     fixed = read_log(logs["fixed"])
     result: dict[str, Any] = {}
     for name in ("fixed", "anytime", "tolerance"):
         log = read_log(logs[name])
-        assert log.n is not None  # a log of ours
+        assert log.n is not None  # drf_fast wrote the log
         result[name] = {
             "seconds": float(log.seconds.sum()),
             "samples": int(log.n.sum()),

@@ -24,7 +24,7 @@ Run = Callable[..., None]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
-        for item in items:  # the tests of tests/ may be collected too and have no clock
+        for item in items:  # tests/ may be collected too: its tests use no timer
             item.add_marker(pytest.mark.benchmark(timer=gpu_clock.CLOCK))
 
 
@@ -80,9 +80,9 @@ def machine(device: torch.device) -> dict[str, Any]:
 def run(
     benchmark: Any, copy_bandwidth: float, machine: dict[str, Any], device: torch.device
 ) -> Run:
-    """Time ``function`` as ``provider`` of ``group``; ``moved`` bytes are the least it can move.
+    """Time ``function`` as ``provider`` of ``group``; ``moved``: least bytes that it moves.
 
-    ``rounds`` is for what takes many seconds: that many, and no calibration.
+    ``rounds`` is for calls of many seconds: so many rounds, without calibration.
     """
 
     def timed(
@@ -119,4 +119,4 @@ def run(
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
-    machine_info.pop("node", None)  # the host's name is nobody's business
+    machine_info.pop("node", None)  # the host's name is private

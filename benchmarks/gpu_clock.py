@@ -1,9 +1,9 @@
-"""Times on a GPU: CUDA events around each call, which finds nothing of ours in the L2 cache.
+"""Times on a GPU: CUDA events around each call, which starts with a cold L2 cache.
 
-Before each call the GPU reads a buffer of several times the size of its L2 cache. That has the
-effect of rotating through many copies of the arguments, for outputs and temporaries as well; it
-leaves clean lines behind, so that no call pays for writing back what another one left; and while it
-runs the CPU gets ahead with its launches, so that the events enclose the work of the GPU.
+Before each call the GPU reads a buffer of several times the size of its L2 cache. That evicts
+arguments, outputs and temporaries, as rotating through many copies of them would; it leaves clean
+lines, so that no call pays for writing back those of another one; and meanwhile the CPU queues the
+call's launches, so that the time between the events is that of the GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FEWEST, MOST = 20, 1000
 
 
 class Clock:
-    """The timer that pytest-benchmark is given: it stands still until it is told what passed."""
+    """The timer for pytest-benchmark: it advances only by the durations that it is given."""
 
     __name__ = "cuda_events"
 
@@ -38,12 +38,12 @@ CLOCK = Clock()
 
 
 def describe() -> dict[str, Any]:
-    """The GPU's name and, where torch tells its memory's clock and width, its peak bandwidth."""
+    """The GPU's name and, if torch reports its memory's clock and width, its peak bandwidth."""
     properties = torch.cuda.get_device_properties()
     found: dict[str, Any] = {"gpu": properties.name, "cuda": torch.version.cuda}
     kilohertz = getattr(properties, "memory_clock_rate", None)
     bits = getattr(properties, "memory_bus_width", None)
-    if kilohertz and bits:  # two transfers a clock
+    if kilohertz and bits:  # double data rate: two transfers a clock
         found["peak_gigabytes_per_second"] = 2 * kilohertz * 1e3 * bits / 8 / 1e9
     return found
 
@@ -76,7 +76,7 @@ def benchmark(fixture: Any, function: Callable[[], Any]) -> None:
 
 
 def benchmark_on_cpu(fixture: Any, function: Callable[[], Any]) -> None:
-    """The same by the wall clock, for what does not run on the GPU."""
+    """The same by the wall clock, for functions that run on the CPU."""
     seconds = []
     while len(seconds) < FEWEST or (sum(seconds) < SECONDS and len(seconds) < MOST):
         start = time.perf_counter()

@@ -1,11 +1,10 @@
-"""Times of the operations on a GPU: of the host's call, of the whole, and of the kernels alone.
+"""Times of the operations on a GPU: of the host's calls, in total, and of the kernels alone.
 
     python benchmarks/gpu_times.py
 
-Where the first is the largest, calls are bound by the host, and a CUDA graph takes that away: the
-last is what remains. The others are of fifty calls in a row with no profiler beside them. Beside
-each operation of ours stands a copy that moves as many bytes: no kernel that has to read its input
-and write its output can be faster.
+Where the first is the largest, calls are bound by the host; in a CUDA graph only the last remains.
+The first two are of fifty calls in a row without the profiler. After each operation of ours a copy
+of as many bytes is timed: no kernel that has to read its input and write its output can be faster.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ CALLS = 50
 
 
 def show(name: str, call: Callable[[], Any], moved: int = 0) -> None:
-    """Print microseconds of one call, over enough of them.
+    """Print microseconds of one call, averaged over ``CALLS``.
 
     Args:
-        name: printed before.
-        call: what is timed.
+        name: label of the line.
+        call: is timed.
         moved: bytes that it has to read and write; a copy of as many is timed after it.
     """
     for _ in range(5):
@@ -102,7 +101,7 @@ def images(shape: tuple[int, ...], samples: int = 4, sigma: float = 0.5) -> None
     show(
         f"adversary_step {named}",
         lambda: drf_fast.adversary_step(grad, x, x, **step, **noise),
-        size * (3 + 2 * samples),  # x and its adversary come in, one goes out
+        size * (3 + 2 * samples),  # reads x, x_adv and grad, writes x_adv and noisy copies
     )
     levels = (255 * x).to(torch.uint8)
     show(

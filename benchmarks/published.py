@@ -1,6 +1,6 @@
-"""The operations as published training code of this field writes them, in our own words.
+"""The operations as published training code of this field computes them, in code of our own.
 
-They are the baseline of every ratio: one torch call after another, every intermediate in memory.
+They are the baseline of every ratio: eager torch calls, with every intermediate in memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def macer_loss(
     gamma: float,
     beta: float = 16.0,
 ) -> torch.Tensor:
-    """Images outside the margin are masked: published code picks the others, which synchronises."""
+    """Images outside the margin are masked; published code indexes, which synchronises."""
     z = logits.reshape(-1, m, logits.shape[1])
     cross_entropy = F.nll_loss(torch.log(F.softmax(z, dim=2).mean(1) + 1e-10), target)
     top, classes = F.softmax(beta * z, dim=2).mean(1).topk(2)
@@ -65,12 +65,12 @@ def pgd_step(
     noise: torch.Tensor,
     epsilon: float,
 ) -> torch.Tensor:
-    """All of a PGD step but the network, as the SmoothAdv attack is published.
+    """A PGD step without the network, as in the published SmoothAdv attack.
 
     Salman et al. 2019 keep the perturbation as a leaf tensor that autograd reaches through the
     repetition and the addition of the noise, normalise its gradient in place, draw a random
     direction where it is zero, let an SGD optimizer ascend, and clamp and project the perturbation.
-    ``grad`` is what the network's backward would bring to its input.
+    ``grad`` is the gradient that the network's backward would give its input.
     """
     m = logits.shape[0] // x.shape[0]
     torch.autograd.grad(smooth_ce(logits, target, m), logits)
@@ -98,7 +98,7 @@ def ascend(
 
 
 def lenet() -> torch.nn.Module:
-    """The network of the MNIST experiments as it is written: 431,080 parameters."""
+    """The network of the published MNIST experiments: 431,080 parameters."""
     return torch.nn.Sequential(
         *(torch.nn.Conv2d(1, 20, 5), torch.nn.ReLU(), torch.nn.MaxPool2d(2)),
         *(torch.nn.Conv2d(20, 50, 5), torch.nn.ReLU(), torch.nn.MaxPool2d(2)),
@@ -170,7 +170,7 @@ def certify(
     batch_size: int,
     classes: int = 10,
 ) -> tuple[int, float]:
-    """CERTIFY of one image (C, H, W), as the reference code of 2019 has it: one by one."""
+    """CERTIFY of one image (C, H, W), as in the reference code of 2019."""
     best = int(sample_under_noise(model, x, sigma, n0, batch_size, classes).argmax())
     count = int(sample_under_noise(model, x, sigma, n, batch_size, classes)[best])
     p = scipy.stats.beta.ppf(alpha, count, n - count + 1) if count else 0.0

@@ -28,7 +28,7 @@ def groups(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def ratio(providers: dict[str, dict[str, Any]], provider: str) -> float | None:
-    """How many times faster than the baseline of its group; None where that was not run (-k)."""
+    """The speed-up over the baseline of its group; None if that was not run (pytest -k)."""
     for name, entry in providers.items():
         if name.startswith(BASELINES):
             return entry["seconds"] / providers[provider]["seconds"]

@@ -1,13 +1,13 @@
-"""What sound certificates cost beside ordinary ones, on one trained network: docs/certification.md.
+"""Cost of sound certificates over ordinary ones, on a trained network: docs/certification.md.
 
     drf-fast train --out runs/default --certify-images 0
     python benchmarks/sound.py runs/default --out runs/sound --images 500 --n 100000
 
-Times are taken in turns, one call of each, and what is shown is the median ratio of neighbours, by
-the clock and by the processor's time (which other programs on the machine change less; with several
-threads it counts their waiting too). The goals are 2.5 for the noise and 1.1 for certificates. Each
-log is written by ``drf-fast certify`` in a process of its own and stays in the folder, so an
-interrupted run goes on.
+Calls of both are timed in turn, and the median ratio of adjacent calls is reported, of wall-clock
+and of processor time (which other programs on the machine affect less; with several threads it
+includes their busy waiting). The goals are 2.5 for the noise and 1.1 for certificates. Each log is
+written by ``drf-fast certify`` in a process of its own and stays in the folder, so that an
+interrupted run is resumed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TERMS = ["--memory-format", "channels_last", "--batch-size", str(BATCH)]
 
 
 def ratio(sound: Callable[[], Any], ordinary: Callable[[], Any], rounds: int) -> dict[str, float]:
-    """Time of ``sound`` over that of ``ordinary``, the median of rounds that take turns."""
+    """Time of ``sound`` over that of ``ordinary``, the median of alternating rounds."""
     for call in (sound, ordinary):
         call()  # the first calls warm up
     found: dict[str, list[float]] = {"by_the_clock": [], "processor_time": []}
@@ -54,7 +54,7 @@ def ratio(sound: Callable[[], Any], ordinary: Callable[[], Any], rounds: int) ->
 
 
 def noise(rounds: int) -> dict[str, dict[str, float]]:
-    """``noisy_levels`` beside ``noisy_repeat``."""
+    """``noisy_levels`` over ``noisy_repeat``."""
     found = {}
     for batch, m, *image in SHAPES:
         u = torch.randint(0, 256, (batch, *image), dtype=torch.uint8)
@@ -68,7 +68,7 @@ def noise(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def certificates(run: Path, n: int, rounds: int) -> dict[str, float]:
-    """CERTIFY of one image, the passes that are filled up included."""
+    """CERTIFY of one image, with padded passes."""
     path = ours.locate(run)
     saved = ours.load_any(path)
     images = data.load(saved["config"]["data"], "test")
@@ -89,7 +89,7 @@ def certificates(run: Path, n: int, rounds: int) -> dict[str, float]:
 
 
 def log_of(run: Path, folder: Path, sound: bool, n: int, count: int) -> Path:
-    """The log of one kind of noise, finished if it was begun."""
+    """The log of one kind of noise, resumed if it is incomplete."""
     out = folder / f"{'sound' if sound else 'ordinary'}-n{n}-{count}.tsv"
     images = data.load("mnist-mini", "test")
     words = [

@@ -1,7 +1,7 @@
-"""Networks as they are published, unmodified, through the Python interface.
+"""Published networks, unmodified, through the Python interface.
 
-The loop of 2019 runs in eager fp32 at its best batch size, measured; ``SmoothedClassifier`` chooses
-for itself. The training step is published SmoothAdv, and the same with ``faster`` and ``attack``.
+The loop of 2019 runs in eager fp32 at its fastest batch size; ``SmoothedClassifier`` chooses its
+own. The training step is that of published SmoothAdv, and the same with ``faster`` and ``attack``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CERTIFIERS: dict[str, dict[str, Any]] = {
 
 
 class PublishedLeNet(nn.Module):
-    """Convolution, ReLU, pooling and ``view``, as most people write it."""
+    """Convolution, ReLU, pooling and ``view``, as it is usually written."""
 
     def __init__(self) -> None:
         super().__init__()

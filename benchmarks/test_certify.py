@@ -1,6 +1,6 @@
 """CERTIFY of MNIST images with LeNet: the engine, against the loop of the 2019 reference code.
 
-Compilation is a part of neither: every provider runs once before it is timed.
+Compilation is not timed: every provider runs once before.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def pgd_step(provider: str) -> Callable[[], Any]:
 
     x_adv = (x + 0.01 * torch.randn_like(x)).clamp(0, 1)
     ball = (drf_fast.HardBall if provider.endswith("hard") else drf_fast.SoftBall)(EPSILON)
-    # As in drf_fast.attack, what names the noise is made once, before the steps.
+    # As in drf_fast.attack, the key and the ids of the noise are made once, before the steps.
     key, ids = torch.tensor(1), torch.arange(BATCH)
     sigma, step_size = torch.tensor(SIGMA).double(), torch.tensor(STEP_SIZE).double()
 

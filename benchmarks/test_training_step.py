@@ -1,7 +1,7 @@
 """A whole training step of SmoothAdv with LeNet, and the same passes through the network alone.
 
 The published step is eager code in the default memory format. drf_fast's is that of ``drf-fast
-train``, on a GPU a CUDA graph. "network only" is what no code around the network can fall below:
+train``, on a GPU a CUDA graph. "network only" is the lower bound for any code around the network:
 the T + 1 forward and backward passes, uncaptured, in the format that drf_fast chose.
 """
 
