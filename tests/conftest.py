@@ -17,23 +17,23 @@ import torch
 
 import drf_fast
 
-# Sessions of kernels; the ordinary one starts them in gpu/test_interpreter.py, test_ptx.py and
-# test_on_gpu.py.
+# Whether this session runs kernels; the ordinary session starts such ones as subprocesses, in
+# gpu/test_interpreter.py, test_ptx.py and test_on_gpu.py.
 KERNELS = interpreted.CHOSEN or on_gpu.CHOSEN or on_ptx.CHOSEN
 collect_ignore = [] if KERNELS else ["kernels"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread in each of xdist's processes and in what they start; these are enough."""
+    """One thread in each of xdist's processes and their subprocesses, which fill the cores."""
     if hasattr(config, "workerinput"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)
 
 
 def backends_of(operations: tuple[str, ...]) -> list[str]:
-    """The reference, and what else this installation has on the CPU for all the operations.
+    """The reference, and the other backend of this installation for the operations on the CPU.
 
-    "auto" stands for a mixture: some of them have a compiled implementation and some have not.
+    "auto" where only some of them have a compiled implementation.
     """
     from drf_fast.backends.native import cpu
 
@@ -77,16 +77,16 @@ def as_ptx() -> Iterator[None]:
 
 @pytest.fixture(autouse=like_gpu.CHOSEN, scope="session")
 def as_a_gpu() -> Iterator[None]:
-    """The interpreter computes no better than hardware has to."""
+    """The interpreter is only as accurate as a GPU is specified to be."""
     with like_gpu.installed():
         yield
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``time.perf_counter`` counts what ``time.sleep`` was asked for, and hardly anything else.
+    """``time.perf_counter`` advances by the arguments of ``time.sleep``, and 1 us at each reading.
 
-    What is measured is then what a test says, however busy the machine is.
+    Measured times are then those that a test prescribes, whatever the machine's load.
     """
     now = 0.0
 
@@ -95,7 +95,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
         now += seconds
 
     def read() -> float:
-        wait(1e-6)  # rates are finite
+        wait(1e-6)  # so that no rate is infinite
         return now
 
     monkeypatch.setattr(time, "sleep", wait)
@@ -111,7 +111,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test on one backend, strictly."""
+    """Runs the test on one backend, without a fallback."""
     with drf_fast.use_backend(request.param):
         yield request.param
 
@@ -123,7 +123,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             items=[item for item, run in zip(items, runs, strict=True) if not run]
         )
         items[:] = [item for item, run in zip(items, runs, strict=True) if run]
-    if KERNELS:  # what does not run a kernel ran in the ordinary session
+    if KERNELS:  # tests that run no kernel belong to the ordinary session
         kernels = Path(__file__).parent / "kernels"
         chosen = [
             item

@@ -1,4 +1,4 @@
-"""What a program of each kernel executes, counted by running its PTX: docs/kernels.json.
+"""Counts of what a program of each kernel executes, by running its PTX: docs/kernels.json.
 
     python tests/instruments/counted.py                        with the installed Triton
     PYTHONPATH=folder python tests/instruments/counted.py      with one unpacked into a folder
@@ -35,7 +35,7 @@ Counted = dict[str, int]
 
 
 def of(case: Case) -> Counted:
-    """A program of the first launch of a case; what sums the losses of a batch is left out."""
+    """Per program of the first launch of a case; the reduction of losses is left out."""
     on_ptx.counts.clear()
     with on_ptx.bridge():
         case.run()

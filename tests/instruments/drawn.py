@@ -1,4 +1,4 @@
-"""What the fuzz tests share: tensors as anybody may pass them, calls, and how results compare.
+"""Shared by the fuzz tests: tensors of any layout and values, calls, comparison of results.
 
 ``DRF_FAST_FUZZ=20`` in the environment runs 20 times as many examples, new ones each time.
 """
@@ -44,7 +44,7 @@ def fuzz(examples: int) -> Callable[[Any], Any]:
 
 
 class Drawn(NamedTuple):
-    """A view, and all of the storage that it is a view into, with a copy from before the calls."""
+    """A view, its whole storage, and a copy of the storage from before the calls."""
 
     view: torch.Tensor
     storage: torch.Tensor
@@ -106,7 +106,7 @@ def floats(draw: Any, shape: tuple[int, ...], dtype: torch.dtype, scale: float =
 
 @st.composite
 def integers(draw: Any, shape: tuple[int, ...], low: int, high: int, poison: int = -7) -> Drawn:
-    """int64 in [low, high], the ends more often than by chance."""
+    """int64 in [low, high], its ends with increased probability."""
     element = st.one_of(st.sampled_from([low, high]), st.integers(low, high))
     size = math.prod(shape)
     values = torch.tensor(draw(st.lists(element, min_size=size, max_size=size)), dtype=torch.int64)
@@ -165,7 +165,7 @@ def assert_alike(*results: Any) -> None:
 
 
 def strides(tensor: torch.Tensor) -> list[int]:
-    """Those that say where elements lie."""
+    """The strides that matter: those of dimensions larger than 1."""
     used = [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
     return used if tensor.numel() else []
 

@@ -1,7 +1,7 @@
 """Multiply-add with one rounding, in numpy: what a GPU's fma computes, to the bit.
 
-Both go through a number rounded to odd (Boldo and Melquiond 2008): its last bit remembers that
-something was cut off, so that the second rounding decides as if it had been the only one.
+Both dtypes use an intermediate rounded to odd (Boldo and Melquiond 2008): its last bit is sticky,
+set if the result is inexact, so that the second rounding gives what a single one would.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def fma(a: Array, b: Array, c: Array) -> Array:
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """a + b rounded, and what the rounding cut off."""
+    """a + b rounded, and its rounding error."""
     total = a + b
     of_b = total - a
     return total, (a - (total - of_b)) + (b - of_b)
 
 
 def _two_product(a: Array, b: Array) -> tuple[Array, Array]:
-    """a * b rounded, and what the rounding cut off."""
+    """a * b rounded, and its rounding error."""
 
     def halves(x: Array) -> tuple[Array, Array]:
         scaled = x * 134217729.0
@@ -52,7 +52,7 @@ def _two_product(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def _sum_to_odd(a: Array, b: Array) -> Array:
-    """a + b in float64: cut off, and the last bit set wherever it is not exact."""
+    """a + b in float64, rounded to odd: truncated, with the last bit set where it is inexact."""
     total, low = _two_sum(a, b)
     total = np.array(total, np.float64, ndmin=1)
     bits = total.view(np.int64)

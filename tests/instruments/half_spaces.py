@@ -1,4 +1,4 @@
-"""Classifiers of two classes whose certificates are known, and how they are smoothed."""
+"""Classifiers of two classes whose certificates are known, and their smoothing."""
 
 from __future__ import annotations
 

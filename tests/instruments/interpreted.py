@@ -1,8 +1,8 @@
-"""Triton's interpreter without a repetition that takes much of its time.
+"""Triton's interpreter without repeated patching, which takes much of its time.
 
-At each launch, and at each call of one of a kernel's own functions, the interpreter puts functions
-that compute with NumPy in the place of those of ``triton.language``. Here that is done once for
-each module that kernels are written in, and undone at the end.
+At each launch, and at each call of one of a kernel's own functions, the interpreter patches
+``triton.language`` with functions that compute with NumPy. Here that is done once for each module
+of kernels, and undone at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CHOSEN = os.environ.get("TRITON_INTERPRET") == "1"
 
 @contextlib.contextmanager
 def faster() -> Iterator[None]:
-    """Inside, the language stays replaced between launches."""
+    """Inside, ``triton.language`` stays patched between launches."""
     from triton.runtime import interpreter
 
     replace = interpreter._patch_lang
@@ -34,5 +34,5 @@ def faster() -> Iterator[None]:
     with mock.patch.object(interpreter, "_patch_lang", once):
         yield
     for scope in reversed(scopes.values()):
-        if scope is not None:  # of a Triton that never puts the language back
+        if scope is not None:  # None in a Triton version that never restores the language
             scope.restore()

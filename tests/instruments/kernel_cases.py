@@ -1,4 +1,4 @@
-"""Arguments of every operation that has kernels, with memory or without, and its least traffic.
+"""Arguments of every operation that has kernels, with or without memory, and its least traffic.
 
 A case is a call of a raw operation of ``drf_fast.ops``. On the ``meta`` device its tensors have
 sizes, strides and offsets but no memory, which is enough to record what it launches.
@@ -24,7 +24,7 @@ BALLS = ("none", "hard", "prox", "shrink", "excess", "udr")
 
 @dataclass(frozen=True)
 class Case:
-    """A call: of an operation on images (B, m, C, H, W), or of a loss on logits (B, m, K)."""
+    """A call of an operation on images (B, m, C, H, W), or of a loss on logits (B, m, K)."""
 
     operation: str
     shape: tuple[int, ...]
@@ -45,10 +45,10 @@ class Case:
 
     @property
     def minimum_bytes(self) -> int:
-        """Each of the large tensors read or written once; what is of the size B is left out."""
+        """Each large tensor is read or written once; tensors of B values are left out."""
         batch, m = self.shape[:2]
         one = math.prod(self.shape[2:]) * batch * self.dtype.itemsize
-        guide = level_table(0.5, torch.device("cpu")).guide  # which all pixels look things up in
+        guide = level_table(0.5, torch.device("cpu")).guide  # read by all pixels
         return {
             "noisy_repeat": one + m * one,
             "noisy_levels": one // self.dtype.itemsize + m * one + guide.nbytes,

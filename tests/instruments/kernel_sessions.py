@@ -1,7 +1,7 @@
-"""Sessions of tests on the Triton kernels, each in processes of its own, for both ways to run them.
+"""Test sessions on the Triton kernels, in subprocesses: interpreted, as PTX, or on a GPU.
 
-There the tests of tests/kernels run, and once more those tests of an operation that take any
-backend, on its kernel. A failure shows the output of that session.
+Each runs the tests of tests/kernels, and the tests of operations that take any backend, on the
+kernels. A failure shows the output of that session.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ANY_BACKEND = (
     "attack",
     "ops",
 )
-# In a session of a share, of the tests with more cases than this about one case in so many runs.
+# With SHARE > 1, about one case in SHARE runs of each test that has more cases than _FEW_CASES.
 SHARE, _FEW_CASES = int(os.environ.get("DRF_FAST_TEST_SHARE", "1")), 12
 FILES = [
     *sorted((TESTS / "kernels").glob("test_*.py")),
@@ -38,7 +38,7 @@ FILES = [
 
 
 def passes(files: Sequence[Path | str], processes: int, **environment: str) -> None:
-    """All files, or tests named by their ids, in ``processes`` processes of one thread each."""
+    """All files, or tests by their ids, pass in ``processes`` processes of one thread."""
     divided = ["-n", str(processes)] if importlib.util.find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *divided]
     command += ["-m", "not exhaustive"]  # the default leaves the slow ones out
@@ -60,7 +60,7 @@ def passes(files: Sequence[Path | str], processes: int, **environment: str) -> N
 def chosen(names: Sequence[str]) -> list[bool]:
     """Which of the tests belong to this session's share; at least one case of each function.
 
-    A checksum chooses, so that the choice does not follow the order of dtypes, losses and shapes.
+    A checksum of its id selects a case, independently of the order of dtypes, losses and shapes.
     """
     functions = [name.split("[")[0] for name in names]
     cases = collections.Counter(functions)

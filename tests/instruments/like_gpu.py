@@ -1,17 +1,17 @@
-"""Triton's interpreter, made to compute as badly as a GPU is allowed to.
+"""Triton's interpreter with the errors that a GPU is allowed to make.
 
-The interpreter divides, roots and sums better than hardware does, so that a test may pass on it and
-fail on a GPU. With ``DRF_FAST_TEST_KERNELS=like-gpu`` beside ``TRITON_INTERPRET=1`` operations keep
-no more than what the PTX manual or CUDA's tables of errors promise:
+The interpreter's divisions, roots and sums are more accurate than those of hardware, so that a test
+may pass on it and fail on a GPU. With ``DRF_FAST_TEST_KERNELS=like-gpu`` and ``TRITON_INTERPRET=1``
+operations are only as accurate as the PTX manual or CUDA's tables of errors guarantee:
 
     division       div.full.f32: 2 units in the last place          div_rn is exact
     square root    sqrt.approx.ftz.f32: 1 unit, subnormals are 0    sqrt_rn is exact
     exp, log       ex2.approx of x log2(e), 2 units; libdevice's logarithm, 1 unit, subnormals are 0
     fma            rounded once
-    sums           a tree, of an order that each specialisation of a kernel draws for itself
-    maxima         NaN is passed over, so that which class is the largest of a row with NaN is open
-    loads          lanes that a mask keeps out, and that nothing is given for, hold anything
-    shifts         beyond the width: anything
+    sums           a tree, in an order that is random for each specialisation of a kernel
+    maxima         NaN is ignored, so that the argmax of a row with NaN is undefined
+    loads          masked lanes without ``other`` have undefined values
+    shifts         beyond the width: undefined
     to integers    saturating; NaN becomes 0, or the lowest number where 64 bits are involved
 
 Errors follow from the bits of the operands and the seed: equal operands give equal results, as in
@@ -36,7 +36,7 @@ Array = np.ndarray
 
 
 class _Draw:
-    """What the present test and the present launch draw from."""
+    """The random state of the current test and the current launch."""
 
     test = zlib.crc32(b"") ^ SEED
     specialisation = ""
@@ -44,7 +44,7 @@ class _Draw:
 
 
 def begin(test: str) -> None:
-    """From now on draw what ``test`` draws, whatever ran before it."""
+    """Seed the random state for ``test``, independently of the tests before it."""
     _Draw.test = zlib.crc32(test.encode()) ^ SEED
     _Draw.random = np.random.default_rng(_Draw.test)
 
@@ -52,7 +52,7 @@ def begin(test: str) -> None:
 def _moved(exact: Array, most: int, *operands: Array) -> Array:
     """A number within ``most`` units in the last place of ``exact``, in the dtype of the operands.
 
-    What is not normal is the nearest one.
+    Results that are not normal numbers are rounded to nearest.
     """
     exact = np.array(exact, ndmin=1)
     value = exact.astype(operands[0].dtype)
@@ -65,7 +65,7 @@ def _moved(exact: Array, most: int, *operands: Array) -> Array:
     whole = value.view(f"i{value.itemsize}")
     moved = (whole + steps.astype(whole.dtype)).view(value.dtype)
     normal = np.isfinite(moved) & (np.abs(value) > 4 * np.finfo(value.dtype).tiny)
-    near = np.abs(moved - exact) <= most * np.spacing(np.abs(value))  # value is rounded already
+    near = np.abs(moved - exact) <= most * np.spacing(np.abs(value))  # value has its own rounding
     return np.where(normal & near & np.isfinite(value), moved, value)
 
 
@@ -112,12 +112,12 @@ def _to_integer(x: Array, dtype: np.dtype) -> Array:
 
 
 def _tree_sum(rows: Array) -> Array:
-    """The sum over the first axis as threads do it: each a part, one by one; then in pairs.
+    """The sum over the first axis as threads do it: each a part in sequence, then in pairs.
 
-    Places are dealt out at random, by the specialisation and the shape: one layout, one order.
+    Elements are distributed at random, seeded by specialisation and shape: one layout, one order.
     """
-    told = f"{_Draw.specialisation} {rows.shape} {rows.dtype}"
-    random = np.random.default_rng([_Draw.test, zlib.crc32(told.encode())])
+    name = f"{_Draw.specialisation} {rows.shape} {rows.dtype}"
+    random = np.random.default_rng([_Draw.test, zlib.crc32(name.encode())])
     rows = rows[random.permutation(len(rows))]
     threads = 1 << int(random.integers(0, len(rows).bit_length()))
     while len(rows) > threads:
@@ -136,7 +136,7 @@ def _tree_sum(rows: Array) -> Array:
 
 
 def _specialisation(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> str:
-    """What Triton compiles a kernel anew for."""
+    """The properties of a launch for which Triton compiles a kernel anew."""
 
     def told(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -148,7 +148,7 @@ def _specialisation(kernel: Any, arguments: tuple[Any, ...], constants: dict[str
 
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
-    """Inside, the interpreter computes like a GPU."""
+    """Inside, the interpreter makes the errors of a GPU."""
     from triton.runtime import interpreter
 
     builder = interpreter.InterpreterBuilder

@@ -1,5 +1,5 @@
-"""A linear classifier of mnist-mini, fitted by least squares in no time: smoothing leaves it as it
-is, so that distances to its decision boundary are known."""
+"""A linear classifier of mnist-mini, fitted by least squares: smoothing does not change its
+decisions, so that distances to its decision boundary are known."""
 
 from __future__ import annotations
 

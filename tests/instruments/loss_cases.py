@@ -1,7 +1,7 @@
-"""Arguments of the three losses on their kernels, and how near a result has to be.
+"""Arguments of the three losses on their kernels, and tolerances of their results.
 
-u stands for 2^-24, half the distance from 1 to the next float32 (2^-53 of float64): what one
-rounding is off by, relative to its result, at most.
+u stands for 2^-24, half the distance from 1 to the next float32 (2^-53 of float64): the largest
+relative error of one rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from drf_fast.backends.reference import operations as reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Whether this session computes as hardware does: approximations, sums in an order of their own.
+# Whether this session computes as hardware does: approximate functions, sums in layout order.
 HARDWARE = like_gpu.CHOSEN or on_gpu.CHOSEN or on_ptx.CHOSEN
 
 
@@ -40,7 +40,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def case(
     shape: tuple[int, int, int], dtype: torch.dtype = torch.float32, scale: float = 0.2
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Most labels are the predicted class, so that the margin of macer_loss plays its part."""
+    """Most labels are the predicted class, so that the margin term of macer_loss is active."""
     generator = torch.Generator().manual_seed(sum(shape))
     logits = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
     target = torch.softmax(16 * logits, 2).mean(1).argmax(1)
@@ -49,7 +49,7 @@ def case(
 
 
 def in_other_layouts(logits: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The same (B, m, K) numbers as they may lie in memory, the gaps filled with NaN."""
+    """The same (B, m, K) numbers in other memory layouts, the gaps filled with NaN."""
     batch, samples, classes = logits.shape
     room = torch.full((2 * batch + 1, 3 * samples - 2, classes + 3), math.nan, dtype=logits.dtype)
     return {
@@ -82,17 +82,16 @@ def truth(name: str, logits: torch.Tensor, target: torch.Tensor) -> Any:
 def assert_true(name: str, logits: torch.Tensor, target: torch.Tensor, got: Any) -> None:
     """Value and gradient within 1e-6 of the float64 reference, and the rounding of the output.
 
-    1e-6 of the largest number, 16.8 u, is what a kernel is meant to keep where no |log F| is above
-    some 8. What its number goes through, each step with the most that it may be off by: e^(z -
-    peak), 2 u and u |z - peak|; the sum S of a row, u for each addition on a term's way, which are
-    5 at 10 classes and 36 at 1000; log S, one unit in the last place, 4 u at 10 classes and 8 u at
-    1000; log F^y, half of one; the quotient w_i / (W S) and two products, u each. If all of these
-    had one sign they would make 50 u at 10 classes. They have not: as independent numbers, even in
-    their ranges, they make a standard deviation of 3 u at 10 classes and 5 u at 1000, and 16.8 u is
-    three to five of these; what is further off has lost digits somewhere. What lam makes of
-    logarithms in ``consistency_loss`` is larger and comes on top, with its worst case. float64:
-    1e-12 is 9,000 of its u, what is left of them in MACER's quantiles, which are fitted to 2e-14,
-    times 1 / density.
+    1e-6 of the largest number, 16.8 u, is required of a kernel where no |log F| is above some 8.
+    The steps of its computation, with the largest error of each: e^(z - peak), 2 u and
+    u |z - peak|; the sum S of a row, u for each addition that a term passes through, 5 at 10
+    classes and 36 at 1000; log S, one unit in the last place, 4 u at 10 classes and 8 u at 1000;
+    log F^y, half of one; the quotient w_i / (W S) and two products, u each. With equal signs all
+    of these would add up to 50 u at 10 classes. As independent numbers, uniform in their ranges,
+    they have a standard deviation of 3 u at 10 classes and 5 u at 1000, and 16.8 u is three to five
+    of these; a larger error shows that digits were lost. The error of lam times logarithms in
+    ``consistency_loss`` is larger and is added with its worst case. float64: 1e-12 is 9,000 of its
+    u, as MACER's quantiles, fitted to 2e-14, are multiplied by 1 / density.
     """
     (value, grad), (true_value, true_grad) = got, truth(name, logits, target)
     exact = logits.dtype == torch.float64
@@ -103,8 +102,8 @@ def assert_true(name: str, logits: torch.Tensor, target: torch.Tensor, got: Any)
     error = abs(float(value) - float(true_value))
     assert error <= tolerance * abs(float(true_value)) + of_logarithms
     info = torch.finfo(logits.dtype)
-    # Half a unit in the last place, of normal and of subnormal numbers; 1.001: of what is itself
-    # off by the tolerance.
+    # Half a unit in the last place, of normal and of subnormal numbers; 1.001, as the rounded value
+    # itself has the error of the tolerance.
     rounding = 0.5 * info.eps * true_grad.abs() + 0.5 * info.smallest_normal * info.eps
     error = (grad.double() - true_grad).abs()
     # The slope and its mean over the classes, times F_i / (B m).
@@ -114,7 +113,7 @@ def assert_true(name: str, logits: torch.Tensor, target: torch.Tensor, got: Any)
 
 
 def error_of_logarithms(name: str, logits: torch.Tensor) -> float:
-    """What lam times the gap of consistency_loss may be off by on hardware.
+    """The largest error of lam times the gap of consistency_loss on hardware.
 
     With L the largest |log F|: log Fbar inherits the relative error of Fbar (at most 8 u:
     exponential, share, product, mean), the mean of log F that of the row's sum (at most 8 u), and
@@ -132,12 +131,12 @@ def same_but_for_the_order_of_sums(
 ) -> bool:
     """Equal bits; on hardware, whose sums follow the layout, within 8 u of the largest number.
 
-    Every number is a row's factor times what belongs to its class alone; the factor inherits the
+    Every number is a factor of its row times a factor of its class; the former inherits the
     relative error of the row's sum, at most 3 u for each of the two orders, and is rounded twice.
-    The gap of consistency_loss is off in both, by ``error_of_logarithms`` at most. The slopes of
-    macer_loss are made of quantiles and densities: a tail's 8 u are 8 u of 1 over the density
-    there, of which the loss has a product with a sum over samples, 32 u together. A half precision
-    may then round to its neighbour.
+    The gap of consistency_loss has an error of at most ``error_of_logarithms`` in both. The slopes
+    of macer_loss consist of quantiles and densities: 8 u of a tail are 8 u of 1 over the density
+    there, which is multiplied with a sum over samples, 32 u together. A half precision may then
+    round to its neighbour.
     """
     if not HARDWARE:
         return same_bits(got, expected)

@@ -1,4 +1,4 @@
-"""Networks as people write them, each small and for images (1, 12, 12) and 3 classes."""
+"""Small networks in the usual styles of PyTorch code, for images (1, 12, 12) and 3 classes."""
 
 from __future__ import annotations
 

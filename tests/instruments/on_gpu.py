@@ -1,8 +1,8 @@
-"""Tests of kernels on CPU tensors, run by a GPU: each launch takes its tensors there and back.
+"""Tests of kernels on CPU tensors, run by a GPU: each launch copies its tensors there and back.
 
-With ``DRF_FAST_TEST_KERNELS=cuda`` in the environment a session runs on the GPU's machine code what
-``TRITON_INTERPRET=1`` runs in the interpreter. Whole storages travel, so that offsets, gaps and
-poison are there, and a store beside a view comes back to be seen.
+With ``DRF_FAST_TEST_KERNELS=cuda`` in the environment a session runs compiled on the GPU what
+``TRITON_INTERPRET=1`` runs in the interpreter. Whole storages are copied, so that offsets, gaps and
+poison are kept, and a store outside a view is copied back and seen.
 """
 
 from __future__ import annotations

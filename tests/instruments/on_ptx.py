@@ -1,7 +1,7 @@
-"""Tests of kernels on CPU tensors, run by the PTX that Triton makes of them: see ``ptx``.
+"""Tests of kernels on CPU tensors that execute the PTX compiled by Triton: see ``ptx``.
 
 With ``DRF_FAST_TEST_KERNELS=ptx`` in the environment a session compiles each launch for sm_90, as
-Triton's JIT would, and executes what ptxas would get.
+Triton's JIT would, and executes the PTX that ptxas would be given.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CAPABILITY = 90
 _LARGEST = 227 * 1024  # shared memory of a program on sm_90
 _programs: dict[Any, tuple[ptx.Program, int]] = {}
 counts: list[tuple[str, ptx.Counts]] = []  # of each launch, by the kernel's name
-_faults: list[str] = []  # of launches that ended in one
+_faults: list[str] = []  # names of the kernels that raised a FaultError
 
 
 def _compiled(launch: Any) -> tuple[ptx.Program, int]:
@@ -38,8 +38,8 @@ def _compiled(launch: Any) -> tuple[ptx.Program, int]:
     source = sass.source(launch)
     key = source.hash(), launch.num_warps, launch.registers
     if key not in _programs:
-        # Through ptxas too, whose output nobody needs here: what Triton keeps in its cache must be
-        # whole, for it is everybody's.
+        # Through ptxas too, whose output is not used here: other sessions share Triton's cache, so
+        # its entries must be complete.
         compiled = triton.compile(
             source,
             target=GPUTarget("cuda", CAPABILITY, 32),
@@ -86,14 +86,14 @@ def tell() -> None:
     import triton
 
     if path := os.environ.get("DRF_FAST_TEST_COUNTS"):
-        told = {
+        record = {
             "triton": triton.__version__,
             "launches": len(counts),
             "kernels": sorted({name for name, _ in counts}),
             "faults": len(_faults),
         }
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
+            file.write(json.dumps(record) + "\n")
 
 
 @contextlib.contextmanager

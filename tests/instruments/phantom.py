@@ -1,9 +1,9 @@
-"""What a kernel reads and writes: Triton's interpreter on memory that is watched, or not there.
+"""The memory accesses of a kernel: Triton's interpreter on traced memory, real or absent.
 
-``watch`` notes every access of the kernels that run inside it. ``run`` executes chosen programs of
-a recorded launch whose tensors are on the ``meta`` device: stores vanish and loads give zeros, so
-that a launch over terabytes can be asked which addresses its last program touches. Both count the
-bytes that a kernel asks for, whatever its values are.
+``watch`` records every access of the kernels that run inside it. ``run`` executes chosen programs
+of a recorded launch whose tensors are on the ``meta`` device: stores are dropped and loads give
+zeros, so that the addresses of the last program of a launch over terabytes can be checked. Both
+count the bytes that a kernel requests, independently of values.
 
 The process must have TRITON_INTERPRET=1 in its environment before triton is imported.
 """
@@ -31,13 +31,13 @@ _builder = interpreter.interpreter_builder
 
 
 class Access(NamedTuple):
-    """One load or store of one program: byte addresses of the lanes that its mask lets through."""
+    """One load or store of one program: byte addresses of the lanes that its mask enables."""
 
     program: int
     kind: str  # "load", "store" or "atomic"
     addresses: np.ndarray
     width: int
-    lanes: int  # with those that the mask keeps back
+    lanes: int  # including the masked ones
     place: tuple[tuple[str, int], ...]  # files and lines of the kernels, the innermost first
 
     @property
@@ -64,7 +64,7 @@ class Trace:
         return sum(access.bytes for access in self.accesses if access.kind == kind)
 
     def _grain(self) -> int:
-        """The smallest width of an access; all the others are multiples, as are the addresses."""
+        """The smallest width of an access, which divides all other widths and all addresses."""
         return min((access.width for access in self.accesses), default=1)
 
     def _flat(self, *kinds: str) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +84,7 @@ class Trace:
         return int(np.unique(self._flat(kind)[0]).size) * self._grain()
 
     def moved_bytes(self) -> int:
-        """Bytes between memory and a cache that keeps all that is read or written here."""
+        """Traffic in bytes between memory and an unlimited cache."""
         stored = np.unique(self._flat("store")[0])
         loaded = np.setdiff1d(self._flat("load")[0], stored)
         return int(loaded.size + stored.size) * self._grain()
@@ -118,7 +118,7 @@ class Trace:
         return found
 
 
-# --------------------------------------------------------------------------------------- watching
+# ---------------------------------------------------------------------------------------- tracing
 
 
 def _place_in_code() -> tuple[tuple[str, int], ...]:
@@ -133,7 +133,7 @@ def _place_in_code() -> tuple[tuple[str, int], ...]:
 
 
 def _noting(trace: Callable[[], Trace | None], absent: bool) -> contextlib.ExitStack:
-    """Patches of the interpreter's memory operations that note each access in ``trace()``."""
+    """Patches of the interpreter's memory operations that record each access in ``trace()``."""
     load, store = _builder.create_masked_load, _builder.create_masked_store
     swap, update = _builder.create_atomic_cas, _builder.create_atomic_rmw
 
@@ -189,7 +189,7 @@ def _span(tensor: torch.Tensor, address: int) -> Span:
 
 @contextlib.contextmanager
 def watch() -> Iterator[list[Trace]]:
-    """Note what the kernels that run inside the block access, one trace a launch."""
+    """Record the accesses of the kernels that run inside the block, one trace per launch."""
     traces: list[Trace] = []
     call = interpreter.GridExecutor.__call__
 
@@ -237,7 +237,7 @@ def _located(arguments: Iterable[Any]) -> tuple[list[Any], list[Span]]:
 
 
 def run(launch: Launch, programs: Sequence[int]) -> Trace:
-    """What the given programs of a launch would access, on tensors that need no memory."""
+    """The accesses of the given programs of a launch, on tensors without memory."""
     arguments, spans = _located(launch.arguments)
     trace = Trace(launch.kernel.fn.__name__, spans)
     executor = interpreter.GridExecutor
@@ -263,7 +263,7 @@ def run(launch: Launch, programs: Sequence[int]) -> Trace:
 def sample(programs: int, at_most: int) -> tuple[int, ...]:
     """All programs, or ``at_most`` of them evenly spread, the first and the last included.
 
-    A prime ``at_most`` keeps the sample out of step with the blocks of an image.
+    A prime ``at_most`` avoids sampling the same block of every image.
     """
     if programs <= at_most:
         return tuple(range(programs))

@@ -3,8 +3,8 @@
     python tests/instruments/ptx_versions.py FOLDER 3.2.0 3.6.0 ... [-- ARGUMENTS OF PYTEST]
 
 Each version is installed from the package index into a folder of its own inside FOLDER, without
-torch, which needs none of it here. A line of the table is printed as soon as a version is through;
-what pytest said lies beside it, in FOLDER/VERSION.log. The exit status is 1 if a test failed.
+torch. A line of the table is printed when a version has finished; pytest's output is in
+FOLDER/VERSION.log. The exit status is 1 if a test failed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEAD = """| Triton | tests passed | failed | launches executed | kernels | fault
 
 
 def installed(version: str, folder: Path) -> Path:
-    """Where this Triton lies."""
+    """The folder of this Triton, installed there if it is not yet."""
     target = folder / f"triton-{version}"
     if not target.exists():
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target)]
@@ -32,7 +32,7 @@ def installed(version: str, folder: Path) -> Path:
 
 
 def line(version: str, folder: Path, arguments: list[str]) -> tuple[str, bool]:
-    """A line of the table, and whether all is well."""
+    """A line of the table, and whether all tests passed."""
     counts, log = folder / f"{version}.counts", folder / f"{version}.log"
     counts.unlink(missing_ok=True)
     start = time.monotonic()
@@ -44,7 +44,7 @@ def line(version: str, folder: Path, arguments: list[str]) -> tuple[str, bool]:
                 "DRF_FAST_TEST_KERNELS": "ptx",
                 "DRF_FAST_TEST_COUNTS": str(counts),
                 "OMP_NUM_THREADS": "1",
-                "PYTHONUNBUFFERED": "1",  # a test that takes long is seen
+                "PYTHONUNBUFFERED": "1",  # so that the log shows progress
                 "PYTHONPATH": str(installed(version, folder)),
                 "TRITON_CACHE_DIR": str(folder / f"cache-{version}"),
             },
@@ -73,12 +73,12 @@ def main(words: list[str]) -> int:
     folder = Path(words[0]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     print(HEAD, flush=True)
-    well = True
+    all_passed = True
     for version in words[1:]:
         text, passed = line(version, folder, arguments)
-        well = well and passed
+        all_passed = all_passed and passed
         print(text, flush=True)
-    return 0 if well else 1
+    return 0 if all_passed else 1
 
 
 if __name__ == "__main__":

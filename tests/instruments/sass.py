@@ -1,8 +1,8 @@
-"""What a kernel becomes on a GPU, without one: compiled ahead of time, and its machine code read.
+"""The machine code of a kernel without a GPU: compiled ahead of time and disassembled.
 
 ``compiled`` specialises a recorded launch as Triton's JIT would at that call: pointers and
-integers that 16 divides, the integer 1, 64-bit integers. The machine code (SASS) is read with the
-cuobjdump that Triton ships.
+integers divisible by 16, the integer 1, 64-bit integers. The machine code (SASS) is disassembled
+with the cuobjdump that Triton ships.
 
 The process must not have TRITON_INTERPRET=1 in its environment.
 """
@@ -55,7 +55,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Binary:
-    """Machine code of one kernel, and what it needs of a multiprocessor."""
+    """Machine code of one kernel, and its use of a multiprocessor's resources."""
 
     name: str
     ptx: str = field(repr=False)
@@ -126,7 +126,7 @@ def source(launch: Launch) -> ASTSource:
     described = getattr(compiler, "AttrsDescriptor", None)
     if described is None:
         return ASTSource(launch.kernel, types, constants, divisible)
-    # Triton 3.2: constants have no place among the types, but for a 1 that is specialised on.
+    # Triton 3.2: constants are not among the types, except a 1 that is specialised on.
     ones = [
         parameter
         for parameter in launch.kernel.params
@@ -159,7 +159,7 @@ def compiled(launch: Launch, capability: int) -> Binary:
 
 
 def of_case(case: Case, capability: int) -> list[tuple[int, Binary]]:
-    """Programs and machine code of each launch of a case; what a process of a pool is given."""
+    """Programs and machine code of each launch of a case; the work of a pool's process."""
     return [(launch.programs, compiled(launch, capability)) for launch in case.launches()]
 
 

@@ -1,4 +1,4 @@
-"""Certification logs as they are written, with rows that are chosen by hand."""
+"""Certification logs, written by the real writer, with hand-made rows."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What an instruction computes from its operands: the types and the numpy function of each.
+"""The arithmetic of instructions: types of result and operands, and a numpy function for each.
 
-Approximations (ex2.approx, div.full, ...) are computed as well as the type allows; that hardware
-may do worse is for ``like_gpu``.
+Approximations (ex2.approx, div.full, ...) are computed as accurately as the type allows;
+``like_gpu`` simulates the errors of hardware.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def from_bf16(bits: Array) -> Array:
 
 
 def meaning(parts: list[str]) -> Meaning | None:
-    """Of the opcode ``parts``; None for one that is not arithmetic."""
+    """The meaning of the opcode ``parts``; None if it is not arithmetic."""
     base, modifiers, kind = parts[0], parts[1:-1], parts[-1]
     if base == "cvt":
         return _conversion(modifiers[:-1], modifiers[-1], kind)
@@ -88,7 +88,7 @@ _FLOATS: dict[str, Callable[..., Array]] = {
     "sqrt": np.sqrt,
     "copysign": lambda sign, size: np.copysign(size, sign),
 }
-# In the wider type, then rounded.
+# Computed in the wider type, then rounded.
 _WIDE: dict[str, Callable[..., Array]] = {
     "rcp": lambda x: 1 / x,
     "rsqrt": lambda x: 1 / np.sqrt(x),
@@ -162,7 +162,7 @@ def _integers(base: str, modifiers: list[str], kind: str) -> Meaning | None:
 
 
 def _quotient(a: Array, b: Array) -> Array:
-    """Towards 0; all bits set for a divisor of 0."""
+    """The quotient truncated towards 0; all bits set for a divisor of 0."""
     divisor = np.where(b == 0, 1, b).astype(b.dtype)
     towards_0 = (a - np.fmod(a, divisor)) // divisor
     return np.where(b == 0, ~np.zeros_like(a), towards_0)
@@ -190,7 +190,7 @@ def _shift(base: str, dtype: np.dtype) -> Callable[[Array, Array], Array]:
     def run(a: Array, distance: Array) -> Array:
         within = np.minimum(distance, np.uint32(last)).astype(dtype)
         value = shift(a, within)
-        # What is shifted out is gone; the sign goes on for ever.
+        # Beyond the width, signed shifts to the right replicate the sign and others give 0.
         return value if dtype.kind == "i" else np.where(distance > last, dtype.type(0), value)
 
     return run

@@ -1,4 +1,4 @@
-"""What each instruction does to the threads that run it."""
+"""The effect of each instruction on the threads that run it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ADDRESS = re.compile(r"^\[\s*([%\w$]+)\s*(?:\+\s*(-?\w+))?\s*\]$")
 
 
 def step(one: Instruction) -> Step:
-    """What the instruction does to the running threads."""
+    """The effect of the instruction, as a function of the running threads."""
     parts = one.parts
     if one.leaves:
         return lambda threads: None
@@ -137,7 +137,7 @@ def _located(
     return span.bytes, at[:, None] + np.arange(width)
 
 
-# ---------------------------------------------------------------------------------- done together
+# -------------------------------------------------------------------------------- collective ones
 
 
 def _together(one: Instruction) -> Step:
@@ -213,8 +213,8 @@ def _vote(one: Instruction) -> Step:
 def _matrices(one: Instruction) -> Step:
     """8 x 8 matrices of 16-bit numbers between shared memory and the threads of a warp.
 
-    Thread 8 j + i has the address of row i of matrix j; thread t holds the numbers 2 (t mod 4) and
-    the next one of row t // 4 of each, or with .trans of column t // 4.
+    Thread 8 j + i has the address of row i of matrix j; thread t holds elements 2 (t mod 4) and
+    2 (t mod 4) + 1 of row t // 4 of each, or of column t // 4 with .trans.
     """
     load, transposed = one.parts[0] == "ldmatrix", "trans" in one.parts
     data, place = one.operands if load else one.operands[::-1]

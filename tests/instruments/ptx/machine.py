@@ -1,8 +1,8 @@
-"""Threads that run a program, many at a time and as far as possible in step.
+"""Threads that run a program, many at a time and in lockstep as far as possible.
 
-Threads that part go on separately, those furthest behind first, and meet again where their ways do.
-What threads do together (barriers, exchanges within a warp) waits until all of them have arrived:
-blocks that a compiler placed after the code that follows them would otherwise look like divergence.
+Threads that diverge run separately, those in the first block first, and reconverge where their
+paths meet. Collective instructions (barriers, exchanges within a warp) wait for all their threads:
+a block that the compiler has placed after its successors would otherwise look like divergence.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _steps: WeakKeyDictionary[Program, list[list[Step]]] = WeakKeyDictionary()
 
 @dataclass
 class Counts:
-    """What one launch executed: instructions of warps, exchanges, bytes that threads asked for."""
+    """Counts of one launch: instructions of warps, exchanges, bytes that threads accessed."""
 
     programs: int = 0
     instructions: int = 0
@@ -57,7 +57,7 @@ def execute(
 
 
 class Threads:
-    """The threads of some programs: their registers, and where each of them is."""
+    """The threads of some programs: their registers, memory and active set."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Threads:
         return self.thread if self.active is None else self.active
 
     def get(self, name: str, kind: str) -> Array:
-        """An operand's values for the running threads; one value where it is a constant."""
+        """An operand's values for the running threads; one value if it is a constant."""
         dtype = DTYPES[kind]
         if name.startswith("!"):
             return ~self.get(name[1:], kind)
@@ -110,7 +110,7 @@ class Threads:
             value = self.registers[name]
             value = value if self.active is None else value[self.active]
         elif name.startswith("%") and name not in self.program.written:
-            # What a compiler names where any value will do, as for bytes that no one selects.
+            # A register that is never written stands for an undefined value, as unselected bytes.
             value = np.frombuffer(b"\xab" * dtype.itemsize, dtype)
         elif name.startswith("%"):
             raise FaultError(f"register {name} is read before it is written")
@@ -129,7 +129,7 @@ class Threads:
         return value.view(dtype)
 
     def put(self, name: str, value: Array) -> None:
-        """Give a register of the running threads its bits, extended to its width."""
+        """Set a register of the running threads to the bits of ``value``, extended to its width."""
         if name == "_":
             return
         width = self.program.width(name)

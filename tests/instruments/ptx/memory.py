@@ -1,4 +1,4 @@
-"""The memory of a launch and of its programs, and who touched each byte since the last barrier."""
+"""The memory of a launch and its programs, and the accesses to each byte since the last barrier."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 Array = np.ndarray
-LOCAL = 0x6000_0000_0000  # where a thread finds its own memory among generic addresses
+LOCAL = 0x6000_0000_0000  # generic address of a thread's local memory
 
 
 class FaultError(Exception):
-    """What no GPU forgives."""
+    """Undefined behaviour on a GPU."""
 
 
 @dataclass
 class Span:
-    """The bytes of one tensor's storage; what lies around them belongs to nobody."""
+    """The bytes of one tensor's storage; accesses around them are faults."""
 
     name: str
     start: int
@@ -55,7 +55,7 @@ class Memory:
 def watch_global(
     span: Span, at: Array, width: int, threads: Array, each: int, time: Array, store: bool
 ) -> None:
-    """Note an access at bytes ``at`` of the span by ``threads`` of the launch, at their times."""
+    """Record an access at bytes ``at`` of the span by ``threads`` of the launch, and check it."""
     if span.writer is None or span.time is None:
         span.writer = np.zeros(span.bytes.size, np.int64)
         span.time = np.zeros(span.bytes.size, np.int64)
@@ -81,7 +81,7 @@ def watch_global(
 
 
 class Shared:
-    """Shared memory of some programs, full of rubbish at first."""
+    """Shared memory of some programs, with arbitrary initial bytes."""
 
     def __init__(self, programs: int, size: int) -> None:
         self.bytes = np.full((programs, max(size, 1)), 0xAB, np.uint8)
@@ -94,7 +94,7 @@ class Shared:
     def places(
         self, program: Array, at: Array, width: int, warp: Array, time: Array, store: bool
     ) -> tuple[Array, Array]:
-        """Indices of the bytes of an access, after a look at who came before."""
+        """Indices of the bytes of an access, after a check for conflicts with earlier ones."""
         if (at % width).any():
             raise FaultError(f"shared memory: addresses are no multiples of {width}")
         if at.min() < 0 or at.max() + width > self.size:
@@ -107,8 +107,8 @@ class Shared:
             return bool(((last != 0) & (last != warps) & (when[where] == times)).any())
 
         if clash(self.writer, self.written):
-            told = "overwritten" if store else "read"
-            raise FaultError(f"shared memory: {told} after another warp's store, without a barrier")
+            verb = "overwritten" if store else "read"
+            raise FaultError(f"shared memory: {verb} after another warp's store, without a barrier")
         if store:
             if clash(self.reader, self.read):
                 raise FaultError(

@@ -1,4 +1,4 @@
-"""The text of a kernel in PTX, as blocks of instructions."""
+"""A kernel's PTX, parsed into blocks of instructions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*")
 _REGISTERS = re.compile(r"^\.reg\s+\.(\w+)\s+(.*)$")
-# Instructions that threads of a program or of a warp do together.
+# Collective instructions of the threads of a program or of a warp.
 _OF_PROGRAM = ("bar.sync", "barrier.sync")
 _OF_WARP = ("bar.warp", "shfl.sync", "redux.sync", "vote.sync", "ldmatrix", "stmatrix")
 
@@ -24,7 +24,7 @@ class Instruction:
 
     @property
     def gate(self) -> str | None:
-        """Who has to arrive before it runs: the "program", the "warp" or nobody else."""
+        """Whose threads must all reach it before it runs: "program", "warp", or None."""
         if self.opcode.startswith(_OF_PROGRAM):
             return "program"
         return "warp" if self.opcode.startswith(_OF_WARP) else None
@@ -40,7 +40,7 @@ class Instruction:
 
 @dataclass
 class Block:
-    """Instructions that run one after the other; what threads do together is alone in its block."""
+    """Instructions that run in sequence; a collective instruction is alone in its block."""
 
     gate: str | None = None
     instructions: list[Instruction] = field(default_factory=list)
