@@ -2,7 +2,7 @@
 // int64, alpha and sigma as double, int64 successes and trials. Its result: the lower bounds, then
 // the radii. Blocks run one after another, since they share one __shared__ variable here.
 #include "cuda_on_cpu.h"
-// after it, because they use its words
+// after it, since they use its macros
 #include "cuda/certified_radius_kernel.cuh"
 #include "cuda/clopper_pearson_lower_kernel.cuh"
 #include "pipe.h"

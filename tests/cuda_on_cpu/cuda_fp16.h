@@ -1,4 +1,4 @@
-// Stands in for the toolkit's header: the half type as its bits, and what our kernels do with it.
+// Stands in for the toolkit's header: the half type as its bits, and the conversion in use.
 #pragma once
 
 #include <cmath>

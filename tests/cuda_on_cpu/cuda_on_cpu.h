@@ -1,14 +1,14 @@
 // Runs CUDA kernels on the CPU, for tests: each CUDA thread is a std::thread.
 //
-// It gives a meaning to the words that our kernels use, so that the very source of a kernel runs
-// where there is no GPU, also under ThreadSanitizer. Included before the kernel.
+// It defines the CUDA keywords and functions that our kernels use, so that their unchanged source
+// runs without a GPU, also under ThreadSanitizer. Included before the kernel.
 //
-// Every schedule of the threads that the operating system can produce is one that CUDA allows, so a
-// failure here is a failure there. Not the reverse: a shuffle here also orders the memory of its
-// lanes, which CUDA does not promise, and all threads must fit the machine at once.
+// CUDA allows every schedule of the threads that the operating system can produce, so a failure
+// here is a bug of the kernel. Not the reverse: a shuffle here also orders its lanes' memory
+// accesses, which CUDA does not guarantee, and all threads must exist at once.
 //
 // The environment variable PLANT=race makes atomicAdd a plain addition, PLANT=no_barrier makes
-// __syncthreads nothing: what ThreadSanitizer must find, in the program in which it finds nothing.
+// __syncthreads a no-op: planted faults that ThreadSanitizer must report.
 #pragma once
 
 #include <atomic>
@@ -51,13 +51,13 @@ inline const bool kRace = planted("race"), kNoBarrier = planted("no_barrier");
   std::exit(3);
 }
 
-// The lanes of one mask: those that meet in a __shfl_xor_sync or __any_sync.
+// The lanes of one mask, which synchronise in a __shfl_xor_sync or __any_sync.
 class Group {
  public:
   explicit Group(unsigned mask) : mask_(mask), barrier_(std::popcount(mask)) {}
 
-  // Each lane's value, once all of them are there. Two buffers take turns: a lane that writes one
-  // again has met the others since they read it.
+  // The values of all lanes, once all have arrived. Two buffers alternate: before a lane writes one
+  // of them again, it has synchronised with the others after they read it.
   const std::uint64_t* exchange(unsigned lane, std::uint64_t value) {
     std::uint64_t* values = values_[turn_[lane]];
     turn_[lane] ^= 1;
@@ -92,8 +92,8 @@ struct Block {
   std::vector<Warp> warps;
 };
 
-// What a thread knows of its place. Its groups are remembered here, since asking the warp takes a
-// lock, and a lock would hide races from ThreadSanitizer.
+// A thread's block and groups. Groups are cached, since a look-up in the warp takes a lock, which
+// would hide races from ThreadSanitizer.
 inline thread_local Block* this_block = nullptr;
 inline thread_local std::map<unsigned, Group*> this_groups;
 
@@ -112,7 +112,7 @@ inline Group& this_group(unsigned mask) {
   return *group;
 }
 
-// kernel(arguments...) on all threads of `blocks` blocks; `together`, or one block after another.
+// Runs kernel(arguments...) on `blocks` blocks, concurrently if `together`, else in sequence.
 template <typename... Parameters, typename... Arguments>
 void run(bool together, unsigned blocks, unsigned threads, void (*kernel)(Parameters...),
          Arguments... arguments) {

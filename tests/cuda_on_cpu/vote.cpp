@@ -1,9 +1,9 @@
 // The kernel of vote over the cases on standard input. A case: dtype (0 to 3), lanes, blocks,
 // threads, rows, classes and images as int64, the int64 counts so far, the logits. Its result: the
 // counts. Blocks run together, so that races between them show. PLANT=overrun lets the kernel read
-// one row too many: what AddressSanitizer must find.
+// one row too many, which AddressSanitizer must report.
 #include "cuda_on_cpu.h"
-// after it, because it uses its words
+// after it, since it uses its macros
 #include "cuda/vote_kernel.cuh"
 #include "pipe.h"
 

@@ -1,9 +1,9 @@
-"""The kernels compiled ahead of time for GPUs that are not here, and their machine code read.
+"""The kernels compiled ahead of time for several GPUs, without one, and their machine code checked.
 
-Every operation is recorded over dtypes x memory layouts x sizes, and what it would launch is
-compiled exactly as Triton's JIT would at that call, in as many processes as there are cores. Marked
-exhaustive is what a covering subset leaves out: in the subset each pair of values of two of these
-properties occurs for each operation.
+The launches of every operation are recorded over dtypes x memory layouts x sizes and compiled
+exactly as Triton's JIT would, in as many processes as there are cores. Cases outside a pairwise
+covering subset are marked exhaustive: in the subset each pair of values of two of these properties
+occurs for each operation.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ pytestmark = pytest.mark.proofs
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CAPABILITIES = (90, 75, 80, 100)  # sm_90 first: the subset is compiled for it in full
 REGISTERS = 65536  # of a multiprocessor, from sm_75 on
-SHARED = 48 * 1024  # of a program, on any GPU without opting in
-# Sizes of an image by their remainder mod 16, and numbers of classes by how a row is read.
+SHARED = 48 * 1024  # bytes of a program, on any GPU without opting in to more
+# Images with several remainders mod 16, and numbers of classes for all tilings of a row.
 IMAGES = ((1, 28, 28), (3, 32, 32), (3, 224, 224), (1, 5, 8), (3, 5, 5), (2, 3, 5))
 CLASSES = (10, 16, 100, 1000, 1001, 100_000)
 
@@ -84,7 +84,7 @@ def matrix() -> Iterator[object]:
         subset = covering(cases)
         for at, case in enumerate(subset):
             yield pytest.param(case, 90, id=f"{case}-sm_90")
-            # The other GPUs share the subset between them.
+            # Each case of the subset is also compiled for one of the other GPUs, in turn.
             capability = CAPABILITIES[1 + at % 3]
             left_out = pytest.mark.exhaustive if at % 6 else ()
             yield pytest.param(case, capability, id=f"{case}-sm_{capability}", marks=left_out)
@@ -107,17 +107,17 @@ def square_roots(x, out, BLOCK: tl.constexpr):
 @triton.jit
 def divisions(x, out, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
-    whole = tl.load(x + at).to(tl.int32).to(tl.float32)  # as there: no infinity, no subnormal
+    whole = tl.load(x + at).to(tl.int32).to(tl.float32)  # as in noisy_levels: finite, not subnormal
     tl.store(out + at, tl.div_rn(whole, 255.0))
 
 
 def fused(binary: sass.Binary) -> int:
-    """FFMA instructions; with the zero register as a factor one is a move."""
+    """FFMA instructions, without those with the zero register as a factor, which are moves."""
     return sum(one.name == "FFMA" and one.operands.split(", ")[1] != "RZ" for one in binary.code)
 
 
 def fused_in(kernel, number: int, capability: int) -> int:
-    """FFMA instructions that ``number`` correctly rounded operations of a thread are made of."""
+    """FFMA instructions in the code of ``number`` correctly rounded operations of a thread."""
     if number < 1:
         return 0
 
@@ -129,14 +129,14 @@ def fused_in(kernel, number: int, capability: int) -> int:
 
     if number == 1:
         return count(1)
-    two, four = count(2), count(4)  # more add no other copy of the slow path
+    two, four = count(2), count(4)  # from two on they share a copy of the slow path
     return two + (number - 2) * (four - two) // 2
 
 
 @pytest.fixture(scope="module")
 def binaries_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Case, int], Any]]:
-    """``sass.of_case``, for all tests that are going to run on its way in other processes."""
-    if "PYTEST_XDIST_WORKER" in os.environ:  # which is one of several processes already
+    """``sass.of_case``, computed ahead in other processes for all tests that will run."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # xdist runs several processes already
         yield sass.of_case
         return
     chosen = [
@@ -144,7 +144,7 @@ def binaries_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Case, int]
         for item in request.session.items
         if item.path == request.path and item.originalname == "test_machine_code"
     ]
-    # Not forked: this process has threads.
+    # Not forked, which is unsafe in a process with threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(len(chosen), os.cpu_count() or 1), context) as pool:
         coming = {one: pool.submit(sass.of_case, *one) for one in chosen}
@@ -155,35 +155,37 @@ def binaries_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Case, int]
 @pytest.mark.parametrize("case, capability", list(matrix()))
 def test_machine_code(case: Case, capability: int, binaries_of):
     for programs, binary in binaries_of(case, capability):
-        told = f"{binary.name} {dict(binary.opcodes())}"
-        assert binary.stack == 0 and binary.count("(LDL|STL).*") == 0, f"local memory: {told}"
-        assert binary.registers * 32 * binary.warps <= REGISTERS, told
-        assert binary.shared <= SHARED, told
-        # REDUX, a sum over a warp, is none.
-        assert binary.count(r"(RED|ATOMS?|ATOMG)(\..*)?") == 0, f"atomics: {told}"
+        info = f"{binary.name} {dict(binary.opcodes())}"
+        assert binary.stack == 0 and binary.count("(LDL|STL).*") == 0, f"local memory: {info}"
+        assert binary.registers * 32 * binary.warps <= REGISTERS, info
+        assert binary.shared <= SHARED, info
+        # REDUX, a reduction over a warp, is no atomic operation.
+        assert binary.count(r"(RED|ATOMS?|ATOMG)(\..*)?") == 0, f"atomics: {info}"
         if case.operation in NOISE:
             check_exactness(binary, capability)
-        if vectors(case) and programs > 1:  # one program sums a number an image
+        if (
+            vectors(case) and programs > 1
+        ):  # a single program is the reduction, of one number per image
             check_vectors(binary, case.dtype, bytes_in=case.operation == "noisy_levels")
 
 
 def check_exactness(binary: sass.Binary, capability: int) -> None:
-    """Nothing rounds but +, -, *, / and sqrt, and no two of them were contracted into one."""
-    told = str(dict(binary.opcodes()))
+    """Only +, -, *, / and sqrt, correctly rounded, none contracted into a fused multiply-add."""
+    info = str(dict(binary.opcodes()))
     assert not re.search(r"\bfma\.|\.approx|\.ftz", binary.ptx), "the contract rounds every step"
-    assert binary.count(r"MUFU\.(LG2|SIN|COS|EX2|TANH|SQRT).*") == 0, told
-    roots = binary.count(r"MUFU\.RSQ") - 1  # one belongs to the roots' common slow path
-    # Each division is noisy_levels' by 255, and takes 255 times its first quotient off once. Of one
-    # whose result nobody stores, what asks for the slow path (FCHK) may remain.
+    assert binary.count(r"MUFU\.(LG2|SIN|COS|EX2|TANH|SQRT).*") == 0, info
+    roots = binary.count(r"MUFU\.RSQ") - 1  # one is in the shared slow path of the roots
+    # All divisions are noisy_levels' by 255: each has one FFMA that subtracts 255 times its first
+    # quotient. Of a division whose result is not stored, the FCHK of its slow path may remain.
     taken_off = (one.operands.split(", ")[2] for one in binary.code if one.name == "FFMA")
     divided = sum(operand == "-255" for operand in taken_off)
-    assert (divided > 0) == (binary.count("FCHK.*") > 0), told
+    assert (divided > 0) == (binary.count("FCHK.*") > 0), info
     made_of = fused_in(square_roots, roots, capability) + fused_in(divisions, divided, capability)
-    assert fused(binary) == made_of, told
+    assert fused(binary) == made_of, info
 
 
 def vectors(case: Case) -> bool:
-    """Whether rows begin at multiples of 16 bytes and memory is walked through in order."""
+    """Whether rows begin at multiples of 16 bytes and are accessed contiguously."""
     row = math.prod(case.shape[2:])
     in_order = case.layout in ("contiguous", "sample_major") or (
         case.layout == "channels_last" and case.operation == "noisy_repeat_backward"
@@ -194,32 +196,32 @@ def vectors(case: Case) -> bool:
 def check_vectors(binary: sass.Binary, dtype: torch.dtype, bytes_in: bool = False) -> None:
     """The large accesses are of 128 bits; a few others load or store single numbers.
 
-    With ``bytes_in`` a thread reads a byte for each number that it stores, those of a store at
-    once, and looks in a table of 64 bits.
+    With ``bytes_in`` a thread reads one byte for each number that it stores, all bytes of a store
+    in one load, and loads 64-bit numbers from a table.
     """
-    told = f"{binary.name} {dict(binary.opcodes())}"
-    # Where half precisions go with a float32 of the same place, 64 bits go with 128.
+    info = f"{binary.name} {dict(binary.opcodes())}"
+    # Where half precisions are accessed with float32 of the same tile, 64 bits go with 128.
     beside = dtype.itemsize == 2 and binary.name in ("sum_copies_kernel", "step_in_passes_kernel")
     wide = r"\.(128|64)" if beside else r"\.128"
-    assert binary.count(rf"LDG\..*{wide}.*") or bytes_in, told
-    assert binary.count(r"STG\..*\.128.*"), told
-    assert binary.count("STG.*") - binary.count(rf"STG\..*{wide}.*") <= 2, told
+    assert binary.count(rf"LDG\..*{wide}.*") or bytes_in, info
+    assert binary.count(r"STG\..*\.128.*"), info
+    assert binary.count("STG.*") - binary.count(rf"STG\..*{wide}.*") <= 2, info
     if bytes_in:
         together = {2: r"\.64", 4: "", 8: r"\.U16"}[dtype.itemsize]
-        assert binary.count(rf"LDG\.E{together}(\.CONSTANT|\.SYS)?") >= 4, told  # the four runs
-        assert binary.count(r"LDG\..*U8.*") == 0, told
+        assert binary.count(rf"LDG\.E{together}(\.CONSTANT|\.SYS)?") >= 4, info  # the four runs
+        assert binary.count(r"LDG\..*U8.*") == 0, info
         return
     width = {2: r"\.U16", 4: "", 8: r"\.64"}[dtype.itemsize]
-    # Among those of 64 bits are the norms of a batch, and what the steps are made of.
+    # Single 64-bit loads include the norms of a batch and the scalar parameters of the step.
     singles = binary.count(rf"LDG\.E{width}(\.CONSTANT|\.SYS)?")
-    assert singles <= (24 if dtype.itemsize == 8 else 4), told
+    assert singles <= (24 if dtype.itemsize == 8 else 4), info
 
 
 # ------------------------------------------------------------------------------ the instrument
 
 
 class Pointer:
-    """A tensor without memory, as the JIT sees it."""
+    """A tensor without memory, with the interface that the JIT uses."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.dtype = tensor.dtype
@@ -271,7 +273,7 @@ def approximate(x, out, BLOCK: tl.constexpr):
 
 
 def test_a_row_of_a_thousand_classes_belongs_to_one_warp():
-    """Divided between warps (as Triton 3.6 did once) each thread would exchange all it holds."""
+    """Split between warps (as once by Triton 3.6), reductions would exchange every value."""
     (_, binary), *_ = sass.of_case(
         Case("smooth_ce", (64, 8, 1000), torch.float32, "contiguous"), 90
     )
@@ -295,7 +297,7 @@ def test_local_memory_and_narrow_accesses_are_found():
     check_vectors(sass.compiled(launches[0], 90), torch.float32)
     with pytest.raises(AssertionError):
         check_vectors(sass.compiled(launches[1], 90), torch.float32)
-    # 64 numbers of a thread do not fit into 32 registers.
+    # 64 numbers per thread do not fit into 32 registers, and spill.
     with recording() as launches:
         launch(square_roots, 1, x, torch.empty_like(x), num_warps=2, registers=32, BLOCK=4096)
     assert sass.compiled(launches[0], 90).count("(LDL|STL).*") > 0

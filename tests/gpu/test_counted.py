@@ -1,4 +1,4 @@
-"""The speed that cannot be timed without a GPU: what the kernels execute is what was recorded."""
+"""Without a GPU to time kernels: what they execute is counted and compared with the record."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.proofs
 
 @pytest.mark.parametrize("case", counted.CASES, ids=str)
 def test_a_program_executes_what_was_recorded_within_a_tenth(case):
-    """A compiler that is not in the record is held to the newest one that is."""
+    """A Triton version that is not in the record is compared with the newest one in it."""
     record = counted.recorded()
     expected = record.get(triton.__version__, record[max(record)])[str(case)]
     got = counted.of(case)

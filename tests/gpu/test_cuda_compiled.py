@@ -1,4 +1,4 @@
-"""What nvcc makes of csrc/cuda: no warning, no local memory, few registers, exact arithmetic."""
+"""csrc/cuda compiled by nvcc: no warning, no local memory, few registers, exact arithmetic."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.proofs
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-# Kernel -> its instances, and the most registers a thread may use. A processor has 65,536: enough
-# for the 8 blocks of 64 threads that a bound asks for, and for 5 blocks of 256 threads of vote.
+# Kernel -> its instances, and the most registers of a thread. A multiprocessor has 65,536: enough
+# for the 8 blocks of 64 threads that a bound requires, and for 5 blocks of 256 threads of vote.
 KERNELS = {
     "vote": (8, 51),
     "clopper_pearson_lower": (1, 128),
@@ -33,7 +33,7 @@ class Usage(NamedTuple):
 
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
-    """setup.py as a module; it acts only when it is the main program."""
+    """setup.py as a module; it builds only as the main program."""
     spec = importlib.util.spec_from_file_location("drf_fast_setup", ROOT / "setup.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -50,19 +50,19 @@ def nvcc(build: ModuleType) -> list[str | Path]:
     listing = compile_([found], "--list-gpu-code")
     archs = build.cuda_archs(listing)
     flags = build.cuda_flags(build.find_host(), archs, {"DRF_FAST_WERROR": "1"})
-    # One architecture after another, so that what ptxas says of them is not mixed.
+    # One architecture after another, so that the output of ptxas is not interleaved.
     return [found, *(flag for flag in flags if not flag.startswith("--threads"))]
 
 
 def compile_(nvcc: list[str | Path], *words: str | Path) -> str:
-    """Run nvcc; what it printed."""
+    """Run nvcc; its output."""
     done = subprocess.run([*nvcc, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def usages(printed: str) -> dict[tuple[str, str], Usage]:
-    """(kernel, architecture) -> what ``-Xptxas -v`` says of it."""
+    """(kernel, architecture) -> its resources, from ``-Xptxas -v``."""
     pattern = re.compile(
         r"Compiling entry function '(?P<kernel>\w+)' for '(?P<arch>sm_\d+)'"
         r".*?(?P<stack>\d+) bytes stack frame, (?P<stored>\d+) bytes spill stores, "
@@ -113,7 +113,7 @@ def test_the_bounds_are_computed_as_written(nvcc, tmp_path, name) -> None:
 
 
 def test_a_planted_array_is_seen_as_local_memory(nvcc, tmp_path) -> None:
-    """The reader of ptxas' words sees what it looks for."""
+    """``usages`` finds local memory in the output of ptxas."""
     source = tmp_path / "array.cu"
     source.write_text(
         "__global__ void array(const int* from, int* to) {\n"

@@ -1,7 +1,7 @@
-"""The way from Python to the CUDA core where there is no GPU: its calls, its refusals, its absence.
+"""Calls from Python to the CUDA core without a GPU: arguments, errors, and an absent core.
 
-Tensors that say they are on a GPU, and a core that computes on the CPU what it is told to, stand in
-for both. ``test_cuda_on_cpu.py`` runs the kernels, ``test_cuda_device.py`` everything on a GPU.
+Tensors that report a CUDA device, and a core that computes on the CPU, stand in for a GPU's.
+``test_cuda_on_cpu.py`` runs the kernels, ``test_cuda_device.py`` everything on a GPU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ needs_native = pytest.mark.skipif(
 
 
 class OnGpu(torch.Tensor):
-    """A tensor in the CPU's memory that says it is on a GPU."""
+    """A tensor in the CPU's memory that reports a CUDA device."""
 
     device = GPU  # type: ignore[assignment]
 
@@ -45,7 +45,7 @@ def on_gpu(values: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
 
 
 class Core:
-    """Stands in for drf_fast._CUDA: computes on the CPU, and notes where it was to run."""
+    """Stands in for drf_fast._CUDA: computes on the CPU, and records device and stream."""
 
     def __init__(self, reason: str = "", archs: tuple[int, ...] = (75, 80, 90, 120)) -> None:
         self.reason, self.archs = reason, archs
@@ -76,7 +76,7 @@ class Core:
 
 @pytest.fixture
 def core(monkeypatch: pytest.MonkeyPatch) -> Core:
-    """The stand-in in place of the core, and a current stream to be found."""
+    """The stand-in for the core, and for the current stream."""
     made = Core()
     place = SimpleNamespace(device_index=GPU.index, cuda_stream=STREAM)
     monkeypatch.setattr(library, "load_cuda", lambda: made)
@@ -195,7 +195,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
 
-    # Each is asked once in a process; here once a test.
+    # Both are cached for the process; here for one test.
     asked_once = functools.cache(library.cuda_why_not.__wrapped__)
     monkeypatch.setattr(library, "cuda_why_not", asked_once)
     monkeypatch.setattr(cuda, "_operations", functools.cache(cuda._operations.__wrapped__))

@@ -1,4 +1,4 @@
-"""The CUDA core on a GPU: bits of the CPU, no waiting, graphs that follow their numbers."""
+"""The CUDA core on a GPU: the CPU's bits, no synchronisation, graphs that read changed numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "clopper_pearson.csv"
 
 @pytest.fixture(autouse=True)
 def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The CUDA core, strictly."""
+    """The CUDA core, without a fallback."""
     if library.cuda_why_not() is not None:
         pytest.skip(f"needs the CUDA core: {library.cuda_why_not()}")
     monkeypatch.delenv("DRF_FAST_DEBUG", raising=False)

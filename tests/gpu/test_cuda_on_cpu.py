@@ -1,7 +1,7 @@
-"""The CUDA kernels' own source, run on the CPU with a std::thread for each CUDA thread.
+"""The source of the CUDA kernels, run on the CPU with a std::thread for each CUDA thread.
 
-``cuda_on_cpu/cuda_on_cpu.h`` gives meaning to threadIdx, __shared__, shuffles and atomics. The same
-programs run under ThreadSanitizer, which must be silent, and must not be when a race is planted.
+``cuda_on_cpu/cuda_on_cpu.h`` defines threadIdx, __shared__, shuffles and atomics. The same programs
+run under sanitizers, which must report nothing, except for planted faults.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Ran(NamedTuple):
 
 
 def run(program: Path, data: bytes, **environment: str) -> Ran:
-    """Run a program; with the same address layout each time, which old sanitizers need."""
+    """Run a program without address space randomisation, which old sanitizers cannot handle."""
     fixed = ["setarch", platform.machine(), "-R"] if shutil.which("setarch") else []
     done = subprocess.run(
         [*fixed, str(program)],
@@ -61,7 +61,7 @@ def run(program: Path, data: bytes, **environment: str) -> Ran:
 
 
 def compile_(compiler: str, source: Path, flags: Sequence[str], output: Path) -> str | None:
-    """Compile a program; what the compiler said if it failed."""
+    """Compile a program; the compiler's output if it failed."""
     folders = [f"-I{TESTS / 'cuda_on_cpu'}", f"-I{TESTS.parent / 'csrc'}"]
     words = ["-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
     done = subprocess.run(
@@ -74,7 +74,7 @@ def compile_(compiler: str, source: Path, flags: Sequence[str], output: Path) ->
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest program that needs what ``cuda_on_cpu.h`` needs."""
+    """A minimal program with the requirements of ``cuda_on_cpu.h``."""
     source = tmp_path_factory.mktemp("probe") / "probe.cpp"
     source.write_text(PROBE)
     return source
@@ -143,7 +143,7 @@ class Vote(NamedTuple):
 def a_vote(
     dtype: torch.dtype, images: int, per_image: int, classes: int, grid: tuple[int, int, int]
 ) -> Vote:
-    """Few distinct values, so that ties abound; infinities of both signs, NaN, a row of -inf."""
+    """Few distinct values, for many ties; infinities of both signs, NaN, a row of -inf."""
     generator = torch.Generator().manual_seed(1000 * images + 10 * per_image + classes)
     rows = images * per_image
     logits = torch.randint(-3, 4, (rows, classes), generator=generator).to(torch.float64) / 4
@@ -227,7 +227,7 @@ class Bounds(NamedTuple):
         return struct.pack(f"3q2d{2 * size}q", *numbers, *self.successes, *self.trials)
 
     def expected(self) -> tuple[list[float], list[float]]:
-        """What the C++ core gives: the same header, compiled for the host's instruction sets."""
+        """Results of the C++ core: the same header, compiled for the host's instruction sets."""
         counts = torch.tensor(self.successes), torch.tensor(self.trials)
         alpha, sigma = (
             torch.tensor(value, dtype=torch.float64) for value in (self.alpha, self.sigma)

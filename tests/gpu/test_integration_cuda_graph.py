@@ -1,8 +1,8 @@
-"""CUDA graphs: what is captured neither waits for the device nor bakes in a number that changes.
+"""CUDA graphs: a capture neither synchronises with the device nor freezes a number that changes.
 
-Without a GPU this is proved on the meta device, where tensors have no memory: an operation that
-reads a value fails there, and each is watched for tensors on the CPU, which no capture could
-contain. The code above the backends only asks whether a tensor is on the CPU or not.
+Without a GPU this is tested on the meta device, where tensors have no memory: an operation that
+reads a value fails there, and each is checked for tensors on the CPU, which cannot be captured. The
+code above the backends only distinguishes the CPU from other devices.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class OnOneDevice(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def no_debugging(monkeypatch) -> None:
     monkeypatch.delenv("DRF_FAST_DEBUG", raising=False)  # which reads values
-    # Elsewhere a number on the meta device is a mistake, here it stands for one on a GPU.
+    # Outside these tests a number on the meta device is an error; here it stands in for a GPU's.
     monkeypatch.setattr(_checks, "has_value", lambda tensor, name: tensor)
 
 
@@ -103,7 +103,7 @@ def prepared_noisy_levels() -> Callable[[], Any]:
     def run() -> torch.Tensor:
         return drf_fast.noisy_levels(u, 0.5, M, **names)
 
-    run()  # makes the table, as the calls before any capture do
+    run()  # makes the table, as calls before a capture do
     return run
 
 
@@ -148,7 +148,7 @@ def prepared_pass_of_certification() -> Callable[[], Any]:
     runner = RunNetwork(model, precision="fp32", compile=False, memory_format="contiguous")
     runner.form = Form("contiguous", "fp32", False)
     runner._run = lambda network, form, rows: model(rows)  # the meta device has no autocast
-    # Numbers of the noise are the same in all passes: as on a GPU, where a graph may hold them.
+    # Parameters of the noise are equal in all passes, as on a GPU, where a graph may capture them.
     noise = GaussianNoise(device_number(0.5), key())  # type: ignore[arg-type]
     votes = NoisyVotes(runner, CLASSES, noise)
     offset = torch.zeros((), dtype=torch.int64, device="meta")
@@ -192,7 +192,7 @@ def small_network() -> nn.Module:
 
 def fake_step(ball: drf_fast.SoftBall) -> Any:
     ball.epsilon = device_number(1.0)
-    # Where the steps that warm up leave them.
+    # As after the warm-up steps.
     ball.lam = device_number(0.5)
     ball._window = torch.zeros(ball.kappa, dtype=torch.float64, device="meta")
     with torch.device("meta"):
@@ -216,7 +216,7 @@ def test_the_step_of_the_example_stays_on_the_device(form):
 
 
 def test_the_step_of_the_example_trains():
-    """On the CPU, where it is an ordinary step: its loss falls, lambda moves, noise changes."""
+    """On the CPU, as an ordinary step: the loss decreases, lambda and the noise change."""
     torch.manual_seed(0)
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -234,7 +234,7 @@ def test_the_step_of_the_example_trains():
 
 
 def test_the_price_of_a_ball_with_tau_copies_nothing_to_the_device():
-    """Beside lambda on the GPU the step size is a number on the CPU, as ``attack`` has it."""
+    """With lambda on the GPU and the step size on the CPU, as in ``attack``."""
     names = []
 
     class Names(TorchDispatchMode):
@@ -433,7 +433,7 @@ def test_certificates_from_graphs_are_those_of_passes_that_ran(monkeypatch, soun
     x = (torch.randint(256, (8, 3, 8, 8)) / 255).cuda()  # a GPU would multiply by 1/255
 
     def certificates() -> list[Any]:
-        # One precision: the fastest is not the same at every try, and has other roundings.
+        # One precision: the fastest one varies between measurements, and rounds differently.
         form: dict[str, Any] = {"precision": "fp32", "memory_format": "contiguous"}
         smoothed = drf_fast.SmoothedClassifier(model, CLASSES, 0.5, seed=1, sound=sound, **form)
         found = [smoothed.certify(image, 16, 256, 0.01, 64) for image in x]

@@ -1,4 +1,4 @@
-"""From an operation to a Triton kernel, and what happens where the kernel cannot run."""
+"""From an operation to the launch of its Triton kernel, and the fallback if it cannot run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CALL = (LOGITS, TARGET, "mean", True)
 
 
 class Kernel:
-    """In the place of a ``triton.jit`` function: notes its launches, or fails at them."""
+    """Stands in for a ``triton.jit`` function: records its launches, or fails at them."""
 
     def __init__(self, name: str = "some_kernel", error: Exception | None = None) -> None:
         self.fn = SimpleNamespace(__name__=name)
@@ -59,7 +59,7 @@ class InterpreterError(Exception):
     pass
 
 
-# What Triton 3 raises, and the words that must be in our sentence.
+# Errors that Triton 3 raises, and the words that our message must have.
 UNAVAILABLE = {
     "driver too old": (
         RuntimeError(
@@ -125,7 +125,7 @@ def fresh(monkeypatch):
 
 
 def install(monkeypatch, kernel: Kernel, *operations: str) -> None:
-    """Operations of a GPU machine whose kernels are all ``kernel``; they return their inputs."""
+    """Replace the kernels of the operations by ``kernel``; they return their inputs."""
 
     def operation(*arguments: Any) -> Any:
         launch(kernel, 1, *(value for value in arguments if isinstance(value, torch.Tensor)))
@@ -203,7 +203,7 @@ def test_the_words_of_the_installed_triton_are_known(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     find = getattr(build, "_find_compiler", None)
     with pytest.raises(RuntimeError) as missing:
-        if find is None:  # Triton 3.2 looks for one as it builds
+        if find is None:  # Triton 3.2 looks for a compiler when it builds
             build._build("x", "x.c", ".", [], [], [])
         getattr(find, "__wrapped__", find)("c")  # pyright: ignore[reportOptionalCall]
     explained = launching._explained("smooth_ce", missing.value)
@@ -239,7 +239,7 @@ def test_auto_falls_back_with_one_warning_that_explains(monkeypatch, case):
         for _ in range(3):
             loss, grad = dispatch.implementation("smooth_ce", "cuda")(*CALL)
         total = dispatch.implementation("noisy_repeat_backward", "cuda")(torch.ones(6, 2), 3)
-        with drf_fast.use_backend("auto"):  # clears the table, not the memory of what failed
+        with drf_fast.use_backend("auto"):  # clears the dispatch cache, not the record of failures
             dispatch.implementation("smooth_ce", "cuda")(*CALL)
     assert len(caught) == 1 and words in str(caught[0].message)
     assert len(kernel.launches) == 2, "each operation tries its kernel once"

@@ -1,4 +1,4 @@
-"""Runs what the interpreter runs once more, compiled, on a GPU: see tests/instruments/on_gpu.py."""
+"""Runs the interpreter's tests compiled, on a GPU: see tests/instruments/on_gpu.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(on_gpu.CHOSEN, reason="the whole session runs on the GPU"),
 ]
-# These are about the interpreter's own instruments.
+# Tests of instruments that need the interpreter.
 INTERPRETED = ("test_harness.py", "test_memory.py")
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/on_gpu.sh without a GPU: its order, its limits, and what is left when parts fail."""
+"""benchmarks/on_gpu.sh without a GPU: its order, its time limits, and its output if parts fail."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash
 
 
 def run(out: Path, body: str, seconds: int = 60) -> tuple[int, list[str]]:
-    """The script with a Python that does what ``body`` says; its status and its summary."""
+    """Run the script with ``body`` (shell) as its Python; its exit status and its summary."""
     python = out.parent / "python"
     python.write_text(f"#!/bin/sh\n{body}\n")
     python.chmod(0o755)
-    # As the tool does: 0 for a program that succeeds, whatever is found, if it is not told another.
+    # As the tool does: findings do not change the exit status without --error-exitcode.
     (out.parent / "compute-sanitizer").write_text(
         "#!/bin/sh\ncode=0\n"
         'while [ "${1#--}" != "$1" ]; do [ "$1" = --error-exitcode ] && code=$2; shift 2; done\n'
@@ -54,7 +54,7 @@ def test_every_part_runs_in_its_order_and_leaves_its_output(tmp_path):
         for path in ROOT.glob("tests/**/test_*.py")
         if re.search(r"mark\.gpu\b", path.read_text())
     }
-    assert marked - set(files) == {"tests/gpu/test_on_gpu.py"}  # kernel_tests is it
+    assert marked - set(files) == {"tests/gpu/test_on_gpu.py"}  # which is kernel_tests
     assert len(files) > 5
 
 
@@ -74,7 +74,7 @@ def test_what_a_sanitizer_finds_is_told(tmp_path):
     assert status == 1
     failed = [line.split(":")[0] for line in summary if ": failed," in line]
     assert failed == ["memcheck", "racecheck", "initcheck"]
-    # Where torch caches memory an access beyond a tensor is as a rule one to another tensor.
+    # With torch's caching allocator an access beyond a tensor mostly hits another allocation.
     assert "cached: 1" in (tmp_path / "out" / "memcheck.txt").read_text()
 
 
@@ -84,9 +84,9 @@ def test_more_time_is_shared_out_and_a_second_run_writes_over_the_first(tmp_path
     for _ in range(2):
         status, _ = run(tmp_path / "out", 'echo "$@"', seconds=5400)
         assert status == 0
-    told = {name: (tmp_path / "out" / f"{name}.txt").read_text() for name in PARTS}
-    assert "limit 1800" in told["kernel_tests"]
-    assert "--force" in told["training"] and "--force" in told["certification"]
+    outputs = {name: (tmp_path / "out" / f"{name}.txt").read_text() for name in PARTS}
+    assert "limit 1800" in outputs["kernel_tests"]
+    assert "--force" in outputs["training"] and "--force" in outputs["certification"]
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Tensors on another device than the current one: its streams, its captures, its launches.
 
-There is no GPU here: two of them are the few functions of ``torch.cuda`` that are asked.
+No GPU is needed: stand-ins for the few functions of ``torch.cuda`` in use simulate two.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HALF = torch.tensor(0.5, dtype=torch.float64)
 
 
 class TwoDevices:
-    """The current device, and on which a capture is under way."""
+    """The current device, and the devices on which a capture is in progress."""
 
     def __init__(self) -> None:
         self.current = 0
@@ -46,14 +46,14 @@ class TwoDevices:
     def graph(
         self, graph: Any, pool: Any = None, stream: Any = None, capture_error_mode: str = "global"
     ) -> Iterator[None]:
-        assert capture_error_mode == "thread_local"  # or other threads' calls would fail
-        where = 0 if stream is None else stream.device.index  # torch's own is of the first device
+        assert capture_error_mode == "thread_local"  # else other threads' calls would fail
+        where = 0 if stream is None else stream.device.index  # torch's default is on device 0
         self.captured.append((self.current, where))
         self.pools.append(pool)
         with self.device(torch.device("cuda", where)):
             self.capturing.add(where)
             before, self.on = self.on, stream
-            yield  # as torch's, which puts back nothing where the capture fails
+            yield  # as torch's, which restores nothing if the capture fails
             self.on = before
             self.capturing.remove(where)
 
@@ -93,7 +93,7 @@ def test_a_capture_on_the_tensors_device_is_seen_from_another(two):
         scalars.on_device(SECOND, HALF)
     with scalars.constants():
         ((kind, device, *_),) = scalars.on_device(SECOND, HALF)
-    assert kind == "filled" and device == SECOND  # never kept: its memory belongs to the graph
+    assert kind == "filled" and device == SECOND  # not cached: its memory belongs to the graph
     assert two.current == 0
 
 
@@ -122,21 +122,21 @@ def test_a_pass_of_certification_is_captured_where_its_images_are(two):
         first = passes._Graph(lambda *_: ran.append(1 in two.capturing), votes, 5, None)
         passes._Graph(lambda *_: ran.append(1 in two.capturing), votes, 3, first)
     assert two.captured == [(1, 1), (1, 1)]
-    # Once before, on memory of the same alignment, for which kernels may have to be compiled.
+    # Once before the capture, on memory of the same alignment, so that kernels are compiled.
     assert ran == [False, True, False, True]
-    assert two.pools[0] is two.pools[1] is first.memory.pool  # one of them runs at a time
+    assert two.pools[0] is two.pools[1] is first.memory.pool  # shared: they run in turn
 
 
 @pytest.mark.parametrize("ended", [False, True], ids=["torch up to 2.11", "later"])
 def test_a_capture_that_fails_leaves_the_stream_and_no_memory(two, monkeypatch, ended):
-    told: list[Any] = []
+    log: list[Any] = []
 
     def end(*where: Any) -> None:
-        told.append(("end", *where))
+        log.append(("end", *where))
         if ended:
             raise RuntimeError("not currently recording to mempool_id")
 
-    release = lambda *where: told.append(("release", *where))  # noqa: E731
+    release = lambda *where: log.append(("release", *where))  # noqa: E731
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_releasePool", release, raising=False)
     before = two.on
@@ -144,7 +144,7 @@ def test_a_capture_that_fails_leaves_the_stream_and_no_memory(two, monkeypatch, 
         raise ValueError("of the network")
     assert two.on is before and two.current == 0
     of_pool = (1, two.pools[0])
-    assert told == [("end", *of_pool)] + ([] if ended else [("release", *of_pool)])
+    assert log == [("end", *of_pool)] + ([] if ended else [("release", *of_pool)])
 
 
 def test_a_kernel_is_launched_with_its_tensors_device_current(two):

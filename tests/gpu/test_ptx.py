@@ -1,6 +1,6 @@
-"""Kernels as PTX, executed: the instrument finds its faults, and a part of the kernel tests passes.
+"""Executed PTX: the instrument detects faults, and a subset of the kernel tests passes.
 
-All of them, by command, with the installed Triton, or with several, each fetched into a folder:
+To run all kernel tests, with the installed Triton, or with several versions, each downloaded:
 
     DRF_FAST_TEST_KERNELS=ptx pytest -n 2 tests/kernels
     python tests/instruments/ptx_versions.py FOLDER 3.2.0 3.6.0 3.9.0 -- -n 2
@@ -71,7 +71,7 @@ HEAD = """
 def run(
     body: str, warps: int = 1, programs: int = 1, shared: int = 4096, words: int | None = None
 ) -> tuple[np.ndarray, Counts]:
-    """The numbers (uint32), one a thread, that the snippet leaves in memory, and what it took."""
+    """The numbers (uint32), one per thread, that the snippet stores, and its counts."""
     out = np.zeros(32 * warps if words is None else words, np.uint32)
     memory = Memory()
     values = {"snippet_param_0": memory.add(out.view(np.uint8), "out"), "snippet_param_1": 7}
@@ -101,7 +101,7 @@ LANE = np.arange(32, dtype=np.uint32)
         ("bfi.b32 %r9, %r1, 255, 2, 3;", 255 & ~28 | (LANE & 7) << 2),
         # Byte 0 of the lane; byte 0 and 1, then 3 of 0x11223344 (numbers 4 and 5, 7).
         ("prmt.b32 %r9, %r1, 0x11223344, 0x7540U;", 0x11334400 | LANE),
-        ("prmt.b32 %r9, %r1, %r19, 0x3210U;", LANE),  # anything, of which no byte is chosen
+        ("prmt.b32 %r9, %r1, %r19, 0x3210U;", LANE),  # undefined, but no byte of it is selected
         ("mov.u32 %r9, %r19;", np.full(32, 0xABABABAB)),
         ("lop3.b32 %r9, %r1, 12, 10, 0xE8;", LANE & 12 | LANE & 10 | 12 & 10),
         ("mov.b32 {%rs1, %rs2}, %r1; mov.b32 %r9, {%rs2, %rs1};", LANE << 16),
@@ -184,7 +184,7 @@ def test_a_barrier_that_is_missing_is_found():
 
 @pytest.mark.parametrize("at", ["cold", "warm"])
 def test_threads_meet_again_wherever_the_compiler_put_the_other_way(at):
-    """A block behind the code that follows it is no divergence, whatever comes first."""
+    """A block placed before or after its successors is not divergence."""
     cold = "$L_cold:\n\tmov.u32 %r9, 8;\n\tbra.uni $L_join;"
     body = f"""
 	mov.u32 %r9, 3;
@@ -249,7 +249,7 @@ $L_again:
 	ret;"""
     out, counts = run(body)
     assert out.tolist() == list(range(1, 33))
-    # The loop as often as the last thread runs it, the end once for each thread that leaves.
+    # The loop once per iteration of the last thread, the end once for each thread that leaves.
     assert counts.instructions >= 5 + 1 + 3 * 32 + 2
     assert counts.global_bytes == 128 and counts.shared_bytes == 0
 
@@ -276,7 +276,7 @@ def test_a_fused_multiply_add_rounds_once(dtype):
     c[::3] = random.standard_normal(1000).astype(dtype) * dtype(2.0) ** random.integers(
         -40, 40, 1000
     )
-    # Just beside the middle between two numbers: rounding twice would go the other way.
+    # Next to a tie between two numbers, where double rounding goes the wrong way.
     a[:2], b[:2] = dtype(1 + 2 ** (-12 if dtype is np.float32 else -27)), dtype(1)
     got = fma(a, b, c)
     expected = [

@@ -4,10 +4,10 @@ Triton reads TRITON_INTERPRET when it is imported, so these tests need a process
 
     TRITON_INTERPRET=1 pytest tests/kernels
 
-tests/gpu/test_interpreter.py is how they run within the ordinary session. Outputs hold NaN before
-a kernel writes them, and ``every_order`` runs a function with the programs of its launches in
-several orders: results that then differ are a race. On a GPU (see tests/instruments/on_gpu.py) the
-order is the hardware's. DRF_FAST_TEST_KERNELS says what else runs them: "like-gpu" an interpreter
+tests/gpu/test_interpreter.py runs them within the ordinary session. Outputs hold NaN before a
+kernel writes them, and ``every_order`` runs a function with the programs of its launches in several
+orders: results that then differ show a race. On a GPU (see tests/instruments/on_gpu.py) the order
+is the hardware's. DRF_FAST_TEST_KERNELS selects other ways to run them: "like-gpu" an interpreter
 that is as inexact as a GPU, "ptx" the compiled code, "cuda" a GPU.
 """
 
@@ -31,7 +31,7 @@ import drf_fast
 HERE = Path(__file__).parent
 COMPILED = on_gpu.CHOSEN or on_ptx.CHOSEN
 ORDERS = ("in order", "reversed", "shuffled")
-# These are about the interpreter's own instruments.
+# Tests of instruments that need the interpreter.
 collect_ignore = ["test_harness.py", "test_memory.py"] if COMPILED else []
 
 
@@ -46,14 +46,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def on_triton() -> Iterator[None]:
-    """Operations run their kernels, strictly."""
+    """Operations run their kernels, without a fallback."""
     with drf_fast.use_backend("triton"):
         yield
 
 
 @pytest.fixture(autouse=True)
 def poisoned_outputs() -> Iterator[None]:
-    """New tensors hold NaN, or the largest integer: what a kernel forgets to write is seen."""
+    """New tensors hold NaN, or the largest integer, which shows elements that no program writes."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)  # under which torch fills what empty() returns
     try:
@@ -75,12 +75,12 @@ def program_order(order: str) -> Iterator[None]:
 
     def moved(x: int, y: int, z: int) -> None:
         programs = interpreter_builder.grid_dim[0]
-        order_of = list(range(programs))
+        permutation = list(range(programs))
         if order == "reversed":
-            order_of.reverse()
+            permutation.reverse()
         elif order == "shuffled":
-            random.Random(programs).shuffle(order_of)
-        place(order_of[x], y, z)
+            random.Random(programs).shuffle(permutation)
+        place(permutation[x], y, z)
 
     with mock.patch.object(interpreter_builder, "set_grid_idx", moved):
         yield
@@ -113,7 +113,7 @@ def every_order() -> Callable[[Callable[[], Any]], Any]:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No row of a loss fits into registers, and a block holds a few classes."""
+    """No row of a loss fits into registers, and blocks of classes are small."""
     from drf_fast.kernels import loss_call
 
     monkeypatch.setattr(loss_call, "_LONG_ROWS", 0)

@@ -1,7 +1,7 @@
 """adversary_step's kernels: the reference in every ball, norm, dtype, layout, size and order.
 
-What the operation has to compute is in test_adversary_step.py one folder up, which runs on this
-backend too. Here images are also forced through the form for those that no program can hold.
+tests/operations/test_adversary_step.py, which runs on this backend too, tests what the operation
+computes. Here small images are also forced through the kernel for those too large for registers.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def case(
 def parameters(
     ball: str = "hard", grad_norm: str = "image", clamp: Any = (0.0, 1.0), lam: float = 0.7
 ) -> tuple[Any, ...]:
-    """What follows grad, x, x_adv; step size, epsilon and price bind for some of the images."""
+    """The arguments after grad, x, x_adv; step size, epsilon and lambda bind for some images."""
     numbers = [scalar(value) for value in (0.4, 0.5, lam, 0.25)]
     ids = torch.tensor([5, 2**32 - 1, 0, 8])
     return (*numbers, torch.tensor(-9), ids, ball, grad_norm, clamp)
 
 
 def assert_is_the_reference(tensors: Any, rest: Any) -> tuple[torch.Tensor, ...]:
-    """To rounding; the distance and the noise must belong to the images that come out."""
+    """Up to rounding; distance and noise must be those of the images that it returns."""
     got, noisy, distance = result = kernels.adversary_step(*tensors, *rest)
     exact, _, _ = reference.adversary_step(*(t.double() for t in tensors), *rest)
     expected = reference.adversary_step(*tensors, *rest)
@@ -87,7 +87,7 @@ def assert_is_the_reference(tensors: Any, rest: Any) -> tuple[torch.Tensor, ...]
 def test_every_choice_is_the_reference(form, dtype, layout):
     tensors = case(2, (3, 5, 7), dtype, layout)
     choices = list(itertools.product(BALLS, NORMS, CLAMPS))
-    # All choices once; elsewhere each value of each, in turn with the others.
+    # All combinations for one dtype and layout; for the others a sample that has every value.
     everywhere = dtype == torch.float32 and layout == torch.contiguous_format
     for ball, grad_norm, clamp in choices if everywhere else choices[::7]:
         assert_is_the_reference(tensors, parameters(ball, grad_norm, clamp))
@@ -210,7 +210,7 @@ def test_a_step_is_one_launch_or_two_and_one_more_where_all_norms_come_first():
 
 
 def test_a_step_of_the_attack_is_two_launches():
-    """All that a PGD step needs but its network; the first noise is a launch of its own."""
+    """All of a PGD step but the network; the first noise is a separate launch."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
     x, ball = torch.rand(2, 3, 2, 2), drf_fast.HardBall(1.0)
     with phantom.watch() as traces:
@@ -227,7 +227,7 @@ def test_the_tile_of_the_noise_idles_few_lanes():
     for octets, m, lanes in itertools.product((1, 25, 96, 128), (1, 2, 3, 8, 16), (512, 1024)):
         rows, groups = kernels._noise_tile(lanes, octets, m)
         assert rows * groups == lanes and groups >= 64
-    assert kernels._noise_tile(1024, 96, 4) == (4, 256)  # 3x32x32: none is idle
+    assert kernels._noise_tile(1024, 96, 4) == (4, 256)  # 3x32x32: no lane is masked
     assert kernels._noise_tile(1024, 96, 8) == (4, 256)
 
 

@@ -1,4 +1,4 @@
-"""consistency_loss's kernel: excluded classes in blocks that pass by; tensors as weights."""
+"""consistency_loss's kernel: excluded classes in loops over blocks; tensors as weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def lam(value: float) -> torch.Tensor:
 
 @pytest.fixture(params=["registers", "blocks"])
 def place(request, monkeypatch):
-    """Where the logits are: a row of 40 classes is three blocks."""
+    """Where the logits are kept: a row of 40 classes is three blocks."""
     if request.param == "blocks":
         monkeypatch.setattr(loss_call, "_SHORT_ROWS", 0)
         monkeypatch.setattr(loss_call, "_PASSING_ROWS", 32)
@@ -70,7 +70,7 @@ def test_equal_samples_have_no_divergence(place):
     equal = logits.expand(2, 5, 40)
     with_kl, _ = consistency_loss(equal, target, lam(100.0), lam(0.0), "sum", False)
     without, _ = consistency_loss(equal, target, lam(0.0), lam(0.0), "sum", False)
-    # float32: the logarithm of a mean beside the mean of logarithms.
+    # float32: the logarithm of a mean and the mean of logarithms round differently.
     assert float(with_kl) == pytest.approx(float(without), rel=2e-5)
 
 

@@ -1,4 +1,4 @@
-"""The instruments find what they look for: kernels with planted faults."""
+"""The instruments detect planted faults of kernels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def double(x, out, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def overlapping(x, out, n, BLOCK: tl.constexpr):
-    """Each program also stores the first element of the next one's block, otherwise."""
+    """Each program also stores another value to the first element of the next one's block."""
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, 2 * BLOCK)
     inside = (offsets < n) & (offsets <= tl.program_id(0) * BLOCK + BLOCK)
     tl.store(out + offsets, tl.program_id(0) + 1.0, mask=inside)
@@ -28,7 +28,7 @@ def overlapping(x, out, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def running_sum(x, out, n, BLOCK: tl.constexpr):
-    """Sums across programs through memory, which nothing orders."""
+    """Sums across programs through memory, without synchronisation."""
     tl.store(out, tl.load(out) * 2.0 + tl.load(x + tl.program_id(0) * BLOCK))
 
 
@@ -46,7 +46,7 @@ def unmasked(x, out, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def narrow(x, out, n, BLOCK: tl.constexpr):
-    """Offsets in 32 bits, which wrap."""
+    """Offsets in 32 bits, which overflow."""
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out + offsets, tl.load(x + offsets, mask=offsets < n), mask=offsets < n)
 

@@ -90,11 +90,11 @@ def test_any_shape_is_within_rounding_of_the_float64_reference(
     assert value.isfinite() == true_value.isfinite() and bool(grad.isfinite().all())
     if true_value.isfinite():
         exact = dtype == torch.float64
-        # 34 u: twice the 1e-6 of assert_true, for logits that are 150 times as large: of a loss of
-        # several hundred, z - peak and two logarithms are off by some u each.
+        # 34 u: twice the 1e-6 of assert_true, for logits 150 times as large: in a loss of several
+        # hundred, z - peak and two logarithms have relative errors of some u each.
         assert float(value) == pytest.approx(float(true_value), rel=2e-6, abs=2e-6)
         # 168 u of a row's weight: a slope lam * gap and a weight e^(log F^y) inherit the error
-        # of log F, some 4 u |log F|, and count where F is not yet 0: |log F| up to 40.
+        # of log F, some 4 u |log F|, and matter while F is not negligible: |log F| up to 40.
         largest = max(1.0 / (batch * samples), float(true_grad.abs().max()))
         tolerance = 1e-11 if exact else 1e-5 + torch.finfo(dtype).eps
         assert float((grad.double() - true_grad).abs().max()) <= tolerance * largest
@@ -119,7 +119,7 @@ def test_blocks_of_nothing_but_excluded_classes(name, small_blocks):
     target[:] = torch.tensor([500, 549])
     value, grad = kernel(name, logits, target)
     expected = kernel(name, logits[:, :, 500:550], target - 500)
-    # Both are within 1e-6 of the truth, see assert_true.
+    # Both are within 1e-6 of the exact value, see assert_true.
     assert float(value) == pytest.approx(float(expected[0]), rel=2e-6)
     largest = float(expected[1].abs().max())
     assert float((grad[:, :, 500:550] - expected[1]).abs().max()) <= 2e-6 * largest
@@ -147,7 +147,7 @@ def test_programs_in_any_order_give_the_same_bits(name, every_order, small_block
 @pytest.mark.parametrize("name", ["smooth_ce", "consistency_loss"])
 @pytest.mark.parametrize("batch", [1, 5, 70])
 def test_reductions_are_those_of_the_single_losses(name, batch, monkeypatch):
-    monkeypatch.setattr(loss_call, "_SUMMED", 32)  # so that the last one adds up three blocks
+    monkeypatch.setattr(loss_call, "_SUMMED", 32)  # so that the largest batch takes three blocks
     logits, target = case((batch, 1, 2))
     (single, grad), (total, grad_total), (mean, grad_mean) = (
         call(name, logits, target, *reduced(name, word), True) for word in ("none", "sum", "mean")
@@ -156,7 +156,7 @@ def test_reductions_are_those_of_the_single_losses(name, batch, monkeypatch):
     # Summed in float64, rounded once to float32.
     assert float(total) == pytest.approx(float(single.double().sum()), rel=1.001 * 2**-24)
     assert float(mean) == pytest.approx(float(single.double().mean()), rel=1.001 * 2**-24)
-    # smooth_ce rounds 3 times on the way to a gradient, 4 times to that of a mean, and the product
-    # here once more. consistency_loss divides by the batch, within 2 units in the last place, and
-    # then rounds one product, here and there, and this one.
+    # smooth_ce rounds 3 times for a gradient, 4 times for that of a mean, and the product here once
+    # more. consistency_loss divides by the batch, within 2 units in the last place, then rounds one
+    # product for each of both gradients, and this one.
     assert torch.allclose(grad_mean * batch, grad, rtol=8 * 2**-24, atol=0)

@@ -1,4 +1,4 @@
-"""The kernels of the three losses and memory: any layout of it, and no more than they need."""
+"""Memory accesses of the kernels of the three losses: any layout, and minimal traffic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from loss_cases import (
 
 from drf_fast.kernels.launch import recording
 
-# Reads of the logits where they do not stay in registers.
+# Reads of the logits where they do not fit into registers.
 PASSES = {"smooth_ce": 2, "consistency_loss": 3, "macer_loss": 3}
 
 
@@ -72,7 +72,7 @@ def test_logits_that_pass_by_are_read_as_often_as_it_says(name, small_blocks):
 
 
 @each_loss
-@pytest.mark.parametrize("classes", [16, 17])  # strides are passed divided by 16, and as they are
+@pytest.mark.parametrize("classes", [16, 17])  # strides passed divided by 16, or by 1
 def test_offsets_beyond_2_to_the_31_stay_inside(name, classes):
     batch = 2**31 // classes + 5
     logits = torch.empty((3, batch, classes), device="meta").transpose(0, 1)

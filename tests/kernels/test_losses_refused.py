@@ -1,4 +1,4 @@
-"""The kernels of the three losses and bad input: an image becomes NaN, or the call is refused."""
+"""Bad input of the kernels of the three losses: an image becomes NaN, or the call is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from drf_fast.kernels.launch import recording
 
 
 def poisoned(poison: Any, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
-    """Six images, of which 2 and 4 are bad."""
+    """Six images, of which numbers 2 and 4 are bad."""
     logits, target = case((6, 3, classes))
     if poison == "label":
         target[2], target[4] = classes, -1

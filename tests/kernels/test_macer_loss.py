@@ -1,4 +1,4 @@
-"""macer_loss's kernel: its normal quantile, ties, and the two largest entries of passing blocks."""
+"""macer_loss's kernel: its normal quantile, ties, the two largest entries over class blocks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_quantile_is_within_3e_14_from_one_half_to_the_smallest_normal_numbe
         ]
     got = quantiles(q)
     error = (got - (x - torch.tensor(moved, dtype=torch.float64))).abs()
-    # Next to 1/2 what counts is the error of log 2q.
+    # Near 1/2 the error of log 2q dominates.
     assert float((error / (x + 0.01)).max()) < 3e-14
     assert bool((got.diff() > 0).all())
 
@@ -70,7 +70,7 @@ def test_the_quantile_of_one_half_is_zero():
 
 @pytest.fixture(params=["registers", "blocks"])
 def place(request, monkeypatch):
-    """Where the logits are: blocks of 4 to 16 classes."""
+    """Where the logits are kept: blocks have 4 to 16 classes."""
     if request.param == "blocks":
         monkeypatch.setattr(loss_call, "_SHORT_ROWS", 0)
         monkeypatch.setattr(loss_call, "_PASSING_ROWS", 32)
@@ -88,7 +88,7 @@ def test_the_two_largest_are_found_wherever_they_are(place, dtype, first, second
     value, grad = macer_loss(logits, target, *weights(), True)
     true_value, true_grad = reference.macer_loss(logits.double(), target, *weights(), True)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-11
-    assert float(true_value) > 5  # the margin plays its part
+    assert float(true_value) > 5  # the margin term is active
     assert float(value) == pytest.approx(float(true_value), rel=tolerance)
     error = (grad.double() - true_grad).abs().max()
     assert float(error) <= tolerance * float(true_grad.abs().max())
@@ -108,9 +108,9 @@ def test_ties_go_to_the_lower_class(place, tied):
         assert torch.allclose(grad, true_grad, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("draw", range(8))  # of the errors, where there are any to draw
+@pytest.mark.parametrize("draw", range(8))  # of simulated errors, in sessions that draw some
 def test_two_classes_keep_their_digits(draw, place):
-    """A share of a row that is off by 5 u, as of an approximate quotient, makes 25 u of a slope."""
+    """An error of 5 u in a row's 1 / sum, as of an approximate quotient, is 25 u in a slope."""
     logits, target = case((3, 3, 2))
     assert_true("macer_loss", logits, target, kernel("macer_loss", logits, target))
 

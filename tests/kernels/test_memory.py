@@ -1,7 +1,7 @@
-"""What the kernels access: nothing twice, nothing outside, nothing that another program writes.
+"""The kernels' accesses: nothing twice, nothing out of bounds, nothing that another program writes.
 
-Run in small, on real memory that is watched, and in the sizes that matter, on memory that is not
-there (see tests/instruments/phantom.py).
+Small cases run on real, traced memory, cases of realistic sizes on absent memory (see
+tests/instruments/phantom.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def small_cases(operation: str) -> list[Case]:
-    """Every dtype and layout, sizes that leave lanes idle, one that no program holds at once."""
+    """Every dtype and layout, sizes that leave masked lanes, one too large for registers."""
     if operation in LOSSES:
         shapes = [(3, 3, 7), (5, 1, 10), (2, 4, 1000)]
         return [
@@ -93,7 +93,7 @@ def test_programs_run_in_any_order_and_write_all_of_their_outputs_and_no_more(ev
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_each_byte_is_moved_once(operation):
-    """1.00 times the minimum, but for numbers of which there is one an image."""
+    """1.00 times the minimum, except for numbers of which there is one per image."""
     shape = (4, 8, 1000) if operation in LOSSES else (4, 4, 3, 32, 32)
     for dtype in DTYPES:
         case = Case(operation, shape, dtype)
@@ -108,16 +108,16 @@ def test_each_byte_is_moved_once(operation):
     "case", [case for operation in OPERATIONS for case in large_cases(operation)], ids=str
 )
 def test_offsets_beyond_2_to_the_31(case):
-    """The first, the last and the programs around 2^31 and 2^32 elements stay where they belong."""
+    """The first, the last and the programs around 2^31 and 2^32 elements stay in bounds."""
     launches = case.launches()
     assert launches[0].programs > 1
     for recorded in launches:
-        if recorded.programs == 1:  # it walks through one number an image
+        if recorded.programs == 1:  # the reduction, over one number per image
             continue
         tensors = [value for value in recorded.arguments if isinstance(value, torch.Tensor)]
         largest = max(tensors, key=lambda tensor: tensor.numel())
         each = max(1, largest.numel() // recorded.programs)
-        if each > 2**28:  # too long a way for the interpreter: a program does a whole image
+        if each > 2**28:  # too slow in the interpreter: one program processes a whole image
             assert recorded.kernel.fn.__name__ == "step_in_passes_kernel"
             continue
         near = [0, 2**31 // each, 2**32 // each, recorded.programs - 1]
@@ -130,7 +130,7 @@ def test_offsets_beyond_2_to_the_31(case):
 
 
 def check_ends(trace: phantom.Trace, width: int) -> None:
-    """The tensors that are written are written from their first to their last byte."""
+    """Each output is written from its first to its last byte."""
     for span in trace.spans:
         stored = [
             access

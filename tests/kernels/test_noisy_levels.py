@@ -1,6 +1,6 @@
 """noisy_levels' kernel: every bit is the reference's, in any dtype, layout, size and order.
 
-What the operation has to compute is in tests/operations, which runs on this backend too.
+tests/operations, which runs on this backend too, tests what the operation computes.
 """
 
 from __future__ import annotations

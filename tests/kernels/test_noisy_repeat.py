@@ -1,6 +1,6 @@
 """noisy_repeat's kernels: every bit is the reference's, in any dtype, layout, size and order.
 
-What the operation has to compute is in test_noise.py, which runs on this backend too.
+tests/operations/test_noise.py, which runs on this backend too, tests what the operation computes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IDS = torch.tensor([0, 2**32 - 1, 77])
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal bits, dtypes and strides; signed zeros are told apart."""
+    """Equal bits, dtypes and strides; signed zeros are distinguished."""
     return (
         a.dtype == b.dtype
         and a.stride() == b.stride()
@@ -41,7 +41,7 @@ def integer(value: int) -> torch.Tensor:
 
 
 def arguments(m: int, stream: str = "train", key: int = -5, offset: int = 0) -> tuple[Any, ...]:
-    """What follows x for three images."""
+    """The arguments after x, for three images."""
     sigma = torch.tensor(0.3, dtype=torch.float64)
     return sigma, integer(key), IDS, integer(offset), m, stream
 
@@ -52,7 +52,7 @@ def images(shape: tuple[int, ...], dtype: torch.dtype, layout: Any = LAYOUTS[0])
     return x.contiguous(memory_format=layout)
 
 
-# ------------------------------------------------------------------------------------- the pieces
+# ------------------------------------------------------------------------------ device functions
 
 
 @triton.jit
@@ -97,7 +97,7 @@ def test_radius_cosine_and_sine_have_the_bits_of_the_reference():
             *[torch.arange(c - 300, c + 300) for c in corners],
         ]
     )
-    # The interpreter is fastest with large programs; a compiler unrolls one over its threads.
+    # The interpreter is fastest with large programs; a compiler unrolls a tile within each thread.
     block = 2**16 if os.environ.get("TRITON_INTERPRET") == "1" else 2**10
     words = torch.nn.functional.pad(words, (0, -words.numel() % block))
     r, cosine, sine = (torch.empty(words.shape) for _ in range(3))
@@ -198,7 +198,7 @@ def test_the_gradient_is_the_rounded_sum_over_the_copies(dtype, layout):
 
 
 def test_copies_are_added_in_order():
-    grad = torch.tensor([1e8, 1.0, -1e8, 1.0]).reshape(4, 1)  # in another order 1 or 2
+    grad = torch.tensor([1e8, 1.0, -1e8, 1.0]).reshape(4, 1)  # in other orders 1 or 2
     assert float(kernels.noisy_repeat_backward(grad, 4)) == 1.0
     assert float(kernels.noisy_repeat_backward(grad.flip(0), 4)) == 0.0
 
@@ -224,7 +224,7 @@ def test_no_launch_is_too_small_for_the_device_or_reads_a_value():
 
     assert launched(1, (3, 32, 32), 4096).programs >= 600  # certification: many copies of one
     assert launched(64, (1, 28, 28), 16).programs >= 500
-    # Enough images: a program makes all copies, so that x is read once.
+    # With enough images a program makes all copies, so that x is read once.
     assert launched(256, (3, 32, 32), 8).programs == 256 * 3
 
 

@@ -17,7 +17,7 @@ from drf_fast.kernels.rows import exp_, log1p_
 from drf_fast.kernels.smooth_ce import smooth_ce
 
 NUMBERS = 2**17
-# The interpreter is fastest with one program; a compiler unrolls a program over its threads.
+# The interpreter is fastest with one program; a compiler unrolls a tile within each thread.
 BLOCK = NUMBERS if os.environ.get("TRITON_INTERPRET") == "1" else 2**10
 
 
@@ -39,9 +39,9 @@ def apply(kernel, x: torch.Tensor) -> torch.Tensor:
     return out
 
 
-U = 2.0**-24  # what one rounding to float32 is off by, relative to its result
-# Units in the last place that a float32 logarithm is off by: one on hardware, as CUDA's tables say;
-# the plain interpreter's is NumPy's, which gives up four for speed.
+U = 2.0**-24  # relative error of one rounding to float32, at most
+# Error of a float32 logarithm in units in the last place: one on hardware, by CUDA's tables; the
+# plain interpreter uses NumPy's, which allows four for speed.
 LOG_ULPS = 1 if HARDWARE else 4
 
 
@@ -50,8 +50,8 @@ def test_exp_is_within_an_ulp_down_to_the_smallest_normal_number():
 
     x - n log 2: the first difference is exact, the second rounds a number below 0.35, u / 4. The
     last sum rounds a number within a factor sqrt(2) of 1, u; the one before, times r / e^r, adds
-    0.25 u, those before these 0.07 u; the polynomial is off by 3.1e-9 = 0.05 u and log 2, which has
-    35 bits, by 1.6e-9 = 0.03 u. The plain interpreter rounds products, too, which adds 0.45 u.
+    0.25 u, earlier ones 0.07 u; the errors of the polynomial, 3.1e-9, and of log 2 with 35 bits,
+    1.6e-9, are 0.05 u and 0.03 u. The plain interpreter also rounds products, which adds 0.45 u.
     """
     x = -torch.linspace(0, 87.3, 8 * NUMBERS)
     got = apply(exp_kernel, x).double()
@@ -70,9 +70,9 @@ def test_exp_of_what_is_too_small_is_zero_and_of_nan_is_nan():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_log1p_keeps_the_digits_of_small_arguments(dtype):
-    """Each number within what its own steps may be off by, all within 6.5 u: see ``log1p_``.
+    """Each number within the error bound of its own steps, all within 6.5 u: see ``log1p_``.
 
-    A logarithm that is off by more than a unit in the last place adds up to 4 u for each more.
+    A logarithm with an error of more than a unit in the last place adds up to 4 u for each more.
     """
     x = torch.logspace(-30, 5, NUMBERS // 2, dtype=torch.float64)
     x = torch.cat([x, -torch.logspace(-30, -0.001, NUMBERS // 2, dtype=torch.float64)]).to(dtype)
@@ -105,12 +105,12 @@ def test_a_confident_image_keeps_the_digits_of_its_loss_and_its_gradient(gap):
 
 
 def test_the_two_forms_of_the_loss_meet_where_half_of_it_is_missing():
-    """Both within 3.25 u of log(1 + e^-x) = 0.693, with e and S = 1 + e as they are next to x = 0.
+    """Both within 3.25 u of log(1 + e^-x) = 0.693, with e = e^-x and S = 1 + e near x = 0.
 
-    e is off by u / 2, S by u / 4 of it and its own rounding u / 2. 1 - F^y, one of the two over S,
-    by no more than 1.25 u with its rounding, 1.25 u in its logarithm, whose last place is u: 2.25 u
-    of 0.693. Or log S by 0.75 u and its last place, u, and u / 2 for x - log S: 2.25 u again. (A
-    logarithm that is off by more units in the last place adds them.)
+    Relative errors: e, u / 2; S, u / 4 from e and u / 2 of its own rounding; 1 - F^y, a quotient
+    by S, at most 1.25 u with its rounding, hence 1.25 u in its logarithm, whose last place is u:
+    2.25 u of 0.693. Or log S, 0.75 u and its last place, u, and u / 2 for x - log S: 2.25 u again.
+    (A logarithm with an error of more units in the last place adds them.)
     """
     # 1 - F^y on both sides of 1/2, one unit in the last place after the other.
     x = torch.arange(-40, 41) * 2.0**-23
