@@ -382,7 +382,7 @@ class BuildExt(build_ext):
 
 
 def refuse_old_setuptools(version: str = setuptools.__version__) -> None:
-    """Exit with one sentence if pyproject.toml is too new, as without build isolation."""
+    """Exit with one sentence if setuptools cannot read our pyproject.toml (no build isolation)."""
     if int(version.partition(".")[0]) < OLDEST_SETUPTOOLS:
         raise SystemExit(
             f"drf_fast needs setuptools>={OLDEST_SETUPTOOLS} to build, got {version}: pip install "

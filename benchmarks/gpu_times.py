@@ -28,7 +28,7 @@ def show(name: str, call: Callable[[], Any], moved: int = 0) -> None:
 
     Args:
         name: label of the line.
-        call: is timed.
+        call: the function to time.
         moved: bytes that it has to read and write; a copy of as many is timed after it.
     """
     for _ in range(5):

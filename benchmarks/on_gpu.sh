@@ -50,14 +50,14 @@ processes=$(nproc 2> /dev/null || echo 8)
 [ "$processes" -le 16 ] || processes=16 # each has a context on the GPU, half a gigabyte
 DRF_FAST_TEST_KERNELS=cuda part kernel_tests 180 "$python" -m pytest -v --tb=short \
     -p no:cacheprovider -n "$processes" tests/kernels
-# Files that need a GPU, for to look through all the others takes a quarter of the time.
+# Only files with tests that need a GPU: collecting all others takes a quarter of the time.
 mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | grep -v test_on_gpu)
 part gpu_tests 90 "$python" -m pytest -v --tb=short -p no:cacheprovider -n 4 -m gpu "${files[@]}"
 part training 60 "$python" -m drf_fast train --device cuda --max-steps 300 --out "$out/run" --force
 part certification 60 "$python" -m drf_fast certify "$out/run" --device cuda --max-images 50 \
     --out "$out/certificates.tsv" --force
 for tool in memcheck racecheck initcheck; do
-    # What it finds ends it with 0 if it is not told. In torch's cache a tensor ends in another one.
+    # Without --error-exitcode findings exit with 0. In torch's memory cache tensors are adjacent.
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 part "$tool" 60 compute-sanitizer --tool "$tool" \
         --error-exitcode 1 "$python" -m drf_fast doctor --self-test
 done

@@ -25,7 +25,7 @@ DRF_INLINE void find_levels_scalar(std::int32_t* levels, const std::uint32_t* hi
   }
 }
 
-// NAME writes the levels of `groups` words, a multiple of LANES.
+// find_levels_* write the levels of `groups` words, a multiple of the lanes of a vector.
 #if defined(__x86_64__) && defined(__GNUC__)
 void find_levels_baseline(std::int32_t* levels, const std::uint32_t* high, const std::uint32_t* low,
                           std::int64_t groups, const drf::Guide& guide) {

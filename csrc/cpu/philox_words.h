@@ -1,4 +1,4 @@
-// Philox for a block of consecutive groups: the words of drf_fast::philox, side by side.
+// Philox for a block of consecutive groups: the words of drf_fast::philox, one group a lane.
 //
 // A round is two products of 32 x 32 bits, of which both halves are needed. x86 can multiply the
 // lower halves of 64-bit lanes, so a counter word stays in a 64-bit lane through all rounds and the

@@ -1,7 +1,7 @@
 """The kernels of the three losses: against float64, in any shape, order and tile.
 
-What the losses have to compute is in test_smooth_ce.py, test_consistency_loss.py and
-test_macer_loss.py of the folder above, which run on these kernels too.
+test_smooth_ce.py, test_consistency_loss.py and test_macer_loss.py of tests/operations, which run on
+these kernels too, test what the losses compute.
 """
 
 from __future__ import annotations
