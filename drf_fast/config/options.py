@@ -181,7 +181,7 @@ class TrainConfig:
     force: Annotated[bool, Role.CALL, Tag.ONE_PER_SWEEP] = False
     """Replace the run in the run folder."""
     save_every: Annotated[int | None, Role.LIMIT, Range.COUNT] = None
-    """Number of steps between additional saves; by default only the end of an epoch is saved."""
+    """Number of steps between additional saves; by default a run is saved only after each epoch."""
     max_steps: Annotated[int | None, Role.LIMIT, Tag.RENEWED, Tag.ONE_PER_SWEEP, Range.COUNT] = None
     """Stop after this many training steps, for trials; the default is no limit."""
     timeout: Annotated[float | str, Role.LIMIT, Tag.RENEWED, Tag.ONE_PER_SWEEP] = "10min"
