@@ -1,8 +1,8 @@
-"""Certifying a network of torchvision: here a ResNet-18, trained for some seconds first.
+"""Certify a torchvision network: here a ResNet-18, trained for some seconds first.
 
     python examples/certify_torchvision.py
 
-With weights of your own leave out ``train``, and normalise inside the model, after the noise:
+With your own weights leave out ``train``, and normalise inside the model, after the noise:
 ``nn.Sequential(drf_fast.models.Normalize(mean, std), model)``.
 """
 

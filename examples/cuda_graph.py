@@ -1,11 +1,11 @@
-"""A whole DRF training step, attack to optimizer, as one CUDA graph: no launch costs any more.
+"""Run a whole DRF training step, from attack to optimizer, as one CUDA graph: no launch overhead.
 
     python examples/cuda_graph.py
 
-A graph replays what was captured, number by number. So everything that changes between steps lies
-in a tensor on the GPU, which the step reads and this program changes in place: the batch and its
-ids, the key of the noise, sigma, and lambda, which ``SoftBall.update`` moves inside the graph. A
-Python number (or a CPU tensor) would be baked in, and the same noise would come back for ever;
+A graph replays exactly what was captured. So everything that changes between steps must be a
+tensor on the GPU, which the step reads and this program changes in place: the batch and its ids,
+the noise key, sigma, and lambda, which ``SoftBall.update`` changes inside the graph. A Python
+number (or a CPU tensor) would become a constant, and every replay would use the same noise;
 drf_fast refuses to capture one.
 """
 

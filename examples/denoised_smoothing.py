@@ -1,9 +1,9 @@
-"""Denoised smoothing (Salman et al. 2020): a classifier that never saw noise becomes certifiable.
+"""Denoised smoothing (Salman et al. 2020): certify a classifier that was trained without noise.
 
     python examples/denoised_smoothing.py
 
-A classifier is trained on clean digits and left alone; a small denoiser is trained so that behind
-it the classifier sees the digit through the noise; both together are the network to be smoothed.
+First a classifier is trained on clean digits and frozen. Then a small denoiser in front of it is
+trained so that the classifier recognises noisy digits. Both together are the network to smooth.
 For ``drf-fast certify --arch module:make`` let ``make(num_classes)`` return such a network.
 """
 

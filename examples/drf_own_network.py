@@ -1,9 +1,9 @@
-"""DRF on a network and data of your own: any nn.Module, any batches of images in [0, 1].
+"""Train your own network on your own data with DRF: any nn.Module, any images in [0, 1].
 
     python examples/drf_own_network.py
 
-``attack`` looks for noisy copies that raise the loss of the smoothed network; the soft ball prices
-their distance with a factor lambda, which training adapts until the mean distance is epsilon.
+``attack`` looks for noisy copies that raise the loss of the smoothed network. The soft ball charges
+a price lambda for their distance; training adapts lambda until the mean distance is epsilon.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SIGMA, M, STEPS, EPSILON = 0.5, 2, 2, 1.0
 
 
 def my_network() -> nn.Module:
-    """Whatever you have; to normalise, make it the first layer, so that noise comes before it."""
+    """Your network; if it normalises, do so in its first layer, so that noise comes before it."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 5, stride=2), nn.BatchNorm2d(16), nn.ReLU(),
         nn.Conv2d(16, 32, 5, stride=2), nn.BatchNorm2d(32), nn.ReLU(),

@@ -1,9 +1,9 @@
-"""The soft-smoothed loss in a training loop of your own: two lines of drf_fast.
+"""Use the soft-smoothed loss in your own training loop: two lines of drf_fast.
 
     python examples/smooth_ce_loop.py
 
-The loss is -log of the mean probability of the label over m noisy copies of an image, so the
-network learns to be right on average under noise, which is what a certificate counts.
+The loss is -log of the mean probability of the label over m noisy copies of an image. The network
+learns to be right on average under noise, which is what a certificate measures.
 """
 
 from __future__ import annotations

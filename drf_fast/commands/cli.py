@@ -33,7 +33,7 @@ Train and certify provably robust image classifiers by randomized smoothing.
   report    summarize certification logs, ours and published ones: tables and figures
   sweep     train and certify a grid of settings; table and figures
   gap       measure and draw the confidence gap of networks under noise
-  doctor    say what this installation can do, and how to get what is missing; --self-test
+  doctor    show what this installation can do, and how to get what is missing; --self-test
             compares every operation on every device of this machine with the reference
 
 drf-fast COMMAND --help lists the options of a command; --version prints the version.

@@ -24,61 +24,62 @@ Format = Literal["table", "markdown", "latex", "csv", "json"]
 class TrainConfig:
     """Train a classifier for randomized smoothing, then certify some test images.
 
-    With no flag: SmoothAdv + DRF at sigma 0.5 on 10,000 embedded MNIST images, two to four minutes
-    on two CPU cores. Flags win over the TOML file, the file over the recipe, the recipe over the
-    defaults.
+    Without flags: SmoothAdv + DRF at sigma 0.5 on 10,000 embedded MNIST images, two to four minutes
+    on two CPU cores. Flags override the TOML file, the file overrides the recipe, and the recipe
+    overrides the defaults.
     """
 
     recipe: Annotated[str | None, Role.SOURCE] = None
-    """Named hyperparameters of a published run: mnist- or cifar10- and gaussian, stability, macer,
-    smoothmix[-drf], smoothadv[-drf], consistency[-drf], catrs[-drf]; cifar10-consistency-adv.
-    Values depend on --sigma: the nearest of 0.25, 0.5 and 1 counts. Recipes follow the DRF paper;
-    the published code it builds on is --split-batches --late-drop --no-nesterov."""
+    """Hyperparameters of a published run: mnist- or cifar10- followed by gaussian, stability,
+    macer, smoothmix[-drf], smoothadv[-drf], consistency[-drf] or catrs[-drf]; also
+    cifar10-consistency-adv. Values are those for the sigma of 0.25, 0.5 and 1 nearest to --sigma.
+    Recipes follow the DRF paper; to follow the published code on which it builds, add
+    --split-batches --late-drop --no-nesterov."""
     config: Annotated[Path | None, Role.SOURCE, Tag.ONE_PER_SWEEP] = None
-    """TOML file with any of these settings; the names are those of the flags."""
+    """TOML file with any of these settings, named like the flags."""
 
     data: Annotated[str, Role.RESULT, Tag.ONE_PER_SWEEP] = "mnist-mini"
-    """Data set: mnist-mini (embedded), mnist, fashion-mnist, cifar10, cifar100, svhn; imagefolder
-    (train/ and test/ or val/ with a folder a class) or imagenet (the same, brought to 224 x 224),
-    with --data-dir."""
+    """Data set: mnist-mini (embedded), mnist, fashion-mnist, cifar10, cifar100, svhn; or, with
+    --data-dir, imagefolder (train/ and test/ or val/ with one folder per class) or imagenet (the
+    same, resized to 224 x 224)."""
     data_dir: Annotated[Path | None, Role.PLACE, Tag.ONE_PER_SWEEP] = None
-    """Folder of the data set; without it, a cache folder into which it is downloaded."""
+    """Folder of the data set; the default is a cache folder into which it is downloaded."""
     train_images: Annotated[int | None, Role.RESULT, Range.COUNT] = None
-    """Use only the first so many training images (of class folders, so many evenly spaced ones);
+    """Use only this many training images: the first ones, or evenly spaced ones of class folders;
     the default is all."""
     augment: Annotated[Literal["none", "crop-flip"], Role.RESULT] = "none"
-    """Random crops (4 pixels of padding; of imagenet, a random part of the image) and flips."""
+    """Random crops (4 pixels of padding; for imagenet, a random part of the image) and flips."""
     arch: Annotated[str, Role.RESULT] = "lenet"
     """Network: lenet (28 x 28), resnet20, resnet56, resnet110, resnet50 (32 x 32 and larger), or
     one of your own: package.module:factory, called with num_classes=K, on the command line only."""
     init: Annotated[Path | None, Role.RESULT, Tag.SAME_COST] = None
-    """Start from the weights in this run folder or checkpoint, ours or of another program
-    (fine-tuning), of the same network and number of classes."""
+    """Start from the weights in this run folder or checkpoint, ours or another program's
+    (fine-tuning); network and number of classes must be the same."""
     normalize: Annotated[str, Role.RESULT] = "auto"
     """Normalising first layer, after the noise: none, cifar10, cifar10-center, imagenet or
-    imagenet-center; auto takes that of the data set, none for mnist-like sets and imagefolder."""
+    imagenet-center; auto takes that of the data set (none for mnist-like sets and imagefolder)."""
 
     method: Annotated[str, Role.RESULT] = "smoothadv"
     """Training loss: gaussian, stability, macer, smoothmix, smoothadv, consistency or catrs."""
     drf: Annotated[bool, Role.RESULT, Tag.ADVERSARY] = True
-    """Soft ball (DRF) instead of the hard one, for methods that have an adversary (of smoothmix,
-    which has no ball, and of catrs our own extension)."""
+    """Use the soft ball (DRF) instead of the hard ball, if the method has an adversary. For
+    smoothmix, which has no ball, and for catrs this is our own extension."""
     sigma: Annotated[float, Role.RESULT, Tag.SAME_COST] = 0.5
     """Standard deviation of the noise, in pixel units (images in [0, 1])."""
     num_samples: Annotated[int, Role.RESULT, Range.COUNT] = 2
     """Noisy copies m of each image."""
     steps: Annotated[int, Role.RESULT, Tag.ADVERSARY, Range.FROM_ZERO] = 4
-    """Steps T of the adversary; 0 trains consistency (its Gaussian variant) or catrs without."""
+    """Steps T of the adversary; 0 trains consistency or catrs without an adversary."""
     epsilon: Annotated[float, Role.RESULT, Tag.ADVERSARY, Tag.SAME_COST, Range.ABOVE_ZERO] = 1.0
-    """L2 strength of the adversary in pixel units (the literature's 255 is 1.0 here)."""
+    """L2 strength of the adversary in pixel units (255 in the literature is 1.0 here)."""
     warmup_epochs: Annotated[int, Role.RESULT, Tag.ADVERSARY, Tag.SAME_COST, Range.FROM_ZERO] = 0
-    """Epochs over which epsilon, and the adversary's step with it, grows linearly to its value."""
+    """Epochs over which epsilon and the adversary's step size grow linearly to their values."""
     grad_norm: Annotated[Literal["image", "batch", "none"], Role.RESULT, Tag.ADVERSARY] = "image"
-    """Normalise the ascent by each image's gradient norm, the batch's mean norm, or not."""
+    """Divide the adversary's gradient by each image's norm, by the batch's mean norm, or not."""
     lambda0: Annotated[float, Role.RESULT, Tag.SOFT_BALL, Tag.SAME_COST, Range.FROM_ZERO] = (
         reading.LAMBDA0
     )
-    """DRF: the price lambda of distance at the start."""
+    """DRF: initial value of lambda, the price of distance."""
     lambda_lr: Annotated[float, Role.RESULT, Tag.SOFT_BALL, Tag.SAME_COST, Range.ABOVE_ZERO] = 0.02
     """DRF: learning rate zeta of lambda."""
     kappa: Annotated[int, Role.RESULT, Tag.SOFT_BALL, Tag.SAME_COST, Range.COUNT] = 100
@@ -88,7 +89,7 @@ class TrainConfig:
     lambda_every: Annotated[int | Literal["epoch"], Role.RESULT, Tag.SOFT_BALL] = (
         reading.LAMBDA_EVERY
     )
-    """DRF: change lambda every so many training steps, or once an 'epoch'."""
+    """DRF: number of training steps between changes of lambda, or 'epoch' for once per epoch."""
     tau: Annotated[float | None, Role.RESULT, Tag.SOFT_BALL, Tag.SAME_COST, Range.ABOVE_ZERO] = None
     """DRF: the scale of --form udr, in pixel units; the default is the adversary's step size."""
     consistency_lam: Annotated[
@@ -106,54 +107,54 @@ class TrainConfig:
     macer_lam: Annotated[float, Role.RESULT, Of("macer"), Tag.SAME_COST, Range.FROM_ZERO] = 12.0
     """MACER: weight lambda of the margin term."""
     macer_gamma: Annotated[float, Role.RESULT, Of("macer"), Tag.SAME_COST, Range.ABOVE_ZERO] = 8.0
-    """MACER: margins above this are left alone."""
+    """MACER: margins above this value are not increased further."""
     macer_beta: Annotated[float, Role.RESULT, Of("macer"), Tag.SAME_COST, Range.ABOVE_ZERO] = 16.0
     """MACER: inverse temperature of the probabilities in the margin."""
     macer_after_drop: Annotated[bool, Role.RESULT, Of("macer"), Tag.SAME_COST] = False
-    """MACER: switch the margin term on when the learning rate first drops (the MNIST recipe does,
-    as published)."""
+    """MACER: switch the margin term on when the learning rate first drops (as published, and in
+    the MNIST recipe)."""
     mix_alpha: Annotated[float, Role.RESULT, Of("smoothmix"), Tag.SAME_COST, Range.ABOVE_ZERO] = 1.0
     """SmoothMix: step size of the adversary in pixel units (L2); --steps counts the steps."""
     mix_eta: Annotated[float, Role.RESULT, Of("smoothmix"), Tag.SAME_COST, Range.FROM_ZERO] = 5.0
     """SmoothMix: weight of the mixed images (published for MNIST: 5 with --steps 2, 4, 8 at sigma
     0.25, 0.5, 1, the recipe's choice; or 1 with --steps 3, 4, 8)."""
     mix_step: Annotated[Literal[0, 1], Role.RESULT, Of("smoothmix")] = 0
-    """SmoothMix: the near end of the line is the image (0) or the adversary after one step (1)."""
+    """SmoothMix: mix from the image (0), or from the adversarial image after one step (1)."""
     mix_warmup: Annotated[int, Role.RESULT, Of("smoothmix"), Tag.SAME_COST, Range.FROM_ZERO] = 0
-    """SmoothMix: epochs over which --mix-eta, and the reach of that one step, grow linearly."""
+    """SmoothMix: epochs over which --mix-eta and the size of that one step grow linearly."""
     catrs_lam: Annotated[float, Role.RESULT, Of("catrs"), Tag.SAME_COST, Range.FROM_ZERO] = 1.0
-    """CAT-RS: weight lambda of the worst noise."""
+    """CAT-RS: weight lambda of the worst-case noise term."""
     catrs_teacher: Annotated[Path | None, Role.RESULT, Of("catrs"), Tag.SAME_COST] = None
-    """CAT-RS: run folder of the network whose smoothed prediction is the target (published: of
-    gaussian at sigma 0.25); the method needs one."""
+    """CAT-RS: run folder of the teacher, whose smoothed prediction is the target (published:
+    gaussian at sigma 0.25); required by catrs."""
     catrs_n: Annotated[int, Role.RESULT, Of("catrs"), Tag.SAME_COST, Range.COUNT] = 100
-    """CAT-RS: votes of that network on each training image, counted once before the training."""
+    """CAT-RS: votes of the teacher on each training image, counted once before training."""
 
     epochs: Annotated[int, Role.RESULT, Tag.SAME_COST, Range.COUNT] = 6
     """Passes over the training images."""
     batch_size: Annotated[int, Role.RESULT, Range.COUNT] = 64
-    """Clean images of a step; the network sees num_samples times as many rows."""
+    """Clean images per step; the network sees num_samples times as many rows."""
     split_batches: Annotated[bool, Role.RESULT] = False
-    """Cut each batch into num_samples smaller ones with an optimiser step each, as published code
-    does; recipes take the paper at its word and don't."""
+    """Split each batch into num_samples smaller ones with one optimiser step each, as published
+    code does; recipes follow the paper's text and do not."""
     accumulate: Annotated[int, Role.SPEED, Range.COUNT] = 1
-    """Compute a step's gradient in so many parts, to save memory: the same step up to rounding
-    (batch normalisation alone sees the parts)."""
+    """Compute a step's gradient in this many parts, to save memory. The step is the same up to
+    rounding, except that batch normalisation sees each part alone."""
     lr: Annotated[float, Role.RESULT, Tag.SAME_COST, Range.ABOVE_ZERO] = 0.05
-    """Learning rate of SGD at the start."""
+    """Initial learning rate of SGD."""
     lr_drops: Annotated[tuple[float, ...], Role.RESULT, Tag.SAME_COST] = (0.6, 0.8)
     """Fractions of the epochs after which the learning rate is divided by 10."""
     late_drop: Annotated[bool, Role.RESULT, Tag.SAME_COST] = False
-    """Drop the learning rate one epoch later, as published code does; recipes don't."""
+    """Drop the learning rate one epoch later, as published code does; recipes do not."""
     momentum: Annotated[float, Role.RESULT, Tag.SAME_COST, Range.FROM_ZERO] = 0.9
     """Momentum of SGD."""
     nesterov: Annotated[bool, Role.RESULT, Tag.SAME_COST] = True
-    """Nesterov's form of momentum; the DRF paper names it, published code does without."""
+    """Use Nesterov momentum, as the DRF paper says; published code does not."""
     weight_decay: Annotated[float, Role.RESULT, Tag.SAME_COST, Range.FROM_ZERO] = 1e-4
     """L2 penalty on the weights."""
 
     seed: Annotated[int, Role.RESULT, Tag.SAME_COST, Tag.ONE_PER_SWEEP] = 0
-    """Seed of initialisation, order and noise."""
+    """Seed of initialisation, image order and noise."""
     precision: Annotated[Precision, Role.RESULT] = "fp32"
     """Arithmetic of the network: fp32, or bf16 (autocast)."""
     device: Annotated[Device, Role.SPEED, Tag.ONE_PER_SWEEP] = "auto"
@@ -161,63 +162,64 @@ class TrainConfig:
     memory_format: Annotated[MemoryFormat, Role.SPEED, Tag.MEASURED] = "auto"
     """Layout of the network's weights; auto measures which is faster."""
     threads: Annotated[int | Literal["auto"], Role.SPEED, Tag.MEASURED, Range.COUNT] = "auto"
-    """CPU threads; they are recorded, and a resumed run takes what was recorded."""
+    """CPU threads; the number is recorded, and a resumed run uses the recorded number."""
     compile: Annotated[bool, Role.RESULT] = False
     """Run the network through torch.compile."""
     cuda_graph: Annotated[bool, Role.SPEED, Tag.RESUMES] = True
     """On a GPU, in one process and without --compile, run training steps as CUDA graphs."""
 
     certify_images: Annotated[int, Role.CERTIFICATES, Tag.ONE_PER_SWEEP, Range.FROM_ZERO] = 100
-    """Test images to certify after training, every k-th for the largest k; 0 skips it."""
+    """Number of test images to certify after training, evenly spaced; 0 certifies none."""
     certify_n: Annotated[int, Role.CERTIFICATES, Tag.ONE_PER_SWEEP, Range.COUNT] = 10_000
     """Noise samples of each certificate."""
 
     out: Annotated[Path | None, Role.PLACE, Tag.ONE_PER_SWEEP] = None
     """Run folder; the default is runs/ and a name made of data, method, sigma and seed."""
     resume: Annotated[bool, Role.CALL, Tag.ONE_PER_SWEEP] = False
-    """Continue the run in the run folder, if there is one: the same bits as without a break."""
+    """Continue the run in the run folder, if there is one; ends with the same bits as an
+    uninterrupted run."""
     force: Annotated[bool, Role.CALL, Tag.ONE_PER_SWEEP] = False
     """Replace the run in the run folder."""
     save_every: Annotated[int | None, Role.LIMIT, Range.COUNT] = None
-    """Save every so many steps too; the default is after each epoch only."""
+    """Number of steps between additional saves; by default a run is saved only after each epoch."""
     max_steps: Annotated[int | None, Role.LIMIT, Tag.RENEWED, Tag.ONE_PER_SWEEP, Range.COUNT] = None
-    """Stop after so many training steps, for trials; the default is no limit."""
+    """Stop after this many training steps, for trials; the default is no limit."""
     timeout: Annotated[float | str, Role.LIMIT, Tag.RENEWED, Tag.ONE_PER_SWEEP] = "10min"
-    """Of several processes: how long to wait for an answer of the others, in seconds or with a unit
-    (s, min, h, d), before the run ends and names those that gave none."""
+    """With several processes: how long to wait for the others, in seconds or with a unit (s, min,
+    h, d), before the run ends and names those that did not answer."""
     dry_run: Annotated[bool, Role.CALL, Tag.ONE_PER_SWEEP] = False
-    """Print the resolved settings (as TOML) and the time they would take; write nothing."""
+    """Print the resolved settings (as TOML) and the estimated time; write nothing."""
     json: Annotated[bool, Role.CALL, Tag.ONE_PER_SWEEP] = False
     """Print the result as JSON."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """What all commands share that look at a trained network on images of a data set."""
+    """Settings shared by all commands that apply a trained network to images of a data set."""
 
     data: Annotated[str | None, Role.RESULT] = None
     """Data set; the default is that of the training run."""
     data_dir: Annotated[Path | None, Role.PLACE] = None
     """Folder of the data set; the default is that of the training run."""
     split: Annotated[Literal["test", "train"], Role.RESULT] = "test"
-    """Part of the data set from which images are taken."""
+    """Part of the data set to take images from."""
     sigma: Annotated[float | None, Role.RESULT] = None
     """Noise level in pixel units; the default is that of the training run."""
     arch: Annotated[str | None, Role.RESULT] = None
-    """Architecture of a checkpoint of another repository, where it does not say it itself, or the
-    package.module:factory of a network of your own, called with num_classes=K: with a checkpoint of
-    any origin, or alone where the network comes with its weights."""
+    """Architecture of another program's checkpoint, if the file does not record it; or your own
+    network as package.module:factory, called with num_classes=K: with a checkpoint of any program,
+    or without one if the factory loads the weights."""
     normalize: Annotated[str | None, Role.RESULT] = None
     """Normalising first layer of such a checkpoint: none, cifar10, cifar10-center, imagenet or
-    imagenet-center; the default is what it says itself."""
+    imagenet-center; the default is what the file records."""
     skip: Annotated[int, Role.RESULT, Range.COUNT] = 1
-    """Take every K-th image, from the first on."""
+    """Take every K-th image, starting with the first."""
     max_images: Annotated[int | None, Role.RESULT, Range.COUNT] = None
-    """Take at most so many images; the default is all."""
+    """Take at most this many images; the default is all."""
     device: Annotated[Device, Role.SPEED] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     threads: Annotated[int | Literal["auto"], Role.SPEED, Range.COUNT] = "auto"
-    """CPU threads, which are recorded; auto takes torch's number."""
+    """CPU threads; the number is recorded; auto takes torch's number."""
     seed: Annotated[int, Role.RESULT] = 0
     """Seed of the noise."""
     force: Annotated[bool, Role.CALL] = False
@@ -228,24 +230,25 @@ class NetworkConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SmoothedConfig(NetworkConfig):
-    """What certify and predict share: one network, smoothed."""
+    """Settings shared by certify and predict: one network, smoothed."""
 
     checkpoint: Annotated[
         tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]"), Role.SOURCE
     ] = None
-    """Run folder or checkpoint, ours or of another program; not needed where --arch
+    """Run folder or checkpoint, ours or another program's; not needed if --arch
     package.module:factory makes a network with its weights."""
     n: Annotated[int, Role.RESULT, Range.COUNT]
-    """Samples of each image."""
+    """Noise samples per image."""
     alpha: Annotated[float, Role.RESULT] = 0.001
     """Probability that an answer is wrong."""
     sound: Annotated[bool, Role.RESULT] = False
-    """Noise in whole levels of 8-bit images: answers that hold for the program as it runs, in
-    floating point (docs/certification.md)."""
+    """Draw noise in whole levels of 8-bit images, so that answers also hold in floating point, for
+    the program as it runs (docs/certification.md)."""
     batch_size: Annotated[int | Literal["auto"], Role.SPEED, Tag.MEASURED, Range.COUNT] = "auto"
-    """Rows of a forward pass; auto measures the fastest."""
+    """Rows per forward pass; auto measures the fastest."""
     precision: Annotated[Arithmetic, Role.RESULT, Tag.MEASURED] = "auto"
-    """Arithmetic of the network; auto takes fp32 or, on a GPU, tf32, fastest bf16 too: measured."""
+    """Arithmetic of the network; auto takes fp32 or, on a GPU, the faster of fp32 and tf32; fastest
+    also tries bf16."""
     memory_format: Annotated[MemoryFormat, Role.SPEED, Tag.MEASURED] = "auto"
     """Layout of the network's weights; auto measures which is faster."""
     compile: Annotated[bool, Role.RESULT] = False
@@ -258,13 +261,13 @@ class SmoothedConfig(NetworkConfig):
 class CertifyConfig(SmoothedConfig):
     """Certify test images with CERTIFY (Cohen, Rosenfeld, Kolter 2019) and write a log.
 
-    The log grows by one line per image; an interrupted run goes on with --resume.
+    The log has one line per image; --resume continues an interrupted run.
     """
 
     n0: Annotated[int, Role.RESULT, Range.COUNT] = 100
-    """Samples that choose the class."""
+    """Noise samples that choose the class."""
     n: Annotated[int, Role.RESULT, Range.COUNT] = 100_000
-    """Fresh samples that bound its probability."""
+    """Fresh noise samples that bound the probability of this class."""
     alpha: Annotated[float, Role.RESULT] = 0.001
     """Probability that a certificate is wrong."""
     budget: Annotated[Budget, Role.RESULT] = "fixed"
@@ -275,22 +278,22 @@ class CertifyConfig(SmoothedConfig):
     tolerance: Annotated[float | None, Role.RESULT] = None
     """With --budget anytime: stop when n samples would add less than this to the radius."""
     skip_wrong: Annotated[bool, Role.RESULT] = False
-    """Spend no samples where the chosen class is wrong; certified accuracy stays as it is."""
+    """Spend no samples if the chosen class is wrong; certified accuracy does not change."""
     shard: Annotated[str | None, Role.RESULT] = None
-    """Certify part i of k, written i/k, into a log of its own; report joins them."""
+    """Certify part i of k, written i/k, into its own log; report joins the logs."""
     timeout: Annotated[float | str, Role.CALL] = "10min"
-    """Of several processes: how long to wait for a sign of life of the others, in seconds or with a
-    unit (s, min, h, d), before the run ends and names those that gave none."""
+    """With several processes: how long to wait for a sign of life from the others, in seconds or
+    with a unit (s, min, h, d), before the run ends and names those that gave none."""
     plan: Annotated[bool, Role.CALL] = False
-    """Print what the run would cost and could show, and stop."""
+    """Print the cost of the run and the largest radius that it can prove, and stop."""
     batch_size: Annotated[int | Literal["auto"], Role.SPEED, Tag.MEASURED, Range.COUNT] = "auto"
-    """Rows of a forward pass; auto measures the fastest (with --shard: 256, on a GPU 2,048)."""
+    """Rows per forward pass; auto measures the fastest (with --shard: 256, on a GPU 2,048)."""
     precision: Annotated[Arithmetic, Role.RESULT, Tag.MEASURED] = "auto"
-    """Arithmetic of the network, and so of the certificates: auto takes fp32 or, on a GPU, tf32,
-    fastest bf16 too, whichever is measured to be faster (with --shard: fp32)."""
+    """Arithmetic of the network, and so of the certificates; auto takes fp32 or, on a GPU, the
+    faster of fp32 and tf32; fastest also tries bf16 (with --shard both mean fp32)."""
     out: Annotated[Path | None, Role.PLACE] = None
-    """Log file; the default lies beside the checkpoint and names sigma, n and a checkpoint that is
-    not called checkpoint.pt."""
+    """Log file; the default is beside the checkpoint, with sigma and n in its name, after the name
+    of a checkpoint that is not called checkpoint.pt."""
     resume: Annotated[bool, Role.CALL] = False
     """Continue the log, if there is one."""
     force: Annotated[bool, Role.CALL] = False
@@ -301,51 +304,52 @@ class CertifyConfig(SmoothedConfig):
 class PredictConfig(SmoothedConfig):
     """Classify test images with PREDICT (Cohen, Rosenfeld, Kolter 2019), one line each on stdout.
 
-    The class of the smoothed classifier, wrong with probability alpha at most, or -1: abstains.
+    The class of the smoothed classifier, wrong with probability at most alpha, or -1 if it
+    abstains.
     """
 
     n: Annotated[int, Role.RESULT, Range.COUNT] = 1000
-    """Samples of each image."""
+    """Noise samples per image."""
     alpha: Annotated[float, Role.RESULT] = 0.001
     """Probability that a class is wrong."""
     out: Annotated[Path | None, Role.PLACE] = None
-    """Write the lines into this file instead."""
+    """Write the lines to this file instead of stdout."""
     force: Annotated[bool, Role.CALL] = False
     """Replace the file."""
     json: Annotated[bool, Role.CALL] = False
-    """Print the totals as JSON; the lines then need --out."""
+    """Print the totals as JSON; needs --out for the lines."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """Train and certify a grid of settings, and draw what they do to the certified radius.
+    """Train and certify a grid of settings, and draw their effect on the certified radius.
 
-    Any flag of 'drf-fast train' holds for all runs. Each run has a sub-folder of its own; an
-    interrupted sweep goes on with --resume. For example the paper's Fig. 3:
+    Any flag of 'drf-fast train' applies to all runs. Each run has its own sub-folder; --resume
+    continues an interrupted sweep. For example the paper's Fig. 3:
       drf-fast sweep --recipe mnist-smoothadv-drf --vary lambda0=0.5,1,2 --seeds 0,1,2 --sigma 1
     """
 
     vary: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], Role.RESULT] = ()
-    """A flag of train and its values: lambda0=0.5,1,2. Given again, all combinations are run."""
+    """A flag of train and its values: lambda0=0.5,1,2. Repeat it to run all combinations."""
     seeds: Annotated[str | None, Role.RESULT] = None
     """Training seeds of each setting, averaged: 0,1,2; the default is train's --seed alone."""
     n: Annotated[int | None, Role.RESULT, Range.COUNT] = None
-    """Samples that bound the probability of the class; the default is 10,000."""
+    """Noise samples that bound the probability of the class; the default is 10,000."""
     n0: Annotated[int | None, Role.RESULT, Range.COUNT] = None
-    """Samples that choose the class; the default is 100."""
+    """Noise samples that choose the class; the default is 100."""
     alpha: Annotated[float | None, Role.RESULT] = None
     """Probability that a certificate is wrong; the default is 0.001."""
     certify_images: Annotated[int | None, Role.CERTIFICATES] = None
-    """Test images to certify of each run, every k-th for the largest k; the default is 100."""
+    """Number of test images to certify for each run, evenly spaced; the default is 100."""
     skip: Annotated[int | None, Role.RESULT, Range.COUNT] = None
     """Certify every K-th test image instead; 1 takes all."""
     out: Annotated[Path | None, Role.PLACE] = None
     """Folder of the sweep; the default is runs/ and a name made of the data, method and grid."""
     plan: Annotated[bool, tyro.conf.arg(aliases=("--dry-run",)), Role.CALL] = False
-    """List the runs and the time they would take, and stop."""
+    """List the runs and their estimated time, and stop."""
     resume: Annotated[bool, Role.CALL] = False
-    """Continue the sweep in the folder; without other flags with the settings it has. More values
-    or seeds extend it."""
+    """Continue the sweep in the folder, with its own settings if no other flags are given. More
+    values or seeds extend it."""
     force: Annotated[bool, Role.CALL] = False
     """Replace the sweep in the folder."""
     json: Annotated[bool, Role.CALL] = False
@@ -354,7 +358,7 @@ class SweepConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DoctorConfig:
-    """Say what this installation can do, what is missing, and how to get it."""
+    """Show what this installation can do, what is missing, and how to get it."""
 
     json: Annotated[bool, Role.CALL] = False
     """Print as JSON."""
