@@ -51,9 +51,8 @@ class SoftBall:
       alpha lambda ||d|| (eq. 14); lambda >= 1 means no perturbation when gradients are normalised
       per image.
     * ``shrink``: (1 - min(lambda, 1)) * d, line 6 if its norm bars are a slip.
-    * ``excess``: d - min(lambda, 1) * max(0, 1 - epsilon / ||d||) * d; lambda = 0 is
-      unconstrained, lambda = 1 is HardBall bit for bit, for which d is clamped before as well as
-      after.
+    * ``excess``: d - min(lambda, 1) * max(0, 1 - epsilon / ||d||) * d, with d clamped before as
+      well as after; lambda = 0 is unconstrained, lambda = 1 is HardBall (bit for bit on the CPU).
     * ``udr``: d - (lambda alpha / tau) * max(0, 1 - epsilon / ||d||) * d, without a cap: beyond
       lambda alpha / tau = 1 the far side of the ball, and of x. The soft ball of Bui et al. 2022
       with the L2 norm; theirs is tau = alpha, lambda_every = 10, lambda0 = 1.

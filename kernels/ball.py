@@ -63,7 +63,7 @@ def shrinkage(length, step_size, epsilon, lam, BALL: tl.constexpr):
     else:
         over = 1.0 - epsilon / positive
         over = tl.where(over < 0.0, 0.0, over)
-        # The hard ball is the excess form at lambda = 1, bit for bit; udr has lambda uncapped.
+        # The hard ball is the excess form at lambda = 1; udr has lambda uncapped.
         if BALL == "udr":
             weight = lam
         factor = 1.0 - (over if BALL == "hard" else weight * over)
