@@ -12,7 +12,7 @@ from drf_fast.certification import engine, loading, plan
 from drf_fast.certification.loading import Loaded
 from drf_fast.certification.log import CertificationLog
 from drf_fast.certification.log.parts import collect
-from drf_fast.certification.log.writer import refuse_existing
+from drf_fast.certification.log.writer import check_path, refuse_existing
 from drf_fast.certification.stopping import Decide, Fixed, Rule, Tolerance
 from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.options import CertifyConfig
@@ -36,8 +36,10 @@ def certify(config: CertifyConfig) -> Path | None:
     source = loading.source(config)
     out = config.out or source.default_path(_default_name(config, source.sigma))
     config = dataclasses.replace(config, out=out)
-    if processes.rank() == 0 and not (config.plan or config.resume or config.force):
-        refuse_existing(out)  # before anything is compiled or measured
+    if processes.rank() == 0 and not config.plan:  # before anything is compiled or measured
+        check_path(out)
+        if not (config.resume or config.force):
+            refuse_existing(out)
     config = loading.with_recorded_choices(config, out)
     loaded = loading.load(config, source)
     work = engine.Work(

@@ -110,6 +110,19 @@ def test_an_existing_log_needs_force(trained, tmp_path, capsys):
     assert len(read_log(tmp_path / "log.tsv")) == 1
 
 
+@pytest.mark.parametrize(
+    "name, reason",
+    [("log.json", "call it .tsv"), ("none/log.tsv", "create the folder or choose another one")],
+)
+@pytest.mark.parametrize("flag", ["--force", "--resume"])
+def test_a_place_for_no_log_is_refused_before_anything_is_measured(
+    trained, tmp_path, capsys, name, reason, flag
+):
+    assert certify(trained, tmp_path / name, flag) == 2
+    said = capsys.readouterr().err
+    assert reason in said and "certifying" not in said and not list(tmp_path.iterdir())
+
+
 def test_json_on_stdout_is_machine_readable(trained, tmp_path, capsys):
     assert certify(trained, tmp_path / "log.tsv", "--json") == 0
     json.loads(capsys.readouterr().out)

@@ -113,17 +113,22 @@ def assert_true(name: str, logits: torch.Tensor, target: torch.Tensor, got: Any)
 
 
 def error_of_logarithms(name: str, logits: torch.Tensor) -> float:
-    """The largest error of lam times the gap of consistency_loss on hardware.
+    """``error_of_slopes`` for lam of ``LOSSES``; 0 for the other losses."""
+    return error_of_slopes(logits, float(LOSSES[name][0])) if name == "consistency_loss" else 0.0
+
+
+def error_of_slopes(logits: torch.Tensor, lam: float, eta: float = 0.0) -> float:
+    """The largest error on hardware of lam gap - eta log Fbar in consistency_loss.
 
     With L the largest |log F|: log Fbar inherits the relative error of Fbar (at most 8 u:
     exponential, share, product, mean), the mean of log F that of the row's sum (at most 8 u), and
     each of the two logarithms and their difference is off by up to 2 u of its value.
     """
-    if name != "consistency_loss" or not HARDWARE:
+    if not HARDWARE:
         return 0.0
     unit = 2.0**-53 if logits.dtype == torch.float64 else 2.0**-24
     largest = -float(logits.double().log_softmax(2).min())
-    return float(LOSSES[name][0]) * (16 + 4 * largest) * unit
+    return (lam * (16 + 4 * largest) + eta * (8 + 2 * largest)) * unit
 
 
 def same_but_for_the_order_of_sums(

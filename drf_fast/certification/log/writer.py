@@ -50,6 +50,24 @@ def refuse_other_files(path: Path) -> None:
         )
 
 
+def check_path(path: Path) -> None:
+    """Refuse a path where no log can be written.
+
+    Raises:
+        InputError: the path is that of its own sidecar, or its folder does not exist.
+    """
+    if path == sidecar(path):
+        raise InputError(
+            f"{path} would be its own configuration: expected a log name that does not end in "
+            ".json; call it .tsv"
+        )
+    if not path.parent.is_dir():
+        raise InputError(
+            f"cannot write {path}: expected a file in an existing folder, got none at "
+            f"{path.parent}; create the folder or choose another one"
+        )
+
+
 def refuse_existing(path: Path) -> None:
     """Refuse to begin a log where there is one.
 
@@ -96,11 +114,7 @@ class CertificationLog:
             OSError: the disk is full.
         """
         path = Path(path)
-        if path == sidecar(path):
-            raise InputError(
-                f"{path} would be its own configuration: expected a log name that does not end in "
-                ".json; call it .tsv"
-            )
+        check_path(path)
         if not force:
             refuse_existing(path)
         refuse_other_files(path)
