@@ -45,7 +45,7 @@ def with_gradient(function, logits: torch.Tensor) -> tuple[torch.Tensor, torch.T
 def assert_close(
     got: torch.Tensor, expected: torch.Tensor, tolerance: float, beyond: float = 0.0
 ) -> None:
-    """Within ``tolerance`` of the largest expected value, or of 1 for smaller ones, + ``beyond``."""
+    """Within ``tolerance`` of the largest value, at least of 1, + ``beyond``."""
     scale = max(1.0, float(expected.abs().max()))
     assert float((got.double() - expected).abs().max()) <= tolerance * scale + beyond
 
