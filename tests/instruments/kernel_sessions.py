@@ -30,7 +30,7 @@ ANY_BACKEND = (
     "ops",
 )
 # With SHARE > 1, about one case in SHARE runs of each test that has more cases than _FEW_CASES.
-SHARE, _FEW_CASES = int(os.environ.get("DRF_FAST_TEST_SHARE", "1")), 12
+SHARE, _FEW_CASES = int(os.environ.get("DRF_FAST_TEST_SHARE", "1")), 3
 FILES = [
     *sorted((TESTS / "kernels").glob("test_*.py")),
     *(TESTS / "operations" / f"test_{name}.py" for name in ANY_BACKEND),
