@@ -63,7 +63,7 @@ def check_path(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise InputError(
-            f"cannot write {path}: expected a file in an existing folder, got none at "
+            f"cannot write {path}: expected an existing, writable folder, got none at "
             f"{path.parent}; create the folder or choose another one"
         )
 
