@@ -3,7 +3,7 @@
 There is no GPU here. A captured graph runs the same launches on the same memory again, and knows
 nothing of Python any more: so a stand-in keeps the arguments that the step had when it was captured
 and calls it with these. What capture itself forbids, tensors and values off the device, is watched
-on the meta device, see tests/gpu/test_integration_cuda_graph.py.
+on the meta device, see tests/gpu/test_cuda_graph_on_meta.py.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def example(name: str) -> ModuleType:
 
 def test_every_example_is_tested_and_named_on_its_page():
     names = {path.stem for path in FOLDER.glob("*.py")}
-    assert names == {*SHORT, "cuda_graph"}  # which test_integration_cuda_graph.py runs
+    assert names == {*SHORT, "cuda_graph"}  # which test_cuda_graph_on_meta.py runs
     page = (FOLDER.parent / "docs" / "drop-in.md").read_text()
     assert all(f"examples/{name}.py" in page for name in names)
 

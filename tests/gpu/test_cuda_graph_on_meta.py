@@ -7,59 +7,24 @@ code above the backends only distinguishes the CPU from other devices.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from graph_step import CLASSES, B, M, OnOneDevice, example, small_network
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import drf_fast
-from drf_fast.backends.triton import captured
 from drf_fast.balls import ball_arguments
-from drf_fast.certification import passes
 from drf_fast.certification.network import Form, RunNetwork
 from drf_fast.certification.noise import GaussianNoise
 from drf_fast.certification.passes import Votes
 from drf_fast.certification.votes import NoisyVotes
 from drf_fast.ops import checks as _checks
 from drf_fast.runtime import machine
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "cuda_graph.py"
-B, M, CLASSES = 2, 3, 4
-
-
-def load_example() -> Any:
-    spec = importlib.util.spec_from_file_location("cuda_graph_example", EXAMPLE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-example = load_example()
-
-
-class OnOneDevice(TorchDispatchMode):
-    """Fails at the first operation that reads or makes a tensor elsewhere than on the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = str(func)
-        self.names.append(name)
-        for leaf in tree_leaves((args, kwargs, result)):
-            if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta":
-                raise AssertionError(f"{name} has a tensor on {leaf.device}")
-        return result
 
 
 @pytest.fixture(autouse=True)
@@ -184,12 +149,6 @@ def test_the_watch_sees_what_it_looks_for():
         drf_fast.noisy_repeat(x, torch.ones((), dtype=torch.float64), M)
 
 
-def small_network() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES)
-    )
-
-
 def fake_step(ball: drf_fast.SoftBall) -> Any:
     ball.epsilon = device_number(1.0)
     # As after the warm-up steps.
@@ -261,185 +220,3 @@ def test_batches_are_copied_from_memory_that_stays_in_its_place(monkeypatch):
         fake = mode.from_tensor(x)
         there = machine.moved(fake, torch.device("cuda", 0))
     assert there.device == torch.device("cuda", 0) and pinned[0] is fake
-
-
-# --------------------------------------------------------------------------- down to the launch
-
-
-def kernel_arguments(device: str, factor: float) -> dict[str, tuple[Any, ...]]:
-    """Arguments of each raw operation that has a kernel; ``factor`` changes every number."""
-
-    def number(value: float) -> torch.Tensor:
-        return torch.full((), value * factor, dtype=torch.float64, device=device)
-
-    x = torch.full((B, 3, 8, 8), 0.5, device=device)
-    grad = torch.full((B * M, 3, 8, 8), 0.5, device=device)
-    logits = torch.zeros(B, M, CLASSES, device=device)
-    target = torch.zeros(B, dtype=torch.int64, device=device)
-    name = torch.full((), int(1e9 * factor), device=device)
-    ids = torch.arange(B, device=device)
-    offset = torch.full((), int(8 * factor), device=device)
-    three = number(0.5), number(0.25), number(0.125)
-    return {
-        "noisy_repeat": (x, number(0.5), name, ids, offset, M, "train"),
-        "noisy_repeat_backward": (grad, M),
-        "smooth_ce": (logits, target, "mean", True),
-        "consistency_loss": (logits, target, number(2.0), number(0.5), "mean", True),
-        "macer_loss": (logits, target, *three, number(16.0), True),
-        "adversary_step": (
-            *(grad, x, x, *three, number(0.3), name, ids),
-            *("prox", "image", [0.0, 1.0]),
-        ),
-    }
-
-
-OPERATIONS = tuple(kernel_arguments("meta", 1.0))
-
-
-def launches(operation: str, device: str, factor: float) -> list[Any]:
-    pytest.importorskip("triton", reason="the kernels need triton")
-    from drf_fast.backends import triton
-    from drf_fast.kernels.launch import recording  # pyright: ignore[reportMissingImports]
-
-    arguments = kernel_arguments(device, factor)[operation]
-    with recording() as recorded:
-        triton.load(operation)(*arguments)
-    assert recorded
-    return recorded
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_kernel_is_launched_without_reading_a_value(operation):
-    with OnOneDevice():
-        launches(operation, "meta", 1.0)
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_no_launch_argument_follows_a_number(operation):
-    def beside_memory(factor: float) -> list[Any]:
-        return [
-            (
-                launch.kernel,
-                launch.programs,
-                launch.num_warps,
-                launch.constants,
-                [value for value in launch.arguments if not isinstance(value, torch.Tensor)],
-            )
-            for launch in launches(operation, "cpu", factor)
-        ]
-
-    assert beside_memory(1.0) == beside_memory(0.75)
-    assert not any(isinstance(v, float) for *_, rest in beside_memory(1.0) for v in rest)
-
-
-# ------------------------------------------------------------------------------- on a real GPU
-
-
-def gpu_step(seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    model = small_network().cuda()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    ball = drf_fast.SoftBall(example.scalar(0.5, torch.device("cuda")), kappa=8, lambda_every=1)
-    return example.DRFStep(model, optimizer, ball, torch.empty(8, 3, 8, 8, device="cuda"))
-
-
-@pytest.mark.gpu
-def test_replays_follow_their_numbers_as_eager_steps_do():
-    generator = torch.Generator().manual_seed(3)
-    eager, graphed = gpu_step(), gpu_step()
-    x = torch.rand(8, 3, 8, 8, generator=generator)
-    y = torch.randint(CLASSES, (8,), generator=generator)
-    for step in (eager, graphed):
-        step.load(x, y, torch.arange(8), 1)
-    for _ in range(2):
-        eager()
-    graph, loss = example.capture(graphed, warm_up=2)
-    seen = []
-    for number in range(20):
-        x = torch.rand(8, 3, 8, 8, generator=generator)
-        ids = torch.randperm(100, generator=generator)[:8]
-        for step in (eager, graphed):
-            step.load(x, y, ids, drf_fast.noise_key(7, number))
-            step.sigma.fill_(0.1 + 0.02 * number)
-            step.ball.epsilon.fill_(0.3 + 0.02 * number)
-        expected = eager()
-        graph.replay()
-        assert torch.allclose(loss, expected, rtol=1e-4)
-        assert torch.allclose(graphed.ball.lam, eager.ball.lam, rtol=1e-4)
-        seen.append((float(loss), float(graphed.ball.lam)))
-    assert len(set(seen)) == 20
-    for a, b in zip(graphed.model.parameters(), eager.model.parameters(), strict=True):
-        assert torch.allclose(a, b, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.gpu
-def test_a_number_from_the_cpu_cannot_be_captured():
-    x, graph = torch.rand(B, 3, 8, 8, device="cuda"), torch.cuda.CUDAGraph()
-    drf_fast.noisy_repeat(x, 0.5, M)
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph), pytest.raises(RuntimeError, match="graph is being captured"):
-        drf_fast.noisy_repeat(x, 0.5, M)
-
-
-@pytest.mark.gpu
-def test_a_training_step_never_waits_for_the_gpu():
-    step = gpu_step()
-    x, y = torch.rand(8, 3, 8, 8, device="cuda"), torch.zeros(8, dtype=torch.int64, device="cuda")
-    step.x.copy_(x)
-    step.y.copy_(y)
-    step()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.gpu
-def test_batches_reach_the_gpu_without_waiting_for_it():
-    x, device = torch.rand(64, 1, 28, 28), torch.device("cuda")
-    machine.moved(x, device)  # allocates
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        there = machine.moved(x, device)
-        with pytest.raises(RuntimeError):
-            x.to(device)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(there.cpu(), x)
-
-
-@pytest.mark.gpu
-def test_a_capture_that_fails_leaves_the_stream_and_the_next_capture_as_they_were():
-    x, before = torch.rand(8, device="cuda"), torch.cuda.current_stream()
-    y = 2 * x
-    with pytest.raises(RuntimeError), captured(torch.cuda.CUDAGraph(), x.device):
-        float(x.sum())
-    assert torch.cuda.current_stream() == before
-    graph = torch.cuda.CUDAGraph()
-    with captured(graph, x.device):
-        torch.mul(x, 3, out=y)
-    graph.replay()
-    assert torch.equal(y, 3 * x)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("sound", [False, True])
-def test_certificates_from_graphs_are_those_of_passes_that_ran(monkeypatch, sound):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, CLASSES)).cuda()
-    x = (torch.randint(256, (8, 3, 8, 8)) / 255).cuda()  # a GPU would multiply by 1/255
-
-    def certificates() -> list[Any]:
-        # One precision: the fastest one varies between measurements, and rounds differently.
-        form: dict[str, Any] = {"precision": "fp32", "memory_format": "contiguous"}
-        smoothed = drf_fast.SmoothedClassifier(model, CLASSES, 0.5, seed=1, sound=sound, **form)
-        found = [smoothed.certify(image, 16, 256, 0.01, 64) for image in x]
-        assert smoothed.left_out == {}
-        return found
-
-    graphed = certificates()
-    monkeypatch.setattr(passes, "_DEVICES", ())
-    assert graphed == certificates()
