@@ -3,7 +3,7 @@
     python docs/results/page.py
 
 What lies between <!-- NAME --> and <!-- /NAME --> comes from the function of that name; a test
-compares the page with what this writes. Results that do not exist yet are a sentence, not a table.
+compares the page with what this writes. A sentence stands for results that do not exist yet.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib.util
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ METHODS = (
     "gaussian", "stability", "macer", "smoothmix", "smoothadv", "smoothadv+drf", "consistency",
     "consistency+drf",
 )  # fmt: skip
-CATRS = ("catrs", "catrs+drf")  # which the paper's has not
+CATRS = ("catrs", "catrs+drf")  # not in the paper's table
 
 
 def read(name: str, folder: Path = HERE) -> Any:
@@ -42,7 +43,7 @@ def script(name: str) -> Any:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """Markdown: the first columns are words, the others numbers."""
+    """A Markdown table: ``text_columns`` columns on the left, then numbers, aligned right."""
     rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
     lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
     return "\n".join(lines)
@@ -80,12 +81,15 @@ def full() -> str:
 
 def _seeds(found: dict[str, Any]) -> str:
     """How many seeds each σ has of both forms."""
-    parts = []
-    for sigma, forms in found["seeds"].items():
-        count = len(set(forms["prox"]) & set(forms["shrink"]))
-        if count:
-            parts.append(f"{count} seed{'s' * (count > 1)} at σ = {sigma}")
+    counts = {sigma: len(_common_seeds(found, sigma)) for sigma in found["seeds"]}
+    parts = [f"{n} seed{'s' * (n > 1)} at σ = {sigma}" for sigma, n in counts.items() if n]
     return " and ".join(parts)
+
+
+def _common_seeds(found: dict[str, Any], sigma: str) -> list[int]:
+    """The seeds that prox, shrink and SmoothAdv have at σ: means over them can be compared."""
+    prox, shrink = (set(found["seeds"][sigma][form]) for form in ("prox", "shrink"))
+    return sorted(prox & shrink)
 
 
 def decide() -> str:
@@ -98,9 +102,8 @@ def decide() -> str:
     networks, rows = found["networks"], []
     for sigma, forms in found["gain_by_sigma"].items():
         for form, gain in {"baseline": None, **forms}.items():
-            here = [
-                value for name, value in networks.items() if name.startswith(f"{sigma}-{form}-")
-            ]
+            names = [f"{sigma}-{form}-{seed}" for seed in _common_seeds(found, sigma)]
+            here = [networks[name] for name in names if name in networks]
             if not here:
                 continue
             mean = {key: sum(each[key] for each in here) / len(here) for key in
@@ -115,21 +118,22 @@ def decide() -> str:
     head = ("", "σ", "seeds", "ACR", "ACR − SmoothAdv", "r = 0", "r = 1", "r = 2", "distance")
     gains = {form: interval(values) for form, values in found["gain"].items()}
     between = interval(found["shrink_minus_prox"])
-    so_far = "" if found["complete"] else "Not all runs are there. So far: "
-    verdict = (
-        f"By the rule `{found['winner']}` is the default."
-        if found["complete"]
-        else "Until all are, `prox` is the default: no difference of 0.002 or more is shown."
-        if found["shrink_minus_prox"][0] < 0.002
-        else "That is no verdict yet; `prox` is the default until it is one."
+    complete = found["complete"]
+    so_far = "" if complete else "Some runs are missing. So far: "
+    narrow = "" if complete else "; with so few seeds they are too narrow"
+    if complete:
+        verdict = f"By the rule, `{found['winner']}` is the default."
+    elif found["shrink_minus_prox"][0] < 0.002:
+        verdict = "So far this is a tie, and `prox` is the default."
+    else:
+        verdict = "This decides nothing yet; until all runs are there, `prox` is the default."
+    text = (
+        f"{so_far}{_seeds(found)}, {', '.join(found['precision'])}. The 95 % intervals are over "
+        f"images and seeds{narrow} ([decide.json](results/decide.json)). Over all pairs of σ and "
+        f"seed, the gain in ACR is {gains['prox']} with `prox` and {gains['shrink']} with "
+        f"`shrink`; the difference is {between}. {verdict}"
     )
-    return (
-        f"{so_far}{_seeds(found)}, {', '.join(found['precision'])}; 95 % intervals over images and "
-        f"seeds{'' if found['complete'] else ', too narrow with so few'}\n"
-        f"([decide.json](results/decide.json)). Over all pairs of σ and seed `prox` gains "
-        f"{gains['prox']} of ACR,\n`shrink` {gains['shrink']}; `shrink` − `prox` is {between}.\n"
-        f"{verdict}\n\n{table(head, rows)}"
-    )
+    return f"{textwrap.fill(text, 100)}\n\n{table(head, rows)}"
 
 
 def frontier() -> str:
@@ -196,7 +200,7 @@ def catrs() -> str:
         rows.append([method, acr, change, *shares])
     head = ("method", "ACR", "ACR − catrs", *(f"{radius:.2f}" for radius in radii))
     chance = all(low <= 0 <= high for _, low, high in changes)
-    said = " No difference is beyond chance." if chance else ""
+    said = " All intervals of the differences contain 0." if chance else ""
     return f"{found['images']} test images, σ = 0.5.{said}\n\n{table(head, rows)}"
 
 
@@ -209,7 +213,7 @@ def pairs() -> str:
 
 
 def _difference(name: str, radii: Sequence[float]) -> list[str]:
-    """Seeds, difference in ACR and at the radii that the report has."""
+    """Cells: seeds, difference in ACR, and in certified accuracy at those radii in the report."""
     found = read(name)
     group = found["groups"][1]
     sides = [group["comparison"][side] for side in ("difference", "lower", "upper")]
@@ -291,8 +295,8 @@ def default() -> str:
     found = read("default")
     if not found:
         return (
-            "Not yet run to its end in the present reading, so the curve is of the former "
-            "default; the command is\n`drf-fast train --json > docs/results/default.json`."
+            "Not yet run with the present default; the curve shows the former one. The command is\n"
+            "`drf-fast train --json > docs/results/default.json`."
         )
     report, metrics = found["report"], found["metrics"]
     group = report["groups"][0]

@@ -10,7 +10,8 @@ import torch
 
 from drf_fast import functional
 from drf_fast.certification.engine import Work
-from drf_fast.runtime.progress import duration, say
+from drf_fast.runtime.progress import say
+from drf_fast.runtime.text import duration, number_of
 
 _PROBES = 256  # images on which the accuracy under noise is estimated
 
@@ -77,8 +78,8 @@ def show(plan: Plan, work: Work) -> None:
     rule = work.rule
     at_most = "" if rule.budget == "fixed" and not work.skip_wrong else "at most "
     say(
-        f"certifying {plan.images} images of {work.images.name} ({work.images.split}) at sigma "
-        f"{rule.sigma:g}, n {rule.n:,}, alpha {rule.alpha:g}; "
+        f"certifying {number_of(plan.images, 'image')} of {work.images.name} ({work.images.split}) "
+        f"at sigma {rule.sigma:g}, n {rule.n:,}, alpha {rule.alpha:g}; "
         f"the largest radius these allow is {plan.largest_radius:.3f}"
     )
     say(

@@ -26,6 +26,7 @@ from drf_fast.report.sources import logs_in
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.progress import say
 from drf_fast.runtime.randomness import ATTACK
+from drf_fast.runtime.text import number_of
 
 
 def run(config: AttackConfig) -> int:
@@ -56,9 +57,10 @@ def run(config: AttackConfig) -> int:
         log = AttackLog.resume(out, description)
     else:
         log = AttackLog.create(out, description, force=config.force)
+    images = number_of(sum(map(len, work.groups())), "image")
     say(
-        f"attacking {sum(map(len, work.groups()))} images of {work.images.name} at sigma "
-        f"{work.classifier.sigma:g}: PGD (steps {config.steps}, starts {config.restarts})"
+        f"attacking {images} of {work.images.name} at sigma {work.classifier.sigma:g}: "
+        f"PGD (steps {config.steps}, starts {config.restarts})"
         + (f", DDN (steps {config.ddn_steps})" if config.ddn_steps else "")
         + f", m {config.num_samples}; PREDICT with n {config.n:,}"
     )

@@ -36,6 +36,7 @@ from drf_fast.report.tables import draw_tables
 from drf_fast.runtime import machine
 from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.progress import Tracker, say
+from drf_fast.runtime.text import number_of
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 THRESHOLDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -270,7 +271,7 @@ def as_text(found: Sequence[Gaps], note: str) -> str:
 
 def _caption(config: GapConfig, found: Sequence[Gaps]) -> str:
     copies = f"{config.num_samples} noisy cop{'y' if config.num_samples == 1 else 'ies'} of each"
-    images = f"{found[0].images:,} images of {found[0].data}"
+    images = f"{number_of(found[0].images, 'image')} of {found[0].data}"
     return f"Confidence gap over {_WHAT[config.over]}: {images}, {copies}"
 
 

@@ -22,6 +22,7 @@ from drf_fast.errors import InputError
 from drf_fast.runtime import machine
 from drf_fast.runtime.files import write_atomic, write_json
 from drf_fast.runtime.progress import Tracker, say
+from drf_fast.runtime.text import number_of
 
 
 @machine.same_threads()
@@ -77,8 +78,8 @@ def run(config: PredictConfig) -> int:
         json.dump({**totals, "n": config.n, "alpha": config.alpha}, sys.stdout, indent=1)
         print()
     say(
-        f"{count} images: {100 * right / count:.1f} % right, {100 * abstained / count:.1f} % "
-        f"abstained (n {config.n:,}, alpha {config.alpha:g})"
+        f"{number_of(count, 'image')}: {100 * right / count:.1f} % right, "
+        f"{100 * abstained / count:.1f} % abstained (n {config.n:,}, alpha {config.alpha:g})"
     )
     return 0
 

@@ -19,6 +19,7 @@ from drf_fast.report.attacks import UNDER_ATTACK, AttackCurve, attack_cells
 from drf_fast.report.summary import GroupSummary, Summary
 from drf_fast.report.tables import best_cells, caption, cells, incompleteness
 from drf_fast.runtime.files import write_atomic
+from drf_fast.runtime.text import number_of
 from drf_fast.version import __version__
 
 NEEDS = ("jinja2", "plotly")
@@ -139,7 +140,7 @@ def words(entry: GroupSummary, summary: Summary, attacks: Sequence[AttackCurve])
     radius = _telling_radius(entry, summary)
     at = summary.radii.index(radius)
     data = summary.setting("data")
-    images = f"{summary.images:,} test images" + (f" of {data}" if data else "")
+    images = number_of(summary.images, "test image") + (f" of {data}" if data else "")
     seeds = f" and {len(entry.acr)} training seeds" if len(entry.acr) > 1 else ""
     said = [
         f"{charts.label(entry.group)}: over {images}{seeds} the average certified radius is "
@@ -151,8 +152,8 @@ def words(entry: GroupSummary, summary: Summary, attacks: Sequence[AttackCurve])
     attacked = next((one for one in attacks if one.belongs_to(entry.group)), None)
     if attacked is not None:
         said.append(
-            f"Within {attacked.epsilon[-1]:g} an attack on {attacked.images:,} images left "
-            f"{attacked.correct[-1]:.1f} % right; {attacked.certified[-1]:.1f} % of them are "
+            f"Within {attacked.epsilon[-1]:g} an attack on {number_of(attacked.images, 'image')} "
+            f"left {attacked.correct[-1]:.1f} % right; {attacked.certified[-1]:.1f} % of them are "
             "certified there."
         )
     return " ".join(said)

@@ -15,6 +15,7 @@ from drf_fast.report.attacks import AttackCurve
 from drf_fast.report.groups import Group
 from drf_fast.report.intervals import clopper_pearson
 from drf_fast.report.summary import Summary, certified_accuracy, certified_p
+from drf_fast.runtime.text import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +81,8 @@ def draw(summary: Summary, path: Path, attacks: Sequence[AttackCurve] = ()) -> N
             continue
         if len(group.logs) == 1:
             shares[1:] = _over_images(shares[0], len(group.logs[0]))
-        few = "" if attacked.images == summary.images else f", {attacked.images:,} images"
+        all_images = attacked.images == summary.images
+        few = "" if all_images else f", {number_of(attacked.images, 'image')}"
         _step(axes, i, group, (r, *shares), "pre", f", certified{few}", band=True)
         _under_attack(axes, i, attacked)
     axes.set_xlabel("L2 radius r (pixel units)")
@@ -193,6 +195,6 @@ def _free_corner(summary: Summary) -> Literal["lower left", "upper right"]:
 def _title(summary: Summary) -> str:
     n, alpha = summary.setting("n"), summary.setting("alpha")
     data = summary.setting("data")
-    images = f"{summary.images:,} images" + (f" of {data}" if data else "")
+    images = number_of(summary.images, "image") + (f" of {data}" if data else "")
     incomplete = " (incomplete)" if summary.missing else ""
     return images + incomplete + ("" if n is None or alpha is None else f", n = {n:,}, α = {alpha}")

@@ -20,6 +20,8 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from drf_fast.runtime.text import duration
+
 _PLAIN_SECONDS, _BAR_SECONDS = 10.0, 0.5
 _WIDE = 110  # columns of a terminal that has room for a bar beside the figures
 
@@ -27,13 +29,6 @@ _WIDE = 110  # columns of a terminal that has room for a bar beside the figures
 def say(message: str) -> None:
     """Print one line for the user, on stderr."""
     print(message, file=sys.stderr, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """A human-readable time: seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class _TimeLeft(TimeRemainingColumn):

@@ -30,6 +30,7 @@ from drf_fast.models import faster, normalize
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.logits import one_line
 from drf_fast.runtime.randomness import INITIAL_WEIGHTS
+from drf_fast.runtime.text import number_of
 from drf_fast.training import initial, state, teacher
 from drf_fast.training.graphs import GraphedSteps
 from drf_fast.training.run import Run, Totals, announce
@@ -109,9 +110,9 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     several = f", {processes.count()} processes" if processes.count() > 1 else ""
     announce(
         f"training {config.arch} with {method_label(config)} at sigma {config.sigma:g} on "
-        f"{len(train_set):,} images of {config.data}, m {config.num_samples}"
+        f"{number_of(len(train_set), 'image')} of {config.data}, m {config.num_samples}"
         f"{f', T {config.steps}' if uses_adversary(config) else ''}"
-        f"{f', {ball}' if ball is not None else ''}; {config.epochs} epochs "
+        f"{f', {ball}' if ball is not None else ''}; {number_of(config.epochs, 'epoch')} "
         f"on {device} in {config.precision}, {config.memory_format}{several}"
     )
     return run

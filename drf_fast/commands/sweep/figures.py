@@ -16,6 +16,7 @@ from drf_fast.commands.sweep.grid import flag, format_value
 from drf_fast.commands.sweep.summary import Result, Setting, label
 from drf_fast.report import style
 from drf_fast.report.plot import curve
+from drf_fast.runtime.text import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -197,4 +198,4 @@ def _title(result: Result) -> str:
     images = len(result.settings[0].group.logs[0])
     what = label(result).replace("sigma = ", "σ = ")
     how = f"{images:,} test images, n = {terms['n']:,}, α = {terms['alpha']:g}"
-    return f"{what}\n{how}, {seeds} seed{'s' * (seeds > 1)}"
+    return f"{what}\n{how}, {number_of(seeds, 'seed')}"

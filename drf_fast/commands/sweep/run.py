@@ -17,7 +17,8 @@ from drf_fast.commands.sweep.plan import Sweep
 from drf_fast.config.options import SweepConfig
 from drf_fast.errors import InputError, RunError
 from drf_fast.runtime import machine
-from drf_fast.runtime.progress import duration, say
+from drf_fast.runtime.progress import say
+from drf_fast.runtime.text import duration
 from drf_fast.training import loop
 
 

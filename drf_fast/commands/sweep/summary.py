@@ -21,6 +21,7 @@ from drf_fast.report.groups import Group
 from drf_fast.report.summary import average_certified_radius, certified_accuracy
 from drf_fast.report.tables import caption, draw_tables
 from drf_fast.runtime.files import write_atomic, write_json
+from drf_fast.runtime.text import number_of
 from drf_fast.training.metrics import last_metrics
 
 TABLE, RUNS, JSON = "summary.tsv", "runs.tsv", "summary.json"
@@ -168,7 +169,7 @@ def label(result: Result) -> str:
     methods = {training.method_label(run.config): None for run in result.sweep.runs}
     fixed = {
         "sigma": f"sigma = {config.sigma:g}",
-        "epochs": f"{config.epochs} epoch{'s' * (config.epochs != 1)}",
+        "epochs": number_of(config.epochs, "epoch"),
     }
     images = "" if config.train_images is None else f"the first {config.train_images:,} images of "
     parts = [f"{', '.join(methods)} with {config.arch} on {images}{config.data}"]
