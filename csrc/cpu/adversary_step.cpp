@@ -35,7 +35,7 @@ class Norm {
   DRF_INLINE void add(std::int64_t size, Value value) {
     std::int64_t i = 0;
     for (; i + kLanes <= size; i += kLanes) {
-#pragma omp simd  // else the loop is unrolled into scalar code
+      DRF_SIMD  // else the loop is unrolled into scalar code
       for (std::int64_t j = 0; j < kLanes; ++j) {
         const double v = static_cast<double>(value(i + j));
         lanes_[j] += v * v;

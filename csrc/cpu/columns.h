@@ -60,7 +60,7 @@ struct Columns : RowNumbers<A> {
       A lane[kLanes];
       for (int j = 0; j < kLanes; ++j) lane[j] = values[j];
       for (std::int64_t k = 1; k < classes; ++k) {
-#pragma omp simd
+        DRF_SIMD
         for (int j = 0; j < kLanes; ++j) lane[j] = larger(values[k * kLanes + j], lane[j]);
       }
       for (int j = 0; j < kLanes; ++j) this->peaks[row + j] = lane[j];
@@ -72,7 +72,7 @@ struct Columns : RowNumbers<A> {
       A peak[kLanes], lane[kLanes] = {};
       for (int j = 0; j < kLanes; ++j) peak[j] = this->peaks[row + j];
       for (std::int64_t k = 0; k < classes; ++k) {
-#pragma omp simd
+        DRF_SIMD
         for (int j = 0; j < kLanes; ++j) {
           const A value = exp_(values[k * kLanes + j] - peak[j]);
           values[k * kLanes + j] = value;

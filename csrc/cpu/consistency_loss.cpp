@@ -65,7 +65,7 @@ DRF_INLINE Divergence finish_columns(const Columns<A>& columns, std::int64_t wid
     const std::int64_t end = begin + kChunk < width ? begin + kChunk : width;
     A kl[kLanes] = {}, entropy[kLanes] = {}, lowest[kLanes] = {};
     for (std::int64_t k = begin; k < end; k += kLanes) {
-#pragma omp simd
+      DRF_SIMD
       for (int j = 0; j < kLanes; ++j) {
         const A p = mean_p[k + j] * inverse_m;
         const A mean_log = gaps[k + j] * inverse_m - mean_log_total;
@@ -102,7 +102,7 @@ DRF_INLINE double dot(const A* row, const A* slope, std::int64_t width) {
     const std::int64_t end = begin + kChunk < width ? begin + kChunk : width;
     A lane[kLanes] = {};
     for (std::int64_t k = begin; k < end; k += kLanes) {
-#pragma omp simd
+      DRF_SIMD
       for (int j = 0; j < kLanes; ++j) lane[j] += row[k + j] * slope[k + j];
     }
     total += static_cast<double>(sum_of_lanes(lane));

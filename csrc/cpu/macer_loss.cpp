@@ -57,7 +57,7 @@ DRF_INLINE void scaled_softmax(const A* __restrict row, A peak, double beta, dou
 DRF_INLINE double sum_of(const double* values, std::int64_t width) {
   double lane[kLanes] = {};
   for (std::int64_t k = 0; k < width; k += kLanes) {
-#pragma omp simd
+    DRF_SIMD
     for (int j = 0; j < kLanes; ++j) lane[j] += values[k + j];
   }
   return sum_of_lanes(lane);

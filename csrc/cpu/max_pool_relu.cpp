@@ -44,7 +44,7 @@ DRF_INLINE void pool_body(const T* x, T* __restrict out, std::uint8_t* __restric
         const T* from = x + (place / 2 * wide + 2 * first + place % 2) * channels + channel;
         gather(from, values[place], columns, channels, some);
       }
-#pragma omp simd
+      DRF_SIMD
       for (std::int64_t i = 0; i < size; ++i) {
         Wide top = values[0][i];
         std::int32_t at = 0;

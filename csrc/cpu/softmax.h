@@ -25,9 +25,9 @@ DRF_INLINE std::int64_t padded(std::int64_t classes) {
 // The sum and the largest of kLanes values, by a tree of halves.
 template <typename A>
 DRF_INLINE A sum_of_lanes(A* lane) {
-#pragma omp simd
+  DRF_SIMD
   for (int j = 0; j < 8; ++j) lane[j] += lane[j + 8];
-#pragma omp simd
+  DRF_SIMD
   for (int j = 0; j < 4; ++j) lane[j] += lane[j + 4];
   return (lane[0] + lane[2]) + (lane[1] + lane[3]);
 }
@@ -45,7 +45,7 @@ DRF_INLINE A largest_of_lanes(A* lane) {
 // Without the pragma a loop of known length is unrolled into scalar code before it is vectorised.
 template <int kBlock, typename T, typename A>
 DRF_INLINE void widen_block(const T* from, A* __restrict to) {
-#pragma omp simd
+  DRF_SIMD
   for (int j = 0; j < kBlock; ++j) to[j] = widen(from[j]);
 }
 
@@ -74,7 +74,7 @@ DRF_INLINE void load_row(const T* from, A* __restrict to, std::int64_t size) {
 
 template <int kBlock, typename T, typename A>
 DRF_INLINE void narrow_block(const A* __restrict from, A factor, T* __restrict to) {
-#pragma omp simd
+  DRF_SIMD
   for (int j = 0; j < kBlock; ++j) to[j] = narrow<T>(from[j] * factor);
 }
 
@@ -106,7 +106,7 @@ DRF_INLINE A row_peak(const A* row, std::int64_t width) {
   A lane[kLanes];
   for (int j = 0; j < kLanes; ++j) lane[j] = row[j];
   for (std::int64_t k = kLanes; k < width; k += kLanes) {
-#pragma omp simd
+    DRF_SIMD
     for (int j = 0; j < kLanes; ++j) lane[j] = larger(row[k + j], lane[j]);
   }
   return largest_of_lanes(lane);
@@ -124,7 +124,7 @@ DRF_INLINE double exp_row(A* row, std::int64_t width, A peak) {
     const std::int64_t end = begin + kChunk < width ? begin + kChunk : width;
     A lane[kLanes] = {};
     for (std::int64_t k = begin; k < end; k += kLanes) {
-#pragma omp simd
+      DRF_SIMD
       for (int j = 0; j < kLanes; ++j) {
         const A value = exp_(row[k + j] - peak);
         row[k + j] = value;

@@ -37,7 +37,7 @@ DRF_INLINE void elect_rows_body(const T* rows, std::int64_t classes,
     for (int j = 0; j < kLanes; ++j) best[j] = values[j];
     for (int j = 0; j < kLanes; ++j) has_nan[j] = best[j] != best[j];
     for (std::int32_t k = 1; k < static_cast<std::int32_t>(classes); ++k) {
-#pragma omp simd
+      DRF_SIMD
       for (int j = 0; j < kLanes; ++j) {
         const Wide value = values[k * kRowsAtOnce + j];
         winner[j] = value > best[j] ? k : winner[j];
@@ -65,7 +65,7 @@ std::int32_t elect_row(const T* row, std::int64_t classes) {
   std::fill(best, best + kLanes, -static_cast<Wide>(INFINITY));
   std::int64_t k = 0;
   for (; k + kLanes <= classes; k += kLanes) {
-#pragma omp simd
+    DRF_SIMD
     for (int j = 0; j < kLanes; ++j) {
       const Wide value = widen(row[k + j]);
       best[j] = value > best[j] ? value : best[j];

@@ -112,6 +112,13 @@ def test_results_do_not_depend_on_contraction_or_on_the_building_machine(build):
         assert "-ffp-contract=off" in flags or "/fp:precise" in flags
 
 
+def test_only_compilers_that_keep_to_the_arithmetic_see_openmps_simd():
+    """MSVC refuses it under /openmp, and takes it with /fp:fast under /openmp:experimental."""
+    sources = [path for path in (ROOT / "csrc").rglob("*.*") if "omp simd" in path.read_text()]
+    assert sources == [ROOT / "csrc" / "common" / "portable.h"]
+    assert "openmp:experimental" not in (ROOT / "setup.py").read_text()
+
+
 def test_werror_and_cxxflags_reach_the_compiler(build):
     host = build.Host(["c++"], False, [])
     flags, _ = build.host_flags(host, {"DRF_FAST_WERROR": "1", "CXXFLAGS": "-g '-DA=b c'"})
