@@ -242,8 +242,7 @@ void max_pool_relu_backward(const void* grad, const std::uint8_t* index, void* o
 }
 
 void pooled_image_gradient(const void* grad, const std::uint8_t* index, const void* weight,
-                           void* out, Dtype dtype, const Pooling& call, int k,
-                           [[maybe_unused]] int threads) {
+                           void* out, Dtype dtype, const Pooling& call, int k, int threads) {
   with_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     const auto row = spread_for<T>(active_isa());
@@ -251,20 +250,30 @@ void pooled_image_gradient(const void* grad, const std::uint8_t* index, const vo
     const std::int64_t size = call.columns * call.channels;
     const std::int64_t high = 2 * call.rows + k - 1, wide = 2 * call.columns + k - 1;
     const std::int64_t stride = wide + kRow;  // a tile may reach beyond the image
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (std::int64_t image = 0; image < call.batch; ++image) {
-      std::vector<float> sums(static_cast<std::size_t>(high * stride), 0.0f);
+    const auto write_image = [&](std::int64_t image, float* sums) {
+      std::fill(sums, sums + high * stride, 0.0f);
       for (std::int64_t i = 0; i < call.rows; ++i) {
         const std::int64_t at = (image * call.rows + i) * size;
-        row(static_cast<const T*>(grad) + at, index + at, tiles.data(),
-            sums.data() + 2 * i * stride, stride, call.columns, call.channels, k);
+        row(static_cast<const T*>(grad) + at, index + at, tiles.data(), sums + 2 * i * stride,
+            stride, call.columns, call.channels, k);
       }
       T* to = static_cast<T*>(out) + image * high * wide;
       for (std::int64_t i = 0; i < high; ++i) {
         for (std::int64_t j = 0; j < wide; ++j) {
-          to[i * wide + j] = narrow<T>(
-              static_cast<decltype(widen(T{}))>(sums[static_cast<std::size_t>(i * stride + j)]));
+          to[i * wide + j] = narrow<T>(static_cast<decltype(widen(T{}))>(sums[i * stride + j]));
         }
+      }
+    };
+    // Each thread gets one part, of consecutive images, and memory for the sums of one. It is
+    // allocated out here, since no exception may leave a parallel region.
+    const std::int64_t parts =
+        std::max<std::int64_t>(1, std::min<std::int64_t>(threads, call.batch));
+    std::vector<float> memory(static_cast<std::size_t>(parts * high * stride));
+#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
+    for (std::int64_t part = 0; part < parts; ++part) {
+      const std::int64_t end = call.batch * (part + 1) / parts;
+      for (std::int64_t image = call.batch * part / parts; image < end; ++image) {
+        write_image(image, memory.data() + part * high * stride);
       }
     }
   });

@@ -5,6 +5,9 @@ float64 and other layouts take torch's own way, which is what the rest is compar
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -149,14 +152,43 @@ def test_its_bits_depend_on_neither_threads_nor_instructions():
     x = torch.rand(64, 1, 28, 28)
     index = places(conv(x))
     grad = torch.randn(64, 20, 12, 12)
-    found = []
+    found, before = [], torch.get_num_threads()
     for isa in ISAS:
         library.load().use_isa(isa)
         for threads in (1, 2):
             torch.set_num_threads(threads)
             found.append(native.pooled_image_gradient(grad, index, conv.weight.detach()))
     library.load().use_isa("")
+    torch.set_num_threads(before)
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+WITHOUT_MEMORY = """
+import re, resource, torch
+from drf_fast.backends.native import pooling
+
+torch.set_num_threads(1)
+grad, weight = torch.ones(1, 1, 2000, 2000), torch.ones(1, 1, 3, 3)
+index = torch.zeros(grad.shape, dtype=torch.uint8)
+pooling.pooled_image_gradient(grad[..., :2, :2], index[..., :2, :2].contiguous(), weight)
+size = 1024 * int(re.search(r"VmSize:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+resource.setrlimit(resource.RLIMIT_AS, (size + 96 * 2**20,) * 2)
+try:
+    pooling.pooled_image_gradient(grad, index, weight)
+except MemoryError:
+    print("refused")
+"""
+
+
+@pytest.mark.slow
+@needs_native
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_for_the_result_but_not_for_the_sums_is_an_error_in_python():
+    """Each takes 64 MB, of 96. An exception that left a parallel region would end the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MEMORY], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
 
 
 class PlainLeNet(LeNet):
