@@ -304,8 +304,9 @@ def build_cpu(folder: Path, output: Path, env: Mapping[str, str] = os.environ) -
 
 def build_cuda(folder: Path, output: Path, env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Build drf_fast._CUDA, kernels by nvcc, bindings by the C++ compiler; returns how."""
-    nvcc = find_nvcc(env)
-    if nvcc is None or env.get("DRF_FAST_CUDA_ARCHS") == "none":
+    # With "none" a CUDA_HOME that leads nowhere is no error.
+    nvcc = None if env.get("DRF_FAST_CUDA_ARCHS") == "none" else find_nvcc(env)
+    if nvcc is None:
         raise NotWantedError("no CUDA toolkit (nvcc), or DRF_FAST_CUDA_ARCHS=none, at installation")
     ok, listing = call([nvcc, "--list-gpu-code"])
     if not ok:

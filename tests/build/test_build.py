@@ -131,6 +131,12 @@ def test_a_toolkit_folder_without_nvcc_is_named(build, tmp_path):
         build.find_nvcc({"CUDA_HOME": str(tmp_path)})
 
 
+def test_a_build_without_cuda_does_not_look_at_the_toolkit(build, tmp_path):
+    environment = {"CUDA_HOME": str(tmp_path / "gone"), "DRF_FAST_CUDA_ARCHS": "none"}
+    with pytest.raises(build.NotWantedError):
+        build.build_cuda(tmp_path, tmp_path / "out", environment)
+
+
 def test_cuda_home_wins_over_path(build, tmp_path):
     nvcc = tmp_path / "bin" / ("nvcc.exe" if os.name == "nt" else "nvcc")
     nvcc.parent.mkdir()
