@@ -11,6 +11,12 @@ import pytest
 import torch
 from graph_step import CLASSES, B, M, OnOneDevice
 
+from drf_fast.backends import triton
+from drf_fast.backends.reference.levels import level_table
+
+# Made here: a table is computed on the CPU, before any capture.
+TABLES = {"cpu": level_table(0.5), "meta": level_table(0.5, torch.device("meta"))}
+
 
 def kernel_arguments(device: str, factor: float) -> dict[str, tuple[Any, ...]]:
     """Arguments of each raw operation that has a kernel; ``factor`` changes every number."""
@@ -26,9 +32,11 @@ def kernel_arguments(device: str, factor: float) -> dict[str, tuple[Any, ...]]:
     ids = torch.arange(B, device=device)
     offset = torch.full((), int(8 * factor), device=device)
     three = number(0.5), number(0.25), number(0.125)
+    levels = x.to(torch.uint8), *TABLES[device][:2]
     return {
         "noisy_repeat": (x, number(0.5), name, ids, offset, M, "train"),
         "noisy_repeat_backward": (grad, M),
+        "noisy_levels": (*levels, name, ids, offset, M, "estimation", torch.float32),
         "smooth_ce": (logits, target, "mean", True),
         "consistency_loss": (logits, target, number(2.0), number(0.5), "mean", True),
         "macer_loss": (logits, target, *three, number(16.0), True),
@@ -44,7 +52,6 @@ OPERATIONS = tuple(kernel_arguments("meta", 1.0))
 
 def launches(operation: str, device: str, factor: float) -> list[Any]:
     pytest.importorskip("triton", reason="the kernels need triton")
-    from drf_fast.backends import triton
     from drf_fast.kernels.launch import recording  # pyright: ignore[reportMissingImports]
 
     arguments = kernel_arguments(device, factor)[operation]
@@ -52,6 +59,10 @@ def launches(operation: str, device: str, factor: float) -> list[Any]:
         triton.load(operation)(*arguments)
     assert recorded
     return recorded
+
+
+def test_every_kernel_is_launched_here():
+    assert set(OPERATIONS) == set(triton.MODULES)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -119,6 +119,8 @@ def test_noisy_levels(data: Any) -> None:
     if not isinstance(got, Refusal):
         assert_alike(got, run("native", lambda: call(*(each.on_meta() for each in drawn))))
         assert_same_bits(got, expected)
+    for each in drawn:
+        each.assert_untouched()
 
 
 def assert_sums_of_copies(got: torch.Tensor, expected: torch.Tensor, rows: torch.Tensor) -> None:
