@@ -34,27 +34,6 @@ def consistency_loss(
     return cross_entropy + lam * torch.stack(divergences).mean() + eta * entropy.mean()
 
 
-def macer_loss(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    m: int,
-    sigma: float,
-    lam: float,
-    gamma: float,
-    beta: float = 16.0,
-) -> torch.Tensor:
-    """Images outside the margin are masked; published code indexes, which synchronises."""
-    z = logits.reshape(-1, m, logits.shape[1])
-    cross_entropy = F.nll_loss(torch.log(F.softmax(z, dim=2).mean(1) + 1e-10), target)
-    top, classes = F.softmax(beta * z, dim=2).mean(1).topk(2)
-    zero, one = torch.zeros_like(top[0, 0]), torch.ones_like(top[0, 0])
-    normal = torch.distributions.Normal(zero, one, validate_args=False)
-    margin = normal.icdf(top[:, 0]) - normal.icdf(top[:, 1])
-    inside = (classes[:, 0] == target) & margin.isfinite() & (margin <= gamma)
-    hinge = torch.where(inside, gamma - margin, 0.0)
-    return cross_entropy + lam * sigma / 2 * hinge.mean()
-
-
 def pgd_step(
     logits: torch.Tensor,
     target: torch.Tensor,

@@ -17,7 +17,7 @@ PROVIDERS = ("eager", "drf_fast hard", "drf_fast soft")
 
 
 def pgd_step(provider: str) -> Callable[[], Any]:
-    """One step as a function without arguments; ``dispatched.py`` lists what it dispatches."""
+    """One step as a function without arguments."""
     x = torch.rand(BATCH, *IMAGE)
     grad = torch.randn(BATCH * M, *IMAGE)
     logits = torch.randn(BATCH * M, CLASSES, requires_grad=True)
