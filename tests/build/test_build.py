@@ -114,7 +114,9 @@ def test_results_do_not_depend_on_contraction_or_on_the_building_machine(build):
 
 def test_only_compilers_that_keep_to_the_arithmetic_see_openmps_simd():
     """MSVC refuses it under /openmp, and takes it with /fp:fast under /openmp:experimental."""
-    sources = [path for path in (ROOT / "csrc").rglob("*.*") if "omp simd" in path.read_text()]
+    sources = [
+        path for path in (ROOT / "csrc").rglob("*.*") if "omp simd" in path.read_text("utf-8")
+    ]
     assert sources == [ROOT / "csrc" / "common" / "portable.h"]
     assert "openmp:experimental" not in (ROOT / "setup.py").read_text()
 
