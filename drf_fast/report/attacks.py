@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,12 +120,21 @@ def _restricted_to(log: Log, images: set[int]) -> Log:
 
 
 def _points(rows: Sequence[AttackRow], log: Log) -> dict[float, tuple[int, int, int, int]]:
-    """By epsilon: the numbers of images, of those that keep the label, undecided, certified."""
+    """By epsilon: the numbers of images, of those that keep the label, undecided, certified.
+
+    An image with another class within one epsilon has it within each larger one of other logs, too.
+    """
     certified = dict(zip(log.idx.tolist(), np.where(log.correct, log.radius, -1.0), strict=True))
+    lost: dict[int, float] = {}
+    for row in rows:
+        if not (row.correct or row.undecided):
+            lost[row.idx] = min(row.epsilon, lost.get(row.idx, math.inf))
     found: dict[float, dict[int, tuple[bool, bool]]] = {0.0: {}}
     for row in rows:
         clean = (row.clean == row.label, row.clean == -1)
-        for epsilon, (keeps, open_) in ((0.0, clean), (row.epsilon, (row.correct, row.undecided))):
+        holds = row.epsilon < lost.get(row.idx, math.inf)
+        attacked = (holds and row.correct, holds and row.undecided)
+        for epsilon, (keeps, open_) in ((0.0, clean), (row.epsilon, attacked)):
             before = found.setdefault(epsilon, {}).get(row.idx, (True, False))
             stands, either = before[0] and keeps, (before[0] or before[1]) and (keeps or open_)
             found[epsilon][row.idx] = (stands, either and not stands)

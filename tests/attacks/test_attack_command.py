@@ -9,12 +9,14 @@ import linear
 import pytest
 
 from drf_fast import functional
-from drf_fast.attacks.log import COLUMNS, AttackRow, format_row, parse, read_attacked
+from drf_fast.attacks.log import COLUMNS, Attacked, AttackRow, format_row, parse, read_attacked
 from drf_fast.attacks.verdict import broken
 from drf_fast.certification.log import read_log
 from drf_fast.certification.log.rows import round_down
 from drf_fast.commands.cli import main
 from drf_fast.errors import InputError
+from drf_fast.report.attacks import curves_of
+from drf_fast.report.summary import summarize
 
 N = 200
 COMMON = ("--arch", "linear:Linear", "--device", "cpu", "--batch-size", "200")
@@ -189,6 +191,23 @@ def test_bad_words(run, capsys, monkeypatch):
         assert said in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert attack(run) == 2 and "--shard i/k" in capsys.readouterr().err
+
+
+def test_a_class_lost_within_one_epsilon_is_lost_within_larger_ones_of_other_logs(run):
+    log = read_log(run / "certificates.tsv")
+    config = {key: (log.config or {})[key] for key in ("checkpoint_sha256", "sigma")}
+
+    def attacked(epsilon: float, *right: bool) -> Attacked:
+        rows = []
+        for idx, label, keeps in zip(log.idx.tolist(), log.label.tolist(), right, strict=False):
+            predict = label if keeps else (label + 1) % 10
+            rows.append(AttackRow(idx, label, epsilon, label, predict, epsilon, "pgd", 0.0))
+        return Attacked(run / f"{epsilon}.tsv", config, tuple(rows))
+
+    logs = [attacked(0.8, True, True, False), attacked(0.2, False, True, True)]
+    (curve,), _ = curves_of(summarize([log], paper=False), logs)
+    assert curve.epsilon.tolist() == [0, 0.2, 0.8]
+    assert curve.correct.tolist() == pytest.approx([100, 200 / 3, 100 / 3])
 
 
 def test_report_draws_both_and_shows_both(run, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -53,6 +54,8 @@ def test_which_images(run):
         for epsilon, predict in ((0.9, 3), (0.6, 2), (0.3, -1))
     ]
     assert choose(log, "broken", 9, 0.5, rows) == [(0, 0.6)]
+    other = dataclasses.replace(rows[0], idx=1)  # attacked with another --skip
+    assert choose(log, "broken", 9, 0.5, [other, *rows]) == [(0, 0.6)]
     with pytest.raises(InputError, match="run 'drf-fast attack' first"):
         choose(log, "broken", 9, 0.5, rows[2:])
 
