@@ -21,7 +21,7 @@ from drf_fast.data.dataset import Dataset
 from drf_fast.errors import InputError
 from drf_fast.functional import noisy_repeat
 from drf_fast.report import page
-from drf_fast.report.attacks import curves_of
+from drf_fast.report.attacks import curves_of, on_network_of
 from drf_fast.report.plot import label
 from drf_fast.report.sources import read_all
 from drf_fast.report.summary import Summary, summarize
@@ -128,13 +128,7 @@ def _attack_results(
     log: Log, sigma: float | None, attacked: Sequence[Attacked], images: Dataset
 ) -> dict[int, tuple[str, bool]]:
     """Results of attacks on the log's images, at the smallest epsilon that changed the class."""
-    network = (log.config or {}).get("checkpoint_sha256"), sigma
-    rows = [
-        row
-        for one in attacked
-        if (one.config.get("checkpoint_sha256"), one.config.get("sigma")) == network
-        for row in one.rows
-    ]
+    rows = [row for one in on_network_of(log, sigma, attacked) for row in one.rows]
     attack_results: dict[int, tuple[str, bool]] = {}
     for row in sorted(rows, key=lambda row: row.epsilon):
         if attack_results.get(row.idx, ("", False))[1]:

@@ -57,20 +57,15 @@ def curves_of(
 ) -> tuple[tuple[AttackCurve, ...], list[str]]:
     """The curves of the attacked groups, and warnings.
 
-    A log belongs to the group of its network and sigma. Several logs of one network count as one
-    attack: an image keeps its label if it does in all of them.
+    A log belongs to the group of its network, images and sigma. Several logs of one network count
+    as one attack: an image keeps its label if it does in all of them.
     """
     curves, warnings, used = [], [], set()
     for entry in summary.groups:
         networks = []
         for log in entry.group.logs:
-            network = (log.config or {}).get("checkpoint_sha256"), entry.group.sigma
-            own = [
-                one
-                for one in logs
-                if (one.config.get("checkpoint_sha256"), one.config.get("sigma")) == network
-            ]
-            if not own or network[0] is None:
+            own = on_network_of(log, entry.group.sigma, logs)
+            if not own:
                 continue
             used |= {one.path for one in own}
             rows = [row for one in own for row in one.rows]
@@ -79,11 +74,21 @@ def curves_of(
         if networks:
             curves.append(_curve(entry.group, networks))
     warnings += [
-        f"{one.path} attacks a network, or a sigma, that no log here certifies: left out"
+        f"{one.path} attacks a network, images or a sigma that no log here certifies: left out"
         for one in logs
         if one.path not in used
     ]
     return tuple(curves), warnings
+
+
+def on_network_of(log: Log, sigma: float | None, logs: Sequence[Attacked]) -> list[Attacked]:
+    """The attack logs of the network and the images of ``log``, at this sigma."""
+    config = log.config or {}
+    network = {key: config.get(key) for key in ("checkpoint_sha256", "fingerprint")}
+    if network["checkpoint_sha256"] is None:
+        return []
+    wanted = {**network, "sigma": sigma}
+    return [one for one in logs if {key: one.config.get(key) for key in wanted} == wanted]
 
 
 def _curve(group: Group, networks: list[tuple[list[AttackRow], Log]]) -> AttackCurve:

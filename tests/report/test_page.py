@@ -138,7 +138,8 @@ def test_what_is_said_of_an_attacked_image(page_run):
     from drf_fast.commands.page import _attack_results
 
     log, images = read_log(page_run / "certificates.tsv"), data.load("mnist-mini", "test")
-    config = {"checkpoint_sha256": (log.config or {})["checkpoint_sha256"], "sigma": 0.5}
+    network = ("checkpoint_sha256", "fingerprint", "sigma")
+    config = {key: (log.config or {})[key] for key in network}
     rows = tuple(
         AttackRow(idx, 2, 0.5, clean, predict, 0.4, "pgd", 0.0)
         for idx, clean, predict in ((0, -1, -1), (60, 2, -1), (120, 2, 2), (180, 2, 3))
