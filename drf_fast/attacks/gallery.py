@@ -48,8 +48,8 @@ class Card:
     names: tuple[str, ...]
 
     def class_name(self, at: int) -> str:
-        """Name of a class, or "abstains"."""
-        return "abstains" if at == -1 else self.names[at]
+        """Name of a class, or "abstains"; the number if a damaged log names no existing class."""
+        return "abstains" if at == -1 else self.names[at] if at < len(self.names) else str(at)
 
     @property
     def broken(self) -> bool:
@@ -66,7 +66,8 @@ def choose(
         certificates: of the images to choose from.
         sort: "radius": evenly from the smallest to the largest radius, wrong ones first; "idx": the
             first; "abstain": abstentions first, then the smallest radii; "broken": those whose
-            class ``attacked`` changed, at the smallest epsilon that did.
+            class ``attacked`` changed, at the smallest epsilon that did. An attack may have been on
+            other images, too.
         count: number of images, at most.
         epsilon: for all but "broken".
         attacked: rows of an attack log.
@@ -76,8 +77,10 @@ def choose(
     """
     if sort == "broken":
         changed: dict[int, float] = {}
+        certified = set(certificates.idx.tolist())
         for row in sorted(attacked, key=lambda row: row.epsilon):
-            if row.clean == row.label and row.predict not in (-1, row.clean):
+            was_right = row.idx in certified and row.clean == row.label
+            if was_right and row.predict not in (-1, row.clean):
                 changed.setdefault(row.idx, row.epsilon)
         if not changed:
             raise InputError(

@@ -21,8 +21,8 @@ from drf_fast.data.dataset import Dataset
 from drf_fast.errors import InputError
 from drf_fast.functional import noisy_repeat
 from drf_fast.report import page
-from drf_fast.report.attacks import curves_of
-from drf_fast.report.charts import label
+from drf_fast.report.attacks import curves_of, on_network_of
+from drf_fast.report.plot import label
 from drf_fast.report.sources import read_all
 from drf_fast.report.summary import Summary, summarize
 from drf_fast.runtime.files import read_json
@@ -90,8 +90,8 @@ def _gallery(summary: Summary, attacked: Sequence[Attacked]) -> tuple[list[page.
     order = np.lexsort((log.idx, radius))
     if len(order) > _MOST_PICTURES:
         order = order[np.linspace(0, len(order) - 1, _MOST_PICTURES).round().astype(int)]
-    attack_results = _attack_results(log, attacked, images)
     sigma = summary.groups[0].group.sigma
+    attack_results = _attack_results(log, sigma, attacked, images)
     return [_picture(log, int(at), images, sigma, attack_results) for at in order], str(
         label(summary.groups[0].group)
     )
@@ -125,20 +125,18 @@ def _data_dir(settings: Path) -> Path | None:
 
 
 def _attack_results(
-    log: Log, attacked: Sequence[Attacked], images: Dataset
+    log: Log, sigma: float | None, attacked: Sequence[Attacked], images: Dataset
 ) -> dict[int, tuple[str, bool]]:
     """Results of attacks on the log's images, at the smallest epsilon that changed the class."""
-    sha256 = (log.config or {}).get("checkpoint_sha256")
-    rows = [row for one in attacked if one.config.get("checkpoint_sha256") == sha256
-            for row in one.rows]  # fmt: skip
+    rows = [row for one in on_network_of(log, sigma, attacked) for row in one.rows]
     attack_results: dict[int, tuple[str, bool]] = {}
     for row in sorted(rows, key=lambda row: row.epsilon):
         if attack_results.get(row.idx, ("", False))[1]:
             continue
         changed = row.predict not in (-1, row.clean)
-        became = images.class_names[row.predict] if changed else ""
+        became = images.class_name(row.predict) if changed else ""
         said = f"attacked: {became} at {row.distance:.2f}" if changed else (
-            f"withstands {row.epsilon:g}" if row.predict == row.clean
+            f"withstands {row.epsilon:g}" if row.predict == row.clean != -1
             else f"undecided at {row.epsilon:g}"
         )  # fmt: skip
         attack_results[row.idx] = (said, changed)
@@ -161,8 +159,8 @@ def _picture(
     said, changed = attack_results.get(idx, ("", False))
     return page.Picture(
         idx=idx,
-        label=images.class_names[int(log.label[at])],
-        predict="" if predict == -1 else images.class_names[predict],
+        label=images.class_name(int(log.label[at])),
+        predict="" if predict == -1 else images.class_name(predict),
         radius=float(log.radius[at]),
         state="abstains" if predict == -1 else "right" if log.correct[at] else "wrong",
         attacked=said,

@@ -112,14 +112,19 @@ def cards_of(config: ShowConfig, source: Source | None = None) -> list[Card]:
 
 
 def _attacked(source: Source) -> list[AttackRow]:
-    """The rows of the attack logs beside a network that are of this network."""
+    """The rows of the attack logs beside a network that are of it, its images and its sigma."""
     if source.path is None:  # the folder is the user's, and may hold anything
         first = source.default_path("attack-*.tsv")
         paths = sorted(first.parent.glob(first.name))
     else:
         paths = sorted(source.path.parent.glob("*.tsv"))
     logs = [read_attacked(path) for path in paths if is_attack_log(path)]
-    own = [log for log in logs if log.config.get("checkpoint_sha256") == source.saved["sha256"]]
+    wanted = {
+        "checkpoint_sha256": source.saved["sha256"],
+        "fingerprint": source.images.fingerprint,
+        "sigma": source.sigma,
+    }
+    own = [log for log in logs if {key: log.config.get(key) for key in wanted} == wanted]
     return [row for log in own for row in log.rows]
 
 

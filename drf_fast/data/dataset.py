@@ -44,6 +44,10 @@ class Dataset:
         """Images at ``index`` as float32 in [0, 1]: the byte divided by 255, correctly rounded."""
         return _floats(self.images[index])
 
+    def class_name(self, label: int) -> str:
+        """The name of a class; its number if a damaged log names one that does not exist."""
+        return self.class_names[label] if label < len(self.class_names) else str(label)
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(C, H, W)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,20 +57,15 @@ def curves_of(
 ) -> tuple[tuple[AttackCurve, ...], list[str]]:
     """The curves of the attacked groups, and warnings.
 
-    A log belongs to the group of its network and sigma. Several logs of one network count as one
-    attack: an image keeps its label if it does in all of them.
+    A log belongs to the group of its network, images and sigma. Several logs of one network count
+    as one attack: an image keeps its label if it does in all of them.
     """
     curves, warnings, used = [], [], set()
     for entry in summary.groups:
         networks = []
         for log in entry.group.logs:
-            network = (log.config or {}).get("checkpoint_sha256"), entry.group.sigma
-            own = [
-                one
-                for one in logs
-                if (one.config.get("checkpoint_sha256"), one.config.get("sigma")) == network
-            ]
-            if not own or network[0] is None:
+            own = on_network_of(log, entry.group.sigma, logs)
+            if not own:
                 continue
             used |= {one.path for one in own}
             rows = [row for one in own for row in one.rows]
@@ -78,11 +74,21 @@ def curves_of(
         if networks:
             curves.append(_curve(entry.group, networks))
     warnings += [
-        f"{one.path} attacks a network, or a sigma, that no log here certifies: left out"
+        f"{one.path} attacks a network, images or a sigma that no log here certifies: left out"
         for one in logs
         if one.path not in used
     ]
     return tuple(curves), warnings
+
+
+def on_network_of(log: Log, sigma: float | None, logs: Sequence[Attacked]) -> list[Attacked]:
+    """The attack logs of the network and the images of ``log``, at this sigma."""
+    config = log.config or {}
+    network = {key: config.get(key) for key in ("checkpoint_sha256", "fingerprint")}
+    if network["checkpoint_sha256"] is None:
+        return []
+    wanted = {**network, "sigma": sigma}
+    return [one for one in logs if {key: one.config.get(key) for key in wanted} == wanted]
 
 
 def _curve(group: Group, networks: list[tuple[list[AttackRow], Log]]) -> AttackCurve:
@@ -119,12 +125,21 @@ def _restricted_to(log: Log, images: set[int]) -> Log:
 
 
 def _points(rows: Sequence[AttackRow], log: Log) -> dict[float, tuple[int, int, int, int]]:
-    """By epsilon: the numbers of images, of those that keep the label, undecided, certified."""
+    """By epsilon: the numbers of images, of those that keep the label, undecided, certified.
+
+    An image with another class within one epsilon has it within each larger one of other logs, too.
+    """
     certified = dict(zip(log.idx.tolist(), np.where(log.correct, log.radius, -1.0), strict=True))
+    lost: dict[int, float] = {}
+    for row in rows:
+        if not (row.correct or row.undecided):
+            lost[row.idx] = min(row.epsilon, lost.get(row.idx, math.inf))
     found: dict[float, dict[int, tuple[bool, bool]]] = {0.0: {}}
     for row in rows:
         clean = (row.clean == row.label, row.clean == -1)
-        for epsilon, (keeps, open_) in ((0.0, clean), (row.epsilon, (row.correct, row.undecided))):
+        holds = row.epsilon < lost.get(row.idx, math.inf)
+        attacked = (holds and row.correct, holds and row.undecided)
+        for epsilon, (keeps, open_) in ((0.0, clean), (row.epsilon, attacked)):
             before = found.setdefault(epsilon, {}).get(row.idx, (True, False))
             stands, either = before[0] and keeps, (before[0] or before[1]) and (keeps or open_)
             found[epsilon][row.idx] = (stands, either and not stands)

@@ -11,10 +11,10 @@ import numpy as np
 from drf_fast.report import style
 from drf_fast.report.attacks import AttackCurve
 from drf_fast.report.compare import resample, statistics
-from drf_fast.report.groups import Group
 from drf_fast.report.intervals import LEVEL, clopper_pearson
-from drf_fast.report.plot import curve, ecdf
+from drf_fast.report.plot import curve, ecdf, label
 from drf_fast.report.summary import Summary
+from drf_fast.report.tables import probability
 
 _MOST_STEPS = 400  # of a curve; more cannot be seen on a screen
 _POINTS = 151  # of a curve at which the browser shows values on hover
@@ -40,11 +40,6 @@ class Chart:
     layout: dict[str, Any]
     header: list[str]
     body: list[list[str]]
-
-
-def label(group: Group) -> str:
-    """Method, variant and sigma."""
-    return group.name + ("" if group.sigma is None else f", σ = {group.sigma:g}")
 
 
 def certified(summary: Summary, attacks: Sequence[AttackCurve]) -> Chart:
@@ -75,17 +70,23 @@ def certified(summary: Summary, attacks: Sequence[AttackCurve]) -> Chart:
             name = f"{label(curve_.group)}, the {curve_.images:,} images attacked"
             line = _line(i, name, np.append(r, r[-1]), np.append(mean, 0.0), shape="vh")
             data.append({**line, "line": {**line["line"], "dash": "dot", "width": 1.2}})
-    of = " Bands: " + (
-        "lowest to highest seed." if max(len(e.acr) for e in summary.groups) > 1
-        else "95 % Clopper-Pearson intervals over images."
-    )  # fmt: skip
     about = (
         "The share of test images whose class provably cannot be changed by moving the pixels less "
         "than r (L2)." + (" Broken lines: what an attack of that strength left." if attacks else "")
     )
     layout = _layout("L2 radius r (pixel units)", "accuracy (%)", yaxis={"range": [0, 100]})
     header = ["method", *(f"r = {radius:g}" for radius in summary.radii)]
-    return Chart("certified", "Certified accuracy", about + of, data, layout, header, body)
+    about += f" Bands: {_bands(summary)}."
+    return Chart("certified", "Certified accuracy", about, data, layout, header, body)
+
+
+def _bands(summary: Summary) -> str:
+    seeds = [len(entry.acr) for entry in summary.groups]
+    over_images = "95 % Clopper-Pearson intervals over images"
+    if max(seeds) == 1:
+        return over_images
+    of_one = f"; with one seed, {over_images}" if min(seeds) == 1 else ""
+    return "lowest to highest seed" + of_one
 
 
 def acr(summary: Summary) -> Chart:
@@ -148,8 +149,7 @@ def p_lower(summary: Summary) -> Chart | None:
         line["customdata"] = [float(f"{value:.6f}") for value in p]
         line["hovertemplate"] = "%{y:.1f} % have p_lower at most %{customdata}"
         data.append(line)
-        body.append([label(entry.group), *("-" if q is None else f"{q:.5f}"
-                                           for q in entry.p_quantiles)])  # fmt: skip
+        body.append([label(entry.group), *map(probability, entry.p_quantiles)])
     if not data:
         return None
     ticks = [0.5, 0.8, *(1 - 10.0**-k for k in range(1, int(_nines(largest)) + 2))]

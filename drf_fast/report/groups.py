@@ -69,11 +69,13 @@ class Group:
 def largest_radius(sigma: float, n: int, alpha: float) -> float:
     """sigma * Phi^-1(alpha^(1/n)): the certified radius if all n samples agree.
 
-    Computed from 1 - alpha^(1/n), which does not lose digits where alpha^(1/n) is close to 1.
+    0 if that is below 1/2. Computed from 1 - alpha^(1/n), which does not lose digits where
+    alpha^(1/n) is close to 1.
 
     Reference: Cohen, Rosenfeld, Kolter (2019), section 4.
     """
-    return max(0.0, -sigma * NormalDist().inv_cdf(-math.expm1(math.log(alpha) / n)))
+    tail = -math.expm1(math.log(alpha) / n)
+    return 0.0 if tail >= 0.5 else -sigma * NormalDist().inv_cdf(tail)
 
 
 def group_logs(logs: Sequence[Log]) -> list[Group]:
@@ -103,7 +105,7 @@ def group_logs(logs: Sequence[Log]) -> list[Group]:
     for group in groups:
         _refuse_same_network(group)
     for key in SETTINGS:
-        _refuse_mixed(key, [log for log in logs if (log.config or {}).get(key) is not None])
+        _refuse_mixed(key, [log for log in logs if _knows(log, key)])
     _refuse_other_images(logs)
     for group in groups:
         _refuse_above_cap(group)
@@ -199,9 +201,16 @@ def _training(log: Log) -> dict[str, Any]:
     return {key: value for key, value in known.items() if key != "seed" and value is not None}
 
 
+def _knows(log: Log, key: str) -> bool:
+    """Whether a log's configuration has the setting; of the two ways to stop, one may be None."""
+    config = log.config or {}
+    stops = key in ("radius", "tolerance") and config.get("budget") is not None
+    return stops or config.get(key) is not None
+
+
 def _refuse_mixed(key: str, logs: Sequence[Log]) -> None:
     for log in logs[1:]:
-        first, other = (logs[0].config or {})[key], (log.config or {})[key]
+        first, other = (logs[0].config or {}).get(key), (log.config or {}).get(key)
         if first != other:
             raise InputError(
                 f"cannot compare {logs[0].path} ({key} = {first}) with {log.path} "

@@ -16,6 +16,7 @@ from typing import Any
 from drf_fast.errors import InputError
 from drf_fast.report import charts
 from drf_fast.report.attacks import UNDER_ATTACK, AttackCurve, attack_cells
+from drf_fast.report.plot import label
 from drf_fast.report.summary import GroupSummary, Summary
 from drf_fast.report.tables import best_cells, caption, cells, incompleteness
 from drf_fast.runtime.files import write_atomic
@@ -107,7 +108,7 @@ def write(
         caption=caption(summary) + (f" {UNDER_ATTACK}" if attacks else ""),
         gallery=gallery,
         gallery_of=gallery_of,
-        settings=[(charts.label(entry.group), _settings(entry)) for entry in summary.groups],
+        settings=[(label(entry.group), _settings(entry)) for entry in summary.groups],
         plotly=get_plotlyjs(),
         version=__version__,
     )
@@ -142,19 +143,23 @@ def words(entry: GroupSummary, summary: Summary, attacks: Sequence[AttackCurve])
     data = summary.setting("data")
     images = number_of(summary.images, "test image") + (f" of {data}" if data else "")
     seeds = f" and {len(entry.acr)} training seeds" if len(entry.acr) > 1 else ""
+    share = f"{entry.certified[at]:.1f} %"
+    kept = (
+        "keep their right class, provably, however their pixels are moved by less than "
+        f"{radius:g} (L2, pixels from 0 to 1)"
+    )
     said = [
-        f"{charts.label(entry.group)}: over {images}{seeds} the average certified radius is "
+        f"{label(entry.group)}: over {images}{seeds} the average certified radius is "
         f"{entry.acr_mean:.3f}.",
-        f"{entry.certified[at]:.1f} % of the images keep their right class, provably, however "
-        f"their pixels are moved by less than {radius:g} (L2, pixels from 0 to 1).",
+        f"{share} of the images {kept if radius else 'are certified right'}.",
         f"The classifier abstains on {entry.abstained:.1f} %.",
     ]
     attacked = next((one for one in attacks if one.belongs_to(entry.group)), None)
     if attacked is not None:
         said.append(
             f"Within {attacked.epsilon[-1]:g} an attack on {number_of(attacked.images, 'image')} "
-            f"left {attacked.correct[-1]:.1f} % right; {attacked.certified[-1]:.1f} % of them are "
-            "certified there."
+            f"left {attacked.correct[-1]:.1f} % right; {attacked.certified[-1]:.1f} % of these "
+            "images are certified there."
         )
     return " ".join(said)
 
@@ -192,10 +197,10 @@ def _settings(entry: GroupSummary) -> list[tuple[str, str]]:
 
 
 def _title(summary: Summary) -> str:
-    names = [charts.label(entry.group) for entry in summary.groups]
+    names = [label(entry.group) for entry in summary.groups]
     shared = ""
     if len({entry.group.sigma for entry in summary.groups}) == 1:  # then only in the title
         names = [entry.group.name for entry in summary.groups]
-        shared = charts.label(summary.groups[0].group).removeprefix(names[0])
+        shared = label(summary.groups[0].group).removeprefix(names[0])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more + shared

@@ -54,8 +54,9 @@ def _table() -> dict[tuple[float, str], PaperRow]:
 
 
 def _is_comparable(group: Group) -> bool:
-    n, alpha = group.setting("n"), group.setting("alpha")
-    return n in (None, N) and alpha in (None, ALPHA) and _is_mnist_test(group.logs[0])
+    budget, n, alpha = (group.setting(key) for key in ("budget", "n", "alpha"))
+    same = budget in (None, "fixed") and n in (None, N) and alpha in (None, ALPHA)
+    return same and _is_mnist_test(group.logs[0])
 
 
 def _is_mnist_test(log: Log) -> bool:

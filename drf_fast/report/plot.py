@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
+def label(group: Group) -> str:
+    """Method, variant and sigma."""
+    return group.name + ("" if group.sigma is None else f", σ = {group.sigma:g}")
+
+
 def curve(group: Group) -> Curve:
     """The certified-accuracy curve of a group, without a grid.
 
@@ -145,8 +150,8 @@ def _step(
 ) -> None:
     x, mean, lowest, highest = values
     colour, dashes = style.colour(i), style.dashes(i)
-    label = group.name + ("" if group.sigma is None else f", σ = {group.sigma:g}") + note
-    axes.step(x, mean, where=where, color=colour, linestyle=dashes, linewidth=1.6, label=label)
+    name = label(group) + note
+    axes.step(x, mean, where=where, color=colour, linestyle=dashes, linewidth=1.6, label=name)
     if band or len(group.logs) > 1:
         axes.fill_between(x, lowest, highest, step=where, color=colour, alpha=0.2, linewidth=0)
 
@@ -168,7 +173,7 @@ def _under_attack(axes: Axes, i: int, curve: AttackCurve) -> None:
         linewidth=1.2,
         marker="o",
         markersize=4,
-        label=f"{curve.group.name}, under attack",
+        label=f"{label(curve.group)}, under attack",
     )
     axes.fill_between(
         curve.epsilon,

@@ -15,6 +15,18 @@ from drf_fast.runtime.text import number_of
 
 Table = tuple[list[str], list[list[str]]]
 ENVELOPE = "best at each radius"
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "±": r"$\pm$",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -201,7 +213,7 @@ def detail_cells(summary: Summary) -> Table:
             _sigma(entry.group),
             "-" if entry.group.cap is None else f"{entry.group.cap:.3f}",
             "-" if entry.at_cap is None else f"{entry.at_cap:.1f} %",
-            *(_probability(p) for p in entry.p_quantiles),
+            *map(probability, entry.p_quantiles),
         ]
         for entry in summary.groups
     ]
@@ -229,8 +241,9 @@ def _number(value: float, style: str) -> str:
     return text.lstrip("+-") if float(text) == 0 else text  # a zero has no sign
 
 
-def _probability(p: float | None) -> str:
-    return "-" if p is None else f"{math.floor(p * 1e5) / 1e5:.5f}"  # never rounded up
+def probability(p: float | None) -> str:
+    """A lower bound with 5 decimals, never rounded up; "-" for None."""
+    return "-" if p is None else f"{math.floor(p * 1e5) / 1e5:.5f}"
 
 
 def draw_tables(
@@ -311,7 +324,4 @@ def _latex(tables: Sequence[Table], note: str, bold: Positions) -> str:
 def _latex_text(text: str) -> str:
     if text.startswith("  "):
         return r"\quad " + _latex_text(text.strip())
-    for special in "\\&%$#_{}^":
-        replacement = {"\\": r"\textbackslash ", "^": r"\textasciicircum "}
-        text = text.replace(special, replacement.get(special, f"\\{special}"))
-    return text.replace("±", r"$\pm$")
+    return text.translate(_LATEX)

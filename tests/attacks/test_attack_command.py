@@ -9,12 +9,14 @@ import linear
 import pytest
 
 from drf_fast import functional
-from drf_fast.attacks.log import COLUMNS, AttackRow, format_row, parse, read_attacked
+from drf_fast.attacks.log import COLUMNS, Attacked, AttackRow, format_row, parse, read_attacked
 from drf_fast.attacks.verdict import broken
 from drf_fast.certification.log import read_log
 from drf_fast.certification.log.rows import round_down
 from drf_fast.commands.cli import main
 from drf_fast.errors import InputError
+from drf_fast.report.attacks import curves_of
+from drf_fast.report.summary import summarize
 
 N = 200
 COMMON = ("--arch", "linear:Linear", "--device", "cpu", "--batch-size", "200")
@@ -22,6 +24,9 @@ SEARCH = (
     "--n", "300", "--epsilons", "0.8,0.2", "--num-samples", "8", "--steps", "4", "--ddn-steps", "5",
     "--max-images", "24",
 )  # fmt: skip
+
+
+NETWORK = ("checkpoint_sha256", "fingerprint", "sigma")  # what an attack log and certificates share
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +196,23 @@ def test_bad_words(run, capsys, monkeypatch):
     assert attack(run) == 2 and "--shard i/k" in capsys.readouterr().err
 
 
+def test_a_class_lost_within_one_epsilon_is_lost_within_larger_ones_of_other_logs(run):
+    log = read_log(run / "certificates.tsv")
+    config = {key: (log.config or {})[key] for key in NETWORK}
+
+    def attacked(epsilon: float, *right: bool) -> Attacked:
+        rows = []
+        for idx, label, keeps in zip(log.idx.tolist(), log.label.tolist(), right, strict=False):
+            predict = label if keeps else (label + 1) % 10
+            rows.append(AttackRow(idx, label, epsilon, label, predict, epsilon, "pgd", 0.0))
+        return Attacked(run / f"{epsilon}.tsv", config, tuple(rows))
+
+    logs = [attacked(0.8, True, True, False), attacked(0.2, False, True, True)]
+    (curve,), _ = curves_of(summarize([log], paper=False), logs)
+    assert curve.epsilon.tolist() == [0, 0.2, 0.8]
+    assert curve.correct.tolist() == pytest.approx([100, 200 / 3, 100 / 3])
+
+
 def test_report_draws_both_and_shows_both(run, tmp_path, capsys):
     assert attack(run) == 0
     capsys.readouterr()
@@ -208,10 +230,11 @@ def test_report_draws_both_and_shows_both(run, tmp_path, capsys):
         assert curve["correct"][at] == pytest.approx(100 * kept / 24)
         assert curve["lower"][at] <= curve["correct"][at] <= curve["upper"][at]
         assert curve["certified"][at] <= curve["correct"][at] + curve["undecided"][at]
-    # Without the certificates there is nothing to draw it beside.
+    # Without the certificates there is nothing to draw it beside: images of another split have the
+    # same numbers, and are others.
     config = json.loads((run / "attack-s0.5-n300.json").read_text())
-    config["checkpoint_sha256"] = "0" * 64
-    (run / "attack-s0.5-n300.json").write_text(json.dumps(config))
-    assert main(["report", str(run)]) == 0
-    shown = capsys.readouterr()
-    assert "under attack" not in shown.out and "left out" in shown.err
+    for key in NETWORK:
+        (run / "attack-s0.5-n300.json").write_text(json.dumps({**config, key: "0" * 64}))
+        assert main(["report", str(run)]) == 0
+        shown = capsys.readouterr()
+        assert "under attack" not in shown.out and "left out" in shown.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -53,6 +54,8 @@ def test_which_images(run):
         for epsilon, predict in ((0.9, 3), (0.6, 2), (0.3, -1))
     ]
     assert choose(log, "broken", 9, 0.5, rows) == [(0, 0.6)]
+    other = dataclasses.replace(rows[0], idx=1)  # attacked with another --skip
+    assert choose(log, "broken", 9, 0.5, [other, *rows]) == [(0, 0.6)]
     with pytest.raises(InputError, match="run 'drf-fast attack' first"):
         choose(log, "broken", 9, 0.5, rows[2:])
 
@@ -125,8 +128,10 @@ def test_the_attack_log_says_which_are_broken(run, capsys):
     config = ShowConfig(run=run, arch="linear:Linear", device="cpu", sort="broken", n=200, images=3)
     cards = show.cards_of(config)
     assert cards and all(card.epsilon == 1.5 and card.broken for card in cards)
-    # Logs of other networks say nothing of this one.
+    # Logs of other networks, images or noise levels say nothing of this one.
     path = run / "attack-s0.5-n200.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "checkpoint_sha256": "0"}))
-    with pytest.raises(InputError, match="got none"):
-        show.cards_of(config)
+    described = json.loads(path.read_text())
+    for key in ("checkpoint_sha256", "fingerprint", "sigma"):
+        path.write_text(json.dumps({**described, key: "0"}))
+        with pytest.raises(InputError, match="got none"):
+            show.cards_of(config)

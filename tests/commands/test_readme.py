@@ -15,7 +15,8 @@ from torch.nn import functional as F
 import drf_fast
 from drf_fast import models
 from drf_fast.checkpoints import ours as checkpoint
-from drf_fast.config import options
+from drf_fast.commands import cli
+from drf_fast.config import look, options
 
 ROOT = Path(__file__).parents[2]
 PROJECT = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -93,11 +94,12 @@ def test_every_flag_of_a_command_exists(page):
         name.removesuffix("Config").lower(): {
             field.name.replace("_", "-") for field in dataclasses.fields(config)
         }
-        for name, config in vars(options).items()
+        for name, config in {**vars(options), **vars(look)}.items()
         if name.endswith("Config") and dataclasses.is_dataclass(config)
     }
     configs["sweep"] |= configs["train"]
     configs = {command: {*flags, "help"} for command, flags in configs.items()}
+    assert configs.keys() >= cli._COMMANDS.keys()
     lines = re.findall(
         r"(?:drf-fast|drf_fast) ([a-z]+)(.*?)(?:`|$)", page.read_text(), re.MULTILINE
     )
@@ -116,6 +118,16 @@ def test_there_are_blocks_for_every_drop_in(page):
     text = "".join(block for name, block in BLOCKS.items() if name.startswith(page.name))
     for name in ("smooth_ce", "SmoothedClassifier", "attack", "HardBall", "SoftBall"):
         assert f"drf_fast.{name}" in text
+
+
+def test_every_public_name_is_on_the_api_page():
+    page = (ROOT / "docs" / "reference.md").read_text()
+    shown = re.findall(r"^::: (\S+)", page, re.MULTILINE)
+    for name in set(drf_fast.__all__) - {"__version__"}:
+        value = getattr(drf_fast, name)
+        # Of a module the page shows what the module defines, and nothing that it imports.
+        places = (value.__module__, f"{value.__module__}.{value.__qualname__}")
+        assert any(place in shown for place in places), name
 
 
 def test_the_citation_names_this_version():

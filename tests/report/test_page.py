@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -9,6 +10,8 @@ import shutil
 import numpy as np
 import pytest
 
+from drf_fast import data
+from drf_fast.attacks.log import Attacked, AttackRow
 from drf_fast.certification.log import read_log
 from drf_fast.commands.cli import main
 from drf_fast.errors import InputError
@@ -73,12 +76,24 @@ def test_long_curves_are_thinned_and_keep_their_ends():
     assert charts._limit_steps(x[:7])[0].tolist() == x[:7].tolist()
 
 
+def test_no_bound_is_rounded_up(page_run):
+    summary = summarize([read_log(page_run / "certificates.tsv")], paper=False)
+    quantiles = (None, 0.5, 0.7, 0.123456, 0.999999)
+    entry = dataclasses.replace(summary.groups[0], p_quantiles=quantiles)
+    chart = charts.p_lower(dataclasses.replace(summary, groups=(entry,)))
+    assert chart is not None
+    assert chart.body[0][1:] == ["-", "0.50000", "0.70000", "0.12345", "0.99999"]
+
+
 def test_words_say_the_largest_radius_that_half_of_the_images_keep(page_run):
     summary = summarize([read_log(page_run / "certificates.tsv")], paper=False)
     entry = summary.groups[0]
     said = page.words(entry, summary, ())
     kept = [r for r, share in zip(summary.radii, entry.certified, strict=True) if share >= 50]
     assert f"less than {max(kept):g} (L2" in said and f"is {entry.acr_mean:.3f}." in said
+    weak = dataclasses.replace(entry, certified=tuple(share / 3 for share in entry.certified))
+    share = f"{entry.certified[0] / 3:.1f} %"
+    assert f"{share} of the images are certified right." in page.words(weak, summary, ())
 
 
 def test_the_numbers_to_remember_are_those_of_the_words_and_the_report(page_run, tmp_path):
@@ -117,6 +132,40 @@ def test_a_missing_package_is_one_sentence(page_run, tmp_path, monkeypatch, caps
     assert "pip install plotly" in capsys.readouterr().err and not out.exists()
     assert command.write_beside(tmp_path, [page_run / "certificates.tsv"]) is None
     assert capsys.readouterr().err.count("plotly") == 1  # and train goes on
+
+
+def test_what_is_said_of_an_attacked_image(page_run):
+    from drf_fast.commands.page import _attack_results
+
+    log, images = read_log(page_run / "certificates.tsv"), data.load("mnist-mini", "test")
+    network = ("checkpoint_sha256", "fingerprint", "sigma")
+    config = {key: (log.config or {})[key] for key in network}
+    rows = tuple(
+        AttackRow(idx, 2, 0.5, clean, predict, 0.4, "pgd", 0.0)
+        for idx, clean, predict in ((0, -1, -1), (60, 2, -1), (120, 2, 2), (180, 2, 3))
+    )
+
+    def said(sigma: float) -> list[str]:
+        found = _attack_results(log, sigma, [Attacked(page_run / "a.tsv", config, rows)], images)
+        return [text for text, _ in found.values()]
+
+    undecided = "undecided at 0.5"
+    assert said(0.5) == [undecided, undecided, "withstands 0.5", "attacked: 3 at 0.40"]
+    assert said(1.0) == []  # of an attack at another noise level
+
+
+def test_a_class_that_the_data_set_lacks_is_shown_by_its_number(page_run, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(page_run, copied)
+    log = read_log(copied / "certificates.tsv")
+    at = int((~log.correct).argmax())  # its label can be another wrong one
+    lines = (copied / "certificates.tsv").read_text().splitlines()
+    fields = lines[at + 1].split("\t")
+    assert not log.correct[at] and fields[1] == str(log.label[at])
+    lines[at + 1] = "\t".join([fields[0], "99", *fields[2:]])
+    (copied / "certificates.tsv").write_text("\n".join(lines) + "\n")
+    assert main(["report", str(copied), "--html", str(tmp_path / "p.html")]) == 0
+    assert "true <strong>99</strong>" in (tmp_path / "p.html").read_text()
 
 
 def test_other_images_than_were_certified_are_not_shown(page_run, tmp_path, capsys):

@@ -118,6 +118,7 @@ def test_the_cap_is_the_radius_of_unanimous_samples(sigma, n, alpha):
 
 def test_the_cap_is_zero_where_no_radius_can_be_certified():
     assert largest_radius(1.0, 1, 0.3) == 0.0  # one sample: p_lower = alpha, below 1/2
+    assert largest_radius(1.0, 1, 1e-20) == 0.0  # of which 1 - alpha is 1
 
 
 # ---------------------------------------------------------------- published logs
@@ -204,6 +205,7 @@ def test_the_labels_of_the_embedded_subset_are_not_taken_for_mnist(tmp_path):
         ({"n": 1000}, None, False),
         ({"n": 1000}, True, True),
         ({"n": 100_000, "alpha": 0.01}, None, False),
+        ({"n": 100_000, "budget": "anytime", "radius": 0.5}, None, False),
         ({"n": 100_000, "sigma": 0.75}, True, False),
         ({"n": 100_000, "method": "mine"}, True, False),
     ],
@@ -260,6 +262,16 @@ def test_different_settings_are_not_compared(tmp_path, change, values, method):
         summary_of(a, b)
     for part in [str(a), str(b), *values]:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["gaussian", "macer"], ids=["one group", "two groups"])
+def test_different_ways_to_stop_are_not_compared(tmp_path, method):
+    a = ours(tmp_path / "a.tsv", budget="anytime", radius=0.5)
+    b = ours(tmp_path / "b.tsv", budget="anytime", tolerance=0.05, method=method)
+    with pytest.raises(InputError, match="radius"):
+        summary_of(a, b)
+    c = ours(tmp_path / "c.tsv", budget="anytime", radius=0.5, method="macer")
+    assert len(summary_of(a, c).groups) == 2
 
 
 def test_different_sigmas_are_different_groups(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from drf_fast.certification.log import CertificationLog, Row, read_log, reader
 from drf_fast.commands.report import run
 from drf_fast.errors import InputError
-from drf_fast.report import summarize
+from drf_fast.report import charts, summarize
 from drf_fast.report.groups import largest_radius
 from drf_fast.report.plot import curve
 
@@ -84,8 +84,14 @@ def test_latex_escapes_what_it_must(three, capsys):
     assert run(three, format="latex") == 0
     out = capsys.readouterr().out
     assert LATEX_ROWS in out and r"accuracy in \% at" in out
-    assert r"Phi\textasciicircum -1" in out
+    assert r"Phi\textasciicircum{}-1" in out
     assert out.count("{tabular}") == 2 and out.count(r"\begin") == out.count(r"\end") == 2
+
+
+def test_latex_escapes_what_it_would_set_as_another_character(three, capsys):
+    assert run([*three[:2], f"a~b > c | d\\e={three[2]}"], format="latex") == 0
+    name = r"a\textasciitilde{}b \textgreater{} c \textbar{} d\textbackslash{}e"
+    assert f"\n{name} & 0.5 & 1 & " in capsys.readouterr().out
 
 
 def test_csv_has_full_precision_and_the_settings(three, capsys):
@@ -138,6 +144,17 @@ def test_help_and_a_wrong_flag_do_not_wait_for_torch(three):
 
 
 # ---------------------------------------------------------------- picture
+
+
+def test_the_chart_says_what_its_bands_are(three):
+    over_images = "95 % Clopper-Pearson intervals over images."
+    for logs, bands in (
+        (three, f"lowest to highest seed; with one seed, {over_images}"),
+        (three[:2], "lowest to highest seed."),
+        (three[2:], over_images),
+    ):
+        summary = summarize([read_log(path) for path in logs])
+        assert charts.certified(summary, ()).about.endswith(f" Bands: {bands}")
 
 
 def test_the_curve_is_the_exact_step_function(three):
