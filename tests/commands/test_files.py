@@ -76,3 +76,14 @@ def test_files_have_the_mode_that_open_gives_and_the_umask_stays(tmp_path, monke
         set_umask(before)
     modes = {(tmp_path / name).stat().st_mode for name in ("ours", "theirs")}
     assert len(modes) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a pipe")
+def test_what_is_no_file_is_never_replaced(tmp_path):
+    """As root, a rename would replace /dev/null by a file, for the whole machine."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(InputError, match=f"expected a file or nothing there, got a {name}"):
+            write_atomic(tmp_path / name, "text")
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2
