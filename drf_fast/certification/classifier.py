@@ -18,6 +18,9 @@ from drf_fast.certification.votes import NoisyVotes
 from drf_fast.ops import checks as check
 from drf_fast.runtime.machine import MEMORY_FORMATS
 
+# What noise and network are made with: changed afterwards, they would be another's certificates.
+_FIXED = frozenset({"base", "num_classes", "sigma", "precision", "sound", "seed"})
+
 
 class CertifyResult(NamedTuple):
     """The certificates of B images.
@@ -105,6 +108,15 @@ class SmoothedClassifier:
         self.sound = sound
         self._noise = (LevelNoise if sound else GaussianNoise)(self.sigma, seed)
         self._votes = NoisyVotes(network, num_classes, self._noise)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to change what the certificates are of."""
+        if name in _FIXED and name in self.__dict__:
+            raise AttributeError(
+                f"{name} of a SmoothedClassifier cannot change, got {check.brief(value)}; make a "
+                "new SmoothedClassifier with it"
+            )
+        super().__setattr__(name, value)
 
     def certify(
         self,
@@ -194,6 +206,7 @@ class SmoothedClassifier:
         Returns:
             (B,) int64 on the device of x; ties go to the lowest class.
         """
+        check.count(n0, "n0")
         return self._counts(x, n0, "selection", batch_size, image_ids)[0].argmax(1)
 
     def estimate(
@@ -217,6 +230,7 @@ class SmoothedClassifier:
         Returns:
             (B,) int64 counts on the CPU, and the number of samples drawn of each image.
         """
+        check.count(n, "n")
         if stops is not None and x.shape[0] != 1:
             raise ValueError(f"stops needs one image, got {x.shape[0]}")
         stop = None if stops is None else lambda k, t: stops(int(k[0, choice[0]]), t)

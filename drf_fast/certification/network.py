@@ -264,7 +264,7 @@ class RunNetwork:
         exact = tf32.switched(probe.device, False)  # else rounding would look like a difference
         with torch.no_grad(), torch.random.fork_rng(devices=[]), exact:
             try:
-                expected = logits_of(network(probe))
+                expected = logits_of(network(probe.clone()))  # it may normalise in place
                 network = copy.deepcopy(network)  # folding changes its weights
                 fused = _Fused(network, fusing.rewritten(network, fold=True))
                 got = logits_of(fused(probe))
