@@ -121,14 +121,18 @@ class RunNetwork:
         assert self.form is not None
         return self._run(self._network, self.form, rows)
 
-    def memory(self) -> tuple[int, ...] | None:
-        """The addresses of the network's parameters and buffers; None if no CUDA graph may hold it.
+    def memory(self) -> tuple[Any, ...] | None:
+        """Where the network's parameters and buffers lie; None if no CUDA graph may hold it.
 
         Compiled code makes graphs of its own, and a plain callable may change from call to call.
         """
         if self.compiled or not isinstance(self._network, nn.Module):
             return None
-        return tuple(tensor.data_ptr() for tensor in _tensors(self._network))
+        # Not the address alone: another dtype or transposed weights may have the same.
+        return tuple(
+            (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            for tensor in _tensors(self._network)
+        )
 
     def content(self) -> list[torch.Tensor]:
         """Copies of the parameters and buffers of ``base``; empty for a plain callable."""
