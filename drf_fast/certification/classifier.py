@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,8 +100,8 @@ class SmoothedClassifier:
         self._batch_size = None if batch_size is None else check.count(batch_size, "batch_size")
         self._last_batch_size = self._batch_size  # given or measured
         self.precision = check.choice(precision, "precision", PRECISIONS)
-        self.seed = seed
         check.signed_key(seed)
+        self.seed = int(seed)
         network = RunNetwork(
             base, precision=precision, compile=compile, memory_format=memory_format
         )
@@ -286,7 +286,7 @@ class SmoothedClassifier:
         level = reduced_alpha(alpha, n, self.distance(x)) / 2
         counts = self._counts(x, n, "prediction", batch_size, image_ids)[0].cpu()
         top, classes = counts.topk(2, dim=1)
-        labels = torch.full((len(counts),), self.ABSTAIN, dtype=torch.int64)
+        labels = torch.full((len(counts),), self.ABSTAIN, dtype=torch.int64, device="cpu")
         for b, (first, second) in enumerate(top.tolist()):
             if first + second > 0:
                 bound = functional.clopper_pearson_lower(first, first + second, level)
@@ -344,6 +344,16 @@ class SmoothedClassifier:
         """Choose how to run the network on images like x (B, C, H, W), once; the ``choices``."""
         self._votes.prepare(self._noise.images(x))
         return self.choices
+
+    def repeat(self, recorded: Mapping[str, Any]) -> int | None:
+        """Take from the ``choices`` of an earlier run what is left to a measurement still to come.
+
+        Returns:
+            The recorded batch size; None if there is none, or if this classifier was given one.
+        """
+        self._votes.network.repeat(recorded)
+        size = recorded.get("batch_size")
+        return size if self._batch_size is None and type(size) is int and size > 0 else None
 
     @property
     def left_out(self) -> dict[str, str]:

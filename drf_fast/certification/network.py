@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,16 @@ class RunNetwork:
             precision, compiled = self.form.precision, self.form.compile
             layout = self.form.memory_format
         return {"precision": precision, "compile": compiled, "memory_format": layout}
+
+    def repeat(self, recorded: Mapping[str, Any]) -> None:
+        """Request what was chosen in an earlier run where a choice is to be measured."""
+        precision, compiled, layout = self.requested
+        if self.form is None and precision in ("auto", "fastest"):
+            precision = recorded.get("precision", precision)
+        if self.form is None and layout is None:
+            layout = recorded.get("memory_format")
+        if precision in PRECISIONS and layout in (None, *MEMORY_FORMATS):
+            self.requested = precision, compiled, layout
 
     @property
     def compiled(self) -> bool:
