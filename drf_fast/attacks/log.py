@@ -10,6 +10,7 @@ abstains; ``correct`` is 1 where both are the label. ``distance`` (L2, in pixel 
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal
@@ -109,7 +110,7 @@ class AttackLog(CertificationLog):
         if not content:
             return b"", set()
         rows = parse(self.path, decode(self.path, content))
-        counts = {idx: [row.idx for row in rows].count(idx) for idx in {row.idx for row in rows}}
+        counts = collections.Counter(row.idx for row in rows)
         if rows and counts[rows[-1].idx] < counts[rows[0].idx]:
             last = rows[-1].idx
             lines = content.splitlines(keepends=True)
