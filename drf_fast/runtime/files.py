@@ -63,9 +63,9 @@ def refuse_irregular(path: Path) -> None:
     """Refuse to replace a folder, a device or a pipe: root could replace /dev/null by a file.
 
     Raises:
-        InputError: there is something other than a regular file.
+        InputError: there is something other than a regular file, or the link /dev/stdout to one.
     """
-    if path.exists() and not is_regular(path):
+    if path.exists() and (not is_regular(path) or path.absolute().parent == Path("/dev")):
         kind = _KINDS.get(stat.S_IFMT(path.stat().st_mode), "something else")
         raise InputError(
             f"cannot write {path}: expected a file or nothing there, got {kind}; choose another "
