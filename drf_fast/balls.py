@@ -109,7 +109,7 @@ class SoftBall:
             raise ValueError(f"tau belongs to form 'udr', got tau={tau!r:.60} with form={form!r}")
         self._updates = 0
         # The last kappa distances, oldest first; NaN where there is none yet.
-        self._window = torch.full((self.kappa,), torch.nan, dtype=torch.float64)
+        self._window = torch.full((self.kappa,), torch.nan, dtype=torch.float64, device="cpu")
 
     def update(self, distance: torch.Tensor) -> None:
         """Include the distances (B,) of one batch in Delta; change lambda when it is due.

@@ -107,9 +107,11 @@ def cards(work: Work, certificates: Log, chosen: Sequence[tuple[int, float]]) ->
     }
     found: dict[tuple[int, float], Card] = {}
     for epsilon in dict.fromkeys(epsilon for _, epsilon in chosen):
-        group = tuple(index for index, own in chosen if own == epsilon)
-        for card in _cards(dataclasses.replace(work, epsilons=(epsilon,)), certified, group):
-            found[card.idx, epsilon] = card
+        indices = tuple(index for index, own in chosen if own == epsilon)
+        part = dataclasses.replace(work, epsilons=(epsilon,), indices=indices)
+        for group in part.groups():
+            for card in _cards(part, certified, group):
+                found[card.idx, epsilon] = card
     return [found[pair] for pair in chosen]
 
 

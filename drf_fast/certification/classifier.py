@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,9 @@ from drf_fast.certification.stopping import certificate, reduced_alpha
 from drf_fast.certification.votes import NoisyVotes
 from drf_fast.ops import checks as check
 from drf_fast.runtime.machine import MEMORY_FORMATS
+
+# What noise and network are made with: changed afterwards, they would be another's certificates.
+_FIXED = frozenset({"base", "num_classes", "sigma", "precision", "sound", "seed"})
 
 
 class CertifyResult(NamedTuple):
@@ -97,14 +100,23 @@ class SmoothedClassifier:
         self._batch_size = None if batch_size is None else check.count(batch_size, "batch_size")
         self._last_batch_size = self._batch_size  # given or measured
         self.precision = check.choice(precision, "precision", PRECISIONS)
-        self.seed = seed
         check.signed_key(seed)
+        self.seed = int(seed)
         network = RunNetwork(
             base, precision=precision, compile=compile, memory_format=memory_format
         )
         self.sound = sound
         self._noise = (LevelNoise if sound else GaussianNoise)(self.sigma, seed)
         self._votes = NoisyVotes(network, num_classes, self._noise)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to change what the certificates are of."""
+        if name in _FIXED and name in self.__dict__:
+            raise AttributeError(
+                f"{name} of a SmoothedClassifier cannot change, got {check.brief(value)}; make a "
+                "new SmoothedClassifier with it"
+            )
+        super().__setattr__(name, value)
 
     def certify(
         self,
@@ -194,6 +206,7 @@ class SmoothedClassifier:
         Returns:
             (B,) int64 on the device of x; ties go to the lowest class.
         """
+        check.count(n0, "n0")
         return self._counts(x, n0, "selection", batch_size, image_ids)[0].argmax(1)
 
     def estimate(
@@ -217,6 +230,7 @@ class SmoothedClassifier:
         Returns:
             (B,) int64 counts on the CPU, and the number of samples drawn of each image.
         """
+        check.count(n, "n")
         if stops is not None and x.shape[0] != 1:
             raise ValueError(f"stops needs one image, got {x.shape[0]}")
         stop = None if stops is None else lambda k, t: stops(int(k[0, choice[0]]), t)
@@ -272,7 +286,7 @@ class SmoothedClassifier:
         level = reduced_alpha(alpha, n, self.distance(x)) / 2
         counts = self._counts(x, n, "prediction", batch_size, image_ids)[0].cpu()
         top, classes = counts.topk(2, dim=1)
-        labels = torch.full((len(counts),), self.ABSTAIN, dtype=torch.int64)
+        labels = torch.full((len(counts),), self.ABSTAIN, dtype=torch.int64, device="cpu")
         for b, (first, second) in enumerate(top.tolist()):
             if first + second > 0:
                 bound = functional.clopper_pearson_lower(first, first + second, level)
@@ -330,6 +344,16 @@ class SmoothedClassifier:
         """Choose how to run the network on images like x (B, C, H, W), once; the ``choices``."""
         self._votes.prepare(self._noise.images(x))
         return self.choices
+
+    def repeat(self, recorded: Mapping[str, Any]) -> int | None:
+        """Take from the ``choices`` of an earlier run what is left to a measurement still to come.
+
+        Returns:
+            The recorded batch size; None if there is none, or if this classifier was given one.
+        """
+        self._votes.network.repeat(recorded)
+        size = recorded.get("batch_size")
+        return size if self._batch_size is None and type(size) is int and size > 0 else None
 
     @property
     def left_out(self) -> dict[str, str]:

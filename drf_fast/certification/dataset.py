@@ -17,6 +17,7 @@ from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.images import DatasetImages, TensorImages
 from drf_fast.certification.loading import soundness
 from drf_fast.certification.log import CertificationLog, Row, read_log, sidecar
+from drf_fast.certification.log.sidecar import read_config
 from drf_fast.certification.stopping import Decide, Fixed, Rule, Tolerance
 from drf_fast.checkpoints.checksum import content_sha256
 from drf_fast.data.dataset import Dataset
@@ -119,8 +120,9 @@ def certify_dataset(
         skip_wrong: spend no samples where the chosen class is wrong.
         out: log to write, one line per image, with its settings in the .json beside it; ``drf-fast
             report`` reads it. None keeps the certificates in memory only.
-        resume: continue the log if it exists; network, images and settings must be the same. Of a
-            torch data set the first 32 images are compared.
+        resume: continue the log if it exists; network, images and settings must be the same, and
+            what is left to a measurement is as the log records it. Of a torch data set the first
+            32 images are compared.
         force: replace the log.
         method: name of the log's row in reports; None names it by its path.
         name: name of the data, for the log.
@@ -139,13 +141,19 @@ def certify_dataset(
     """
     data = _images(images, labels, classifier.num_classes, name)
     chosen = _check_indices(indices, len(data))
-    check.count(n0, "n0")
+    n0, n = check.count(n0, "n0"), check.count(n, "n")  # Python's integers, as JSON takes them
     rule = _rule(classifier, data.float_images([chosen[0]]), n, alpha, radius, tolerance)
     device = _device(classifier.base)
     sample = data.float_images([chosen[0]]).to(device)
+    if out is None and (resume or force):
+        raise ValueError("resume and force are of a log: expected out= with them, got none")
+    recorded = {}
+    if out is not None and resume and sidecar(out).exists():
+        recorded = read_config(Path(out))
+    recorded_size = classifier.repeat(recorded)
     classifier.measure(sample)
     if batch_size is None:
-        batch_size = min(classifier.batch_size(sample), max(n, n0))
+        batch_size = recorded_size or min(classifier.batch_size(sample), max(n, n0))
     work = engine.Work(
         classifier,
         data,
@@ -156,8 +164,6 @@ def certify_dataset(
         check.count(batch_size, "batch_size"),
         skip_wrong=skip_wrong,
     )
-    if out is None and (resume or force):
-        raise ValueError("resume and force are of a log: expected out= with them, got none")
     log: Any = _InMemoryLog()
     if out is not None:
         log = _log(Path(out), _description(work, data, method, sample), resume, force)
@@ -175,6 +181,10 @@ def _images(images: Any, labels: Any, num_classes: int, name: str) -> Any:
             raise ValueError(
                 f"the data set has {images.num_classes} classes: expected the classifier's "
                 f"{num_classes}; pass the data that it was trained on"
+            )
+        if labels is not None:
+            raise ValueError(
+                "labels must be None with a data set of drf_fast.data, which has its own, got some"
             )
         return images
     if isinstance(images, torch.utils.data.DataLoader):
@@ -299,10 +309,10 @@ def _index_settings(indices: tuple[int, ...]) -> dict[str, Any]:
 
 def _result(columns: dict[str, Any], chosen: tuple[int, ...]) -> DatasetCertificates:
     row_of = {int(index): row for row, index in enumerate(columns["idx"])}
-    order = torch.tensor([row_of[index] for index in chosen])
+    order = torch.tensor([row_of[index] for index in chosen], device="cpu")
 
     def column(name: str, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        return torch.as_tensor(columns[name], dtype=dtype)[order]
+        return torch.as_tensor(columns[name], dtype=dtype, device="cpu")[order]
 
     return DatasetCertificates(
         column("idx"),

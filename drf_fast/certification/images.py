@@ -33,16 +33,8 @@ class TensorImages:
             raise TypeError(
                 "labels must be given with images in memory, got none; pass the (N,) true classes"
             )
-        self.labels = torch.as_tensor(labels).cpu()
+        self.labels = _checked_labels(labels, len(self.images), num_classes)
         self.num_classes, self.name = num_classes, name
-        count = len(self.images)
-        if self.labels.shape != (count,) or self.labels.is_floating_point():
-            raise ValueError(
-                f"labels must be {count} whole numbers, one an image, got shape "
-                f"{tuple(self.labels.shape)} of {self.labels.dtype}"
-            )
-        for label in self.labels.unique().tolist():
-            _check_class(label, num_classes)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -64,6 +56,9 @@ class DatasetImages:
         labels: (N,) classes, instead of those of the data set.
         num_classes: K.
         name: of the data, for logs.
+
+    Raises:
+        TypeError, ValueError: random images, or labels that are not one class an item.
     """
 
     split = "test"
@@ -71,7 +66,11 @@ class DatasetImages:
     def __init__(self, dataset: Any, labels: Any, num_classes: int, name: str) -> None:
         self.dataset, self.num_classes, self.name = dataset, num_classes, name
         self._labels_given = labels is not None
-        self.labels: Any = _LazyLabels(self) if labels is None else torch.as_tensor(labels).cpu()
+        self.labels: Any = (
+            _LazyLabels(self)
+            if labels is None
+            else _checked_labels(labels, len(dataset), num_classes)
+        )
         self._classes: dict[int, int] = {}
         if not self._is_deterministic():
             raise ValueError(
@@ -142,6 +141,18 @@ def _tensor(images: Any) -> torch.Tensor:
 def _floats(images: torch.Tensor) -> torch.Tensor:
     # On the CPU, which rounds the quotient correctly, as sound certificates need.
     return images.cpu().float() / 255 if images.dtype == torch.uint8 else images
+
+
+def _checked_labels(labels: Any, count: int, num_classes: int) -> torch.Tensor:
+    labels = torch.as_tensor(labels, device="cpu")
+    if labels.shape != (count,) or labels.is_floating_point():
+        raise ValueError(
+            f"labels must be {count} whole numbers, one an image, got shape "
+            f"{tuple(labels.shape)} of {labels.dtype}"
+        )
+    for label in labels.unique().tolist():
+        _check_class(label, num_classes)
+    return labels
 
 
 def _check_class(label: int, num_classes: int) -> int:

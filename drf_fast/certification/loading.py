@@ -27,7 +27,7 @@ from drf_fast.config.tags import Tag
 from drf_fast.config.training import trained
 from drf_fast.config.values import updated
 from drf_fast.data.dataset import Dataset
-from drf_fast.errors import InputError
+from drf_fast.errors import InputError, RunError
 from drf_fast.functional import noisy_repeat
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.files import read_json
@@ -175,6 +175,7 @@ def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
 
     Raises:
         InputError: a bad checkpoint, data set or setting.
+        RunError: this process cannot run the network as process 0 does.
     """
     found = found or source(config)
     images, sigma, model = found.images, found.sigma, found.model
@@ -212,7 +213,13 @@ def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
     shared_choices = processes.broadcast(choices)
     if shared_choices != choices:
         classifier = smoothed(**shared_choices)
-        classifier.measure(sample)
+        if classifier.measure(sample) != shared_choices:
+            raise RunError(
+                "all processes run the network as process 0 does, which a log records: expected "
+                f"{shared_choices}, got {classifier.choices} here, without "
+                f"{', '.join(classifier.left_out)}; pass --precision fp32 without --compile, or "
+                "use machines of one kind"
+            )
     batch_size = config.batch_size
     if batch_size == "auto" and not whole_run:
         batch_size = _SHARD_BATCH[device.type]

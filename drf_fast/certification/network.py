@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,16 @@ class RunNetwork:
             layout = self.form.memory_format
         return {"precision": precision, "compile": compiled, "memory_format": layout}
 
+    def repeat(self, recorded: Mapping[str, Any]) -> None:
+        """Request what was chosen in an earlier run where a choice is to be measured."""
+        precision, compiled, layout = self.requested
+        if self.form is None and precision in ("auto", "fastest"):
+            precision = recorded.get("precision", precision)
+        if self.form is None and layout is None:
+            layout = recorded.get("memory_format")
+        if precision in PRECISIONS and layout in (None, *MEMORY_FORMATS):
+            self.requested = precision, compiled, layout
+
     @property
     def compiled(self) -> bool:
         """Whether every forward pass should have the same number of rows."""
@@ -121,14 +131,18 @@ class RunNetwork:
         assert self.form is not None
         return self._run(self._network, self.form, rows)
 
-    def memory(self) -> tuple[int, ...] | None:
-        """The addresses of the network's parameters and buffers; None if no CUDA graph may hold it.
+    def memory(self) -> tuple[Any, ...] | None:
+        """Where the network's parameters and buffers lie; None if no CUDA graph may hold it.
 
         Compiled code makes graphs of its own, and a plain callable may change from call to call.
         """
         if self.compiled or not isinstance(self._network, nn.Module):
             return None
-        return tuple(tensor.data_ptr() for tensor in _tensors(self._network))
+        # Not the address alone: another dtype or transposed weights may have the same.
+        return tuple(
+            (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            for tensor in _tensors(self._network)
+        )
 
     def content(self) -> list[torch.Tensor]:
         """Copies of the parameters and buffers of ``base``; empty for a plain callable."""
@@ -264,7 +278,7 @@ class RunNetwork:
         exact = tf32.switched(probe.device, False)  # else rounding would look like a difference
         with torch.no_grad(), torch.random.fork_rng(devices=[]), exact:
             try:
-                expected = logits_of(network(probe))
+                expected = logits_of(network(probe.clone()))  # it may normalise in place
                 network = copy.deepcopy(network)  # folding changes its weights
                 fused = _Fused(network, fusing.rewritten(network, fold=True))
                 got = logits_of(fused(probe))

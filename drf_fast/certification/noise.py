@@ -147,10 +147,12 @@ def check_rows(
     """
 
     def logits(rows: torch.Tensor) -> torch.Tensor:
-        return torch.cat([forward(part) for part in rows.split(size)])
+        # Copies, since a network may normalise its input in place.
+        return torch.cat([forward(part.clone()) for part in rows.split(size)])
 
     first = logits(rows)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)
+    shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0), device="cpu")
+    order = shuffled.to(rows.device)
     half = (size + 1) // 2
     filled = torch.cat([rows[:half], torch.zeros_like(rows[half:size])])
     for name, got, expected in (

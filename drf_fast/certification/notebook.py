@@ -11,16 +11,16 @@ _BAR = 8.0  # em
 def as_html(
     labels: torch.Tensor, radii: torch.Tensor, counts: torch.Tensor, bounds: torch.Tensor
 ) -> str:
-    """One row per image, at most 50: class, radius with a bar, votes, p_lower rounded down."""
+    """One row per image, at most 50: class, radius with a bar, votes, p_lower; rounded down."""
     largest = max([float(radii.max()) if len(radii) else 0.0, 1e-12])
     rows = []
     for i in range(min(len(labels), _MOST_ROWS)):
         label, radius = int(labels[i]), float(radii[i])
         prediction = "abstains" if label == -1 else str(label)
         bar = f"<meter min='0' max='{largest:.6g}' value='{radius:.6g}' style='width:{_BAR}em'>"
-        p_lower = int(float(bounds[i]) * 1e5) / 1e5
+        shown, p_lower = int(radius * 1e3) / 1e3, int(float(bounds[i]) * 1e5) / 1e5
         rows.append(
-            f"<tr><td>{i}</td><td>{prediction}</td><td>{radius:.3f}</td><td>{bar}</meter></td>"
+            f"<tr><td>{i}</td><td>{prediction}</td><td>{shown:.3f}</td><td>{bar}</meter></td>"
             f"<td>{int(counts[i]):,}</td><td>{p_lower:.5f}</td></tr>"
         )
     left = len(labels) - len(rows)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from drf_fast import functional
 from drf_fast.certification.engine import Work
+from drf_fast.certification.stopping import Rule, certificate
 from drf_fast.runtime.progress import say
 from drf_fast.runtime.text import duration, number_of
 
@@ -52,11 +52,12 @@ def make(work: Work) -> Plan:
     groups = work.groups()
     images = sum(map(len, groups))
     samples = images * (work.n0 + rule.n)
-    estimation = -(-rule.n // work.batch_size)
+    passes = len(groups) * -(-work.n0 // work.batch_size)  # of selection
     if work.packs_groups:
-        passes = sum(1 + -(-len(group) * rule.n // work.batch_size) for group in groups)
+        images_per_pass = work.batch_size // rule.n
+        passes += sum(-(-len(group) // images_per_pass) for group in groups)
     else:
-        passes = len(groups) * -(-work.n0 // work.batch_size) + images * estimation
+        passes += images * -(-rule.n // work.batch_size)
     sample = work.images.float_images(list(work.indices[:1])).to(work.device)
     rate = classifier.rate(sample, work.batch_size)
     largest = rule.final(rule.n, rule.n).radius
@@ -110,7 +111,7 @@ def _warnings(work: Work, largest: float, accuracy: float | None) -> list[str]:
     found = []
     rule = work.rule
     if largest == 0:
-        needed = next(n for n in (10**e for e in range(1, 17)) if _reaches(n, rule.alpha))
+        needed = next(n for n in (10**e for e in range(1, 16)) if _reaches(n, rule))
         found.append(
             f"with n {rule.n} and alpha {rule.alpha:g} every image must abstain; {needed:,} "
             "samples can certify something"
@@ -134,5 +135,7 @@ def _warnings(work: Work, largest: float, accuracy: float | None) -> list[str]:
     return found
 
 
-def _reaches(n: int, alpha: float) -> bool:
-    return float(functional.clopper_pearson_lower(n, n, alpha)) > 0.5
+def _reaches(n: int, rule: Rule) -> bool:
+    """Whether n of n samples prove a radius."""
+    terms = {"sigma": rule.sigma, "alpha": rule.alpha, "distance": rule.distance}
+    return certificate(n, n, n, budget=rule.budget, **terms).radius > 0

@@ -224,7 +224,8 @@ class Decide(Rule):
         reach = self.final(self.n, self.n).radius
         if check_positive(self.radius, "radius") > reach:
             raise ValueError(
-                f"radius must be at most {reach:.3f}, which {self.n} of {self.n} samples prove at "
+                f"radius must be at most {math.floor(1000 * reach) / 1000:.3f}, which {self.n} of "
+                f"{self.n} samples prove at "
                 f"sigma {self.sigma:g} and alpha {self.alpha:g}, got {self.radius}; raise n"
             )
 

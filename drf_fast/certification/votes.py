@@ -7,8 +7,10 @@ several. Counts stay on the device, in int64; the loop does not synchronise with
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,8 +26,25 @@ _PROBE_ROWS = 128  # rows of the forward passes that choose the network's form
 _MAX_PIXELS = 2**28  # of a measured forward pass, so that measuring does not exhaust a GPU's memory
 
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _one_at_a_time(method: _Method) -> _Method:
+    """Let one thread of several into the methods of an object of ``NoisyVotes``."""
+
+    @functools.wraps(method)
+    def locked(self: NoisyVotes, *args: Any, **options: Any) -> Any:
+        with self._lock:
+            return method(self, *args, **options)
+
+    return locked  # type: ignore[return-value]
+
+
 class NoisyVotes:
     """Counts the classes that a network predicts for noisy copies of images.
+
+    Threads wait for each other: they would share the memory that a CUDA graph reads and writes, and
+    the first to finish would put a network back into training mode.
 
     Args:
         network: runs the forward passes.
@@ -35,11 +54,13 @@ class NoisyVotes:
 
     def __init__(self, network: RunNetwork, num_classes: int, noise: GaussianNoise) -> None:
         self.network, self.num_classes, self.noise = network, num_classes, noise
+        self._lock = threading.RLock()
         self.passes = Passes()
         self._network_version = 0  # that the graphs of ``passes`` were captured with
         self._best_batch: dict[tuple[object, ...], int] = {}
-        self._row_tests: dict[tuple[object, ...], tuple[RowTest, list[torch.Tensor]]] = {}
+        self._row_tests: dict[tuple[object, ...], tuple[RowTest, int, list[torch.Tensor]]] = {}
 
+    @_one_at_a_time
     def counts(
         self,
         x: torch.Tensor,
@@ -104,6 +125,7 @@ class NoisyVotes:
         functional.vote(self._logits(noisy, size), votes.counts)
         votes.offset += rows
 
+    @_one_at_a_time
     def batch_size(self, x: torch.Tensor) -> int:
         """The fastest number of rows of a forward pass, measured once per shape and device."""
         key = (tuple(x.shape[1:]), x.dtype, x.device)
@@ -128,6 +150,7 @@ class NoisyVotes:
                 raise
         return max(rates, key=lambda size: rates[size]) if rates else self._fastest(x, [size // 2])
 
+    @_one_at_a_time
     def rate(self, x: torch.Tensor, size: int) -> float:
         """Rows per second of forward passes of ``size`` rows of images like x (1, ...)."""
         self.prepare(x)
@@ -143,6 +166,7 @@ class NoisyVotes:
                     best = min(best, time.perf_counter() - start)
         return size / best
 
+    @_one_at_a_time
     def prepare(self, x: torch.Tensor) -> None:
         """Choose the network's form with the first images; later calls follow its weights."""
         rows = min(_PROBE_ROWS, max(1, _MAX_PIXELS // x[:1].numel()))
@@ -158,16 +182,17 @@ class NoisyVotes:
     ) -> torch.Tensor:
         return self.noise.copies(x, rows, ids, offset, stream, self.network.dtype)
 
+    @_one_at_a_time
     def row_test(self, x: torch.Tensor, size: int) -> RowTest:
-        """The result of ``check_rows``, cached by image shape, device, pass size and weights."""
+        """The result of ``check_rows`` for such images and this size, on the network as it runs."""
         self.prepare(x)
-        key = (tuple(x.shape[1:]), x.device, size)
-        test, content = self._row_tests.get(key, (None, []))
-        if test is None or self.network.changed(content):
+        key = (tuple(x.shape[1:]), x.device, size, torch.get_num_threads())
+        test, version, content = self._row_tests.get(key, (None, 0, []))
+        if test is None or version != self.network.version or self.network.changed(content):
             rows, content = self._probe_rows(x, rows_to_test(size)), self.network.content()
             with self.network.frozen_base():
                 test = check_rows(lambda part: self._logits(part, size), rows, size)
-            self._row_tests[key] = test, content
+            self._row_tests[key] = test, self.network.version, content
         return test
 
     def _logits(self, rows: torch.Tensor, size: int | None) -> torch.Tensor:
@@ -181,9 +206,19 @@ class NoisyVotes:
             padding = rows.new_zeros((size - count, *rows.shape[1:]))
             rows = torch.cat([rows, padding])
         logits = self.network(rows)
-        if logits.dim() != 2 or logits.shape[1] != self.num_classes:
+        # Another number of rows, of a network that averages or crops, would count samples twice or
+        # for the wrong image.
+        if logits.shape != (len(rows), self.num_classes):
             raise ValueError(
-                f"the network must return ({count}, {self.num_classes}) logits, got shape "
-                f"{tuple(logits.shape)}; check num_classes"
+                f"the network must return ({len(rows)}, {self.num_classes}) logits, got shape "
+                f"{tuple(logits.shape)}; check num_classes, and that each image has one row"
             )
         return logits[:count]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the lock, which is of this process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()

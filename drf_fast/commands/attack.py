@@ -44,6 +44,11 @@ def run(config: AttackConfig) -> int:
             f"attack runs in one process: expected no torchrun, got {processes.count()} processes; "
             "divide the images with --shard i/k"
         )
+    if config.sound:
+        raise InputError(
+            "--sound is of 8-bit images: expected attack without it, since adversarial images lie "
+            "between the levels; leave it out, also to attack a network with sound certificates"
+        )
     if config.resume and config.force:
         raise InputError("--resume continues a log and --force replaces it: pass one of them")
     source = loading.source(config)

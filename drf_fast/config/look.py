@@ -29,6 +29,8 @@ class AttackConfig(SmoothedConfig):
     """Noise samples with which PREDICT judges an image."""
     alpha: Annotated[float, Role.RESULT] = 0.001
     """Probability that PREDICT's judgement is wrong."""
+    sound: Annotated[bool, Role.RESULT] = False
+    """Refused here: adversarial images lie between the levels of 8-bit images."""
     epsilons: Annotated[str | None, Role.RESULT] = None
     """L2 strengths in pixel units, such as 0.25,0.5,1; the default is sigma, 2 and 3 sigma."""
     num_samples: Annotated[int, Role.RESULT, Range.COUNT] = 32

@@ -47,7 +47,8 @@ def conv_pool_relu(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
         return max_pool_relu(conv(x))
     assert conv.bias is not None
     tensors = (x, conv.weight, conv.bias)
-    if torch.is_autocast_enabled("cpu"):  # it does not apply inside an autograd.Function
+    if torch.is_autocast_enabled("cpu"):
+        # Cast here, so that what the backward pass saves has the dtype of the convolution.
         dtype = torch.get_autocast_dtype("cpu")
         tensors = tuple(tensor.to(dtype) for tensor in tensors)
     if tensors[0].dtype not in FLOATS:
@@ -65,7 +66,7 @@ def _has_own_kernel() -> bool:
 
 
 def _has_own_backward(conv: nn.Conv2d, x: torch.Tensor) -> bool:
-    """One channel, a small square kernel without stride or padding, an output of even size."""
+    """One channel, a small square kernel without stride or padding, output of even size, not 0."""
     k = conv.kernel_size[0]
     return (
         conv.in_channels == 1
@@ -74,6 +75,7 @@ def _has_own_backward(conv: nn.Conv2d, x: torch.Tensor) -> bool:
         and (conv.stride, conv.padding, conv.dilation) == ((1, 1), (0, 0), (1, 1))
         and conv.bias is not None
         and x.dim() == 4
+        and x.numel() > 0
         and all(size >= k and (size - k) % 2 for size in x.shape[2:])
     )
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _FOLDER_LOCK = ".lock"
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-          stat.S_IFSOCK: "a socket"}  # fmt: skip
+          stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}  # fmt: skip
 MOST_TEXT = 2**24  # bytes of a JSON file at most; ours have some thousands
 _FOLDER_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -32,7 +32,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     one, never a part. On any error the temporary file is removed and ``path`` is untouched.
 
     Raises:
-        InputError: the folder does not exist or is not writable, or ``path`` is a folder.
+        InputError: the folder does not exist or is not writable, or ``path`` is no regular file.
         OSError: the write itself failed (a full disk, for example).
     """
     path = Path(path)
@@ -51,16 +51,26 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if path.is_dir():
-            raise InputError(
-                f"cannot write {path}: expected a file or nothing there, got a folder; choose "
-                "another name"
-            )
+        refuse_irregular(path)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def refuse_irregular(path: Path) -> None:
+    """Refuse to replace a folder, a device or a pipe: root could replace /dev/null by a file.
+
+    Raises:
+        InputError: there is something other than a regular file, or the link /dev/stdout to one.
+    """
+    if path.exists() and (not is_regular(path) or path.absolute().parent == Path("/dev")):
+        kind = _KINDS.get(stat.S_IFMT(path.stat().st_mode), "something else")
+        raise InputError(
+            f"cannot write {path}: expected a file or nothing there, got {kind}; choose another "
+            "name"
+        )
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:

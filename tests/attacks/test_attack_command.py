@@ -189,6 +189,7 @@ def test_bad_words(run, capsys, monkeypatch):
             "the images that are attacked, got others: fingerprint (",
         ),
         (("--force", "--resume"), "pass one of them"),
+        (("--sound",), "adversarial images lie between the levels; leave it out"),
     ):
         assert attack(run, *words) == 2
         assert said in capsys.readouterr().err

@@ -13,6 +13,7 @@ import torch
 
 import drf_fast
 from drf_fast import data
+from drf_fast.attacks import engine
 from drf_fast.attacks.gallery import choose
 from drf_fast.attacks.log import AttackRow
 from drf_fast.certification.log import read_log
@@ -135,3 +136,20 @@ def test_the_attack_log_says_which_are_broken(run, capsys):
         path.write_text(json.dumps({**described, key: "0"}))
         with pytest.raises(InputError, match="got none"):
             show.cards_of(config)
+
+
+def test_many_images_are_attacked_in_parts(run, monkeypatch):
+    config = ShowConfig(
+        run=run, arch="linear:Linear", device="cpu", images=6, n=50, steps=1, num_samples=4
+    )
+    whole = show.cards_of(config)
+    sizes = []
+    plain = engine.adversarial
+    monkeypatch.setattr(
+        engine, "adversarial", lambda work, group: (sizes.append(len(group)), plain(work, group))[1]
+    )
+    monkeypatch.setattr(engine, "_MOST_ROWS", 16)
+    parts = show.cards_of(config)
+    assert sizes == [4, 2] and [card.idx for card in parts] == [card.idx for card in whole]
+    for one, other in zip(parts, whole, strict=True):
+        assert np.abs(one.adversarial - other.adversarial).max() < 1e-5

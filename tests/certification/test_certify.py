@@ -17,6 +17,7 @@ from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.checkpoints import tensorfile
 from drf_fast.commands.cli import main
 from drf_fast.functional import certified_radius
+from drf_fast.runtime import processes
 
 FLAGS = [
     "--n0", "20", "--n", "200", "--skip", "500", "--batch-size", "64", "--device", "cpu",
@@ -223,6 +224,19 @@ def test_one_process_at_a_time_writes_a_log(trained, tmp_path, capsys):
     with CertificationLog.resume(tmp_path / "log.tsv", config):
         assert certify(trained, tmp_path / "log.tsv", "--resume") == 2
     assert "is being written by another process" in capsys.readouterr().err
+
+
+def test_a_process_that_cannot_run_the_network_as_process_0_does_says_so(
+    trained, tmp_path, capsys, monkeypatch
+):
+    def of_process_0(value):  # on a GPU
+        return {**value, "precision": "tf32"} if isinstance(value, dict) else value
+
+    monkeypatch.setattr(processes, "broadcast", of_process_0)
+    assert certify(trained, tmp_path / "log.tsv") == 1
+    said = capsys.readouterr().err
+    assert "as process 0 does" in said and "without contiguous tf32; pass --precision fp32" in said
+    assert not (tmp_path / "log.tsv").exists()
 
 
 def test_a_resumed_log_keeps_the_measured_choices(trained, tmp_path, capsys):

@@ -15,7 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import drf_fast
 from drf_fast import data
+from drf_fast.backends.reference.levels import level_table
+from drf_fast.certification import plan
 from drf_fast.certification.log import read_log
+from drf_fast.certification.network import RunNetwork
+from drf_fast.certification.votes import NoisyVotes
 from drf_fast.commands.cli import main
 
 K, COUNT = 4, 9
@@ -185,6 +189,8 @@ def test_the_data_sets_of_drf_fast_are_taken_as_they_are():
     assert found.label.tolist() == mini.labels[[3, 5]].tolist()
     with pytest.raises(ValueError, match="has 10 classes: expected the classifier's 4"):
         drf_fast.certify_dataset(smoothed(), mini, **FEW)
+    with pytest.raises(ValueError, match="labels must be None"):
+        drf_fast.certify_dataset(classifier, mini, mini.labels, indices=[3], **FEW)
 
 
 class Random(Pairs):
@@ -212,6 +218,8 @@ class Alone(Pairs):
         (Random(), None, {}, ValueError, "leave random transforms out"),
         (Pictures(), None, {}, TypeError, r"got str; make them with .*ToTensor\(\)"),
         (Alone(), None, {}, TypeError, r"pairs \(image, label\), got Tensor; pass labels="),
+        (Alone(), labels()[:3], {}, ValueError, "labels must be 9 whole numbers"),
+        (Alone(), labels() - 1, {}, ValueError, "labels must lie between 0 and 3.* got -1"),
         (3.5, labels(), {}, TypeError, "images must be a tensor or array .*got float"),
         (images(), labels(), {"indices": []}, ValueError, "got none"),
         (images(), labels(), {"indices": [0, 9]}, ValueError, "positions from 0 to 8"),
@@ -263,3 +271,82 @@ def test_a_path_may_be_a_string(tmp_path):
     out = str(tmp_path / "log.tsv")
     drf_fast.certify_dataset(smoothed(), images(), labels(), out=out, method="mine", **FEW)
     assert json.loads(Path(out).with_suffix(".json").read_text())["method"] == "mine"
+
+
+def test_a_resumed_log_keeps_the_measured_choices(tmp_path, monkeypatch):
+    def convolutions() -> drf_fast.SmoothedClassifier:
+        torch.manual_seed(2)
+        base = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(48, K))
+        return drf_fast.SmoothedClassifier(base, K, 0.25)
+
+    few: Any = {**FEW, "batch_size": None, "out": tmp_path / "log.tsv"}
+    fastest = {"layout": "channels_last", "size": 64}  # what a measurement finds
+
+    def seconds(self: RunNetwork, network: Any, form: Any, *others: Any) -> float:
+        return float(form.memory_format != fastest["layout"])
+
+    monkeypatch.setattr(RunNetwork, "_seconds", seconds)
+    monkeypatch.setattr(NoisyVotes, "rate", lambda self, x, size: float(size == fastest["size"]))
+    first = drf_fast.certify_dataset(convolutions(), images(), labels(), **few)
+    fastest.update(layout="contiguous", size=128)  # on a busier machine
+    same(drf_fast.certify_dataset(convolutions(), images(), labels(), resume=True, **few), first)
+    fixed = convolutions()
+    fixed.measure(images()[:1])
+    with pytest.raises(ValueError, match='memory_format .*"channels_last" there'):
+        drf_fast.certify_dataset(fixed, images(), labels(), resume=True, **few)
+    with pytest.raises(ValueError, match=r"batch_size \(64 there, 32 now\)"):
+        drf_fast.certify_dataset(
+            convolutions(), images(), labels(), resume=True, **{**few, "batch_size": 32}
+        )
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_the_default_device_of_torch_decides_nothing(tmp_path, sound):
+    levels, classes, base = (images() * 255).round().to(torch.uint8), labels(), network()
+
+    def results(name: str) -> list[Any]:
+        classifier = drf_fast.SmoothedClassifier(base, K, 0.25, sound=sound)
+        out = tmp_path / name
+        found = drf_fast.certify_dataset(classifier, levels, classes, out=out, **FEW)
+        return [*found, classifier.predict_batch(levels if sound else levels / 255, 50, 0.01, 64)]
+
+    expected = results("a.tsv")
+    level_table.cache_clear()
+    torch.set_default_device("meta")  # as torch.set_default_device("cuda"), where CUDA is
+    try:
+        got = results("b.tsv")
+    finally:
+        torch.set_default_device(None)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("n0, n, batch_size", [(20, 40, 100), (20, 200, 64), (150, 30, 64)])
+def test_the_plan_counts_the_forward_passes(monkeypatch, n0, n, batch_size):
+    passes: list[int] = []
+    plain = RunNetwork.__call__
+    monkeypatch.setattr(
+        RunNetwork, "__call__", lambda self, rows: (passes.append(1), plain(self, rows))[1]
+    )
+    planned: list[plan.Plan] = []
+    monkeypatch.setattr(plan, "show", lambda made, work: (planned.append(made), passes.clear()))
+    drf_fast.certify_dataset(
+        smoothed(), images(), labels(), n0=n0, n=n, alpha=0.01, batch_size=batch_size
+    )
+    assert planned[0].forward_passes == len(passes)
+
+
+def test_numbers_of_numpy_are_recorded_as_numbers(tmp_path):
+    few: Any = {**FEW, "n0": np.int64(20), "n": np.int32(200), "batch_size": np.int64(64)}
+    numbers = smoothed(seed=np.int64(3)), images(), labels()
+    found = drf_fast.certify_dataset(*numbers, out=tmp_path / "log.tsv", **few)
+    same(found, drf_fast.certify_dataset(smoothed(seed=3), images(), labels(), **FEW), radii=1e-12)
+    recorded = json.loads((tmp_path / "log.json").read_text())
+    assert [recorded[key] for key in ("n0", "n", "seed", "batch_size")] == [20, 200, 3, 64]
+
+
+def test_the_plan_names_a_number_of_samples_that_its_budget_can_certify_with(capsys):
+    few: Any = {"n0": 5, "n": 10, "alpha": 0.001, "batch_size": 16}
+    drf_fast.certify_dataset(smoothed(), images(), labels(), **few)
+    assert "must abstain" not in capsys.readouterr().err  # 0.001^(1/10) is above 1/2
+    drf_fast.certify_dataset(smoothed(), images(), labels(), tolerance=0.1, **few)
+    assert "every image must abstain; 100 samples can" in capsys.readouterr().err

@@ -151,6 +151,31 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
+def test_force_leaves_a_log_alone_that_is_being_written(tmp_path):
+    path = tmp_path / "a.tsv"
+    with CertificationLog.create(path, CONFIG) as log:
+        log.append(row(1))
+        with pytest.raises(InputError, match="being written by another process"):
+            CertificationLog.create(path, CONFIG | {"seed": 1}, force=True)
+        log.append(row(2))
+    assert read_log(path).idx.tolist() == [1, 2] and read_json(sidecar(path)) == CONFIG
+    with (
+        CertificationLog.create(path, CONFIG, force=True),
+        pytest.raises(InputError, match="being written"),
+    ):
+        CertificationLog.resume(path, CONFIG)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "a.tsv"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a pipe")
+def test_what_is_no_file_is_never_replaced(tmp_path):
+    pipe = tmp_path / "a.tsv"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match=r"cannot write .*a\.tsv: .* got a pipe"):
+        CertificationLog.create(pipe, CONFIG, force=True)
+    assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+
+
 def test_a_log_cannot_be_its_own_sidecar(tmp_path):
     with pytest.raises(InputError, match="its own configuration"):
         CertificationLog.create(tmp_path / "a.json", CONFIG)

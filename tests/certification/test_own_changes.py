@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -121,3 +123,26 @@ def test_8_bit_images_are_told_to_be_divided():
         classifier(network(), "fp32").certify(levels[0], 8, 8, 0.01)
     with pytest.warns(UserWarning, match="images hold values from"):
         classifier(network(), "fp32").certify(255 * X[0], 8, 8, 0.01)
+
+
+def test_threads_that_share_a_classifier_wait_for_each_other():
+    inside, most = [0], [0]
+
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))  # nothing to fuse: no copy
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.002)
+            inside[0] -= 1
+            assert not self.training
+            return self.net(x)
+
+    smoothed = classifier(Slow().train(), "fp32")
+    expected = counts(smoothed)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: counts(smoothed), range(4)))
+    assert most == [1] and all(torch.equal(one, expected) for one in found)

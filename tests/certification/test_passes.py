@@ -75,14 +75,24 @@ def test_replayed_passes_give_the_certificates_of_passes_that_ran(graphs, monkey
     assert replayed == certificates(smoothed(network(), sound=sound), images)
 
 
-def test_new_weights_are_never_certified_by_an_old_graph(graphs, monkeypatch):
+def in_other_memory(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data = -parameter.data.clone()
+
+
+def transposed_in_place(model: nn.Module) -> None:
+    kernels = model.get_parameter("0.weight")
+    kernels.data = kernels.data.transpose(2, 3)  # the same address
+
+
+@pytest.mark.parametrize("change", [in_other_memory, transposed_in_place])
+def test_new_weights_are_never_certified_by_an_old_graph(graphs, monkeypatch, change):
     images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     model = network()
     classifier = smoothed(model)
     certificates(classifier, images)
     before = len(graphs)
-    for parameter in model.parameters():
-        parameter.data = -parameter.data.clone()  # in other memory
+    change(model)
     after = certificates(classifier, images)
     assert len(graphs) > before
     monkeypatch.setattr(passes, "_DEVICES", ())

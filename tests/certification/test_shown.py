@@ -32,3 +32,8 @@ def test_many_rows_are_cut_and_none_are_fine():
     assert many.count("<meter") == 50 and "and 20 more" in many
     none = drf_fast.CertifyResult(*(torch.zeros(0) for _ in range(4)))._repr_html_()
     assert "0 of 0 images certified" in none
+
+
+def test_a_radius_is_rounded_down():
+    html = result([7], [1.9999], [990], [0.99])._repr_html_()
+    assert "<td>1.999</td>" in html and "2.000</td>" not in html

@@ -269,6 +269,29 @@ def test_a_network_of_another_width_is_named(backend, width):
             call()
 
 
+@pytest.mark.parametrize(
+    "rows_of_logits",
+    [
+        lambda logits: logits.repeat_interleave(2, 0),  # crops: samples would count twice
+        lambda logits: logits[::2],  # averages: votes would be of the wrong images
+        lambda logits: logits[:1],
+    ],
+)
+def test_a_network_of_another_number_of_rows_is_refused(backend, rows_of_logits):
+    smoothed = classifier(lambda rows: rows_of_logits(differences(rows)))
+    with pytest.raises(ValueError, match=r"must return \(60, 3\) logits.*each image has one row"):
+        smoothed.certify_batch(images(), 10, 100, 0.01, 128)
+
+
+@pytest.mark.parametrize("name", ["base", "num_classes", "sigma", "precision", "sound", "seed"])
+def test_what_certificates_are_of_cannot_change(name):
+    smoothed = classifier()
+    before = getattr(smoothed, name)
+    with pytest.raises(AttributeError, match=f"{name} of a SmoothedClassifier cannot change, got"):
+        setattr(smoothed, name, 2.0)
+    assert getattr(smoothed, name) == before
+
+
 RUNS: list[tuple[bool, bool, torch.dtype]] = []
 
 
@@ -327,6 +350,8 @@ def test_the_network_runs_in_eval_mode_without_gradients_in_its_precision(
     [
         lambda smoothed, x: smoothed.certify_batch(x, 0, 10, 0.01, 4),
         lambda smoothed, x: smoothed.certify_batch(x, 10, 0, 0.01, 4),
+        lambda smoothed, x: smoothed.select(x, 0, 4),
+        lambda smoothed, x: smoothed.estimate(x, torch.zeros(6, dtype=torch.int64), 0, 4),
         lambda smoothed, x: smoothed.certify_batch(x, 10, 10, 0.0, 4),
         lambda smoothed, x: smoothed.certify_batch(x, 10, 10, 1.5, 4),
         lambda smoothed, x: smoothed.certify_batch(x, 10, 10, 0.01, 0),

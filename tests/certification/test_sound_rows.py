@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -178,3 +179,48 @@ def test_levels_are_given_to_the_network_as_float32_of_255ths():
     half = noise.copies(u, 3, ids, 0, stream, torch.bfloat16)
     assert torch.equal(half, rows.bfloat16())
     assert torch.equal(noise.copies(u, 3, ids, 0, stream, torch.float64), rows)
+
+
+def test_rows_are_repeated_as_they_were_before_a_network_wrote_to_them():
+    def in_place(rows: torch.Tensor) -> torch.Tensor:
+        rows -= 0.5
+        return two_classes(rows[:, 0] > 0) + rows[:, :1]
+
+    assert check_rows(in_place, torch.randn(rows_to_test(64), 4), 64) == (256, 64)
+
+
+class Normalising(torch.nn.Module):
+    """Normalises its input in place, as torchvision's ``normalize(..., inplace=True)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Conv2d(1, 2, 4)
+        self.norm = torch.nn.BatchNorm2d(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x -= 0.5
+        x *= 4
+        return self.norm(self.head(x)).flatten(1)
+
+
+def test_a_network_that_writes_to_its_input_is_fused():
+    torch.manual_seed(0)
+    smoothed = classifier(Normalising(), sound=True, memory_format="contiguous")
+    u = torch.full((1, 4, 4), 180, dtype=torch.uint8)
+    assert smoothed.row_test(u[None], 64) == (256, 64)
+    assert type(smoothed._votes.network._network).__name__ == "_Fused"
+
+
+def test_a_copy_and_another_number_of_threads_are_tested_anew(monkeypatch):
+    tests: list[int] = []
+    monkeypatch.setattr(votes, "check_rows", lambda *a: (tests.append(1), check_rows(*a))[1])
+    smoothed = classifier(Mixing(fusible=False), sound=True)
+    u = torch.full((1, 1, 4, 4), 180, dtype=torch.uint8)
+    smoothed.row_test(u, 64)
+    smoothed.row_test(u, 64)
+    assert len(tests) == 1
+    copy.deepcopy(smoothed).row_test(u, 64)  # as a pickled one, perhaps on another machine
+    assert len(tests) == 2
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    smoothed.row_test(u, 64)
+    assert len(tests) == 3

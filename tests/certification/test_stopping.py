@@ -315,6 +315,7 @@ def test_rules_are_immutable_and_compare_by_value() -> None:
         (lambda: Decide(**PLAN, radius=0.0), ValueError, "radius must be finite and above 0"),
         (lambda: Decide(**PLAN, radius="1"), TypeError, "radius must be a number, got str"),  # type: ignore[arg-type]
         (lambda: Decide(**PLAN, radius=9.0), ValueError, "at most 1.47., which 2000 of 2000"),
+        (lambda: Decide(n=90, sigma=1.0, alpha=0.001, radius=1.44), ValueError, "at most 1.439,"),
         (lambda: Tolerance(**PLAN, tolerance=-1), ValueError, "tolerance must be finite and above"),
     ],
 )

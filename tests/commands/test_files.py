@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from drf_fast.errors import InputError
-from drf_fast.runtime.files import lock, locked, new_folder, unlock, write_atomic
+from drf_fast.runtime.files import (
+    lock,
+    locked,
+    new_folder,
+    refuse_irregular,
+    unlock,
+    write_atomic,
+)
 
 HOLD = """
 import sys, time
@@ -76,3 +83,16 @@ def test_files_have_the_mode_that_open_gives_and_the_umask_stays(tmp_path, monke
         set_umask(before)
     modes = {(tmp_path / name).stat().st_mode for name in ("ours", "theirs")}
     assert len(modes) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a pipe")
+def test_what_is_no_file_is_never_replaced(tmp_path):
+    """As root, a rename would replace /dev/null by a file, for the whole machine."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(InputError, match=f"expected a file or nothing there, got a {name}"):
+            write_atomic(tmp_path / name, "text")
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(InputError, match="cannot write /dev/stdout: expected a file or nothing"):
+        refuse_irregular(Path("/dev/stdout"))  # a link, to a regular file where output goes to one

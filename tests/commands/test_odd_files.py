@@ -54,7 +54,7 @@ def test_a_pipe_is_not_waited_for(pipe, capsys):
 def test_a_folder_with_a_pipe_in_it_is_reported(pipe, capsys):
     (pipe.parent / "log.tsv").write_text(LOG)
     assert main(["report", str(pipe.parent)]) == 0
-    assert "1 images" in capsys.readouterr().out
+    assert ": 1 image;" in capsys.readouterr().out
 
 
 @needs_zero

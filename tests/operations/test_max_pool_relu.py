@@ -268,3 +268,10 @@ def test_a_second_derivative_is_refused():
 def test_the_native_calls_refuse_what_would_be_unsafe(call):
     with pytest.raises(ValueError, match="expected .* got .*"):
         call()
+
+
+def test_a_batch_of_no_images_is_torchs():
+    x = torch.zeros(0, 1, 8, 8, requires_grad=True)
+    y = conv_pool_relu(nn.Conv2d(1, 4, 5), x)
+    y.sum().backward()
+    assert y.shape == (0, 4, 2, 2) and x.grad is not None and x.grad.shape == x.shape

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import drf_fast
+from drf_fast.backends.native import cpu, library
 from drf_fast.backends.reference import noise as noise_reference
 
 OPERATIONS = ("noisy_repeat", "noisy_repeat_backward")
@@ -356,3 +357,12 @@ def test_a_request_for_a_second_derivative_raises(backend):
     out = drf_fast.noisy_repeat(x, 0.5, 2)
     with pytest.raises(RuntimeError, match="can be differentiated once, got create_graph=True"):
         torch.autograd.grad(out.square().sum(), x, create_graph=True)
+
+
+@pytest.mark.skipif(not library.available(), reason="needs the C++ core")
+def test_the_core_reads_no_ids_that_are_elsewhere():
+    number = torch.tensor(0.5, dtype=torch.float64)
+    key = torch.tensor(1)
+    elsewhere = torch.arange(2, device="meta")
+    with pytest.raises(ValueError, match=r"ids of torch.int64 \(2,\) on meta"):
+        cpu.noisy_repeat(torch.zeros(2, 4), number, key, elsewhere, key, 3, "train")

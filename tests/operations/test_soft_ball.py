@@ -245,3 +245,13 @@ def test_its_repr_names_every_parameter():
     )
     assert repr(drf_fast.SoftBall(0.5, form="udr", tau=0.25)).endswith("lambda_every=1, tau=0.25)")
     assert repr(drf_fast.HardBall(0.5)) == "HardBall(epsilon=0.5)"
+
+
+def test_a_ball_stays_on_the_device_of_the_distances():
+    torch.set_default_device("meta")  # as torch.set_default_device("cuda"), where CUDA is
+    try:
+        ball = drf_fast.SoftBall(1.0, lambda_lr=0.5)
+    finally:
+        torch.set_default_device(None)
+    ball.update(torch.full((4,), 3.0))
+    assert float(ball.lam) == 2.0

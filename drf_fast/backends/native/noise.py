@@ -92,10 +92,12 @@ def _prepare(
         x = x.contiguous()
     shape = x.shape
     batch = shape[0]
-    if not x.is_cpu or image_ids.shape != (batch,) or image_ids.dtype != torch.int64:
+    on_cpu = x.is_cpu and image_ids.is_cpu
+    if not on_cpu or image_ids.shape != (batch,) or image_ids.dtype != torch.int64:
         raise ValueError(
             f"{name}: expected images on the CPU and one int64 id for each, got {x.device} "
-            f"and ids of {image_ids.dtype} {tuple(image_ids.shape)} for {batch} images"
+            f"and ids of {image_ids.dtype} {tuple(image_ids.shape)} on {image_ids.device} for "
+            f"{batch} images"
         )
     rows = (batch * num_samples, *shape[1:])
     if channels_last:

@@ -160,18 +160,19 @@ def _guide(thresholds: torch.Tensor) -> torch.Tensor:
     bits = 1
     while _has_shared_bucket(thresholds, bits):
         bits += 1
-    bucket = torch.arange(OCTAVES << bits)
+    bucket = torch.arange(OCTAVES << bits, device="cpu")
     octave, rest = bucket >> bits, bucket & ((1 << bits) - 1)
     # In two steps, since rest << octave would overflow. Buckets that hold no integer are never
     # looked up.
     low = (1 << octave) + torch.where(
         octave > bits, rest << (octave - bits).clamp(min=0), rest >> (bits - octave).clamp(min=0)
     )
-    end = torch.cat([low[1:], torch.tensor([2**63 - 1])])  # the last bucket's last value, or beyond
+    beyond = torch.tensor([2**63 - 1], device="cpu")
+    end = torch.cat([low[1:], beyond])  # the last bucket's last value, or beyond
     low[0], end[0] = 0, 2  # V = 0 has no leading bit and shares the bucket of V = 1
     count = len(thresholds)
     index = torch.searchsorted(thresholds, low, right=True)  # of the first threshold beyond low
-    padded = torch.cat([thresholds, torch.tensor([2**63 - 1])])
+    padded = torch.cat([thresholds, beyond])
     inside = padded[index]
     has_one = (index < count) & (inside < end)
     below = count - index

@@ -47,8 +47,8 @@ def certificates(
     if distance is None:
         return None
     if budget == "fixed" and distance == 0.0:  # vectorised, for logs of thousands of lines
-        successes = torch.tensor(counts, dtype=torch.int64)
-        drawn = torch.tensor(trials, dtype=torch.int64)
+        successes = torch.tensor(counts, dtype=torch.int64, device="cpu")
+        drawn = torch.tensor(trials, dtype=torch.int64, device="cpu")
         p_lower = clopper_pearson_lower(successes, drawn, alpha)
         return p_lower.numpy(), certified_radius(successes, drawn, sigma=sigma, alpha=alpha).numpy()
     if budget not in BUDGETS:

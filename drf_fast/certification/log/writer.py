@@ -23,7 +23,7 @@ from drf_fast.certification.log.sidecar import (
     with_environment,
 )
 from drf_fast.errors import InputError
-from drf_fast.runtime.files import lock, unlock, write_json
+from drf_fast.runtime.files import lock, refuse_irregular, unlock, write_json
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
@@ -35,7 +35,8 @@ def refuse_other_files(path: Path) -> None:
     Raises:
         InputError: at the path of the log or of its configuration there is another kind of file.
     """
-    if path.exists() and path.is_file():
+    refuse_irregular(path)
+    if path.exists():
         with explained(path), path.open("rb") as file:
             start = file.read(len(COLUMNS[0]) + 1)
         if start not in (b"", COLUMNS[0].encode() + b"\t"):
@@ -110,7 +111,8 @@ class CertificationLog:
             force: replace a log that exists.
 
         Raises:
-            InputError: the log or its sidecar exists, or the folder cannot be written.
+            InputError: the log or its sidecar exists, the folder cannot be written, or, with
+                ``force``, another process is writing the log.
             OSError: the disk is full.
         """
         path = Path(path)
@@ -118,13 +120,20 @@ class CertificationLog:
         if not force:
             refuse_existing(path)
         refuse_other_files(path)
-        # The old log is removed before the new sidecar is written, so that an interruption never
-        # leaves rows beside the configuration of another run.
-        with explained(path):
-            for old in (path, *parts_of(path)):
-                old.unlink(missing_ok=True)
-        write_json(sidecar(path), plain(config))
-        return cls._open(path, done=set())
+        config = plain(config)
+        guard = lock(path) if force else None  # before a log that is being written is removed
+        try:
+            # The old log is removed before the new sidecar is written, so that an interruption
+            # never leaves rows beside the configuration of another run.
+            with explained(path):
+                for old in (path, *parts_of(path)):
+                    old.unlink(missing_ok=True)
+            write_json(sidecar(path), config)
+            return cls._open(path, set(), guard)
+        except BaseException:
+            if guard is not None:
+                unlock(guard)
+            raise
 
     @classmethod
     def resume(cls, path: str | Path, config: dict[str, Any]) -> Self:
@@ -199,11 +208,12 @@ class CertificationLog:
         return complete, {row.idx for row in parsed.rows}
 
     @classmethod
-    def _open(cls, path: Path, done: set[int]) -> Self:
+    def _open(cls, path: Path, done: set[int], guard: FileLock | None = None) -> Self:
+        """The log open for appending, locked, by ``guard`` if that is its lock already."""
         with explained(path):
             log = cls(path, FileIO(path, "ab"), done)
         try:
-            log._lock = lock(path)
+            log._lock = guard or lock(path)
         except InputError:
             log._file.close()
             raise
