@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,11 @@ def load_into(network: nn.Module, content: Any, path: Path, what: str) -> Fit:
     """
     network = getattr(network, "_orig_mod", network)
     expected = network.state_dict()
-    found = [_compared(fit, expected) for fit in _interpretations(content, path)]
+    found: list[tuple[Fit, dict[str, list[str]]]] = []
+    for reading in _interpretations(content, path):
+        found.append(_compared(reading, expected))
+        if not found[-1][1]:
+            break
     fit, differences = min(found, key=lambda pair: sum(map(len, pair[1].values())))
     if differences:
         raise InputError(
@@ -102,19 +107,20 @@ def check_weights(key: str, value: torch.Tensor, path: Path, floats: bool = Fals
         )
 
 
-def _interpretations(content: Any, path: Path) -> list[Fit]:
+def _interpretations(content: Any, path: Path) -> Iterator[Fit]:
     """Possible mappings of the file's names to the network's, the simplest first."""
-    state = names.unwrapped(names.state_dict(content, path), path)
-    readings = [Fit(state, None, False, [])]
+    state = names.state_dict(content, path)
+    yield Fit(state, None, False, [])  # a part of the network may be called "module", too
+    state = names.unwrapped(state, path)
+    yield Fit(state, None, False, [])
     inner, notes = names.canonical(state, path)
     layer, has_layer = None, False
     with contextlib.suppress(InputError):  # any nn.Sequential has parts "0" and "1"
         inner, layer, has_layer = first_layer.split(inner, path)
-    readings.append(Fit(inner, layer, has_layer, notes))
+    yield Fit(inner, layer, has_layer, notes)
     while len({key.partition(".")[0] for key in inner}) == 1 and all("." in key for key in inner):
         inner = {key.partition(".")[2]: value for key, value in inner.items()}
-        readings.append(Fit(inner, layer, has_layer, notes))
-    return readings
+        yield Fit(inner, layer, has_layer, notes)
 
 
 def _compared(fit: Fit, expected: State) -> tuple[Fit, dict[str, list[str]]]:

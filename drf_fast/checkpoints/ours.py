@@ -24,6 +24,7 @@ _FORMAT = "drf_fast checkpoint 2"  # with a checksum of all the rest
 _WITHOUT_CHECKSUM = "drf_fast checkpoint 1"  # written by drf_fast 0.1
 _FILE_KEYS = ("format", "checksum", "sha256")
 CONTENT = "content"  # key of a foreign file's content, until the user's own network is built
+_EXTRA_STATE = "_extra_state"  # end of the key of what ``nn.Module.get_extra_state`` returns
 _KEYS = {"format", "model", "arch", "num_classes", "image_shape", "config"}
 
 
@@ -37,7 +38,10 @@ _PARTS: dict[str, Callable[[dict[str, Any]], bool]] = {
     ),
     "model": lambda c: (
         isinstance(c["model"], dict)
-        and all(isinstance(value, torch.Tensor) for value in c["model"].values())
+        and all(
+            isinstance(value, torch.Tensor) or str(key).endswith(_EXTRA_STATE)
+            for key, value in c["model"].items()
+        )
     ),
     "config": lambda c: (
         isinstance(c["config"], dict)

@@ -127,8 +127,9 @@ def measure(config: GapConfig) -> list[Gaps]:
     """The gaps of each method and sigma, in the order of the checkpoints.
 
     Raises:
-        InputError, RunError: see ``run``.
+        InputError, RunError: see ``run``; networks of different images.
     """
+    images: dict[str, str] = {}
     of_name: dict[str, list[tuple[Path, np.ndarray, np.ndarray, str]]] = {}
     networks: dict[str, Path] = {}
     for given in config.checkpoints or (None,):  # None: a network whose code loads its weights
@@ -144,6 +145,12 @@ def measure(config: GapConfig) -> list[Gaps]:
         method = str(path) if method == "foreign" else method  # not known to be seeds of one
         name = f"{method}, σ = {loaded.classifier.sigma:g}"
         data = f"{loaded.images.name} ({loaded.images.split})"
+        images[loaded.images.fingerprint] = data
+        if len(images) > 1:
+            raise InputError(
+                f"{path} is measured on other images than the networks before it: expected the "
+                f"same for all, got {' and '.join(images.values())}; pass --data for all of them"
+            )
         gaps = gaps_of(loaded, config.num_samples, config.seed)
         of_name.setdefault(name, []).append((path, gaps, chosen(gaps, config.over), data))
     found = [

@@ -61,7 +61,14 @@ def run(config: ShowConfig) -> int:
 
 
 def _as_attack(config: ShowConfig) -> AttackConfig:
-    sigma = None if config.sigma is None else numbers(config.sigma, "sigma", "0.5")[0]
+    sigma = None
+    if config.sigma is not None:
+        sigma, *others = numbers(config.sigma, "sigma", "0.5")
+        if others:
+            raise InputError(
+                f"--sigma must be one noise level for a network, 0.5 for example, got "
+                f"{config.sigma!r}; several are for --noise DATA"
+            )
     return AttackConfig(
         checkpoint=config.run,
         n=config.n,

@@ -67,6 +67,7 @@ def _certify(config: TrainConfig, folder: Path) -> Path:
     log = certify.certify(
         CertifyConfig(
             checkpoint=folder / checkpoint.FILE_NAME,
+            data_dir=config.data_dir,  # the images may have moved since the checkpoint was written
             arch=config.arch if names_code(config.arch) else None,
             n=config.certify_n,
             skip=max(1, test_images // config.certify_images),

@@ -204,8 +204,14 @@ def refuse_ignored_flags(config: TrainConfig, given: set[str]) -> None:
     """Refuse flags that have no effect with the chosen method.
 
     Raises:
-        InputError: names the fields of ``given`` that the method would ignore.
+        InputError: names the fields of ``given`` that the method or the data set would ignore.
     """
+    if "data_dir" in given and config.data == "mnist-mini":
+        raise InputError(
+            "--data-dir would have no effect with --data mnist-mini, whose images are in the "
+            "package: expected another --data, such as mnist, got none; name it, or leave "
+            "--data-dir out"
+        )
     reasons: dict[str, str] = {}
     if not uses_adversary(config):
         flags = _ADVERSARY_FLAGS | _DRF_FLAGS

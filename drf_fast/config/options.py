@@ -57,7 +57,7 @@ class TrainConfig:
     (fine-tuning); network and number of classes must be the same."""
     normalize: Annotated[str, Role.RESULT] = "auto"
     """Normalising first layer, after the noise: none, cifar10, cifar10-center, imagenet or
-    imagenet-center; auto takes that of the data set (none for mnist-like sets and imagefolder)."""
+    imagenet-center; auto takes that of cifar10 or imagenet, and none for other data sets."""
 
     method: Annotated[str, Role.RESULT] = "smoothadv"
     """Training loss: gaussian, stability, macer, smoothmix, smoothadv, consistency or catrs."""
@@ -137,7 +137,7 @@ class TrainConfig:
     split_batches: Annotated[bool, Role.RESULT] = False
     """Split each batch into num_samples smaller ones with one optimiser step each, as published
     code does; recipes follow the paper's text and do not."""
-    accumulate: Annotated[int, Role.SPEED, Range.COUNT] = 1
+    accumulate: Annotated[int, Role.SPEED, Tag.ONE_PER_SWEEP, Range.COUNT] = 1
     """Compute a step's gradient in this many parts, to save memory. The step is the same up to
     rounding, except that batch normalisation sees each part alone."""
     lr: Annotated[float, Role.RESULT, Tag.SAME_COST, Range.ABOVE_ZERO] = 0.05
@@ -159,13 +159,15 @@ class TrainConfig:
     """Arithmetic of the network: fp32, or bf16 (autocast)."""
     device: Annotated[Device, Role.SPEED, Tag.ONE_PER_SWEEP] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
-    memory_format: Annotated[MemoryFormat, Role.SPEED, Tag.MEASURED] = "auto"
+    memory_format: Annotated[MemoryFormat, Role.SPEED, Tag.MEASURED, Tag.ONE_PER_SWEEP] = "auto"
     """Layout of the network's weights; auto measures which is faster."""
-    threads: Annotated[int | Literal["auto"], Role.SPEED, Tag.MEASURED, Range.COUNT] = "auto"
+    threads: Annotated[
+        int | Literal["auto"], Role.SPEED, Tag.MEASURED, Tag.ONE_PER_SWEEP, Range.COUNT
+    ] = "auto"
     """CPU threads; the number is recorded, and a resumed run uses the recorded number."""
     compile: Annotated[bool, Role.RESULT] = False
     """Run the network through torch.compile."""
-    cuda_graph: Annotated[bool, Role.SPEED, Tag.RESUMES] = True
+    cuda_graph: Annotated[bool, Role.SPEED, Tag.RESUMES, Tag.ONE_PER_SWEEP] = True
     """On a GPU, in one process and without --compile, run training steps as CUDA graphs."""
 
     certify_images: Annotated[int, Role.CERTIFICATES, Tag.ONE_PER_SWEEP, Range.FROM_ZERO] = 100
@@ -180,7 +182,7 @@ class TrainConfig:
     uninterrupted run."""
     force: Annotated[bool, Role.CALL, Tag.ONE_PER_SWEEP] = False
     """Replace the run in the run folder."""
-    save_every: Annotated[int | None, Role.LIMIT, Range.COUNT] = None
+    save_every: Annotated[int | None, Role.LIMIT, Tag.ONE_PER_SWEEP, Range.COUNT] = None
     """Number of steps between additional saves; by default a run is saved only after each epoch."""
     max_steps: Annotated[int | None, Role.LIMIT, Tag.RENEWED, Tag.ONE_PER_SWEEP, Range.COUNT] = None
     """Stop after this many training steps, for trials; the default is no limit."""

@@ -21,11 +21,13 @@ _KEPT_ON_RESUME = frozenset(tags.having(TrainConfig, Role.RESULT, Role.SPEED)) -
 )
 FREE_ON_RESUME = frozenset(tags.of(TrainConfig)) - _KEPT_ON_RESUME
 # What a checkpoint or a log may have recorded that did not shape the network. Of --init and of
-# --catrs-teacher it is the content that did, recorded by its hash, and not the path.
+# --catrs-teacher it is the content that did, recorded by its hash, and not the path. What is left
+# out may differ from machine to machine (a CUDA graph); the precision that was used is recorded.
 NOT_TRAINED = frozenset(tags.of(TrainConfig)) - frozenset(tags.having(TrainConfig, Role.RESULT)) | {
     "init",
     "catrs_teacher",
     "method_label",
+    "left_out",
 }
 
 _MOST_EPSILON = 64.0  # published strengths from here on are counted in 0..255
@@ -212,6 +214,11 @@ def _check_batch(config: TrainConfig, processes: int) -> None:
         )
 
 
+def was_left_out(recorded: Any, form: str) -> bool:
+    """Whether the run of ``recorded`` settings asked for ``form``, which its network refused."""
+    return isinstance(recorded, dict) and form in (recorded.get("left_out") or {})
+
+
 def refuse_other_settings(
     config: TrainConfig, saved: dict[str, Any], fingerprint: str, folder: Path
 ) -> None:
@@ -230,6 +237,7 @@ def refuse_other_settings(
         and then[key] != mine[key]
         # Then it was not recorded, or now the recorded one is taken.
         and not (key in (*MEASURED, "normalize") and "auto" in (then[key], mine[key]))
+        and not (key == "precision" and was_left_out(saved, mine[key]))
     ]
     if saved.get("fingerprint") not in (None, fingerprint):
         other.append("training images (the files hold others than then)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from drf_fast.data.dataset import Dataset, fingerprint
 from drf_fast.data.mnist import read_mini, read_mnist
 from drf_fast.data.svhn import read_svhn
 from drf_fast.errors import InputError
+from drf_fast.runtime.progress import say
 
 _SPLITS = ("train", "test")
 
@@ -36,6 +38,7 @@ class _Source:
 
 
 _DIGITS = tuple("0123456789")
+_MNIST_SIZES = {"train": 60_000, "test": 10_000}  # images of MNIST and of sets made like it
 _CIFAR10 = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
@@ -139,6 +142,7 @@ def load(
     labels = torch.from_numpy(label_array.astype(np.int64))
     full_fingerprint = fingerprint(images, labels)
     _refuse_confusion(name, folder, full_fingerprint)
+    _warn_of_others(name, split, folder, full_fingerprint, len(labels))
     cut = limit is not None and limit < len(labels)
     images, labels = images[:limit], labels[:limit]
     return Dataset(
@@ -150,6 +154,16 @@ def load(
         class_names=source.class_names,
         fingerprint=fingerprint(images, labels) if cut else full_fingerprint,
     )
+
+
+@functools.cache  # a command may read a split twice
+def _warn_of_others(name: str, split: str, folder: Path, found: str, count: int) -> None:
+    """Warn of a file as large as the published one that is not it, Fashion-MNIST as MNIST."""
+    if _SOURCES[name].published.get(split, found) != found and count == _MNIST_SIZES[split]:
+        say(
+            f"warning: {folder} holds {count:,} {split} images that are not the published ones of "
+            f"{name}; files of other data sets, such as fashion-mnist, have the same names"
+        )
 
 
 def _refuse_confusion(name: str, folder: Path, found: str) -> None:

@@ -16,6 +16,7 @@ from drf_fast.ops import checks as check
 from drf_fast.runtime import machine, tf32
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of, one_line
+from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.progress import say
 
 _Network = TypeVar("_Network")
@@ -35,16 +36,15 @@ class Faster(nn.Module):
         network: the network, which may still be used directly.
         last: whether images are converted to channels_last.
         bf16: whether it runs under bfloat16 autocast; logits are converted to float32.
+
+    Attributes that the network has are read from it and set on it.
     """
 
     def __init__(self, network: nn.Module, last: bool = False, bf16: bool = False) -> None:
         super().__init__()
-        self._share(network)
-        self.last, self.bf16 = last, bf16
-        self._forwards: dict[Any, fusing.Forward | None] = {}
-
-    def _share(self, network: nn.Module) -> None:
-        self.__dict__["network"] = network  # not a submodule: keys of the state dict get no prefix
+        # Past nn.Module.__setattr__, which would make the network a submodule, and give the keys of
+        # the state dict a prefix; it also refuses names that layers of the network have.
+        self.__dict__.update(_wrapped=network, _last=last, _bf16=bf16, _forwards={})
         self._modules = network._modules
         self._parameters, self._buffers = network._parameters, network._buffers
         self._non_persistent_buffers_set = network._non_persistent_buffers_set
@@ -52,17 +52,30 @@ class Faster(nn.Module):
     @property
     def training(self) -> bool:  # type: ignore[override]
         """The network's own flag, so that there is only one."""
-        network = self.__dict__.get("network")
+        network = self.__dict__.get("_wrapped")
         return network is None or network.training
 
     @training.setter
     def training(self, mode: bool) -> None:
-        if "network" in self.__dict__:
-            self.network.training = mode
+        if "_wrapped" in self.__dict__:
+            self._wrapped.training = mode
+
+    def train(self, mode: bool = True) -> Faster:
+        """The network's own ``train``, which may leave parts of it in eval mode."""
+        self._wrapped.train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's own, with what its hooks and extra state add."""
+        return self._wrapped.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's own."""
+        return self._wrapped.load_state_dict(*args, **kwargs)
 
     def forward(self, x: torch.Tensor) -> Any:
         """The network's output, up to rounding."""
-        if not self.bf16:
+        if not self._bf16:
             return self._run(x)
         with torch.autocast(x.device.type, torch.bfloat16):
             logits = self._run(x)
@@ -70,25 +83,25 @@ class Faster(nn.Module):
         return logits.float() if half else logits
 
     def _run(self, x: torch.Tensor) -> Any:
-        network = self.network
+        network = self._wrapped
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
         if dtype == torch.float64:  # a double-precision network takes float32 images, too
             x = x.to(dtype)
-        if self.last and x.dim() == 4:
+        if self._last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         forward = self.fused()
         if forward is not None:
             return forward(network, x)
-        with _Reshaping() if self.last and not fusing.is_compiled(network) else nullcontext():
+        with _Reshaping() if self._last and not fusing.is_compiled(network) else nullcontext():
             return network(x)
 
     def fused(self) -> fusing.Forward | None:
         """The fused forward pass for the network's current state; None if there is none."""
         try:
-            state = fusing.state(self.network)
+            state = fusing.state(self._wrapped)
             if state not in self._forwards and len(self._forwards) < _MAX_STATES:
                 self._forwards[state] = None
-                self._forwards[state] = fusing.rewritten(self.network)
+                self._forwards[state] = fusing.rewritten(self._wrapped)
         except fusing.TracingError:
             return None
         return self._forwards.get(state)
@@ -97,15 +110,25 @@ class Faster(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if "network" not in self.__dict__:
+            network = self.__dict__.get("_wrapped")
+            if network is None:
                 raise
-            return getattr(self.__dict__["network"], name)
+            if name in ("last", "bf16") and not hasattr(network, name):
+                return self.__dict__[f"_{name}"]
+            return getattr(network, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        network = self.__dict__.get("_wrapped")
+        if network is None or name.startswith("_") or not hasattr(network, name):
+            super().__setattr__(name, value)
+        else:  # the network's code reads its own attributes
+            setattr(network, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_forwards": {}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Faster:
-        return Faster(copy.deepcopy(self.network, memo), self.last, self.bf16)
+        return Faster(copy.deepcopy(self._wrapped, memo), self._last, self._bf16)
 
 
 class _Reshaping(TorchFunctionMode):
@@ -137,7 +160,8 @@ def faster(model: _Network, example: torch.Tensor, *, precision: str = "fp32") -
 
     Returns:
         A module to be trained instead of ``model``, with the choices as attributes ``last``
-        (channels_last) and ``bf16``.
+        (channels_last) and ``bf16``, unless the network has attributes of these names; ``model``
+        itself where no other form is faster.
 
     Raises:
         TypeError, ValueError: bad arguments, or a network that does not take ``example``.
@@ -164,6 +188,7 @@ def place(
 
     Raises:
         InputError: the network fails with images of this shape in this precision and format.
+        RunError: out of memory for ``rows`` rows.
     """
     example = torch.zeros((rows, *image_shape), device=device)
     requested = None if memory_format == "auto" else memory_format
@@ -171,12 +196,17 @@ def place(
         with machine.autocast(device, precision):
             return _fastest(model.to(device), example, requested)
     except ValueError as error:
+        if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+            raise machine.lack_of_memory(error.__cause__, rows, image_shape) from error
         raise InputError(f"--arch, in {precision}: {error}") from error
 
 
 def _fastest(
     model: nn.Module, example: torch.Tensor, requested: str | None, precision: str = "fp32"
 ) -> machine.Placed:
+    # A network without biases makes the same of all black images, so nothing could be compared.
+    generator = torch.Generator().manual_seed(0)
+    example = torch.rand(example.shape, generator=generator, device="cpu").to(example)
     try:
         expected = _logits(model, example)
     except Exception as error:  # whatever a network of the user's own does
@@ -184,9 +214,11 @@ def _fastest(
             f"the network must take images {tuple(example.shape)} in {example.dtype}, got "
             f"{one_line(error)}; correct the network or choose other images"
         ) from error
-    fused = Faster(model).fused() is not None and same(_logits(Faster(model), example), expected)
+    autocast = torch.is_autocast_enabled(example.device.type)
+    fused = Faster(model).fused() is not None
+    fused = fused and same(_logits(Faster(model), example), expected, autocast)
     times: dict[tuple[str, bool], float] = {}
-    failures: dict[str, str] = {}
+    failures: dict[str, Exception] = {}
     images = example.dim() == 4 and any(p.dim() == 4 for p in model.parameters())
     before = "channels_last" if _is_channels_last(model) else "contiguous"
     names = list(machine.MEMORY_FORMATS) if images else [before]
@@ -195,24 +227,27 @@ def _fastest(
         for bf16, name in [(half, name) for half in group for name in names]:
             try:
                 network = _in_form(model, name, fused, bf16)
-                if not same(_logits(network, example), expected, bf16):
+                if not same(_logits(network, example), expected, bf16 or autocast):
                     raise RuntimeError("it returns other logits then")
                 times[name, bf16] = machine.seconds(network, example)
             except Exception as error:  # whatever a network of the user's own does
-                failures[name + bf16 * " bf16"] = one_line(error)
+                # Without its frames, which hold the tensors of that pass.
+                failures[name + bf16 * " bf16"] = error.with_traceback(None)
         if times:
             break
     else:
         _in_form(model, before, fused)
+        first = next(iter(failures.values()))
         raise ValueError(
             "the network must take a forward and a backward pass of images "
-            f"{tuple(example.shape)}, got {next(iter(failures.values()))}; correct the network, or "
-            "choose other images, another memory format or precision"
-        )
-    for name, reason in failures.items():
+            f"{tuple(example.shape)}, got {one_line(first)}; correct the network, or choose other "
+            "images, another memory format or precision"
+        ) from first
+    left_out = {name: one_line(error) for name, error in failures.items()}
+    for name, reason in left_out.items():
         say(f"the network cannot take {name} images and is run without them ({reason})")
     name, bf16 = min(times, key=lambda form: times[form])
-    return machine.Placed(_in_form(model, name, fused, bf16), name, failures)
+    return machine.Placed(_in_form(model, name, fused, bf16), name, left_out)
 
 
 def _in_form(model: nn.Module, name: str, fused: bool, bf16: bool = False) -> nn.Module:

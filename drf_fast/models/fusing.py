@@ -2,20 +2,23 @@
 
 A trace records one run of the Python code, with its branches taken and its constants fixed. So it
 is valid only while the attributes that the code may read are unchanged (``state``); it is refused
-if tracing creates a tensor or two traces differ; and callers compare its output with the network's
-before they use it.
+if the code computes with tensors of its own, if it switches gradients or autocast (a trace records
+neither), or if two traces differ; and callers compare its output with the network's before they use
+it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
 
 from drf_fast.ops.pooling import conv_pool_relu, max_pool_relu
 
@@ -24,6 +27,9 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _SIMPLE_TYPES = (bool, int, float, str, type(None))
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 _POOLS = (F.max_pool2d, torch.max_pool2d)
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+# Functions of a tensor that read its shape or type, and so no value.
+_OF_THE_SHAPE = {"__get__", "__len__", "size", "dim", "numel", "is_floating_point"}
 
 
 class TracingError(Exception):
@@ -31,8 +37,51 @@ class TracingError(Exception):
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self._modes = _modes()
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_compiled(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self._modes:
+            raise TracingError("its code switches gradients or autocast on or off")
+        return super().create_node(*args, **kwargs)
+
+
+def _modes() -> tuple[bool, ...]:
+    """Whether gradients and autocast are on: torch.fx does not record code that switches them."""
+    return (torch.is_grad_enabled(), *map(torch.is_autocast_enabled, _AUTOCAST_DEVICES))
+
+
+@contextlib.contextmanager
+def _switched(on: bool) -> Iterator[None]:
+    """Gradients and autocast on or off inside the block."""
+    before = [torch.is_autocast_enabled(device) for device in _AUTOCAST_DEVICES]
+    try:
+        for device in _AUTOCAST_DEVICES:
+            torch.set_autocast_enabled(device, on)
+        with torch.set_grad_enabled(on):
+            yield
+    finally:
+        for device, enabled in zip(_AUTOCAST_DEVICES, before, strict=True):
+            torch.set_autocast_enabled(device, enabled)
+
+
+class _NoValues(TorchFunctionMode):
+    """Refuses code that computes with tensors of its own, whose values a trace would fix.
+
+    For example ``self.temperature.item()``, or ``self.calls += 1`` of a buffer.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, fx.Proxy) for kind in types):
+            return fx.Proxy.__torch_function__(func, types, args, kwargs or {})
+        known = getattr(func, "__name__", "") in _OF_THE_SHAPE
+        if not known and any(isinstance(value, torch.Tensor) for value in args):
+            raise TracingError("its code computes with tensors of its own")
+        return func(*args, **(kwargs or {}))
 
 
 def is_compiled(network: nn.Module) -> bool:
@@ -44,13 +93,16 @@ def state(network: nn.Module) -> tuple[Any, ...]:
     """All that a trace of ``network`` depends on: modes, hooks, simple attributes of its modules.
 
     Raises:
-        TracingError: a module has hooks, which a fused pass would skip or run at the wrong time.
+        TracingError: a module has hooks, which a fused pass would skip or run at the wrong time, or
+            a forward of its own, which it would skip.
     """
     values: list[Any] = []
     for module in network.modules():
         content = module.__dict__
         if any(content.get(name) for name in _HOOKS):
             raise TracingError("it has hooks")
+        if "forward" in content and not is_compiled(module):
+            raise TracingError("its forward was replaced")
         values.append(tuple(v for v in content.values() if type(v) in _SIMPLE_TYPES))
     return tuple(values)
 
@@ -82,8 +134,10 @@ def rewritten(network: nn.Module, *, fold: bool = False) -> Forward:
 def _trace(network: nn.Module) -> fx.Graph:
     try:
         before = state(network)
-        tracer = _Tracer()
-        graphs = [tracer.trace(network), _Tracer().trace(network)]
+        graphs = []
+        for on in (True, False):  # code that switches them shows in one of the two
+            with _switched(on), _NoValues():
+                graphs.append(_Tracer().trace(network))
         same = state(network) == before
     except TracingError:
         raise

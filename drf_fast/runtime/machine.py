@@ -94,11 +94,7 @@ def place(
             times[name] = _seconds(laid_out, device, precision, image_shape, rows)
         except Exception as error:  # whatever a network of the user's own does
             if is_out_of_memory(error):
-                raise RunError(
-                    f"expected memory for a forward and a backward pass of {rows:,} rows "
-                    f"{image_shape} (a batch times --num-samples), got {one_line(error, 160)}; "
-                    "lower --batch-size or --num-samples, or raise --accumulate"
-                ) from error
+                raise lack_of_memory(error, rows, image_shape) from error
             failures[name] = one_line(error)
     if not times:
         raise InputError(
@@ -111,6 +107,15 @@ def place(
     memory_format = min(times, key=lambda name: times[name])
     network = model.to(memory_format=MEMORY_FORMATS[memory_format])
     return Placed(network, memory_format, failures)
+
+
+def lack_of_memory(error: BaseException, rows: int, image_shape: tuple[int, ...]) -> RunError:
+    """The error to raise where a forward and a backward pass of ``rows`` rows ran out of memory."""
+    return RunError(
+        f"expected memory for a forward and a backward pass of {rows:,} rows {image_shape} (a "
+        f"batch times --num-samples), got {one_line(error, 160)}; lower --batch-size or "
+        "--num-samples, or raise --accumulate"
+    )
 
 
 def _seconds(model, device, precision, image_shape, rows) -> float:

@@ -41,6 +41,11 @@ def network(
     layer = normalize.normalize_layer(config.normalize, image_shape[0])
     if fit.layer is not None or ours:
         _refuse_other_layer(config.normalize, fit.layer, path)
+    elif fit.has_layer:
+        announce(
+            f"{path.name} has a first layer without its constants: assumed --normalize "
+            f"{config.normalize}"
+        )
     for note in fit.notes:
         announce(note)
     announce(f"starting from the weights in {path}")

@@ -20,10 +20,12 @@ from drf_fast.config.training import (
     joins_last_batch,
     method_label,
     refuse_other_settings,
+    trained,
     uses_adversary,
     uses_drf,
+    was_left_out,
 )
-from drf_fast.config.values import names_code
+from drf_fast.config.values import names_code, to_dict
 from drf_fast.errors import InputError
 from drf_fast.functional import noise_key
 from drf_fast.models import faster, normalize
@@ -52,10 +54,13 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     test_set = data.load(config.data, "test", data_dir=config.data_dir, download=not config.dry_run)
     device = machine.pick_device(config.device)
     processes.start(device, seconds(config.timeout, "timeout"))
+    _refuse_other_processes(config, train_set.fingerprint)
     saved = processes.broadcast(state.read(folder) if config.resume else None)
     if saved:
         refuse_other_settings(config, saved["config"], train_set.fingerprint, folder)
         known = {name: saved["config"].get(name, "auto") for name in MEASURED}
+        if was_left_out(saved["config"], config.precision):
+            known["precision"] = saved["config"]["precision"]
         config = dataclasses.replace(config, **known)
     if config.threads != "auto":
         machine.set_threads(config.threads)
@@ -72,11 +77,13 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     model, init_sha256 = initial.network(fresh, train_set.num_classes, shape)
     if saved:
         init_sha256 = saved["config"].get("init_sha256")
+    elif processes.count() > 1:  # code of the user's may draw weights from a generator of its own
+        model.load_state_dict(processes.broadcast(model.state_dict()))
     parts = config.accumulate * processes.count()
     rows = -(-min(images_of_a_step(config), len(train_set)) // parts) * config.num_samples
     config, placed = _choose_memory_format(config, model, device, shape, rows)
     network, left_out = placed.network, dict(placed.left_out)
-    if config.compile:
+    if config.compile and not (saved and was_left_out(saved["config"], "compile")):
         network = _try_compile(network, shape, device, config, left_out)
     if joins_last_batch(config, len(train_set), processes.count()):
         announce("the last batch of an epoch is too small for batch norm and joins the one before")
@@ -116,6 +123,18 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
         f"on {device} in {config.precision}, {config.memory_format}{several}"
     )
     return run
+
+
+def _refuse_other_processes(config: TrainConfig, fingerprint: str) -> None:
+    """Refuse settings or images that are not those of process 0."""
+    mine = {**trained(to_dict(config)), "training images": fingerprint}
+    first = processes.broadcast(mine)
+    if other := [name for name, value in mine.items() if first.get(name) != value]:
+        raise InputError(
+            f"process {processes.rank()} is to train with other settings or images than process 0: "
+            f"expected the same, got other {', '.join(other)}; start all with the same flags and "
+            "files"
+        )
 
 
 def _choose_memory_format(

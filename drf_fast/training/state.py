@@ -89,7 +89,7 @@ def restore(run: Run, saved: dict[str, Any]) -> None:
     if wrong:
         raise InputError(
             f"cannot resume {run.folder}: expected a checkpoint with the state of a training run, "
-            f"got one whose {', '.join(wrong)} cannot be; start again with --force"
+            f"got one whose {', '.join(wrong)} cannot be used; start again with --force"
         )
     try:
         run.model.load_state_dict(saved["model"])
@@ -113,5 +113,6 @@ def restore(run: Run, saved: dict[str, Any]) -> None:
     if saved.get("processes", 1) != processes.count():
         announce(
             f"{processes.count()} processes go on with a run of {saved.get('processes', 1)}: the "
-            "result is the same up to rounding"
+            "result is the same up to rounding, except that batch normalisation sees the images of "
+            "each process alone"
         )

@@ -2,9 +2,10 @@
 
 The parts of a batch are consecutive rows. Losses are means over images, so a part of n of the B
 images is weighted by n/B, and noise is a function of step and image: the sum over the parts equals
-the step of one process on the whole batch, up to rounding. Gradients are summed by one all-reduce
-per step. That is DistributedDataParallel without its hooks, which must not run during an attack and
-would save nothing: there is one all-reduce for T + 1 passes through the network.
+the step of one process on the whole batch, up to rounding, unless the network has batch
+normalisation, which sees each part alone. Gradients are summed by one all-reduce per step. That is
+DistributedDataParallel without its hooks, which must not run during an attack and would save
+nothing: there is one all-reduce for T + 1 passes through the network.
 """
 
 from __future__ import annotations

@@ -114,6 +114,7 @@ def test_noise_levels_and_bad_words(tmp_path, capsys, monkeypatch):
     for words, said in (
         ((), "--noise DATA, got neither"),
         (("runs", "--noise", "mnist"), "got both"),
+        (("runs", "--sigma", "0.25,1"), "must be one noise level for a network"),
         (("--noise", "mnist-mini", "--sigma", "a", "--force"), "--sigma must be different numbers"),
         (("--noise", "mnist-mini", "--images", "0", "--force"), "--images must be 1 or more"),
         (("--noise", "mnist-mini", "--out", "x.gif"), "ends in .png, .pdf, .svg"),

@@ -42,6 +42,33 @@ def own_run(path, normalize="none"):
     return whole
 
 
+class Scaled(nn.Sequential):
+    """A network with state that is no tensor."""
+
+    scale = 1.0
+
+    def get_extra_state(self):
+        return {"scale": self.scale}
+
+    def set_extra_state(self, state):
+        self.scale = state["scale"]
+
+
+def test_state_that_is_no_tensor_comes_back(tmp_path):
+    network = Scaled(nn.Flatten(), nn.Linear(48, 5))
+    network.scale = 3.0
+    content = {
+        "model": network.state_dict(),
+        "arch": "a_module_that_is_not_there:make",
+        "num_classes": 5,
+        "image_shape": [3, 4, 4],
+        "config": {"sigma": 0.5, "data": "x", "method_label": "gaussian", "normalize": "none"},
+    }
+    checkpoint.save(tmp_path / "a.pt", content)
+    found = Scaled(nn.Flatten(), nn.Linear(48, 5))
+    assert drf_fast.load_run(tmp_path / "a.pt", found).network is found and found.scale == 3.0
+
+
 @pytest.mark.parametrize("name", ["", "checkpoint.pt"])
 def test_a_run_comes_back_with_its_weights_and_settings(folder, name):
     run = drf_fast.load_run(str(folder / name))

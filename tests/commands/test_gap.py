@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,21 @@ def test_bad_input_is_one_sentence(networks, monkeypatch, capsys, flags, message
     monkeypatch.chdir(networks[0].parent)
     assert main(["gap", *flags, *SETTINGS]) == status
     assert message in capsys.readouterr().err
+
+
+def test_networks_of_other_images_are_not_mixed(networks, tmp_path, capsys):
+    pixels, labels = np.zeros((3, 28, 28), np.uint8), np.arange(3, dtype=np.uint8)
+    for name, values in (("images-idx3", pixels), ("labels-idx1", labels)):
+        header = bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape)
+        (tmp_path / f"t10k-{name}-ubyte").write_bytes(header + values.tobytes())
+    saved = checkpoint.load(networks[1])
+    saved["config"].update(data="mnist", data_dir=str(tmp_path))
+    checkpoint.save(tmp_path / "b.pt", saved)
+    words = ["gap", str(networks[0]), str(tmp_path / "b.pt"), *SETTINGS, "--over", "all"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "other images" in said and "got mnist-mini (test) and mnist (test)" in said
+    assert main([*words, "--data", "mnist-mini"]) == 0
 
 
 def test_a_network_that_is_never_right_is_a_failure(networks, tmp_path, capsys):

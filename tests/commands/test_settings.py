@@ -71,14 +71,16 @@ SETS = {
     "not trained": (  # cuda_graph was missing
         training.NOT_TRAINED,
         f"{CALL} recipe config data_dir out max_steps device certify_images certify_n method_label "
-        "memory_format threads accumulate save_every cuda_graph init catrs_teacher timeout",
+        "left_out memory_format threads accumulate save_every cuda_graph init catrs_teacher "
+        "timeout",
     ),
     "not in a dry run's TOML": (dry_run._NOT_SETTINGS, f"recipe config {CALL}"),
     # resume too: what resumes says so itself
     "not inherited": (arguments._NOT_INHERITED, f"{CALL} max_steps timeout"),
     "one per sweep": (  # dry_run was missing
         grid._FIXED,
-        f"config data data_dir out device max_steps certify_images certify_n seed timeout {CALL}",
+        f"config data data_dir out device max_steps certify_images certify_n seed timeout {CALL} "
+        "accumulate memory_format threads cuda_graph save_every",
     ),
     "same cost": (
         cost._FREE,

@@ -15,7 +15,7 @@ from drf_fast.certification.log import read_log
 from drf_fast.commands.cli import main
 from drf_fast.commands.sweep import cost, grid, plan
 from drf_fast.commands.sweep.run import Clock
-from drf_fast.errors import InputError
+from drf_fast.errors import InputError, RunError
 from drf_fast.report.summary import average_certified_radius
 
 SMALL = [
@@ -179,6 +179,7 @@ def test_a_folder_has_one_sweep_at_a_time(whole, capsys):
         (["--vary", "kappa=0.5"], "expected int, got 0.5"),
         (["--vary", "seed=1"], "--seeds 0,1,2"),
         (["--vary", "data=mnist"], "cannot be varied within a sweep"),
+        (["--vary", "accumulate=1,2"], "cannot be varied within a sweep"),
         (["--vary", "lambda0=1", "--lambda0", "2"], "fixed and varied at once"),
         (["--vary", "lambda0=1,2", "--method", "gaussian"], "would have no effect"),
         (["--vary", "method=gaussian,smoothadv", "--consistency-lam", "2"], "no effect"),
@@ -230,6 +231,19 @@ def test_a_damaged_description_is_refused(tmp_path, content, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_a_description_cannot_name_folders_elsewhere(tmp_path):
+    folder = tmp_path / "run" / "sweep"
+    (folder / "own").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    (folder / "own" / "config.json").write_text("{}")
+    sweep = plan.Sweep(folder, {}, (0,), {}, dict(plan._CERTIFICATION), [])
+    sweep.save()
+    content = json.loads((folder / plan.FILE_NAME).read_text())
+    content["runs"] = ["..", ".", "../..", "own"]
+    (folder / plan.FILE_NAME).write_text(json.dumps(content))
+    assert plan._old_runs(folder) == [folder / "own"]
+
+
 def test_values_of_every_kind():
     texts = ["drf=true,false", "lambda-every=1,epoch", "lr_drops=[0.5],[0.5,0.75]", "form=prox"]
     assert grid.parse_vary(texts) == {
@@ -271,6 +285,21 @@ def test_runs_of_one_cost_are_measured_once():
         keys[run.config.steps].add(cost.cost_key(run.config))
     assert len(runs) == 16 and [len(found) for found in keys.values()] == [1, 1]
     assert keys[1] != keys[2]
+
+
+def test_a_trial_of_catrs_counts_one_vote_of_the_teacher(monkeypatch):
+    tried = []
+
+    def train(config):
+        tried.append((config.method, config.catrs_n))
+        raise RunError("the trial ends here")
+
+    monkeypatch.setattr(cost.loop, "train", train)
+    bases = grid.bases_of(["--recipe", "mnist-catrs"], {})
+    (run,) = grid.expand(bases, {}, (0,), set())
+    sweep = plan.Sweep(Path("s"), {}, (0,), bases, {}, [run])
+    cost.measure(sweep)
+    assert tried == [("catrs", 1)] and run.config.catrs_n == 10_000
 
 
 def test_time_left_follows_what_runs_really_take(monkeypatch):

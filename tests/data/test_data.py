@@ -284,6 +284,19 @@ def test_mnist_is_not_taken_for_fashion_mnist(tmp_path, monkeypatch):
         data.load("fashion-mnist", "test", data_dir=tmp_path, download=False)
 
 
+def test_other_images_of_mnists_size_are_warned_of(tmp_path, monkeypatch, capsys):
+    from drf_fast.data import registry
+
+    write_mnist(tmp_path, packed=True)
+    data.load("mnist", "test", data_dir=tmp_path, download=False)
+    assert capsys.readouterr().err == ""  # a part, or made-up images
+    monkeypatch.setitem(registry._MNIST_SIZES, "test", 11)
+    registry._warn_of_others.cache_clear()
+    for _ in range(2):
+        data.load("mnist", "test", data_dir=tmp_path, download=False)
+    assert capsys.readouterr().err.count("are not the published ones of mnist; files of other") == 1
+
+
 # ---------------------------------------------------------------- download
 
 

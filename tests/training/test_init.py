@@ -140,6 +140,33 @@ def test_a_network_of_ones_own_starts_from_any_file(tmp_path, monkeypatch):
     assert torch.equal(network(torch.rand(2, *SHAPE)), torch.ones(2, 10))
 
 
+def test_a_network_may_have_a_part_called_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    name = f"wrapping_{tmp_path.name}".replace("-", "_")
+    Path(f"{name}.py").write_text(
+        "from torch import nn\n\n\ndef make(num_classes):\n"
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))\n"
+        "    return nn.DataParallel(net)\n"
+    )
+    weights = {"module.1.weight": torch.zeros(10, 784), "module.1.bias": torch.ones(10)}
+    torch.save(weights, "a.pt")
+    network, _ = initial.network(
+        TrainConfig(arch=f"{name}:make", normalize="none", init=Path("a.pt")), 10, SHAPE
+    )
+    assert equal(network.state_dict(), weights)
+
+
+def test_a_first_layer_that_is_only_assumed_is_said(tmp_path, capsys):
+    torch.manual_seed(0)
+    inner = models.build("resnet20", 10, (3, 32, 32)).state_dict()
+    torch.save({f"1.{key}": value for key, value in inner.items()}, tmp_path / "a.pt")
+    config = TrainConfig(arch="resnet20", normalize="cifar10", init=tmp_path / "a.pt")
+    initial.network(config, 10, (3, 32, 32))
+    said = capsys.readouterr().err
+    assert "first layer without its constants: assumed --normalize cifar10" in said
+
+
 @pytest.mark.parametrize("command", ["certify", "predict", "gap"])
 def test_threads_are_set_for_the_command_and_left_as_they_were(
     tmp_path, monkeypatch, capsys, command

@@ -84,6 +84,16 @@ def test_bf16_is_recorded_and_kept_by_a_resumed_run(module, capsys):
     assert "not implemented for 'BFloat16'" in config["left_out"]["bf16"]
     assert capsys.readouterr().err.count("and is trained in fp32") == 1
     assert train(*flags, "--resume", "--max-steps", "2")["left_out"] == config["left_out"]
+    again = train(*flags, "--precision", "bf16", "--resume", "--max-steps", "3")  # the same command
+    assert again["left_out"] == config["left_out"] and again["precision"] == "fp32"
+
+
+@pytest.mark.slow
+def test_a_sweep_of_such_a_network_is_finished(module, capsys):
+    words = ["sweep", "--seeds", "0", *SMALL[:-2], "--memory-format", "contiguous", "--out", "s"]
+    words += ["--certify-images", "2", "--n", "60", "--n0", "20"]
+    assert main([*words, "--arch", f"{module}:NoHalf", "--precision", "bf16"]) == 0
+    assert Path("s/summary.tsv").exists()
 
 
 def test_a_memory_format_is_recorded(module, capsys):
@@ -100,6 +110,9 @@ def test_compilation_is_recorded(module, monkeypatch, capsys):
     config = train("--arch", f"{module}:Picky", *flags)
     assert config["left_out"] == {"compile": "RuntimeError: C++ compile error"}
     assert capsys.readouterr().err.count("is trained uncompiled") == 1
+    monkeypatch.setattr(torch, "compile", None)  # what failed then is not tried again
+    again = train("--arch", f"{module}:Picky", *flags[:-1], "2", "--resume")
+    assert again["left_out"] == config["left_out"]
 
 
 class _Raising(torch.nn.Module):

@@ -197,6 +197,18 @@ def test_a_run_is_trained_certified_and_predicted_with_it(module, capsys):
 
 
 @pytest.mark.slow
+def test_a_sweep_trains_certifies_and_resumes_it(module, capsys):
+    arch = f"{module}:Small"
+    words = ["sweep", *SMALL, "--n", "60", "--n0", "20", "--certify-images", "2", "--out", "s"]
+    assert main([*words, "--seeds", "0", "--arch", arch]) == 0
+    capsys.readouterr()
+    assert main(["sweep", "--resume", "--out", "s", "--seeds", "0,1"]) == 2
+    assert f"repeat --arch {arch}" in capsys.readouterr().err
+    assert main(["sweep", "--resume", "--out", "s", "--seeds", "0,1", "--arch", arch]) == 0
+    assert Path("s/seed=1/certificates.tsv").exists()
+
+
+@pytest.mark.slow
 def test_no_command_imports_what_a_checkpoint_names(module, capsys):
     arch = f"{module}:Small"
     assert train(arch, "--certify-images", "0") == 0

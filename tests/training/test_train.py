@@ -247,6 +247,7 @@ def test_force_replaces_a_run(tmp_path):
         (["--save-every", "0"], "--save-every must lie between 1"),
         (["--threads", "0"], "--threads must lie between 1"),
         (["--dry-run", "--data", "mnist", "--data-dir", "/nowhere"], "/nowhere"),
+        (["--data-dir", "/nowhere"], "no effect with --data mnist-mini"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

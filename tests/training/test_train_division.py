@@ -208,12 +208,41 @@ def test_several_processes_resume_to_the_same_bits(two, tmp_path):
 
 @pytest.mark.slow
 @pytestmark_distributed
+def test_all_processes_start_with_the_weights_of_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("drawn_anew.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef make(num_classes):\n"
+        "    network = nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))\n"
+        "    generator = torch.Generator()\n"
+        "    generator.seed()  # not torch's default generator\n"
+        "    network[1].weight.data.uniform_(-0.1, 0.1, generator=generator)\n"
+        "    return network\n"
+    )
+    done = torchrun(tmp_path, "--arch", "drawn_anew:make", "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    first, second = (metrics(tmp_path / f"rank{rank}.jsonl") for rank in (0, 1))
+    assert [row["weights"] for row in first] == [row["weights"] for row in second]
+
+
+@pytest.mark.slow
+@pytestmark_distributed
 def test_an_error_in_one_process_ends_all(tmp_path):
     started = time.monotonic()
     done = torchrun(tmp_path, FAILING_RANK="1")
     assert done.returncode != 0 and time.monotonic() - started < 150
     assert "this process was told to fail" in done.stderr
     assert state(tmp_path / "run")["step"] == 4  # of the epoch before
+
+
+@pytest.mark.parametrize("name", ["lr", "training images"])
+def test_processes_with_other_settings_or_images_are_refused(tmp_path, capsys, monkeypatch, name):
+    def broadcast(value: Any) -> Any:
+        return {**value, name: "other"} if isinstance(value, dict) and name in value else value
+
+    monkeypatch.setattr(processes, "broadcast", broadcast)
+    assert train(tmp_path / "r") == 2
+    assert f"than process 0: expected the same, got other {name};" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
 
 
 def test_normalising_by_the_batch_is_refused_in_several_processes(tmp_path, capsys, monkeypatch):

@@ -79,6 +79,17 @@ def test_cropped_images_are_the_same_after_a_break(pictures, tmp_path):
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
+@pytest.mark.slow
+def test_a_finished_run_is_certified_where_its_images_are_now(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "before")
+    run_on(tmp_path / "before", tmp_path / "run", "--epochs", "1")
+    (tmp_path / "before").rename(tmp_path / "after")
+    words = ["train", "--out", str(tmp_path / "run"), "--resume", "--certify-images", "2"]
+    words += ["--certify-n", "32", "--data-dir", str(tmp_path / "after")]
+    assert main(words) == 0
+    assert len((tmp_path / "run" / "certificates.tsv").read_text().splitlines()) == 3
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

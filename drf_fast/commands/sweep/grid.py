@@ -19,8 +19,8 @@ from drf_fast.errors import InputError
 
 MOST_RUNS = 10_000
 _LONGEST_NAME = 120  # of a sub-folder; file systems allow 255
-# Fields that name a run or its files, determine where and how fast it runs, or would change the
-# images, so that runs could not be compared.
+# Fields that name a run or its files, determine where and how fast it runs (a report averages such
+# runs as seeds of one training), or would change the images, so that runs could not be compared.
 _FIXED = frozenset(tags.having(TrainConfig, Tag.ONE_PER_SWEEP))
 _SWEEPABLE = [name for name in tags.of(TrainConfig) if name not in _FIXED]
 

@@ -22,7 +22,7 @@ from drf_fast.commands.sweep.grid import Grid, SweepRun
 from drf_fast.config import arguments, training
 from drf_fast.config.certification import check_settings
 from drf_fast.config.options import CertifyConfig, SweepConfig, TrainConfig
-from drf_fast.config.values import to_dict, updated
+from drf_fast.config.values import names_code, to_dict, updated
 from drf_fast.errors import InputError
 from drf_fast.report.shards import missing
 from drf_fast.runtime import processes
@@ -99,6 +99,7 @@ class Sweep:
         return CertifyConfig(
             checkpoint=checkpoint,
             data_dir=config.data_dir,
+            arch=config.arch if names_code(config.arch) else None,
             n=terms["n"],
             n0=terms["n0"],
             alpha=terms["alpha"],
@@ -215,12 +216,25 @@ def _bases(
     if saved is None or config.out is None:
         return grid.bases_of(words, values)
     source = str(config.out / FILE_NAME)
-    then = {recipe: updated(TrainConfig(), base, source) for recipe, base in saved["bases"].items()}
+    then = {recipe: _without_code(base, source) for recipe, base in saved["bases"].items()}
     bases = grid.bases_of(words, values, then)
     for recipe, base in bases.items():
-        if recipe in then:
-            training.refuse_other_settings(base, saved["bases"][recipe], "", config.out)
+        if recipe not in then:
+            continue
+        arch = str(saved["bases"][recipe].get("arch"))
+        if names_code(arch) and base.arch != arch:
+            raise InputError(
+                f"{source} is of a network of your own: expected its --arch on the command line, "
+                f"got {base.arch!r}; to run that code again, repeat --arch {arch}"
+            )
+        training.refuse_other_settings(base, saved["bases"][recipe], "", config.out)
     return bases
+
+
+def _without_code(base: dict[str, Any], source: str) -> TrainConfig:
+    """Settings of a file, without an ``arch`` that names code: only the command line may."""
+    known = {k: v for k, v in base.items() if k != "arch" or not names_code(str(v))}
+    return updated(TrainConfig(), known, source)
 
 
 def _certification(config: SweepConfig, saved: dict[str, Any] | None) -> dict[str, Any]:
@@ -273,7 +287,7 @@ def _old_runs(folder: Path) -> list[Path]:
             "--out"
         )
     names = _check_saved(read_json(path), path)["runs"] if path.exists() else []
-    runs = [folder / name for name in names if Path(name).name == name]
+    runs = [folder / name for name in names if Path(name).name == name != ".."]
     return [run for run in runs if not run.is_symlink() and (run / "config.json").exists()]
 
 
@@ -289,6 +303,7 @@ def finished(sweep: Sweep, run: SweepRun) -> bool:
             return False
         if described.get("checkpoint_sha256") != checkpoint.sha256(network):
             return False
+        recorded = read_json(sweep.folder / run.name / "config.json")
     except InputError:
         return False  # running it again reports the error
     now = json.loads(json.dumps(to_dict(run.config)))
@@ -298,6 +313,7 @@ def finished(sweep: Sweep, run: SweepRun) -> bool:
         isinstance(then, dict)
         and all(
             now[key] in (value, "auto")
+            or (key == "precision" and training.was_left_out(recorded, now[key]))
             for key, value in training.trained(then).items()
             if key in now
         )
