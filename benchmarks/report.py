@@ -1,4 +1,4 @@
-"""Turn the JSON of pytest-benchmark into README's table, and a plot of the same ratios.
+"""Turn the JSON of pytest-benchmark into the table of docs/benchmarks.md, and plot its ratios.
 
     pytest benchmarks/ --benchmark-only --benchmark-json=run.json
     python benchmarks/report.py run.json --plot docs/benchmarks.png --save docs/benchmarks.json

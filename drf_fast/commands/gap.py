@@ -304,7 +304,7 @@ def draw(found: Sequence[Gaps], path: Path, caption: str) -> None:
         heights = np.histogram(values, edges)[0] / (values.size * (edges[1] - edges[0]))
         axes.stairs(heights, edges, fill=True, color=colour, alpha=0.22)
         median = np.quantile(values, 0.5, method="lower")  # a gap of the sample, as in the table
-        label = f"{gaps.name}: mean {values.mean():.2f}, median {median:.2f}"
+        label = f"{style.literal(gaps.name)}: mean {values.mean():.2f}, median {median:.2f}"
         if len(gaps.checkpoints) > 1:
             label += f" ({len(gaps.checkpoints)} networks)"
         x = np.linspace(low, high, _POINTS)

@@ -36,9 +36,11 @@ def draw_cards(cards: Sequence[Card], title: str, path: Path) -> None:
             row, (card.clean, card.noisy, card.adversarial, change), strict=False
         ):
             _image(axes, picture)
-        row[0].set_ylabel(_about(card), rotation=0, ha="right", va="center", fontsize=7.5)
+        row[0].set_ylabel(
+            style.literal(_about(card)), rotation=0, ha="right", va="center", fontsize=7.5
+        )
         row[2].set_xlabel(
-            f"{card.class_name(card.attacked)}, L2 {card.distance:.2f}",
+            style.literal(f"{card.class_name(card.attacked)}, L2 {card.distance:.2f}"),
             fontsize=7.5,
             fontweight="bold" if card.broken else "normal",
         )

@@ -150,7 +150,7 @@ def _step(
 ) -> None:
     x, mean, lowest, highest = values
     colour, dashes = style.colour(i), style.dashes(i)
-    name = label(group) + note
+    name = style.literal(label(group) + note)
     axes.step(x, mean, where=where, color=colour, linestyle=dashes, linewidth=1.6, label=name)
     if band or len(group.logs) > 1:
         axes.fill_between(x, lowest, highest, step=where, color=colour, alpha=0.2, linewidth=0)
@@ -173,7 +173,7 @@ def _under_attack(axes: Axes, i: int, curve: AttackCurve) -> None:
         linewidth=1.2,
         marker="o",
         markersize=4,
-        label=f"{label(curve.group)}, under attack",
+        label=style.literal(f"{label(curve.group)}, under attack"),
     )
     axes.fill_between(
         curve.epsilon,
@@ -202,4 +202,5 @@ def _title(summary: Summary) -> str:
     data = summary.setting("data")
     images = number_of(summary.images, "image") + (f" of {data}" if data else "")
     incomplete = " (incomplete)" if summary.missing else ""
-    return images + incomplete + ("" if n is None or alpha is None else f", n = {n:,}, α = {alpha}")
+    terms = "" if n is None or alpha is None else f", n = {n:,}, α = {alpha}"
+    return style.literal(images + incomplete + terms)

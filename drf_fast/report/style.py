@@ -114,6 +114,11 @@ def grid(
     return drawn, axes.tolist()
 
 
+def literal(text: str) -> str:
+    """A name as Matplotlib shows it unchanged: two dollar signs would make a formula of it."""
+    return text.replace("$", r"\$")
+
+
 def title(axes: Axes, text: str) -> None:
     """Set a small grey title."""
     axes.set_title(text, fontsize=9, color="0.35", loc="left")

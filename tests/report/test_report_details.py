@@ -241,3 +241,10 @@ def test_names_are_no_markup_on_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     run([log_of(tmp_path / "a.tsv", method="[red]mine[/blue]")], details=True)
     assert capsys.readouterr().out.count("[red]mine[/blue]") == 2
+
+
+def test_names_are_no_formulas_in_a_figure(tmp_path):
+    path = log_of(tmp_path / "a.tsv", method=r"$\frac{ours}$")
+    run([path], plot=tmp_path / "a.svg", plot_p=tmp_path / "p.svg")
+    for name in ("a.svg", "p.svg"):
+        assert r"$\frac{ours}$, σ = 0.5" in (tmp_path / name).read_text(encoding="utf-8")
