@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from report_logs import FIRST, SECOND, ours
 
-from drf_fast.certification.log import CertificationLog, Row, read_log, reader
+from drf_fast.certification.log import read_log
 from drf_fast.commands.report import run
 from drf_fast.errors import InputError
 from drf_fast.report import charts, summarize
@@ -44,29 +45,22 @@ a\_b \& c & 0.5 & 1 & \textbf{0.350} & 60.0 & \textbf{60.0} & \textbf{40.0} & 20
 )
 
 
-@pytest.fixture(autouse=True)
-def radii_by_hand(monkeypatch) -> None:
-    """Let the logs below pass though no count gives their radii: the figures can be checked."""
-    monkeypatch.setattr(reader, "refuse_other_certificates", lambda *log: None)
+pytestmark = pytest.mark.usefixtures("radii_by_hand")
 
 
 @pytest.fixture
 def three(tmp_path) -> list[Path]:
-    """Two seeds of one method and a log of another; (label, predict, radius) a row."""
-    first = [(3, 3, 1.0), (1, 1, 0.5), (2, 5, 0.75), (4, -1, 0.0), (0, 0, 0.25)]
-    second = [(3, 3, 0.7625), (1, -1, 0.0), (2, 2, 0.125), (4, -1, 0.0), (0, 0, 0.0)]
-    config = {"sigma": 0.5, "n": 1000, "alpha": 0.001, "budget": "fixed", "data": "mnist-mini"}
-    paths = []
-    for name, method, rows in [
-        ("a.tsv", "gaussian", first),
-        ("b.tsv", "gaussian", second),
-        ("c.tsv", "a_b & c", first),
-    ]:
-        paths.append(tmp_path / name)
-        with CertificationLog.create(paths[-1], config | {"method": method}) as log:
-            for idx, (label, predict, radius) in enumerate(rows):
-                log.append(Row(idx, label, predict, radius, 1.0, 900, 1000, 0.5))
-    return paths
+    """Two seeds of one method and a log of another."""
+    # Without split and fingerprint: the caption names neither.
+    unnamed = {"n0": None, "split": None, "fingerprint": None}
+    return [
+        ours(tmp_path / name, rows, method=method, **unnamed)
+        for name, method, rows in (
+            ("a.tsv", "gaussian", FIRST),
+            ("b.tsv", "gaussian", SECOND),
+            ("c.tsv", "a_b & c", FIRST),
+        )
+    ]
 
 
 def test_the_table_is_aligned_text_where_there_is_no_terminal(three, capsys):

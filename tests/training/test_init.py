@@ -124,35 +124,35 @@ def test_weights_behind_another_first_layer_are_refused(tmp_path, there, asked):
         initial.network(config, 10, shape)
 
 
-def test_a_network_of_ones_own_starts_from_any_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def own_network(folder, monkeypatch, returned: str) -> str:
+    """The --arch of a module in ``folder``, the working folder, whose factory returns that."""
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-    name = f"init_{tmp_path.name}".replace("-", "_")
+    name = f"init_{folder.name}".replace("-", "_")
     Path(f"{name}.py").write_text(
         "from torch import nn\n\n\ndef make(num_classes):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))\n"
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))\n"
+        f"    return {returned}\n"
     )
+    return f"{name}:make"
+
+
+def test_a_network_of_ones_own_starts_from_any_file(tmp_path, monkeypatch):
+    arch = own_network(tmp_path, monkeypatch, "net")
     torch.save({"net": {"module.1.weight": torch.zeros(10, 784), "module.1.bias": torch.ones(10)}},
                "a.pt")  # fmt: skip
     network, _ = initial.network(
-        TrainConfig(arch=f"{name}:make", normalize="none", init=Path("a.pt")), 10, SHAPE
+        TrainConfig(arch=arch, normalize="none", init=Path("a.pt")), 10, SHAPE
     )
     assert torch.equal(network(torch.rand(2, *SHAPE)), torch.ones(2, 10))
 
 
 def test_a_network_may_have_a_part_called_module(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-    name = f"wrapping_{tmp_path.name}".replace("-", "_")
-    Path(f"{name}.py").write_text(
-        "from torch import nn\n\n\ndef make(num_classes):\n"
-        "    net = nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))\n"
-        "    return nn.DataParallel(net)\n"
-    )
+    arch = own_network(tmp_path, monkeypatch, "nn.DataParallel(net)")
     weights = {"module.1.weight": torch.zeros(10, 784), "module.1.bias": torch.ones(10)}
     torch.save(weights, "a.pt")
     network, _ = initial.network(
-        TrainConfig(arch=f"{name}:make", normalize="none", init=Path("a.pt")), 10, SHAPE
+        TrainConfig(arch=arch, normalize="none", init=Path("a.pt")), 10, SHAPE
     )
     assert equal(network.state_dict(), weights)
 

@@ -1,0 +1,185 @@
+"""The report: what it refuses to mix or to read, and what it still averages."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from report_logs import CONFIG, FIRST, field, ours, summary_of
+
+from drf_fast.certification.log import read_log
+from drf_fast.commands.report import run
+from drf_fast.errors import InputError
+from drf_fast.report import summarize
+from drf_fast.report.groups import group_logs, largest_radius
+from drf_fast.report.tables import caption
+
+pytestmark = pytest.mark.usefixtures("radii_by_hand")
+
+
+@pytest.mark.parametrize(
+    ("change", "values"),
+    [
+        ({"n": 2000}, ["n = 1000", "n = 2000"]),
+        ({"alpha": 0.01}, ["alpha = 0.001", "alpha = 0.01"]),
+        ({"budget": "anytime"}, ["budget = fixed", "budget = anytime"]),
+        ({"data": "mnist"}, ["data = mnist-mini", "data = mnist"]),
+        ({"split": "train"}, ["split = test", "split = train"]),
+        ({"fingerprint": "bb"}, ["fingerprint = aa", "fingerprint = bb"]),
+        ({"n0": 10}, ["n0 = 100", "n0 = 10"]),
+    ],
+)
+@pytest.mark.parametrize("method", ["gaussian", "macer"], ids=["one group", "two groups"])
+def test_different_settings_are_not_compared(tmp_path, change, values, method):
+    a = ours(tmp_path / "a.tsv")
+    b = ours(tmp_path / "b.tsv", method=method, **change)
+    with pytest.raises(InputError) as caught:
+        summary_of(a, b)
+    for part in [str(a), str(b), *values]:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["gaussian", "macer"], ids=["one group", "two groups"])
+def test_different_ways_to_stop_are_not_compared(tmp_path, method):
+    a = ours(tmp_path / "a.tsv", budget="anytime", radius=0.5)
+    b = ours(tmp_path / "b.tsv", budget="anytime", tolerance=0.05, method=method)
+    with pytest.raises(InputError, match="radius"):
+        summary_of(a, b)
+    c = ours(tmp_path / "c.tsv", budget="anytime", radius=0.5, method="macer")
+    assert len(summary_of(a, c).groups) == 2
+
+
+def test_different_sigmas_are_different_groups(tmp_path):
+    summary = summary_of(ours(tmp_path / "a.tsv"), ours(tmp_path / "b.tsv", sigma=1.0))
+    assert [entry.group.sigma for entry in summary.groups] == [0.5, 1.0]
+
+
+def test_known_and_unknown_settings_stand_side_by_side(tmp_path):
+    known = ours(tmp_path / "a.tsv")
+    for name, row in (("gaussian", "gaussian_sigma0.50"), ("macer", "macer")):
+        summary = summary_of(known, field(tmp_path / f"{name}_sigma0.50_1.tsv"))
+        assert [entry.group.method for entry in summary.groups] == ["gaussian", row]
+        assert "where they are known" in caption(summary)
+
+
+def test_known_and_unknown_settings_are_not_averaged_under_one_name(tmp_path):
+    logs = [read_log(ours(tmp_path / "a.tsv")), read_log(field(tmp_path / "b_sigma0.50.tsv"))]
+    with pytest.raises(InputError, match="cannot average .*its n and alpha are unknown"):
+        summarize([dataclasses.replace(log, name="mine") for log in logs])
+
+
+def test_a_setting_missing_from_one_of_two_seeds_is_refused(tmp_path):
+    logs = [ours(tmp_path / "a.tsv"), ours(tmp_path / "b.tsv", budget=None)]
+    with pytest.raises(InputError, match="expected budget in both configurations"):
+        summary_of(*logs)
+    trained = ours(tmp_path / "c.tsv", training={"lambda0": 1.0})
+    with pytest.raises(InputError, match="expected training in both configurations"):
+        summary_of(logs[0], trained)
+
+
+def test_different_trainings_are_not_averaged_but_named_by_their_difference(tmp_path):
+    training = {"seed": 1, "lambda0": 1.0, "kappa": 100}
+    a = ours(tmp_path / "a.tsv", training=training)
+    ours(tmp_path / "b.tsv", training=training | {"seed": 2})
+    ours(tmp_path / "c.tsv", training=training | {"lambda0": 2.0})
+    ours(tmp_path / "d.tsv", sigma=1.0, training=training | {"lambda0": 2.0})
+    (together,) = summary_of(a, tmp_path / "b.tsv").groups
+    assert len(together.acr) == 2 and together.group.name == "gaussian"
+    apart = summary_of(*(tmp_path / f"{name}.tsv" for name in "abcd")).groups
+    named = [(entry.group.name, len(entry.acr)) for entry in apart]
+    assert named == [("gaussian lambda0=1.0", 2), ("gaussian lambda0=2.0", 1), ("gaussian", 1)]
+
+
+def test_a_setting_that_one_log_does_not_know_and_the_other_does_not_use_makes_no_difference(
+    tmp_path,
+):
+    older = {"seed": 1, "kappa": 100}
+    a = ours(tmp_path / "a.tsv", training=older)
+    b = ours(tmp_path / "b.tsv", training=older | {"seed": 2, "tau": None})
+    (together,) = summary_of(a, b).groups
+    assert len(together.acr) == 2 and together.group.name == "gaussian"
+    c = ours(tmp_path / "c.tsv", training=older | {"seed": 2, "tau": 0.5})
+    assert len(summary_of(a, c).groups) == 2
+
+
+@pytest.mark.parametrize(
+    ("certificates", "first_idx", "message"),
+    [
+        (FIRST[:4], 0, r"5 images from 0 to 4\) with .*4 images from 0 to 3"),
+        (FIRST, 5, r"5 images from 0 to 4\) with .*5 images from 5 to 9"),
+        (
+            [(9, 3, 1.0), *FIRST[1:]],
+            0,
+            "expected one data set, got label 3 and label 9 for image 0",
+        ),
+    ],
+)
+@pytest.mark.parametrize("method", ["gaussian", "macer"], ids=["one group", "two groups"])
+def test_different_images_are_not_compared(tmp_path, certificates, first_idx, message, method):
+    a = ours(tmp_path / "a.tsv")
+    b = ours(tmp_path / "b.tsv", certificates, first_idx, method=method)
+    with pytest.raises(InputError, match=message):
+        summary_of(a, b)
+
+
+def test_a_log_given_twice_does_not_count_as_two_seeds(tmp_path):
+    a = ours(tmp_path / "a.tsv")
+    with pytest.raises(InputError, match="given twice"):
+        summary_of(a, tmp_path / "." / "a.tsv")
+
+
+def test_a_copy_of_a_log_does_not_count_as_another_seed(tmp_path):
+    logs = [ours(tmp_path / f"{name}.tsv", checkpoint_sha256="abc") for name in "ab"]
+    with pytest.raises(InputError, match="expected two networks, got one"):
+        summary_of(*logs)
+
+
+def test_radii_beyond_what_n_and_alpha_allow_are_refused(tmp_path):
+    cap = largest_radius(0.5, 1000, 0.001)
+    assert summary_of(ours(tmp_path / "a.tsv", [(1, 1, cap)])).images == 1
+    with pytest.raises(InputError, match=r"b\.tsv does not fit b\.json: expected radii of at most"):
+        summary_of(ours(tmp_path / "b.tsv", [(1, 1, cap * 1.001)]))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"sigma": value} for value in ("half", True, [0.5], 1e-300)),
+        *({"alpha": value} for value in (1.0, 5e-324, -0.5)),
+        *({"n": value} for value in (-5, 10**400)),
+    ],
+)
+def test_a_configuration_that_is_no_number_is_refused(tmp_path, wrong):
+    path = ours(tmp_path / "a.tsv")
+    (tmp_path / "a.json").write_text(json.dumps(CONFIG | {"budget": "anytime"} | wrong))
+    with pytest.raises(InputError, match=r"a\.json: expected \w+ to be a number"):
+        summary_of(path)
+
+
+def test_no_log_and_an_unknown_format_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no log to report"):
+        run([])
+    with pytest.raises(InputError, match="unknown format 'html': expected one of table, markdown"):
+        run([ours(tmp_path / "a.tsv")], format="html")
+
+
+def test_a_malformed_log_is_refused(tmp_path):
+    path = field(tmp_path / "a.tsv")
+    path.write_text(path.read_text() + "torn")
+    with pytest.raises(InputError, match="line 7 is malformed"):
+        run([path])
+
+
+def test_seeds_that_differ_only_in_how_they_were_computed_are_one_method(tmp_path):
+    """Logs of before recorded cuda_graph, which is no part of what is trained."""
+    logs = []
+    for seed, more in enumerate([{"cuda_graph": True}, {"cuda_graph": False}, {}]):
+        path = tmp_path / f"{seed}.tsv"
+        path.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t0:00:01\n")
+        recorded = {"method": "gaussian", "sigma": 0.5, "n": 100, "alpha": 0.001, "n0": 10}
+        training = {"lr": 0.1, "seed": seed, **more}
+        path.with_suffix(".json").write_text(json.dumps({**recorded, "training": training}))
+        logs.append(path)
+    groups = group_logs([read_log(path) for path in logs])
+    assert [len(group.logs) for group in groups] == [3]
