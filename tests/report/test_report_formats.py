@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_logs import FIRST, SECOND, ours
@@ -52,7 +53,7 @@ pytestmark = pytest.mark.usefixtures("radii_by_hand")
 def three(tmp_path) -> list[Path]:
     """Two seeds of one method and a log of another."""
     # Without split and fingerprint: the caption names neither.
-    unnamed = {"n0": None, "split": None, "fingerprint": None}
+    unnamed: dict[str, Any] = {"n0": None, "split": None, "fingerprint": None}
     return [
         ours(tmp_path / name, rows, method=method, **unnamed)
         for name, method, rows in (
