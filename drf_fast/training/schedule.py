@@ -9,9 +9,10 @@ from drf_fast.training.methods.common import MethodOptions
 
 
 def drops(config: TrainConfig, epoch: int) -> int:
-    """The number of times that the learning rate has been divided by 10."""
+    """The number of times that the learning rate has been divided by 10, 0 in the first epoch."""
     shifted = epoch - config.late_drop
-    return sum(shifted >= round(drop * config.epochs) for drop in config.lr_drops)
+    first = [max(1, round(drop * config.epochs)) for drop in config.lr_drops]
+    return sum(shifted >= dropped for dropped in first)
 
 
 def learning_rate(config: TrainConfig, epoch: int) -> float:

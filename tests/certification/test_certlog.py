@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from written import CONFIG, FIELD, OURS, row, write_log
 
-from drf_fast.certification.log import CertificationLog, format_row, read_log, sidecar
+from drf_fast.certification.log import CertificationLog, format_row, read_log, sidecar, writer
 from drf_fast.errors import InputError
 
 # ---------------------------------------------------------------- one line
@@ -168,6 +168,21 @@ def test_force_leaves_a_log_alone_that_is_being_written(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a pipe")
+def test_a_log_that_another_process_begins_meanwhile_keeps_its_settings(tmp_path, monkeypatch):
+    path = tmp_path / "a.tsv"
+
+    def lock_second(at):
+        monkeypatch.undo()
+        CertificationLog.create(path, CONFIG | {"seed": 1}).close()
+        return writer.lock(at)
+
+    monkeypatch.setattr(writer, "lock", lock_second)
+    with pytest.raises(InputError, match=r"a\.tsv exists"):
+        CertificationLog.create(path, CONFIG | {"seed": 2})
+    assert json.loads(sidecar(path).read_text())["seed"] == 1
+    CertificationLog.create(path, CONFIG | {"seed": 3}, force=True).close()  # nothing stays locked
+
+
 def test_what_is_no_file_is_never_replaced(tmp_path):
     pipe = tmp_path / "a.tsv"
     os.mkfifo(pipe)

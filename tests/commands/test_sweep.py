@@ -302,6 +302,15 @@ def test_a_trial_of_catrs_counts_one_vote_of_the_teacher(monkeypatch):
     assert tried == [("catrs", 1)] and run.config.catrs_n == 10_000
 
 
+def test_the_predicted_time_of_catrs_counts_the_votes_of_its_teacher():
+    bases = grid.bases_of(["--recipe", "mnist-catrs", "--epochs", "2"], {})
+    (run,) = grid.expand(bases, {}, (0,), set())
+    found = {"step_seconds": 0.25, "epoch_steps": 8, "vote_seconds": 0.5}
+    found |= {"epoch_seconds": 3.0, "certify_seconds": 5.0}
+    sweep = plan.Sweep(Path("s"), {}, (0,), bases, {}, [run], {cost.cost_key(run.config): found})
+    assert cost.seconds(sweep, run.config) == 10_000 * 0.5 + 2 * (8 * 0.25 + 3) + 5
+
+
 def test_time_left_follows_what_runs_really_take(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])

@@ -16,6 +16,8 @@ def test_the_learning_rate_drops_in_time_or_one_epoch_late():
     late = TrainConfig(epochs=9, lr=1.0, lr_drops=(1 / 3, 2 / 3), late_drop=True)
     rates = [schedule.learning_rate(late, epoch) for epoch in range(9)]
     assert rates == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+    short = TrainConfig(epochs=1, lr=1.0, lr_drops=(1 / 3, 2 / 3))
+    assert schedule.learning_rate(short, 0) == 1.0
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -111,8 +111,8 @@ class CertificationLog:
             force: replace a log that exists.
 
         Raises:
-            InputError: the log or its sidecar exists, the folder cannot be written, or, with
-                ``force``, another process is writing the log.
+            InputError: the log or its sidecar exists, the folder cannot be written, or another
+                process is writing the log.
             OSError: the disk is full.
         """
         path = Path(path)
@@ -121,8 +121,10 @@ class CertificationLog:
             refuse_existing(path)
         refuse_other_files(path)
         config = plain(config)
-        guard = lock(path) if force else None  # before a log that is being written is removed
+        guard = lock(path)  # before a log that is being written is removed
         try:
+            if not force:
+                refuse_existing(path)  # once more: another process may have begun it meanwhile
             # The old log is removed before the new sidecar is written, so that an interruption
             # never leaves rows beside the configuration of another run.
             with explained(path):
@@ -131,8 +133,7 @@ class CertificationLog:
             write_json(sidecar(path), config)
             return cls._open(path, set(), guard)
         except BaseException:
-            if guard is not None:
-                unlock(guard)
+            unlock(guard)
             raise
 
     @classmethod

@@ -29,7 +29,8 @@ from drf_fast.config.training import steps_of_an_epoch
 from drf_fast.config.values import to_dict
 from drf_fast.errors import InputError, RunError
 from drf_fast.runtime.progress import say
-from drf_fast.training import loop
+from drf_fast.training import loop, teacher
+from drf_fast.training.prepare import prepare
 
 # Settings that do not change the cost of a step. Others, new ones for example, do.
 _FREE = frozenset(
@@ -40,7 +41,7 @@ _FREE = frozenset(
 )  # fmt: skip
 _ENOUGH_SECONDS, _MORE_STEPS = 0.5, 10
 _KEYS = {"memory_format", "certify_memory_format", "batch_size", "step_seconds", "epoch_steps",
-         "epoch_seconds", "certify_seconds"}  # fmt: skip
+         "vote_seconds", "epoch_seconds", "certify_seconds"}  # fmt: skip
 
 
 def measure(sweep: Sweep) -> None:
@@ -79,9 +80,8 @@ def seconds(sweep: Sweep, config: TrainConfig) -> float | None:
     if config.max_steps is not None:
         steps = min(steps, config.max_steps)
     epochs = steps / found["epoch_steps"]
-    return (
-        steps * found["step_seconds"] + epochs * found["epoch_seconds"] + found["certify_seconds"]
-    )
+    training = steps * found["step_seconds"] + epochs * found["epoch_seconds"]
+    return config.catrs_n * found["vote_seconds"] + training + found["certify_seconds"]
 
 
 def with_measured(sweep: Sweep, config: TrainConfig) -> TrainConfig:
@@ -102,6 +102,7 @@ def _try(sweep: Sweep, config: TrainConfig) -> dict[str, Any]:
         saved = checkpoint.load(first / checkpoint.FILE_NAME)
         config = dataclasses.replace(config, memory_format=saved["config"]["memory_format"])
         step_seconds = _step_seconds(config, Path(folder))
+        vote_seconds = teacher.attach_placeholder(prepare(config, Path(folder, "votes")))
         images = len(data.load(config.data, "train", data_dir=config.data_dir))
         images = min(images, config.train_images or images)
         test_images = len(data.load(config.data, "test", data_dir=config.data_dir))
@@ -111,6 +112,7 @@ def _try(sweep: Sweep, config: TrainConfig) -> dict[str, Any]:
         "certify_memory_format": loaded.memory_format,
         "batch_size": loaded.batch_size,
         "step_seconds": step_seconds,
+        "vote_seconds": vote_seconds,
         "epoch_steps": steps_of_an_epoch(config, images),
         "epoch_seconds": test_images / planned.rows_per_second,
         "certify_seconds": planned.seconds,
