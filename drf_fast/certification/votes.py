@@ -43,8 +43,7 @@ def _one_at_a_time(method: _Method) -> _Method:
 class NoisyVotes:
     """Counts the classes that a network predicts for noisy copies of images.
 
-    Threads wait for each other: they would share the memory that a CUDA graph reads and writes, and
-    the first to finish would put a network back into training mode.
+    Threads wait for each other: they would share the memory that a CUDA graph reads and writes.
 
     Args:
         network: runs the forward passes.

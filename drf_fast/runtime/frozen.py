@@ -3,37 +3,65 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+_LOCK = threading.Lock()
+_BLOCKS: Counter[int] = Counter()  # blocks that hold a module or parameter, by its id
 
 
 @contextlib.contextmanager
 def frozen(model: Any) -> Iterator[None]:
     """Put ``model`` into eval mode with frozen parameters; restore every module and parameter.
 
-    With frozen parameters a backward pass to the input computes no weight gradients. A callable
-    that is no ``nn.Module`` is left as it is.
+    With frozen parameters a backward pass to the input computes no weight gradients. Blocks may
+    overlap, in several threads too: the last one to end restores. A callable that is no
+    ``nn.Module`` is left as it is.
     """
     if not isinstance(model, nn.Module):
         yield
-        return
-    training = [module for module in model.modules() if module.training]
-    # A compiled graph computes the requested gradients only, so freezing would save nothing.
-    trainable = [
-        parameter
-        for parameter in model.parameters()
-        if parameter.requires_grad and not torch.compiler.is_dynamo_compiling()
-    ]
-    model.eval()
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for module in training:
-            module.training = True
+    elif torch.compiler.is_dynamo_compiling():
+        # A compiled graph computes the requested gradients only, so freezing would save nothing.
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+    else:
+        with _LOCK:
+            modules = _held(model.modules(), "training")
+            parameters = _held(model.parameters(), "requires_grad")
+        try:
+            model.eval()
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            with _LOCK:
+                for module in _released(modules):
+                    module.training = True
+                for parameter in _released(parameters):
+                    parameter.requires_grad_(True)
+
+
+def _held(owners: Iterable[Any], flag: str) -> list[Any]:
+    """The owners whose ``flag`` is to be restored, by this block or by one around or beside it."""
+    held = [owner for owner in owners if getattr(owner, flag) or _BLOCKS[id(owner)]]
+    _BLOCKS.update(map(id, held))
+    return held
+
+
+def _released(owners: list[Any]) -> list[Any]:
+    """The owners that no other block holds."""
+    _BLOCKS.subtract(map(id, owners))
+    free = [owner for owner in owners if not _BLOCKS[id(owner)]]
+    for owner in free:
+        del _BLOCKS[id(owner)]
+    return free

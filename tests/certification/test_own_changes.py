@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -146,3 +147,36 @@ def test_threads_that_share_a_classifier_wait_for_each_other():
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: counts(smoothed), range(4)))
     assert most == [1] and all(torch.equal(one, expected) for one in found)
+
+
+def test_a_classifier_leaves_the_network_in_eval_mode_for_another_one_that_still_runs_it():
+    begun, joined = threading.Event(), threading.Event()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(36, 4)  # nothing to fuse: no copy
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self is net:  # and no copy that is made to find its form
+                wait()
+                modes.add((self.training, self.last.weight.requires_grad))
+            return self.last(x.flatten(1))
+
+    def wait() -> None:
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            assert joined.wait(60)
+        elif not joined.is_set():
+            joined.set()
+            results.append(first.result(60))
+
+    modes: set[tuple[bool, bool]] = set()
+    results: list[torch.Tensor] = []
+    net = Net().train()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(counts, classifier(net, "fp32"))
+        assert begun.wait(60)
+        results.append(counts(classifier(net, "fp32")))  # begins after the first, ends after it
+    assert torch.equal(*results) and modes == {(False, False)}
+    assert net.training and net.last.training and net.last.weight.requires_grad
