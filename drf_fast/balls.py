@@ -171,7 +171,9 @@ class SoftBall:
             ValueError: the state belongs to another kappa, lacks an entry or holds impossible
                 values.
         """
-        lam, window, updates = (state.get(name) for name in ("lam", "window", "updates"))
+        names = ("lam", "window", "updates")
+        values = state if isinstance(state, dict) else {}
+        lam, window, updates = (values.get(name) for name in names)
         if not (
             _is_float64(lam, ())
             and bool(lam.isfinite() & (lam >= 0))

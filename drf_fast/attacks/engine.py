@@ -18,6 +18,7 @@ from drf_fast.attacks.log import AttackLog, AttackRow
 from drf_fast.attacks.search import Search, worst
 from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.data.dataset import Dataset
+from drf_fast.runtime import machine
 from drf_fast.runtime.progress import Tracker
 
 _RANKING = 256  # noisy copies by which the candidates of an image are ranked
@@ -90,12 +91,14 @@ def run(work: Work, log: AttackLog) -> None:
         for group in unfinished:
             start, found = time.perf_counter(), []
             labels = work.images.labels[list(group)]
-            for one in adversarial(work, group):
-                found.append(one)
-                hits = (one.clean == labels) & (one.predict == labels)
-                right[one.epsilon][0] += int(hits.sum())
-                right[one.epsilon][1] += len(group)
-                tracker.advance(len(group), _note(right, time.perf_counter() - began))
+            rows = len(group) * work.search.num_samples
+            with machine.memory_for(rows, work.images.image_shape, "--num-samples"):
+                for one in adversarial(work, group):
+                    found.append(one)
+                    hits = (one.clean == labels) & (one.predict == labels)
+                    right[one.epsilon][0] += int(hits.sum())
+                    right[one.epsilon][1] += len(group)
+                    tracker.advance(len(group), _note(right, time.perf_counter() - began))
             seconds = (time.perf_counter() - start) / len(group) / len(work.epsilons)
             for i, index in enumerate(group):
                 if index not in log.done:

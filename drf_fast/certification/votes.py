@@ -18,7 +18,7 @@ from drf_fast import functional
 from drf_fast.certification.network import RunNetwork
 from drf_fast.certification.noise import GaussianNoise, RowTest, check_rows, rows_to_test
 from drf_fast.certification.passes import Passes, Votes
-from drf_fast.runtime import processes
+from drf_fast.runtime import machine, processes
 from drf_fast.runtime.memory import is_out_of_memory
 
 _BATCH_SIZES = {"cpu": (64, 128, 256, 512), "cuda": (512, 1024, 2048, 4096, 8192, 16384)}
@@ -105,7 +105,8 @@ class NoisyVotes:
         memory = self.network.memory()
         # The row test runs without a graph, and inside one a library may choose other code.
         graph_key = None if memory is None or for_bound else (stream, size, memory)
-        with self.network.frozen_base():
+        enough = machine.memory_for(min(size, num * len(x)), tuple(x.shape[1:]), "--batch-size")
+        with self.network.frozen_base(), enough:
             for first in range(0, x.shape[0], images_per_pass):
                 part = slice(first, first + images_per_pass)
                 start = torch.zeros((), dtype=torch.int64, device=x.device)

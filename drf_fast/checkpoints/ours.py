@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,14 @@ _EXTRA_STATE = "_extra_state"  # end of the key of what ``nn.Module.get_extra_st
 _KEYS = {"format", "model", "arch", "num_classes", "image_shape", "config"}
 
 
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
 _PARTS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "arch": lambda c: isinstance(c["arch"], str),
     "num_classes": lambda c: isinstance(c["num_classes"], int) and c["num_classes"] >= 2,
@@ -49,6 +58,7 @@ _PARTS: dict[str, Callable[[dict[str, Any]], bool]] = {
         and 0 < c["config"]["sigma"] < math.inf
         and isinstance(c["config"].get("data"), str)
         and isinstance(c["config"].get("method_label"), str)
+        and _is_json(c["config"])
     ),
 }
 
@@ -98,7 +108,7 @@ def load_any(path: Path, arch: str | None = None, normalize: str | None = None) 
     """
     content, digest = tensorfile.read(path)
     code = arch is not None and names_code(arch)
-    if not isinstance(content, dict) or "format" not in content:
+    if not _is_ours(content):
         if code:
             return {**pending(content, str(arch), normalize), "sha256": digest}
         return {**foreign.convert(content, path, arch, normalize=normalize), "sha256": digest}
@@ -112,6 +122,13 @@ def load_any(path: Path, arch: str | None = None, normalize: str | None = None) 
             "and no --normalize, got one; leave the flag out"
         )
     return saved
+
+
+def _is_ours(content: Any) -> bool:
+    """Whether a file's content is a checkpoint of ours, perhaps damaged in its mark."""
+    return isinstance(content, dict) and (
+        "format" in content or content.keys() >= _KEYS - {"format"}
+    )
 
 
 def pending(

@@ -22,7 +22,10 @@ from typing import Any
 
 import drf_fast
 
-_PACKAGES = ("torch", "torchvision", "triton", "numpy", "scipy", "tyro", "rich", "tensorboard")
+_OPTIONAL = ("triton",)
+_WITHOUT_METADATA = ("torch", "torchvision", "numpy", "scipy", "tyro", "rich")
+_REQUIREMENT = re.compile(r"[\w.-]+")
+_OLDER_PYTHON = "python_version <"  # in a requirement that this Python's own library fulfils
 _VARIABLES = re.compile(r"(DRF_FAST|TRITON|OMP|KMP|MKL|CUDA)_|(CUDA_HOME|CXX)$")
 _ISA_FLAGS = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_bf16"),
@@ -43,14 +46,34 @@ def _guarded(read: Callable[[], Any]) -> Any:
         return f"error: {type(error).__name__}: {error}"
 
 
+def _required() -> list[str]:
+    """The packages that drf_fast's metadata requires on this Python."""
+    try:
+        listed = importlib.metadata.requires("drf-fast") or []
+    except importlib.metadata.PackageNotFoundError:  # a source tree that was never installed
+        return list(_WITHOUT_METADATA)
+    skipped = ("extra ==", *([_OLDER_PYTHON] if sys.version_info >= (3, 11) else []))
+    return [
+        found[0]
+        for requirement in listed
+        if not any(word in requirement for word in skipped)
+        and (found := _REQUIREMENT.match(requirement))
+    ]
+
+
 def _versions() -> dict[str, str]:
     versions = {"drf_fast": drf_fast.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_required(), *_OPTIONAL):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
+
+
+def _missing() -> list[str]:
+    versions = _versions()
+    return [package for package in _required() if versions[package] == "not installed"]
 
 
 def _cpu() -> dict[str, Any]:
@@ -156,6 +179,7 @@ def collect() -> Report:
     return {
         "usable": works is True,
         "problem": works if isinstance(works, str) else None,
+        "missing": _guarded(_missing),
         "versions": _guarded(_versions),
         "platform": {
             "system": platform.platform(),
@@ -190,7 +214,7 @@ def _shown(value: Any) -> str:
 def _sections(report: Report) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """Each section as (title, rows), without absent entries."""
     for title, content in report.items():
-        if title in ("usable", "problem"):
+        if title in ("usable", "problem", "missing"):
             continue
         if not isinstance(content, dict):
             yield title, [("", _shown(content))]
@@ -205,11 +229,14 @@ def _sections(report: Report) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 def _verdict(report: Report) -> str:
     if not report["usable"]:
         return f"not usable: {report['problem'] or 'a bound came out wrong'}; reinstall drf_fast"
-    extensions = report["extensions"]
+    extensions, missing = report["extensions"], report["missing"]
     core = extensions.get("drf_fast._C", {}) if isinstance(extensions, dict) else {}
-    if core.get("usable"):
-        return "usable, with the C++ core"
-    return f"usable on the reference backend, slower: {core.get('why not') or extensions}"
+    found = "usable, with the C++ core"
+    if not core.get("usable"):
+        found = f"usable on the reference backend, slower: {core.get('why not') or extensions}"
+    if missing and isinstance(missing, list):
+        found += f"; required packages are missing: pip install {' '.join(missing)}"
+    return found
 
 
 def render(report: Report) -> str:

@@ -160,7 +160,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: unreadable, or not TOML.
     """
     try:
-        return tomllib.loads(read_regular(path, _MOST_TOML).decode("utf-8"))
+        return tomllib.loads(read_regular(path, _MOST_TOML).decode("utf-8-sig"))
     except InputError:  # a ValueError, too
         raise
     except OSError as error:

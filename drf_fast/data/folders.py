@@ -36,7 +36,9 @@ _TEST_NAMES = {
     "imagenet": (*_VALIDATION, "test", "testing"),
 }
 _TRAIN_NAMES = ("train", "training")
-_SPLIT_WORD = re.compile(r"(.*[^a-z])?(train|test|val|valid|validation|training|testing)([^a-z]|$)")
+_SPLIT_WORD = re.compile(
+    r"(.*[^a-z])?(train|test|val|valid|validation|training|testing)(s|sets?|data|images)?([^a-z]|$)"
+)
 NAMES: tuple[str, ...] = tuple(_TEST_NAMES)
 _TEST_EVERY = 5
 _MAX_BYTES_IN_MEMORY = 2 * 2**30  # bytes of pixels

@@ -140,7 +140,7 @@ def read_json(path: str | Path) -> Any:
         InputError: the file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(read_regular(path, MOST_TEXT).decode("utf-8"))
+        return json.loads(read_regular(path, MOST_TEXT).decode("utf-8-sig"))
     except InputError:  # is a ValueError
         raise
     except OSError as error:

@@ -109,6 +109,26 @@ def place(
     return Placed(network, memory_format, failures)
 
 
+@contextlib.contextmanager
+def memory_for(rows: int, image_shape: tuple[int, ...], remedy: str) -> Iterator[None]:
+    """Report lack of memory inside the block, for passes of ``rows`` rows, in one sentence.
+
+    Raises:
+        RunError: out of memory.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"expected memory for a pass of {rows:,} rows {image_shape} through the network, got "
+            f"{one_line(error, 160)}; lower {remedy}"
+        ) from error
+
+
 def lack_of_memory(error: BaseException, rows: int, image_shape: tuple[int, ...]) -> RunError:
     """The error to raise where a forward and a backward pass of ``rows`` rows ran out of memory."""
     return RunError(

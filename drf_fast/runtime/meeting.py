@@ -130,7 +130,7 @@ class Meeting:
                     last_seen[rank], since[rank] = heartbeat, now
             silent = [rank for rank in missing if now - since[rank] > self.timeout]
             if silent:
-                raise RunError(self._timeout_message(silent))
+                raise RunError(self._silent_message(silent, f" within {self.timeout:g} s"))
             time.sleep(_POLL_INTERVAL if now < min(since.values()) + 1 else 0.5)
 
     def explain(self, error: BaseException) -> RunError:
@@ -147,17 +147,19 @@ class Meeting:
         except RunError as reason:
             return reason
         if silent:
-            return RunError(self._timeout_message(silent))
+            return RunError(
+                self._silent_message(silent)
+            )  # a killed one is noticed before the time-out
         return RunError(
             f"process {self.rank} of {self.size}: a collective operation failed, expected all "
             f"processes to take part, got {' '.join(str(error).split())[:120]}; go on with --resume"
         )
 
-    def _timeout_message(self, ranks: list[int]) -> str:
+    def _silent_message(self, ranks: list[int], within: str = "") -> str:
         return (
-            f"process {self.rank} of {self.size}: expected an answer of all processes within "
-            f"{self.timeout:g} s, got none of {_rank_names(ranks)}; see whether it and its machine "
-            "still run (or raise --timeout), and go on with --resume"
+            f"process {self.rank} of {self.size}: expected an answer of all processes{within}, got "
+            f"none of {_rank_names(ranks)}; see whether it and its machine still run (or raise "
+            "--timeout), and go on with --resume"
         )
 
     def _raise_refusal(self) -> None:

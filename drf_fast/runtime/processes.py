@@ -22,6 +22,7 @@ _MAX_PROCESSES = 2**20  # processes
 _REFUSE_TIMEOUT = 10.0  # seconds to find the store in when this process only reports its end
 
 _meeting: Meeting | None = None
+_unreachable = False  # nobody answered at the meeting place, so nobody can be told anything there
 _group_count = 0  # process groups joined so far, which number the stores of the groups
 _wait_count = 0  # calls of ``wait_for_all`` so far
 _finished = False  # the others no longer wait for this process
@@ -112,9 +113,11 @@ def start(device: torch.device, timeout: float = DEFAULT_TIMEOUT) -> None:
 
 
 def _get_meeting(timeout: float) -> Meeting:
-    global _meeting
+    global _meeting, _unreachable
     if _meeting is None:
+        _unreachable = True
         _meeting = Meeting(rank(), count(), timeout)
+        _unreachable = False
     return _meeting
 
 
@@ -122,7 +125,7 @@ def refuse(reason: str) -> None:
     """Tell the other processes why this one ends; does nothing for one process. Never raises."""
     with contextlib.suppress(InputError, RunError):
         check_environment()
-        if count() > 1 and not _finished:
+        if count() > 1 and not (_finished or _unreachable):
             _get_meeting(_REFUSE_TIMEOUT).refuse(reason)
 
 

@@ -34,35 +34,7 @@ def _totals(value: Any) -> bool:
     )
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _optimizer(value: Any) -> bool:
-    """Whether it is a state of ``torch.optim.SGD``: hyperparameters are numbers, buffers finite."""
-    if not isinstance(value, dict):
-        return False
-    groups, state = value.get("param_groups"), value.get("state")
-    if not isinstance(groups, list) or not groups or not isinstance(state, dict):
-        return False
-    for group in groups:
-        if not isinstance(group, dict) or not isinstance(group.get("params"), list):
-            return False
-        if not all(_number(group.get(name)) for name in ("lr", "momentum", "weight_decay")):
-            return False
-        if not isinstance(group.get("nesterov"), bool):
-            return False
-    for entry in state.values():
-        buffer = entry.get("momentum_buffer") if isinstance(entry, dict) else 0
-        if buffer is not None and not (
-            isinstance(buffer, torch.Tensor) and bool(buffer.isfinite().all())
-        ):
-            return False
-    return True
-
-
 _PARTS: dict[str, Callable[[Any], bool]] = {
-    "optimizer": _optimizer,
     "epoch": _count,
     "batch": _count,
     "step": _count,
@@ -72,10 +44,38 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
 _OPTIONAL = {"totals", "processes"}  # checkpoints of early versions lack them
 
 
-def invalid_parts(saved: dict[str, Any]) -> list[str]:
-    """The names of the parts of a training state that are missing or invalid."""
-    return [
+def invalid_parts(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of the parts of a training state that are missing or invalid for ``optimizer``."""
+    wrong = [
         name
         for name, is_valid in _PARTS.items()
         if not (is_valid(saved[name]) if name in saved else name in _OPTIONAL)
     ]
+    return wrong if _fits(saved.get("optimizer"), optimizer) else ["optimizer", *wrong]
+
+
+def _fits(state: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a state has the optimizer's parameters, in its groups, with finite buffers."""
+    expected = optimizer.state_dict()["param_groups"]
+    try:
+        groups, entries = state["param_groups"], state["state"]
+        same = [group["params"] for group in groups] == [group["params"] for group in expected]
+        buffers = {key: entry.get("momentum_buffer") for key, entry in entries.items()}
+    except (TypeError, KeyError, AttributeError):
+        return False
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return same and all(
+        key in range(len(parameters)) and _is_buffer_of(parameters[key], buffer)
+        for key, buffer in buffers.items()
+    )
+
+
+def _is_buffer_of(parameter: torch.Tensor, buffer: Any) -> bool:
+    if buffer is None:
+        return True
+    return (
+        isinstance(buffer, torch.Tensor)
+        and buffer.dtype == parameter.dtype
+        and buffer.shape == parameter.shape
+        and bool(buffer.isfinite().all())
+    )

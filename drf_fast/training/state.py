@@ -85,7 +85,7 @@ def restore(run: Run, saved: dict[str, Any]) -> None:
     Raises:
         InputError: the checkpoint has no valid training state, or does not fit the network.
     """
-    wrong = training_state.invalid_parts(saved)
+    wrong = training_state.invalid_parts(saved, run.optimizer)
     if wrong:
         raise InputError(
             f"cannot resume {run.folder}: expected a checkpoint with the state of a training run, "
@@ -93,7 +93,10 @@ def restore(run: Run, saved: dict[str, Any]) -> None:
         )
     try:
         run.model.load_state_dict(saved["model"])
-        run.optimizer.load_state_dict(saved["optimizer"])
+        # Momentum and the like are those of the settings, which are equal, not of the file.
+        groups = run.optimizer.state_dict()["param_groups"]
+        state = {"state": saved["optimizer"]["state"], "param_groups": groups}
+        run.optimizer.load_state_dict(state)
         if isinstance(run.ball, SoftBall):
             run.ball.load_state_dict(saved["ball"])
         run.epoch, run.batch, run.step = (int(saved[name]) for name in ("epoch", "batch", "step"))

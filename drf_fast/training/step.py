@@ -84,7 +84,7 @@ def _loss(run: Run, batch: Batch, options: MethodOptions) -> StepLoss:
     try:
         with machine.autocast(run.device, run.config.precision):
             return methods.get(run.config.method).step(run.network, batch, options, run.ball)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise RunError(f"training failed at step {run.step}: {error}") from error
 
 

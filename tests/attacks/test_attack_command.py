@@ -197,6 +197,16 @@ def test_bad_words(run, capsys, monkeypatch):
     assert attack(run) == 2 and "--shard i/k" in capsys.readouterr().err
 
 
+def test_a_lack_of_memory_names_the_rows_of_a_gradient(run, capsys, monkeypatch):
+    def large(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("drf_fast.attacks.search.attack", large)
+    assert attack(run, "--num-samples", "3000", "--max-images", "1") == 1
+    said = capsys.readouterr().err
+    assert "memory for a pass of 3,000 rows (1, 28, 28)" in said and "lower --num-samples" in said
+
+
 def test_a_class_lost_within_one_epsilon_is_lost_within_larger_ones_of_other_logs(run):
     log = read_log(run / "certificates.tsv")
     config = {key: (log.config or {})[key] for key in NETWORK}

@@ -22,6 +22,7 @@ from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification import passes
 from drf_fast.certification.noise import LevelNoise
 from drf_fast.certification.passes import Passes, Votes
+from drf_fast.errors import RunError
 
 
 class Replayed:
@@ -195,6 +196,16 @@ def test_without_graphs_to_give_way_a_lack_of_memory_is_told(graphs):
     votes = Votes(torch.zeros(1, 3), torch.zeros(1), zero, torch.zeros(1, 2))
     with pytest.raises(torch.OutOfMemoryError):
         Passes().run(step, votes, 5, "train")
+
+
+def test_a_lack_of_memory_names_the_rows_of_a_pass():
+    class Large(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    smoothed = drf_fast.SmoothedClassifier(Large(), 2, 0.5, memory_format="contiguous")
+    with pytest.raises(RunError, match=r"a pass of 3,000 rows \(1, 4, 4\) .* lower --batch-size"):
+        smoothed.certify(torch.zeros(1, 4, 4), 9_000, 9_000, 0.01, batch_size=3_000)
 
 
 def test_the_table_that_a_graph_reads_stays_as_long_as_its_noise():

@@ -91,8 +91,19 @@ OPTIMIZERS = {
     "none": lambda o: None,
     "a number": lambda o: 3,
     "no groups": lambda o: {**o, "param_groups": []},
-    "momentum x": lambda o: {**o, "param_groups": [{**o["param_groups"][0], "momentum": "x"}]},
-    "lr nan": lambda o: {**o, "param_groups": [{**o["param_groups"][0], "lr": math.nan}]},
+    "a group": lambda o: {**o, "param_groups": [3]},
+    "buffer of another shape": lambda o: {
+        **o,
+        "state": {**o["state"], 0: {"momentum_buffer": torch.tensor(1.0)}},
+    },
+    "buffer of bytes": lambda o: {
+        **o,
+        "state": {
+            key: {"momentum_buffer": entry["momentum_buffer"].byte()}
+            for key, entry in o["state"].items()
+        },
+    },
+    "one parameter more": lambda o: {**o, "state": {**o["state"], 99: {}}},
     "nan buffer": lambda o: {
         **o,
         "state": {
@@ -116,6 +127,44 @@ def test_an_optimizer_that_cannot_be_ends_in_a_sentence(trained, tmp_path, capsy
     )
     assert main(["train", *SMALL, "--resume", "--out", str(folder)]) == 2
     assert "expected a checkpoint with the state of a training run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"momentum": 1e308}, {"lr": math.nan}, {"nesterov": "x"}])
+def test_hyperparameters_are_those_of_the_settings_and_not_of_the_file(trained, tmp_path, change):
+    def edit(saved):
+        saved["optimizer"]["param_groups"][0].update(change)
+
+    folder = rewritten(trained, tmp_path / "r", edit)
+    plain = rewritten(trained, tmp_path / "s", lambda saved: None)
+    for path in (folder, plain):
+        assert main(["train", *SMALL, "--resume", "--out", str(path)]) == 0
+    assert content_sha256(checkpoint.load(folder / "checkpoint.pt")["model"]) == content_sha256(
+        checkpoint.load(plain / "checkpoint.pt")["model"]
+    )
+
+
+@pytest.mark.parametrize("ball", [5, None, {}, torch.ones(3)])
+def test_a_ball_that_cannot_be_ends_in_a_sentence(trained, tmp_path, capsys, ball):
+    folder = rewritten(trained, tmp_path / "r", lambda saved: saved.update(ball=ball))
+    assert main(["train", *SMALL, "--resume", "--out", str(folder)]) == 2
+    assert "expected the state of a SoftBall" in capsys.readouterr().err
+
+
+def test_settings_that_are_no_plain_values_end_in_a_sentence(trained, tmp_path, capsys):
+    def edit(saved):
+        saved["config"]["batch_size"] = torch.tensor(8)
+
+    folder = rewritten(trained, tmp_path / "r", edit)
+    assert main(["train", *SMALL, "--resume", "--out", str(folder)]) == 2
+    assert "got one whose config cannot be used" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_lost_its_mark_is_not_taken_for_another_programs(trained, tmp_path):
+    saved = torch.load(trained / "checkpoint.pt", weights_only=True)
+    saved["gormat"] = saved.pop("format")
+    torch.save(saved, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="expected the format"):
+        checkpoint.load_any(tmp_path / "a.pt", "lenet")
 
 
 @pytest.mark.parametrize(

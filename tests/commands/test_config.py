@@ -34,6 +34,11 @@ def test_a_file_may_spell_keys_like_flags(tmp_path):
     assert (config.batch_size, config.lr_drops, config.lambda_every) == (8, (0.5,), "epoch")
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "run.toml").write_text("batch_size = 8", encoding="utf-8-sig")
+    assert parse_train(["--config", str(tmp_path / "run.toml")]).batch_size == 8
+
+
 @pytest.mark.parametrize("name", recipes.NAMES)
 def test_every_recipe_is_a_valid_configuration(name):
     from drf_fast.config.training import check, method_label

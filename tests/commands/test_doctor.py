@@ -27,10 +27,10 @@ def report() -> doctor.Report:
 
 
 def test_every_section_is_read_on_this_machine(report):
-    assert list(report) == ["usable", "problem", *SECTIONS, "environment"]
+    assert list(report) == ["usable", "problem", "missing", *SECTIONS, "environment"]
     for section in SECTIONS:
         assert isinstance(report[section], dict), report[section]
-    assert report["usable"] is True and report["problem"] is None
+    assert report["usable"] is True and report["problem"] is None and report["missing"] == []
 
 
 def test_each_operation_names_the_backend_that_serves_it(report):
@@ -49,7 +49,12 @@ def test_an_extension_is_usable_or_says_why_not(report):
 
 def test_json_is_json_and_holds_the_whole_report(capsys):
     assert doctor.run(json=True) == 0
-    assert list(json.loads(capsys.readouterr().out))[:3] == ["usable", "problem", "versions"]
+    assert list(json.loads(capsys.readouterr().out))[:4] == [
+        "usable",
+        "problem",
+        "missing",
+        "versions",
+    ]
 
 
 def test_without_a_terminal_the_text_is_plain(capsys):
@@ -58,6 +63,22 @@ def test_without_a_terminal_the_text_is_plain(capsys):
     assert text.startswith("drf_fast is usable") and text.isprintable() is False
     assert "\x1b" not in text and "\n  torch " in text
     assert all(f"\n{section}\n" in text for section in SECTIONS if section != "extensions")
+
+
+def test_packages_that_are_missing_are_named_with_the_way_to_get_them(monkeypatch, capsys):
+    listed = [
+        "torch>=2",
+        "no-such-one>=1",
+        'for-older; python_version < "3.0"',
+        'x; extra == "dev"',
+    ]
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: listed)
+    assert doctor.run() == 0
+    text = capsys.readouterr().out
+    assert text.partition("\n")[0].endswith(
+        "; required packages are missing: pip install no-such-one"
+    )
+    assert re.search(r"^  no-such-one +not installed$", text, re.MULTILINE)
 
 
 def test_on_a_terminal_there_are_tables(monkeypatch, capsys):

@@ -332,7 +332,13 @@ def test_two_spellings_of_one_split_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [("train_set", "test_set"), ("my-train", "my-val"), ("train2", "val2")]
+    "names",
+    [
+        ("train_set", "test_set"),
+        ("trainset", "testset"),
+        ("my-train", "my-val"),
+        ("train2", "val2"),
+    ],
 )
 def test_classes_that_look_like_splits_are_refused(tmp_path, names):
     for name in names:

@@ -70,6 +70,14 @@ def tuple_output(num_classes):
     return Pair()
 
 
+def no_logits_in_training(num_classes):
+    class Out(Small):
+        def forward(self, x):
+            logits = super().forward(x)
+            return {"out": logits} if self.training else logits
+    return Out(num_classes)
+
+
 def wrong_input(num_classes):
     return nn.Conv2d(5, num_classes, 3)
 
@@ -152,6 +160,12 @@ def test_what_is_no_factory_is_refused_in_one_sentence(module, arch, message):
     with pytest.raises(InputError, match=message) as caught:
         models.build(arch.format(m=module), 10, SHAPE)
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_without_logits_in_training_ends_in_a_sentence(module, tmp_path, capsys):
+    words = ["--arch", f"{module}:no_logits_in_training", "--train-images", "64"]
+    assert main(["train", *words, "--certify-images", "0", "--out", str(tmp_path / "r")]) == 1
+    assert "training failed at step 0: the network must return logits" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_a_killed_process_is_named(tmp_path, job):
     wait_for_line(both[0], "epoch 1/50: ")
     both[1].kill()
     status, error = end_of(both[0], within=60)
-    assert status == 1 and "got none of process 1" in error
+    assert status == 1 and "answer of all processes, got none of process 1" in error
 
 
 @needs_distributed
@@ -193,6 +193,25 @@ def test_who_refuses_while_the_others_wait_is_heard(met):
     threading.Timer(0.3, met[1].refuse, ["the disk is full"]).start()
     with pytest.raises(RunError, match="got the end of process 1: the disk is full"):
         met[0].wait_for_all("certified")
+
+
+@needs_distributed
+def test_where_nobody_answers_nobody_is_told(monkeypatch):
+    tried = []
+
+    def nobody(*arguments):
+        tried.append(arguments)
+        raise RunError("expected the meeting place")
+
+    monkeypatch.setattr(processes, "Meeting", nobody)
+    monkeypatch.setattr(processes, "_unreachable", False)  # and after the test again
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(RunError, match="expected the meeting place"):
+        processes.start(torch.device("cpu"), 5)
+    processes.refuse("it ends")
+    assert tried == [(1, 2, 5)]
 
 
 @needs_distributed

@@ -78,8 +78,8 @@ def _why_missing(name: str) -> str:
     if part.get("reason"):
         return f"drf_fast.{name} was not built: {part['reason']}"
     return (
-        f"drf_fast.{name} was not built: expected an installed drf_fast, got a source tree; run "
-        "'pip install .' or 'pip install -e .' in it"
+        f"drf_fast.{name} was not built: expected an installed drf_fast, got a source tree; start "
+        "Python in another folder, or run 'pip install -e .' in it"
     )
 
 
