@@ -56,18 +56,25 @@ def invalid_parts(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> li
 
 def _fits(state: Any, optimizer: torch.optim.Optimizer) -> bool:
     """Whether a state has the optimizer's parameters, in its groups, with finite buffers."""
-    expected = optimizer.state_dict()["param_groups"]
-    try:
-        groups, entries = state["param_groups"], state["state"]
-        same = [group["params"] for group in groups] == [group["params"] for group in expected]
-        buffers = {key: entry.get("momentum_buffer") for key, entry in entries.items()}
-    except (TypeError, KeyError, AttributeError):
+    groups, entries = (_entry(state, name) for name in ("param_groups", "state"))
+    if not isinstance(groups, list) or not isinstance(entries, dict):
+        return False
+    numbers = [_entry(group, "params") for group in groups]
+    # Compared as text: a list may hold anything, tensors for example.
+    if repr(numbers) != repr([group["params"] for group in optimizer.state_dict()["param_groups"]]):
         return False
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return same and all(
-        key in range(len(parameters)) and _is_buffer_of(parameters[key], buffer)
-        for key, buffer in buffers.items()
+    return all(
+        _count(key)
+        and key < len(parameters)
+        and isinstance(entry, dict)
+        and _is_buffer_of(parameters[key], entry.get("momentum_buffer"))
+        for key, entry in entries.items()
     )
+
+
+def _entry(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
 
 
 def _is_buffer_of(parameter: torch.Tensor, buffer: Any) -> bool:

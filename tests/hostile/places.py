@@ -29,10 +29,10 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.run = folder, folder / "run"
-        words = ["train", "--out", str(self.run), "--train-images", "64", "--batch-size", "16"]
-        words += ["--max-steps", "2", "--steps", "1", "--certify-images", "4", "--certify-n", "200"]
-        words += ["--device", "cpu", "--memory-format", "contiguous", "--threads", "1"]
-        self._made(words)
+        self.training = ["--train-images", "64", "--batch-size", "16", "--steps", "1"]
+        self.training += ["--device", "cpu", "--memory-format", "contiguous", "--threads", "1"]
+        words = ["train", "--out", str(self.run), *self.training, "--max-steps", "2"]
+        self._made([*words, "--certify-images", "4", "--certify-n", "200"])
         words = [
             "certify",
             str(self.run),

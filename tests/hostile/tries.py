@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import random
 import signal
 import sys
@@ -19,7 +20,9 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from ends import Hang, call, command, fault
 from places import Place, certificates, mutated, place
 
@@ -57,6 +60,10 @@ VALUES = [
 TOML = [
     "1", "-1", "0.5", "nan", "1e400", '"a"', '""', "true", "[]", "[1, 2]", "{a = 1}", "1979-05-27",
     "9" * 40, "[" * 50,
+]  # fmt: skip
+ENTRIES = [
+    None, True, -1, 0, 5, 2**63, 2**70, 0.5, 1e308, math.nan, "", "x", [], [3], {}, {"a": 1},
+    torch.tensor(1.0), torch.tensor(math.nan), torch.ones(3), torch.zeros(0), torch.eye(2).int(),
 ]  # fmt: skip
 # Real work of any size, and self-tests of minutes, are no fault: these are not set, or not high.
 LONG = {"self_test", "compile"}
@@ -120,6 +127,34 @@ def checkpoints(place: Place, rng: random.Random) -> tuple[str, str | None]:
         same = content_sha256({k: v for k, v in loaded.items() if k != "sha256"})
         wrong = None if same == place.content else "silent: another content was loaded"
     return _kept(path, wrong), wrong
+
+
+def states(place: Place, rng: random.Random) -> tuple[str, str | None]:
+    """A checkpoint that says something else, with a checksum that fits, resumes or is refused."""
+    saved = checkpoint.load(place.run / "checkpoint.pt")
+    owner, key = rng.choice(entries(saved))
+    value = rng.choice(ENTRIES)
+    what = f"{key!r}: {owner[key]!r:.60} -> {value!r:.60}"
+    owner[key] = value
+    folder = place.folder / "state"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_bytes(place.settings)
+    try:
+        checkpoint.save(folder / "checkpoint.pt", saved)
+    except TypeError:  # a value that no checkpoint can hold
+        return what, None
+    words = ["train", "--resume", "--out", str(folder), *place.training, "--max-steps", "3"]
+    return what, fault(command([*words, "--certify-images", "0"]))
+
+
+def entries(value: Any) -> list[tuple[Any, Any]]:
+    """(owner, key) of everything inside nested dicts and lists."""
+    pairs = (
+        value.items() if isinstance(value, dict)
+        else enumerate(value) if isinstance(value, list)
+        else ()
+    )  # fmt: skip
+    return [found for key, part in pairs for found in [(value, key), *entries(part)]]
 
 
 def logs(place: Place, rng: random.Random) -> tuple[str, str | None]:
@@ -205,6 +240,7 @@ def pictures(place: Place, rng: random.Random) -> tuple[str, str | None]:
 CLASSES: dict[str, Callable[[Place, random.Random], tuple[str, str | None]]] = {
     "flags": flags,
     "checkpoint": checkpoints,
+    "state": states,
     "log": logs,
     "sidecar": sidecars,
     "settings": settings,
