@@ -293,7 +293,7 @@ def _description(
         "memory_format": choices["memory_format"],
         "compile": choices["compile"],
         "device": work.device.type,
-        "environment": machine.environment(work.device, dispatch.current()),
+        "environment": machine.environment(work.device, dispatch.current(), classifier.left_out),
     }
 
 

@@ -23,6 +23,7 @@ from drf_fast.runtime import tf32
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of, one_line
 from drf_fast.runtime.machine import MEMORY_FORMATS
+from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.progress import say
 
 PRECISIONS = ("fp32", "tf32", "bf16", "bf16 autocast", "auto", "fastest")
@@ -76,6 +77,7 @@ class RunNetwork:
         self._network: Any = None
         self._probe: torch.Tensor | None = None  # rows with which a fused copy is verified
         self._copied_from: list[torch.Tensor] | None = None
+        self._has_run = False
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -127,9 +129,26 @@ class RunNetwork:
         return x
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """The logits of the rows, without gradients."""
+        """The logits of the rows, without gradients.
+
+        Raises:
+            ValueError: the first pass failed, as it does for images of another shape.
+        """
         assert self.form is not None
-        return self._run(self._network, self.form, rows)
+        try:
+            logits = self._run(self._network, self.form, rows)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if self._has_run or is_out_of_memory(error):
+                raise
+            self.form = None  # is chosen again, with the next images
+            self.left_out.clear()
+            raise ValueError(
+                f"the network must take images of shape {tuple(rows.shape[1:])}, got "
+                f"{one_line(error)}; pass images of the shape that it was trained on, a single one "
+                "as x to certify and predict, and several as (B, ...) to their batch forms"
+            ) from error
+        self._has_run = True
+        return logits
 
     def memory(self) -> tuple[Any, ...] | None:
         """Where the network's parameters and buffers lie; None if no CUDA graph may hold it.
@@ -252,7 +271,9 @@ class RunNetwork:
             return (torch.compile(base, dynamic=False) if compiled else base), None
         assert form is not None
         copied_from = self.content()
-        network = copy.deepcopy(getattr(base, "_orig_mod", base)).eval().requires_grad_(False)
+        network = copy.deepcopy(getattr(base, "_orig_mod", base)).eval()
+        for parameter in network.parameters():  # scripted modules have no requires_grad_
+            parameter.requires_grad_(False)
         network = self._fused(network) or network
         if form.precision == "bf16":
             network = network.to(torch.bfloat16)

@@ -118,9 +118,17 @@ def _interpretations(content: Any, path: Path) -> Iterator[Fit]:
     with contextlib.suppress(InputError):  # any nn.Sequential has parts "0" and "1"
         inner, layer, has_layer = first_layer.split(inner, path)
     yield Fit(inner, layer, has_layer, notes)
-    while len({key.partition(".")[0] for key in inner}) == 1 and all("." in key for key in inner):
-        inner = {key.partition(".")[2]: value for key, value in inner.items()}
+    while (shorter := without_common_part(inner)) is not None:
+        inner = shorter
         yield Fit(inner, layer, has_layer, notes)
+
+
+def without_common_part(state: State) -> State | None:
+    """``state`` without a first part that all names have; None if there is none."""
+    first = {key.partition(".")[0] for key in state}
+    if len(first) != 1 or not all("." in key for key in state):
+        return None
+    return {key.partition(".")[2]: value for key, value in state.items()}
 
 
 def _compared(fit: Fit, expected: State) -> tuple[Fit, dict[str, list[str]]]:

@@ -22,6 +22,7 @@ from drf_fast.checkpoints.first_layer import State
 from drf_fast.checkpoints.fitting import COUNTER, first_of, is_counter, list_differences
 from drf_fast.errors import InputError
 
+_IMPOSSIBLE = "not possible with"
 _PUBLISHED_NAMES = {f"cifar_{arch}": arch for arch in ("resnet20", "resnet56", "resnet110")}
 
 
@@ -71,6 +72,8 @@ def convert(
     network, in_file, has_layer = first_layer.split(state, path)
     network, notes = _float_weights(network, path)
     notes = dropped + notes
+    while (inner := fitting.without_common_part(network)) is not None:  # no network of ours has one
+        network = inner
     arch_in_file, epoch = content.get("arch"), content.get("epoch")
     arch_in_file = arch_in_file if isinstance(arch_in_file, str) else None
     arch = _pick_arch(network, path, arch, arch_in_file)
@@ -127,7 +130,7 @@ def _pick_arch(network: State, path: Path, requested: str | None, in_file: str |
         all_differences[arch] = _differences(arch, network)
         if not all_differences[arch]:
             return arch
-    closest = min(models.NAMES, key=lambda name: sum(map(len, all_differences[name].values())))
+    closest = min(models.NAMES, key=lambda name: _distance(all_differences[name]))
     raise InputError(
         f"the weights{f' of {named}' if named else ''} in {path} fit none of "
         f"{', '.join(models.NAMES)}; the closest is {closest}: "
@@ -144,8 +147,13 @@ def _differences(arch: str, network: State) -> dict[str, list[str]]:
         with torch.random.fork_rng(devices=[]):  # building draws random weights
             expected = models.build(arch, num_classes, shape).state_dict()
     except InputError:
-        return {"wrong shape": [f"a first convolution of {channels} channels"] * len(network)}
+        return {_IMPOSSIBLE: [f"a first convolution of {channels} channels"]}
     return fitting.differences(expected, network)
+
+
+def _distance(differences: dict[str, list[str]]) -> tuple[bool, int]:
+    """How far weights are from fitting; furthest where the architecture cannot be built."""
+    return _IMPOSSIBLE in differences, sum(map(len, differences.values()))
 
 
 def _float_weights(network: State, path: Path) -> tuple[State, list[str]]:

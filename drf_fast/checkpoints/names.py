@@ -7,6 +7,7 @@ network under "model.", "net." or "backbone."; ``AveragedModel`` has a counter "
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,12 @@ _NETWORKS = (
     "model", "net", "network", "backbone", "classifier", "base_model", "base_classifier",
     "ema_model", "model_ema", "ema", "averaged_model", "swa_model",
 )  # fmt: skip
-_LAYERS = ("normalizer", "normalize", "normalize_layer", "normalization", "norm", "preprocess")
+_LAYERS = (
+    "normalizer", "normalize", "normalize_layer", "norm_layer", "normalization", "norm",
+    "preprocess",
+)  # fmt: skip
+# Parts beside the network that are no part of it: weights of classes, counters of metrics.
+_BESIDE = re.compile(r"(.*_)?(criterion|loss|metrics?|acc|accuracy)(_.*)?")
 _DEPTH = 3
 
 
@@ -106,7 +112,10 @@ def canonical(state: State, path: Path) -> tuple[State, list[str]]:
         others = [name for name in groups if name != network]
         layer = next((name for name in others if name in _LAYERS), None)
         dropped = [name for name in others if name != layer]
-        if any(not _is_copy(groups[name], groups[network]) for name in dropped):
+        if any(
+            _BESIDE.fullmatch(name) is None and not _is_copy(groups[name], groups[network])
+            for name in dropped
+        ):
             break  # it may be a part of the network
         if dropped:
             notes.append(

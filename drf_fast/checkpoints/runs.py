@@ -67,6 +67,11 @@ def load_run(path: str | Path, network: nn.Module | None = None) -> TrainedRun:
         )
     if network is None:
         network = checkpoint.build_model(saved, file)
+    elif not isinstance(network, nn.Module):
+        raise InputError(
+            f"{file} needs the network itself: expected an nn.Module as network=, got a "
+            f"{type(network).__name__}; pass what {saved['arch']} returns"
+        )
     elif own:
         layer = normalize_layer(saved["config"].get("normalize", "none"), saved["image_shape"][0])
         network = network if layer is None else nn.Sequential(layer, network)

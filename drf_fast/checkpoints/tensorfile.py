@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from drf_fast.checkpoints import plain_values
-from drf_fast.checkpoints.names import HOLDERS
 from drf_fast.errors import InputError
 from drf_fast.runtime.files import read_regular
 
@@ -82,12 +81,15 @@ def _safetensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _conversion(path: Path) -> str:
-    """Python code that writes the weights of ``path`` to weights.pt, for use in double quotes."""
+    """Python code that writes the weights of ``path`` to weights.pt, for use in double quotes.
+
+    The weights are the largest dict of tensors in the file, or those of a module in it.
+    """
     return (
         f"import torch; c = torch.load({_quoted(str(path))}, 'cpu', weights_only=False); "
-        f"c = next((c[k] for k in {HOLDERS} if k in c), c) if isinstance(c, dict) else c; "
-        "c = c if isinstance(c, dict) else c.state_dict(); "
-        "torch.save({k: v for k, v in c.items() if torch.is_tensor(v)}, 'weights.pt')"
+        "f = lambda c: f(c.state_dict()) if hasattr(c, 'state_dict') else max([{k: v for k, v in "
+        "c.items() if torch.is_tensor(v)}, *map(f, c.values())], key=len) if isinstance(c, dict) "
+        "else {}; w = f(c); assert w, 'no weights'; torch.save(w, 'weights.pt')"
     )
 
 

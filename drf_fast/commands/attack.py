@@ -19,6 +19,7 @@ from drf_fast.certification.loading import Loaded, Source
 from drf_fast.certification.log import Log, read_log
 from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.look import AttackConfig, numbers
+from drf_fast.config.training import check_epsilon
 from drf_fast.errors import InputError
 from drf_fast.functional import noise_key, noisy_repeat
 from drf_fast.models.faster import faster
@@ -95,6 +96,9 @@ def prepare(
     example = loaded.images.float_images(list(loaded.indices[:1])).to(loaded.device)
     rows = noisy_repeat(example, sigma, min(256, 8 * config.num_samples))
     epsilons = (sigma, 2 * sigma, 3 * sigma)
+    if config.epsilons is not None:
+        epsilons = numbers(config.epsilons, "epsilons")
+        check_epsilon(max(epsilons), loaded.images.image_shape, "--epsilons")
     work = engine.Work(
         classifier=loaded.classifier,
         model=faster(loaded.classifier.base, rows),
@@ -104,7 +108,7 @@ def prepare(
         search=Search(
             config.num_samples, config.steps, config.restarts, config.ddn_steps, key
         ),
-        epsilons=epsilons if config.epsilons is None else numbers(config.epsilons, "epsilons"),
+        epsilons=epsilons,
         n=config.n,
         alpha=config.alpha,
         batch_size=loaded.batch_size,

@@ -149,7 +149,9 @@ def _description(config: CertifyConfig, loaded: Loaded) -> dict[str, Any]:
         "memory_format": loaded.memory_format,
         "compile": loaded.classifier.choices["compile"],
         "device": loaded.device.type,
-        "environment": machine.environment(loaded.device, dispatch.current()),
+        "environment": machine.environment(
+            loaded.device, dispatch.current(), loaded.classifier.left_out
+        ),
     }
 
 

@@ -16,7 +16,7 @@ from drf_fast.commands import attack
 from drf_fast.config import tags
 from drf_fast.config.look import AttackConfig, ShowConfig, numbers
 from drf_fast.config.tags import Range
-from drf_fast.config.training import check_sigma
+from drf_fast.config.training import check_epsilon, check_sigma
 from drf_fast.errors import InputError
 from drf_fast.functional import noisy_repeat
 from drf_fast.report.gallery import draw_cards, draw_noise
@@ -111,8 +111,8 @@ def cards_of(config: ShowConfig, source: Source | None = None) -> list[Card]:
         )
     _, work = attack.prepare(settings, source, certificates)
     epsilon = 2 * work.classifier.sigma if config.epsilon is None else config.epsilon
-    if not 0 < epsilon < 1e6:
-        raise InputError(f"--epsilon must be above 0, in pixel units, got {epsilon}")
+    if config.epsilon is not None:
+        check_epsilon(epsilon, work.images.image_shape)
     rows = _attacked(source) if config.sort == "broken" else []
     chosen = gallery.choose(certificates, config.sort, config.images, epsilon, rows)
     return gallery.cards(work, certificates, chosen)

@@ -105,7 +105,9 @@ def check_sigma(sigma: float) -> None:
         )
 
 
-def check_epsilon(epsilon: float, image_shape: tuple[int, ...] | None = None) -> None:
+def check_epsilon(
+    epsilon: float, image_shape: tuple[int, ...] | None = None, flag: str = "--epsilon"
+) -> None:
     """Refuse a strength in other units, and one beyond the diameter of the image space.
 
     Raises:
@@ -115,10 +117,11 @@ def check_epsilon(epsilon: float, image_shape: tuple[int, ...] | None = None) ->
     most = min(_MOST_EPSILON, diameter)
     if epsilon > most or epsilon == _MOST_EPSILON:
         of = "" if image_shape is None else f" (images of shape {tuple(image_shape)})"
+        limit = f"{'less than' if most == _MOST_EPSILON else 'at most'} {most:.4g}{of}"
         raise InputError(
-            "--epsilon is an L2 distance in pixel units, of images in [0, 1]: expected at most "
-            f"{most:.4g}{of}, got {epsilon:g}; a strength counted in 0..255 is divided by 255: "
-            f"--epsilon {epsilon / 255:.4g}"
+            f"{flag} is an L2 distance in pixel units, of images in [0, 1]: expected {limit}, got "
+            f"{epsilon:g}; a strength counted in 0..255 is divided by 255: {flag} "
+            f"{epsilon / 255:.4g}"
         )
 
 

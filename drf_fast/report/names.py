@@ -89,6 +89,9 @@ def _path_names(
     unnamed: Sequence[tuple[Path_, float | None]], taken: set[tuple[str, float | None]]
 ) -> list[str]:
     """A name for each path, the shortest kind of name with which all rows differ."""
+    whole = unnamed
+    # A folder that is nothing but a seed has no part in a name.
+    unnamed = [(tuple(filter(None, path)), sigma) for path, sigma in whole]
     middles = _distinguishing_parts(unnamed)
     kinds: list[Callable[[int], str]] = [
         lambda i: _short_name(unnamed[i][0]),
@@ -96,6 +99,7 @@ def _path_names(
         lambda i: middles[i][-1],
         lambda i: "/".join(middles[i]),
         lambda i: "/".join(unnamed[i][0]),
+        lambda i: "/".join(whole[i][0]),
     ]
     names: list[str] = []
     for kind in kinds:

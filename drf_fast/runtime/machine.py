@@ -6,7 +6,7 @@ import contextlib
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -159,7 +159,9 @@ def seconds(model: nn.Module, example: torch.Tensor) -> float:
 
 def _pass_seconds(model: nn.Module, x: torch.Tensor) -> float:
     start = time.perf_counter()
-    torch.autograd.grad(logits_of(model(x)).sum(), x)
+    total = logits_of(model(x)).sum()
+    if total.requires_grad:  # not if only layers behind a part under no_grad are trained
+        torch.autograd.grad(total, x)
     if x.device.type == "cuda":
         torch.cuda.synchronize(x.device)
     return time.perf_counter() - start
@@ -181,8 +183,13 @@ def set_threads(number: int) -> None:
         torch.set_num_threads(number)
 
 
-def environment(device: torch.device, backend: str) -> dict[str, Any]:
-    """Versions, threads and device, to be recorded with every result."""
+def environment(
+    device: torch.device, backend: str, left_out: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Versions, threads and device, to be recorded with every result.
+
+    ``left_out`` are the forms in which the network failed, with the reasons.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "drf_fast": __version__,
@@ -193,4 +200,5 @@ def environment(device: torch.device, backend: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": processes.count(),
         "backend": backend,
+        **({"left_out": dict(left_out)} if left_out else {}),
     }

@@ -212,7 +212,7 @@ def test_a_recorded_reason_is_the_reason_given(folder):
 
 
 def test_a_source_tree_is_told_to_install(folder):
-    assert "run 'pip install .'" in library._why_missing("_C")
+    assert "run 'pip install -e .' in it" in library._why_missing("_C")
 
 
 def test_a_damaged_record_is_no_crash(folder):

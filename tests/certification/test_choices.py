@@ -65,6 +65,21 @@ def votes(smoothed: drf_fast.SmoothedClassifier) -> torch.Tensor:
     return smoothed.certify_batch(images(), 20, 200, 0.01, 64).count
 
 
+def test_images_of_another_shape_are_named_in_one_sentence():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, K))
+    smoothed = drf_fast.SmoothedClassifier(network, K, 0.25)
+    for call in (
+        lambda: smoothed.certify_batch(torch.rand(1, 8, 8), 8, 20, 0.01),  # one image
+        lambda: smoothed.predict_batch(torch.rand(1, 8, 8), 20, 0.01),
+        lambda: smoothed.certify(torch.rand(8, 8, 1), 8, 20, 0.01),
+        lambda: smoothed.certify(torch.rand(3, 8, 8), 8, 20, 0.01),
+    ):
+        with pytest.raises(ValueError, match=r"must take images of shape \(.*several as \(B, "):
+            call()
+    smoothed.certify(torch.rand(1, 8, 8), 8, 20, 0.01)  # it goes on
+    assert smoothed.left_out == {}
+
+
 def test_bf16_that_a_network_cannot_take_is_left_out(capsys):
     smoothed = drf_fast.SmoothedClassifier(
         NoHalf(), K, 0.25, precision="bf16", memory_format="contiguous"

@@ -50,7 +50,8 @@ def assert_same_network(path: Path, images: torch.Tensor = IMAGES) -> list[str]:
 @pytest.mark.parametrize(
     "prefix",
     ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "net.",
-     "backbone.", "model.net.", "model._orig_mod.", "module.backbone.", "ema."],
+     "backbone.", "model.net.", "model._orig_mod.", "module.backbone.", "ema.", "encoder.",
+     "student.encoder."],
 )  # fmt: skip
 @pytest.mark.parametrize("holder", [None, "state_dict", "model", "model_state_dict", "net"])
 def test_prefixes_and_holders(tmp_path, prefix, holder):
@@ -88,7 +89,7 @@ def test_an_average_beside_the_network_is_left_out_and_noted(tmp_path):
     assert "holds ema_model beside model: read model alone" in note
 
 
-@pytest.mark.parametrize("layer", ["normalizer", "normalize", "normalize_layer"])
+@pytest.mark.parametrize("layer", ["normalizer", "normalize", "normalize_layer", "norm_layer"])
 @pytest.mark.parametrize("names", [("mean", "std"), ("mu", "sigma"), ("means", "sds")])
 def test_a_normalising_layer_under_another_name(tmp_path, layer, names):
     constants = {
@@ -96,6 +97,13 @@ def test_a_normalising_layer_under_another_name(tmp_path, layer, names):
     }
     torch.save({**constants, **prefixed("model.")}, tmp_path / "a.pt")
     assert_same_network(tmp_path / "a.pt", (IMAGES - MEAN.view(1, 3, 1, 1)) / STD.view(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["criterion.weight", "loss_fn.weight", "train_acc.total"])
+def test_losses_and_metrics_beside_the_network_are_left_out(tmp_path, name):
+    torch.save({"state_dict": {**prefixed("model."), name: torch.ones(10)}}, tmp_path / "a.ckpt")
+    (note,) = assert_same_network(tmp_path / "a.ckpt")
+    assert f"holds {name.partition('.')[0]} beside model: read model alone" in note
 
 
 def test_a_part_beside_the_network_is_not_dropped(tmp_path):

@@ -80,6 +80,37 @@ def test_a_file_with_code_is_refused_and_not_run(tmp_path, monkeypatch, content,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"module": resnet("resnet20")},
+        {"model": None, "state_dict_ema": resnet("resnet20")},
+        {"network": {"state_dict": resnet("resnet20")}},
+    ],
+    ids=["module", "ema", "nested"],
+)
+def test_the_conversion_finds_weights_where_the_reader_does(tmp_path, content):
+    torch.save({**content, "log": logging.getLogger("a")}, tmp_path / "a.pt")
+    subprocess.run(["sh", "-c", converting(tmp_path / "a.pt")], check=True, cwd=tmp_path)
+    assert foreign.load(tmp_path / "weights.pt")["arch"] == "resnet20"
+
+
+@pytest.mark.slow
+def test_the_conversion_writes_nothing_where_it_finds_nothing(tmp_path):
+    torch.save([logging.getLogger("a")], tmp_path / "a.pt")
+    done = subprocess.run(["sh", "-c", converting(tmp_path / "a.pt")], cwd=tmp_path)
+    assert done.returncode == 1 and not (tmp_path / "weights.pt").exists()
+
+
+def converting(path: Path) -> str:
+    """The command that the refusal of a file shows."""
+    with pytest.raises(InputError) as caught:
+        foreign.load(path)
+    command = "python -c " + str(caught.value).split("python -c ")[1]
+    return command.replace("python", sys.executable, 1)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("holder", ["state_dict", "net", "model", None])
 @pytest.mark.parametrize("name", ["published.pt", "it's $HOME `x` 1.pt"])
 def test_the_conversion_that_the_refusal_shows_works(tmp_path, monkeypatch, name, holder):
@@ -87,10 +118,7 @@ def test_the_conversion_that_the_refusal_shows_works(tmp_path, monkeypatch, name
     weights = resnet("resnet20")
     content = {**({holder: weights} if holder else weights), "log": logging.getLogger("a")}
     torch.save(content, name)
-    with pytest.raises(InputError) as caught:
-        foreign.load(Path(name))
-    command = "python -c " + str(caught.value).split("python -c ")[1]
-    subprocess.run(["sh", "-c", command.replace("python", sys.executable, 1)], check=True)
+    subprocess.run(["sh", "-c", converting(Path(name))], check=True)
     saved = foreign.load(tmp_path / "weights.pt")
     assert all(torch.equal(saved["model"][key], weights[key]) for key in weights)
 
@@ -190,6 +218,9 @@ def test_an_unknown_architecture_is_refused(tmp_path):
     text = refusal(write(tmp_path, checkpoint(state, "cifar_densenet40")))
     assert "the weights of cifar_densenet40 in" in text
     assert "the closest is resnet20: unexpected dense1.weight" in text
+    renamed = {key.replace("conv1", "first"): value for key, value in lenet().items()}
+    text = refusal(write(tmp_path, renamed))
+    assert "the closest is lenet: missing conv1.weight, conv1.bias; unexpected first.weight" in text
     path = write(tmp_path, resnet("resnet20"))
     assert "--arch must be one of lenet, resnet20" in refusal(path, "vgg")
 

@@ -67,6 +67,8 @@ def test_state_that_is_no_tensor_comes_back(tmp_path):
     checkpoint.save(tmp_path / "a.pt", content)
     found = Scaled(nn.Flatten(), nn.Linear(48, 5))
     assert drf_fast.load_run(tmp_path / "a.pt", found).network is found and found.scale == 3.0
+    with pytest.raises(InputError, match="expected an nn.Module as network=, got a function"):
+        drf_fast.load_run(tmp_path / "a.pt", lambda: found)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["", "checkpoint.pt"])

@@ -46,10 +46,14 @@ def test_a_published_flag_without_its_value_is_answered(capsys):
 
 @pytest.mark.parametrize(
     ("epsilon", "most"),
-    [("255", "64"), ("64", "64"), ("28.1", r"28 (images of shape (1, 28, 28))")],
+    [
+        ("255", "less than 64"),
+        ("64", "less than 64"),
+        ("28.1", r"at most 28 (images of shape (1, 28, 28))"),
+    ],
 )
 def test_a_strength_in_other_units_is_refused(capsys, tmp_path, epsilon, most):
     err = said(capsys, "train", "--epsilon", epsilon, "--out", str(tmp_path / "run"))
-    assert f"expected at most {most}, got {epsilon}; a strength counted in 0..255" in err
+    assert f"expected {most}, got {epsilon}; a strength counted in 0..255" in err
     assert f"--epsilon {float(epsilon) / 255:.4g}" in err
     assert not (tmp_path / "run").exists()

@@ -12,6 +12,7 @@ from networks import SHAPE, K, Views
 from torch import nn
 from torch.nn import functional as F
 
+import drf_fast
 from drf_fast.errors import RunError
 from drf_fast.models.faster import Faster, _fastest, place
 
@@ -116,6 +117,29 @@ def test_switched_gradients_and_autocast_stay_switched(kind, autocast):
         found.append([logits, *grads])
     for expected, got in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+class Probe(nn.Module):
+    """A layer on the features of a frozen network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.last = nn.Conv2d(1, 4, 3), nn.Linear(4, K)
+
+    def forward(self, x):
+        with torch.no_grad():
+            h = F.relu(self.features(x)).mean((2, 3))
+        return self.last(h)
+
+
+def test_a_network_that_passes_no_gradient_to_the_images_is_trained():
+    torch.manual_seed(0)
+    plain = Probe()
+    fast = drf_fast.faster(copy.deepcopy(plain), X)
+    for network in (plain, fast):
+        network(X).square().sum().backward()
+    torch.testing.assert_close(fast.last.weight.grad, plain.last.weight.grad, rtol=1e-4, atol=1e-5)
+    assert fast.features.weight.grad is None
 
 
 class Read(Views):

@@ -69,6 +69,10 @@ def rows(*paths: Path) -> list[tuple[str, float | None, int]]:
             [("pgd_2", 0.5, 2), ("pgd_8", 0.5, 1)],
         ),
         (["m/x.tsv", "m/n/x.tsv"], [("m", None, 1), ("n", None, 1)]),
+        (
+            ["m/a/noise_0.5", "m/b/noise_0.5", "m/seed0/noise_0.5", "m/seed1/noise_0.5"],
+            [("a", 0.5, 1), ("b", 0.5, 1), ("m", 0.5, 2)],
+        ),
     ],
 )
 def test_only_logs_that_differ_in_a_seed_share_a_row(tmp_path, names, expected):

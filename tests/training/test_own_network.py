@@ -70,6 +70,19 @@ def tuple_output(num_classes):
     return Pair()
 
 
+def probe(num_classes):
+    class Probe(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features, self.last = nn.Conv2d(1, 4, 3), nn.Linear(4, num_classes)
+
+        def forward(self, x):
+            with torch.no_grad():
+                h = self.features(x).relu().mean((2, 3))
+            return self.last(h)
+    return Probe()
+
+
 def no_logits_in_training(num_classes):
     class Out(Small):
         def forward(self, x):
@@ -160,6 +173,24 @@ def test_what_is_no_factory_is_refused_in_one_sentence(module, arch, message):
     with pytest.raises(InputError, match=message) as caught:
         models.build(arch.format(m=module), 10, SHAPE)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "said"), [("gaussian", 0, ""), ("smoothadv", 1, "gradient")]
+)
+def test_layers_on_a_frozen_network(module, tmp_path, capsys, method, status, said):
+    words = [
+        "--arch",
+        f"{module}:probe",
+        "--train-images",
+        "64",
+        "--method",
+        method,
+        "--epochs",
+        "1",
+    ]
+    assert main(["train", *words, "--certify-images", "0", "--out", str(tmp_path / "r")]) == status
+    assert said in capsys.readouterr().err
 
 
 def test_a_network_without_logits_in_training_ends_in_a_sentence(module, tmp_path, capsys):
