@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from drf_fast.errors import InputError
 from drf_fast.models import fusing
 from drf_fast.models.faster import same
 from drf_fast.runtime import tf32
@@ -132,7 +133,7 @@ class RunNetwork:
         """The logits of the rows, without gradients.
 
         Raises:
-            ValueError: the first pass failed, as it does for images of another shape.
+            InputError: the first pass failed, as it does for images of another shape.
         """
         assert self.form is not None
         try:
@@ -142,7 +143,7 @@ class RunNetwork:
                 raise
             self.form = None  # is chosen again, with the next images
             self.left_out.clear()
-            raise ValueError(
+            raise InputError(
                 f"the network must take images of shape {tuple(rows.shape[1:])}, got "
                 f"{one_line(error)}; pass images of the shape that it was trained on, a single one "
                 "as x to certify and predict, and several as (B, ...) to their batch forms"

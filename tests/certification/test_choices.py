@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import drf_fast
+from drf_fast.errors import InputError
 
 K = 3
 
@@ -74,7 +75,7 @@ def test_images_of_another_shape_are_named_in_one_sentence():
         lambda: smoothed.certify(torch.rand(8, 8, 1), 8, 20, 0.01),
         lambda: smoothed.certify(torch.rand(3, 8, 8), 8, 20, 0.01),
     ):
-        with pytest.raises(ValueError, match=r"must take images of shape \(.*several as \(B, "):
+        with pytest.raises(InputError, match=r"must take images of shape \(.*several as \(B, "):
             call()
     smoothed.certify(torch.rand(1, 8, 8), 8, 20, 0.01)  # it goes on
     assert smoothed.left_out == {}
