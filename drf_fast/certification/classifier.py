@@ -16,7 +16,7 @@ from drf_fast.certification.notebook import as_html
 from drf_fast.certification.stopping import certificate, reduced_alpha
 from drf_fast.certification.votes import NoisyVotes
 from drf_fast.ops import checks as check
-from drf_fast.runtime.machine import MEMORY_FORMATS
+from drf_fast.runtime import machine
 
 # What noise and network are made with: changed afterwards, they would be another's certificates.
 _FIXED = frozenset({"base", "num_classes", "sigma", "precision", "sound", "seed"})
@@ -96,7 +96,7 @@ class SmoothedClassifier:
         self.num_classes = check.count(num_classes, "num_classes", minimum=2)
         self.sigma = float(check.scalar(sigma, "sigma", positive=True))
         if memory_format is not None:
-            check.choice(memory_format, "memory_format", tuple(MEMORY_FORMATS))
+            check.choice(memory_format, "memory_format", tuple(machine.MEMORY_FORMATS))
         self._batch_size = None if batch_size is None else check.count(batch_size, "batch_size")
         self._last_batch_size = self._batch_size  # given or measured
         self.precision = check.choice(precision, "precision", PRECISIONS)
@@ -375,7 +375,9 @@ class SmoothedClassifier:
 
     def rate(self, x: torch.Tensor, batch_size: int) -> float:
         """Rows per second of forward passes of ``batch_size`` rows of images like x (B, ...)."""
-        return self._votes.rate(self._noise.images(x), batch_size)
+        x = self._noise.images(x)
+        with machine.memory_for(batch_size, tuple(x.shape[1:]), "--batch-size"):
+            return self._votes.rate(x, batch_size)
 
     def distance(self, x: torch.Tensor) -> float:
         """By how much bounds for images like x (B, ...) are lowered: D tau, 0 unless sound."""

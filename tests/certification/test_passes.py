@@ -206,6 +206,8 @@ def test_a_lack_of_memory_names_the_rows_of_a_pass():
     smoothed = drf_fast.SmoothedClassifier(Large(), 2, 0.5, memory_format="contiguous")
     with pytest.raises(RunError, match=r"a pass of 3,000 rows \(1, 4, 4\) .* lower --batch-size"):
         smoothed.certify(torch.zeros(1, 4, 4), 9_000, 9_000, 0.01, batch_size=3_000)
+    with pytest.raises(RunError, match="a pass of 7,000 rows"):
+        smoothed.rate(torch.zeros(1, 1, 4, 4), 7_000)
 
 
 def test_the_table_that_a_graph_reads_stays_as_long_as_its_noise():
