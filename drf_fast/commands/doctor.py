@@ -71,8 +71,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _missing() -> list[str]:
-    versions = _versions()
+def _missing(versions: dict[str, str]) -> list[str]:
     return [package for package in _required() if versions[package] == "not installed"]
 
 
@@ -175,12 +174,12 @@ def collect() -> Report:
         One entry per section. ``usable``: whether an operation ran and gave a plausible result; a
         section that could not be read is a string that starts with "error:".
     """
-    works = _guarded(_works)
+    works, versions = _guarded(_works), _guarded(_versions)
     return {
         "usable": works is True,
         "problem": works if isinstance(works, str) else None,
-        "missing": _guarded(_missing),
-        "versions": _guarded(_versions),
+        "missing": _guarded(lambda: _missing(versions)),
+        "versions": versions,
         "platform": {
             "system": platform.platform(),
             "machine": platform.machine(),

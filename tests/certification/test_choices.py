@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -81,7 +82,7 @@ def test_images_of_another_shape_are_named_in_one_sentence():
     assert smoothed.left_out == {}
 
 
-def test_bf16_that_a_network_cannot_take_is_left_out(capsys):
+def test_bf16_that_a_network_cannot_take_is_left_out(capsys, tmp_path):
     smoothed = drf_fast.SmoothedClassifier(
         NoHalf(), K, 0.25, precision="bf16", memory_format="contiguous"
     )
@@ -94,6 +95,11 @@ def test_bf16_that_a_network_cannot_take_is_left_out(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len([line for line in lines if "contiguous bf16 and" in line]) == 1
     assert not any("Traceback" in line for line in lines)
+    out = tmp_path / "a.tsv"
+    labels = torch.zeros(len(images()), dtype=torch.int64)
+    drf_fast.certify_dataset(smoothed, images(), labels, n0=8, n=20, alpha=0.01, out=out)
+    environment = json.loads(out.with_suffix(".json").read_text())["environment"]
+    assert environment["left_out"] == smoothed.left_out
 
 
 def test_code_that_inductor_cannot_compile_is_run_as_it_is(capsys, monkeypatch):
