@@ -59,8 +59,9 @@ class SoftBall:
 
     Line 14 is lambda <- max(0, lambda - lambda_lr * (epsilon - Delta)), Delta being the mean
     distance of the last ``kappa`` adversarial examples, over all processes. Changed at every
-    update, lambda brings the mean distance to epsilon within an epoch and forgets lambda0; changed
-    once an epoch it does neither (docs/results.md has the rule that chose the default).
+    update, lambda brings the mean distance to epsilon and forgets lambda0: from 1 it takes some
+    2 / (lambda_lr * epsilon) updates if gradients are normalised per image. Changed once an epoch
+    it does neither (docs/results.md has the rule that chose the default).
 
     Args:
         epsilon: the mean distance that lambda steers to, in pixel units, above 0.

@@ -9,10 +9,11 @@
 # 4th test image of the first, all of the second, at each of SIGMAS (1.0 0.5) and in PRECISION (bf16;
 # where a processor lacks it fp32 is faster). JOBS (2) networks side by side, of one thread each;
 # interrupted, the same command goes on.
-set -euo pipefail
+set -Eeuo pipefail
 export OMP_NUM_THREADS=1
 one() { # SIGMA NAME, FLAGS OF TRAIN
   local name=$1-$2-0
+  trap 'echo "$runs/$name failed, see $runs/$name.log" >&2' ERR
   drf-fast train --out "$runs/$name" --resume --sigma "$1" --precision "$precision" \
     --memory-format channels_last --certify-images 0 --save-every 100 "${@:3}" >>"$runs/$name.log" 2>&1
   [ "$2" = teacher ] ||

@@ -4,15 +4,14 @@
 
 With v(sigma, s, i) the certified radius of image i under the network of training seed s (0 where
 it is wrong), a form's gain is the mean of v_form - v_SmoothAdv over images and over the pairs
-(sigma, seed) of which both networks exist. Both start from the same weights and see the same
-batches and noise, so they are paired by seed as well as by image. The interval is the 2.5th to the
-97.5th percentile over resamples of N images, the same for all networks, and, of each sigma, of
-S - 1 of its S seeds (as ``drf_fast.report.compare``).
+(sigma, seed) whose three networks (SmoothAdv, prox, shrink) are finished. They start from the same
+weights and see the same batches and noise, so they are paired by seed as well as by image. The
+interval is the 2.5th to the 97.5th percentile over resamples of N images, the same for all
+networks, and, of each sigma, of S - 1 of its S seeds (as ``drf_fast.report.compare``).
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -31,18 +30,30 @@ RESAMPLES, CHUNK = 10_000, 500
 
 
 def known(runs: Path) -> dict[str, np.ndarray]:
-    """(N,) certified radii, 0 where the class is wrong, of every run whose log is whole."""
+    """(N,) certified radii, 0 where the class is wrong, of each pair with its three networks."""
     found = {}
-    for sigma, seeds in SEEDS.items():
-        for kind, seed in itertools.product((BASELINE, *FORMS), seeds):
-            path = runs / f"{sigma}-{kind}-{seed}.tsv"
-            settings = path.with_suffix(".json")
-            if not (path.exists() and settings.exists()):
-                continue
+    for sigma, seed in pairs():
+        names = [f"{sigma}-{kind}-{seed}" for kind in (BASELINE, *FORMS)]
+        logs = {name: runs / f"{name}.tsv" for name in names if finished(runs / f"{name}.tsv")}
+        if not logs.keys() >= set(names[:3]):
+            continue  # gains over different seeds could not be compared
+        for name, path in logs.items():
             log = read_log(path)
-            if len(log.idx) == json.loads(settings.read_text())["indices_total"]:
-                found[path.stem] = np.where(log.correct, log.radius, 0.0)[np.argsort(log.idx)]
+            found[name] = np.where(log.correct, log.radius, 0.0)[np.argsort(log.idx)]
     return found
+
+
+def pairs() -> list[tuple[str, int]]:
+    """All pairs of sigma and seed of the rule."""
+    return [(sigma, seed) for sigma, seeds in SEEDS.items() for seed in seeds]
+
+
+def finished(log: Path) -> bool:
+    """Whether every image that the log is meant for is in it: a line each, below the header."""
+    settings = log.with_suffix(".json")
+    if not (log.exists() and settings.exists()):
+        return False
+    return log.read_bytes().count(b"\n") == json.loads(settings.read_text())["indices_total"] + 1
 
 
 def paired(
@@ -87,17 +98,23 @@ def over_all(found: dict[str, np.ndarray], form: str, minus: str = BASELINE) -> 
 
 
 def network(runs: Path, name: str) -> dict[str, float]:
-    """What one network certifies, and the distance it was trained at."""
+    """What one network certifies, and the distance it was trained at.
+
+    ``from_epsilon`` is the largest relative difference of an epoch's mean distance from epsilon
+    after the first epoch: clause (b) of the rule.
+    """
     log = read_log(runs / f"{name}.tsv")
     right = log.correct & (log.radius >= np.asarray(RADII)[:, None])
-    last = json.loads((runs / name / "metrics.jsonl").read_text().splitlines()[-1])
+    epochs = [json.loads(line) for line in (runs / name / "metrics.jsonl").open()]
+    off = [abs(epoch["distance"] / epoch["epsilon"] - 1) for epoch in epochs[1:]]
     return {
         "acr": float(np.where(log.correct, log.radius, 0.0).mean()),
         **dict(
             zip((f"r{radius:g}" for radius in RADII), (100 * right.mean(1)).tolist(), strict=True)
         ),
-        "distance": last["distance"],
-        "lambda": last.get("lambda"),
+        "distance": epochs[-1]["distance"],
+        "from_epsilon": max(off, default=None),
+        "lambda": epochs[-1].get("lambda"),
     }
 
 
@@ -109,20 +126,15 @@ def verdict(prox: float, shrink: float) -> str:
 def report(runs: Path) -> dict[str, Any]:
     """All that docs/results.md says of these runs."""
     found = known(runs)
-    pairs = {
-        sigma: {form: sorted(paired(found, sigma, form)) for form in (EXACT, OTHER)}
-        for sigma in SEEDS
-    }
+    seeds = {sigma: sorted(paired(found, sigma, EXACT)) for sigma in SEEDS}
+    complete = all(seeds[sigma] == list(all_seeds) for sigma, all_seeds in SEEDS.items())
     exact, other = (over_all(found, form) for form in (EXACT, OTHER))
-    complete = all(of == list(SEEDS[sigma]) for sigma in SEEDS for of in pairs[sigma].values())
-    winner = None
-    if complete and exact and other:
-        winner = verdict(exact[0], other[0])
+    winner = verdict(exact[0], other[0]) if complete and exact and other else None
     settings = [json.loads((runs / f"{name}.json").read_text()) for name in found]
     return {
         "networks": {name: network(runs, name) for name in found},
         "precision": sorted({each["training"]["precision"] for each in settings}),
-        "seeds": pairs,
+        "seeds": seeds,
         "gain": {EXACT: exact, OTHER: other},
         "gain_by_sigma": {
             sigma: {

@@ -12,6 +12,7 @@ set -euo pipefail
 export OMP_NUM_THREADS=1
 if [ "$1" = one ]; then # MNIST_FOLDER RUN_FOLDER SIGMA KIND SEED
   run=$3/$4-$5-$6
+  trap 'echo "$run failed, see $run.log" >&2' ERR
   case $5 in
     baseline) flags=(--no-drf) ;;
     udr) flags=(--drf --form udr --lambda-every 10 --lambda0 1) ;;

@@ -28,7 +28,10 @@ def points(runs: Path) -> dict[str, list[dict[str, float]]]:
     """Of each method every finished run: epsilon, seed, mean distance and what it certifies."""
     found = {}
     for name in METHODS:
-        summary = json.loads((runs / name / "summary.json").read_text())
+        path = runs / name / "summary.json"
+        if not path.exists():
+            sys.exit(f"{path} is missing: frontier.sh writes it when all runs of {name} have ended")
+        summary = json.loads(path.read_text())
         found[name] = [
             {
                 "epsilon": setting["values"]["epsilon"],

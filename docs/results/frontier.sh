@@ -10,6 +10,7 @@
 set -euo pipefail
 export OMP_NUM_THREADS=1
 if [ "$1" = one ]; then # MNIST_FOLDER RUN_FOLDER WHICH
+  trap 'echo "$3/$4 failed, see $3/$4.log" >&2' ERR
   flags=(--drf)
   [ "$4" = drf ] || flags=(--no-drf)
   drf-fast sweep --out "$3/$4" --resume --vary "epsilon=${EPSILONS:-0.5,0.75,1,1.25,1.5,2}" \

@@ -18,12 +18,15 @@ from drf_fast.report import paper
 
 METHODS = {
     "gaussian": "gaussian",
+    "stability": "stability",
+    "macer": "macer",
+    "smoothmix": "smoothmix",
     "smoothadv": "smoothadv",
     "smoothadv-published": "smoothadv",
     "smoothadv-drf": "smoothadv+drf",
     "consistency": "consistency",
     "consistency-drf": "consistency+drf",
-}  # of full.sh, and in the paper's table
+}  # recipes, and their methods in the paper's table
 
 
 def control_variate(
@@ -61,19 +64,22 @@ def control_variate(
     return float(wide.mean() + left.mean()), error
 
 
-def row(deep: Log, wide: Log) -> dict[str, Any]:
-    """One network: the estimate for all images, and what it is made of."""
+def row(deep: Log, wide: Log) -> dict[str, Any] | None:
+    """One network: the estimate for all images, and what it is made of; None if not in Table 1."""
     config = deep.config or {}
     sigma, training = config["sigma"], config["training"]
+    recipe = deep.path.stem.split("-", 1)[1].rpartition("-")[0]
+    printed = paper.table().get((sigma, METHODS.get(recipe, "")))
+    if printed is None:
+        print(f"{deep.path.stem}: left out, not in the paper's Table 1", file=sys.stderr)
+        return None
     radii = [np.where(log.correct, log.radius, 0.0) for log in (deep, wide)]
     of_all = dict(zip(wide.idx.tolist(), radii[1].tolist(), strict=True))
     same = np.array([of_all[index] for index in deep.idx.tolist()])
     acr, error = control_variate(radii[0], same, radii[1])
-    method = METHODS[deep.path.stem.removeprefix(f"{sigma}-").rpartition("-")[0]]
-    printed = paper.table()[sigma, method]
     return {
         "sigma": sigma,
-        "method": deep.path.stem.removeprefix(f"{sigma}-").rpartition("-")[0],
+        "method": recipe,
         "seed": training["seed"],
         "epochs": training["epochs"],
         "precision": training["precision"],
@@ -95,22 +101,20 @@ def row(deep: Log, wide: Log) -> dict[str, Any]:
 
 
 def report(runs: Path) -> list[dict[str, Any]]:
-    """A row for each network of which both logs are whole, in the order of METHODS."""
-    rows = []
-    for deep in sorted((runs / "n100000").glob("*.tsv")):
-        wide = runs / "n1000" / deep.name
-        if finished(deep) and finished(wide):
-            rows.append(row(read_log(deep), read_log(wide)))
+    """A row for each network of Table 1 whose logs are both whole, in the order of METHODS."""
+    logs = [(deep, runs / "n1000" / deep.name) for deep in (runs / "n100000").glob("*.tsv")]
+    whole = [pair for pair in logs if all(map(finished, pair))]
+    rows = [made for deep, wide in whole if (made := row(read_log(deep), read_log(wide)))]
     order = list(METHODS)
     return sorted(rows, key=lambda r: (-r["sigma"], order.index(r["method"]), r["seed"]))
 
 
 def finished(log: Path) -> bool:
-    """Whether every image that the log is meant for is in it."""
+    """Whether every image that the log is meant for is in it: a line each, below the header."""
     settings = log.with_suffix(".json")
     if not (log.exists() and settings.exists()):
         return False
-    return len(read_log(log).idx) == json.loads(settings.read_text())["indices_total"]
+    return log.read_bytes().count(b"\n") == json.loads(settings.read_text())["indices_total"] + 1
 
 
 if __name__ == "__main__":

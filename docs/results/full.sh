@@ -15,11 +15,12 @@
 # goes on. PRECISION (bf16) is the arithmetic; on a processor without it fp32 is faster. BATCH
 # (auto) are the rows of a forward pass in certification; FLAGS are more flags of both commands, such
 # as --device cuda.
-set -euo pipefail
+set -Eeuo pipefail
 export OMP_NUM_THREADS=1
 if [ "$1" = one ]; then # MNIST_FOLDER RUN_FOLDER METHOD
   name=${SIGMA:-1.0}-$4-${SEED:-0}
   run=$3/$name recipe=$4 flags=()
+  trap 'echo "$run failed, see $run.log" >&2' ERR
   if [ "$4" = smoothadv-published ]; then
     recipe=smoothadv flags=(--split-batches --late-drop --no-nesterov)
   fi

@@ -17,7 +17,7 @@ import torch
 
 import drf_fast
 from drf_fast.certification.log import CertificationLog, Row
-from drf_fast.config import arguments, training
+from drf_fast.config import arguments, reading, training
 from drf_fast.config.options import CertifyConfig
 from drf_fast.report import paper
 
@@ -96,6 +96,8 @@ def test_a_row_of_the_full_protocol_is_made_of_both_logs(tmp_path):
     certified(tmp_path / "n1000" / name, list(range(6)), wide, 1000, **options)
     certified(tmp_path / "n100000" / name, list(deep), list(deep.values()), 100_000, **options)
     certified(tmp_path / "n100000" / "1.0-gaussian-0.tsv", [0], [90_000], 100_000, **options)
+    for n in (1000, 100_000):  # not in the paper's table
+        certified(tmp_path / f"n{n}" / "1-catrs-0.tsv", [0, 1], [900, 900], n, **options)
     (row,) = full.report(tmp_path)  # of gaussian one log is not there
 
     def radius(count: int, n: int) -> float:
@@ -125,7 +127,10 @@ def networks(folder: Path, gains: dict[str, float], seeds: dict[str, tuple[int, 
                 certified(path, list(range(40)), counts, 1000, training={"precision": "fp32"})
                 run = path.with_suffix("")
                 run.mkdir()
-                (run / "metrics.jsonl").write_text(json.dumps({"distance": 1.0, "lambda": 0.4}))
+                epochs = [
+                    {"distance": far, "epsilon": 1.0, "lambda": 0.4} for far in (0.9, 1.01, 1)
+                ]
+                (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, epochs)) + "\n")
 
 
 def test_gains_are_means_over_pairs_and_images_with_an_interval_around_them():
@@ -168,10 +173,8 @@ def test_there_is_no_winner_before_all_runs_are_there(tmp_path):
     networks(tmp_path, {"prox": 4.0, "shrink": 20.0}, {"1.0": (0, 2), "0.5": (1,)})
     found = decide.report(tmp_path)
     assert found["winner"] is None and not found["complete"]
-    assert found["seeds"] == {
-        "1.0": {"prox": [0, 2], "shrink": [0, 2]},
-        "0.5": {"prox": [1], "shrink": [1]},
-    }
+    assert found["seeds"] == {"1.0": [0, 2], "0.5": [1]}
+    assert found["networks"]["0.5-prox-1"]["from_epsilon"] == pytest.approx(0.01)
     assert len(found["networks"]) == 9
     assert found["gain"]["shrink"][0] > found["gain"]["prox"][0] > 0
     (tmp_path / "rest").mkdir()
@@ -183,18 +186,61 @@ def test_there_is_no_winner_before_all_runs_are_there(tmp_path):
     )
 
 
-def test_a_log_that_is_not_whole_does_not_count(tmp_path):
+@pytest.mark.parametrize("lines", [0, 1, -1, None])
+def test_a_pair_counts_only_with_its_three_logs_whole(tmp_path, lines):
+    """Half a line is what a process that was killed leaves, a header one that has just begun."""
     decide = script("decide")
-    networks(tmp_path, {"prox": 4.0, "shrink": 4.0}, {"1.0": (0, 1)})
+    networks(tmp_path, {"prox": 4.0, "shrink": 20.0, "udr": 1.0}, {"1.0": (0, 1), "0.5": (2,)})
     log = tmp_path / "1.0-prox-1.tsv"
-    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
-    assert decide.report(tmp_path)["seeds"]["1.0"] == {"prox": [0], "shrink": [0, 1]}
+    text = log.read_text()
+    log.write_text(text[:-3] if lines is None else "".join(text.splitlines(True)[:lines]))
+    found = decide.report(tmp_path)
+    assert found["seeds"] == {"1.0": [0], "0.5": [2]}
+    assert {name for name in found["networks"] if name.endswith("-1")} == set()
+    shrink, prox = (found["gain"][form][0] for form in ("shrink", "prox"))
+    assert found["shrink_minus_prox"][0] == pytest.approx(shrink - prox)
+
+
+def test_the_page_says_what_partial_and_whole_results_decide(tmp_path, monkeypatch):
+    decide, page = script("decide"), script("page")
+    decide.RESAMPLES = decide.CHUNK = 100
+    monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
+
+    def told(folder: str, gains: dict[str, float], seeds: dict[str, tuple[int, ...]]) -> str:
+        (tmp_path / folder).mkdir()
+        networks(tmp_path / folder, gains, seeds)
+        (tmp_path / "decide.json").write_text(json.dumps(decide.report(tmp_path / folder)))
+        return page.decide().replace("\n", " ")
+
+    assert told("none", {"prox": 4.0}, {"1.0": (0,)}).startswith("Not yet run")
+    part = told("part", {"prox": 20.0, "shrink": 4.0, "udr": 1.0}, {"1.0": (0, 3)})
+    assert part.startswith("Some runs are missing. So far: 2 seeds at σ = 1.0, fp32.")
+    assert "This decides nothing yet" in part and "| `udr` | 1.0 | 2 |" in part
+    assert "more than 1.0 % from ε" in part
+    whole = told("whole", {"prox": 4.0, "shrink": 20.0}, decide.SEEDS)
+    assert "By the rule `shrink` is the default." in whole and "missing" not in whole
+    tie = told("tie", {"prox": 4.0, "shrink": 4.0}, decide.SEEDS)
+    assert "By the rule, as this is a tie, `prox` is the default." in tie
+
+
+def test_code_and_pages_follow_what_the_runs_decided():
+    """The default form is that of the rule, and README and train.md tell the same results."""
+    found = json.loads((RESULTS / "decide.json").read_text(encoding="utf-8"))
+    readme, train = (
+        (RESULTS.parents[1] / name).read_text(encoding="utf-8")
+        for name in ("README.md", "docs/train.md")
+    )
+    assert found["winner"] in (None, reading.FORM)
+    assert ("udr" in found["gain_by_sigma"]["1.0"]) == ("| not yet run |" not in train)
+    gains = {sigma: of[reading.FORM][0] for sigma, of in found["gain_by_sigma"].items() if of}
+    for sigma, gain in gains.items():
+        assert f"{gain:+.3f} over {len(found['seeds'][sigma])} seeds" in readme
 
 
 # ------------------------------------------------------------------------------- the fair frontier
 
 
-def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path):
+def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path, monkeypatch):
     frontier = script("frontier")
 
     def sweep(name: str, rows: list[tuple[float, int, float, float]]) -> None:
@@ -218,6 +264,18 @@ def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path):
     assert (point["epsilon"], point["seeds"]) == (1, 2)
     assert point["gain"] == pytest.approx(np.mean([1.45 - 1.425, 1.45 - 1.4]))
     assert point["error"] == pytest.approx(0.025 / 2)
+    page = script("page")
+    monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
+    (tmp_path / "frontier.json").write_text(json.dumps(found))
+    said = page.frontier().replace("\n", " ")
+    assert "by more than two standard errors at 1, and below it at 0" in said
+    (tmp_path / "frontier.json").write_text(json.dumps({"above": {"acr": []}}))
+    assert page.frontier().endswith(
+        "No point of DRF lies within the ends of SmoothAdv's curve yet."
+    )
+    point["error"] = None
+    (tmp_path / "frontier.json").write_text(json.dumps({"above": {"acr": [point]}}))
+    assert "at 1 of 1 ε; with one seed no error is known" in page.frontier()
     assert frontier.curve(found["points"]["smoothadv"], "acr")[0] == pytest.approx(
         (1.0, 1.35, 1.3, 1.4)
     )
@@ -239,7 +297,7 @@ printf '%s\\n' "$@" >"$RECORDED/$$"
     [
         ("decide", {"train": 25, "certify": 25}),
         ("frontier", {"sweep": 2}),
-        ("full", {"train": 6, "certify": 12}),
+        ("full", {"train": 9, "certify": 18}),
     ],
 )
 def test_every_command_of_a_script_is_one_that_there_is(tmp_path, name, commands):
@@ -272,6 +330,25 @@ def test_every_command_of_a_script_is_one_that_there_is(tmp_path, name, commands
         else:
             config = arguments.parse(CertifyConfig, "certify", rest)
             assert config.resume and config.n in (1000, 100_000) and config.device == "cpu"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs bash")
+@pytest.mark.parametrize("name", ["decide", "frontier", "full", "catrs"])
+def test_a_script_names_the_run_that_failed_and_its_log(tmp_path, name):
+    program = tmp_path / "bin" / "drf-fast"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho why\nexit 3\n")
+    program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    runs = tmp_path / "runs"
+    words = [runs, tmp_path] if name == "catrs" else [tmp_path, runs]
+    done = subprocess.run(
+        ["bash", RESULTS / f"{name}.sh", *words],
+        env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode
+    said = [line.split(" failed, see ") for line in done.stderr.splitlines() if "failed" in line]
+    assert said and all(Path(log).read_text() == "why\n" for _, log in said)
 
 
 # ------------------------------------------------------------------------------------- the page
