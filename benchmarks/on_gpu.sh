@@ -28,7 +28,8 @@ part() {
         status="no time left"
         failed=1
     else
-        PYTHONUNBUFFERED=1 timeout -k 5 $((limit < left ? limit : left)) "$@" \
+        # After SIGINT pytest still tells the reasons of failures.
+        PYTHONUNBUFFERED=1 timeout -s INT -k 15 $((limit < left ? limit : left)) "$@" \
             > "$out/$name.txt" 2>&1
         case $? in
             0) status=ok ;;
@@ -48,8 +49,10 @@ part times 60 "$python" benchmarks/gpu_times.py
 # Verbose and one line a test: what failed is named as it fails. Most of the time goes into compiling.
 processes=$(nproc 2> /dev/null || echo 8)
 [ "$processes" -le 16 ] || processes=16 # each has a context on the GPU, half a gigabyte
+any_backend=(tests/operations/test_{smooth_ce,consistency_loss,macer_loss,loss_backward,noise}.py
+    tests/operations/test_{noisy_levels,adversary_step,attack,ops}.py)
 DRF_FAST_TEST_KERNELS=cuda part kernel_tests 180 "$python" -m pytest -v --tb=short \
-    -p no:cacheprovider -n "$processes" tests/kernels
+    -p no:cacheprovider -n "$processes" tests/kernels "${any_backend[@]}"
 # Only files with tests that need a GPU: collecting all others takes a quarter of the time.
 mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | grep -v test_on_gpu)
 part gpu_tests 90 "$python" -m pytest -v --tb=short -p no:cacheprovider -n 4 -m gpu "${files[@]}"

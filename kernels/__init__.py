@@ -10,5 +10,5 @@ them for CUDA tensors. Modules that several kernels share:
   the balls of the adversary, numbers that change from step to step, element types;
 * ``quantile``: the normal quantile in float64, for MACER.
 
-docs/kernels.md lists what each of them reads and writes, and how that is verified without a GPU.
+docs/kernels.md has counts of what they read and write, and how they are tested without a GPU.
 """

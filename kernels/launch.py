@@ -1,8 +1,8 @@
 """Launching Triton kernels: grids, device, errors; and recording of launches.
 
-A launch is described before it runs, so that tests and ``docs/kernels.md`` can find out what an
-operation would launch: ``recording`` collects the launches instead of running them, and tensors on
-the ``meta`` device, which have sizes but no memory, suffice as arguments.
+A launch is described before it runs, so that tests can find out what an operation would launch:
+``recording`` collects the launches instead of running them, and tensors on the ``meta`` device,
+which have sizes but no memory, suffice as arguments.
 """
 
 from __future__ import annotations

@@ -255,6 +255,10 @@ def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
     """Sum over the m copies: (B*m, ...) -> (B, ...), in the dtype and memory format of grad."""
     batch = grad.shape[0] // num_samples if grad.dim() else 0
     check("noisy_repeat_backward", batch, grad)
+    if batch * num_samples != grad.shape[0]:
+        raise ValueError(
+            f"noisy_repeat_backward: expected {num_samples} rows an image, got {grad.shape[0]} rows"
+        )
     grad = dense(grad)
     out = torch.empty(
         (batch, *grad.shape[1:]),

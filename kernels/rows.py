@@ -28,7 +28,7 @@ from drf_fast.kernels.dtypes import narrow, widen
 
 @triton.jit
 def exp_(x):
-    """e^x for x <= 0, within 1 ulp; 0 where it would be subnormal, NaN for NaN.
+    """e^x for x <= 0, within 1 ulp of a normal number; 0 below -87.7, NaN for NaN.
 
     Triton's own exp of float32 multiplies by log2(e) first, which costs |x| / 2 ulp.
     """

@@ -97,7 +97,7 @@ def over_all(found: dict[str, np.ndarray], form: str, minus: str = BASELINE) -> 
     return gain(present) if present else None
 
 
-def network(runs: Path, name: str) -> dict[str, float]:
+def network(runs: Path, name: str) -> dict[str, float | None]:
     """What one network certifies, and the distance it was trained at.
 
     ``from_epsilon`` is the largest relative difference of an epoch's mean distance from epsilon

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import random
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -136,6 +137,10 @@ def captured(graph: Any, device: Any, memory: GraphMemory | None = None) -> Iter
 
     Args:
         memory: shared with other graphs; by default the graph has its own.
+
+    Raises:
+        RuntimeError: random numbers were drawn from a global generator of the CPU, which every
+            replay would repeat.
     """
     import torch
 
@@ -149,6 +154,7 @@ def captured(graph: Any, device: Any, memory: GraphMemory | None = None) -> Iter
         torch.cuda.stream(torch.cuda.current_stream(device)),
     ):
         memory = memory or GraphMemory(device)
+        random_state = _random_state()
         try:
             with torch.cuda.graph(
                 graph,
@@ -157,9 +163,22 @@ def captured(graph: Any, device: Any, memory: GraphMemory | None = None) -> Iter
                 capture_error_mode="thread_local",
             ):
                 yield
+            if _random_state() != random_state:
+                raise RuntimeError(
+                    "random numbers are drawn on the CPU, which a CUDA graph would repeat for ever"
+                )
         except BaseException:
             _give_back(memory.pool)
             raise
+
+
+def _random_state() -> tuple[Any, ...]:
+    """The states of the CPU's global random generators: torch's, Python's and numpy's."""
+    import numpy as np
+    import torch
+
+    of_numpy = repr(np.random.get_state(legacy=False))
+    return torch.get_rng_state().tolist(), random.getstate(), of_numpy
 
 
 def _give_back(pool: Any) -> None:

@@ -233,7 +233,8 @@ class SmoothedClassifier:
         check.count(n, "n")
         if stops is not None and x.shape[0] != 1:
             raise ValueError(f"stops needs one image, got {x.shape[0]}")
-        stop = None if stops is None else lambda k, t: stops(int(k[0, choice[0]]), t)
+        chosen = 0 if stops is None else int(choice[0])  # once: each look waits for one number
+        stop = None if stops is None else lambda k, t: stops(int(k[0, chosen]), t)
         counts, drawn = self._counts(x, n, "estimation", batch_size, image_ids, stop)
         return counts.gather(1, choice.unsqueeze(1)).squeeze(1).cpu(), drawn
 

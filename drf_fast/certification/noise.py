@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from drf_fast import functional
-from drf_fast.backends.reference.levels import LevelTable, level_table
+from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification import inputs
 from drf_fast.ops import level_checks
 
@@ -83,7 +83,6 @@ class LevelNoise(GaussianNoise):
     def __init__(self, sigma: float, seed: int) -> None:
         super().__init__(sigma, seed)
         self.tau = level_table(sigma).distance
-        self._table: LevelTable | None = None
 
     def images(self, x: Any) -> torch.Tensor:
         return inputs.level_images(x)
@@ -97,8 +96,6 @@ class LevelNoise(GaussianNoise):
         stream: str,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        # Kept, for a CUDA graph goes on reading it.
-        self._table = level_table(self.sigma, x.device)
         return functional.noisy_levels(
             x,
             self.sigma,

@@ -1,7 +1,7 @@
 """Votes of a network under noise: the loop in which certification spends its time.
 
 Rows of one forward pass are noisy copies of one image, or, where an image needs few of them, of
-several. Counts stay on the device, in int64; the loop does not synchronise with it.
+several. Counts stay on the device, in int64; the loop waits for it only at its end.
 """
 
 from __future__ import annotations
@@ -118,6 +118,9 @@ class NoisyVotes:
                     if stop is not None and stop(counts, offset + rows):
                         drawn = offset + rows
                         break
+        if x.device.type == "cuda":
+            # The lock orders only the host: another thread's stream may reuse a graph's memory.
+            torch.cuda.current_stream(x.device).synchronize()
         return counts, drawn
 
     def _step(self, stream: str, size: int | None, votes: Votes, rows: int) -> None:

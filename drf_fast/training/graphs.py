@@ -49,10 +49,12 @@ class GraphedSteps:
         if constants != self._constants:
             self._constants, self._graph = constants, None
             self._warm.clear()
-        # The last batch of an epoch may be smaller; its graph would not be worth its memory.
+        # The last batch of an epoch may be smaller, or larger; its graph would not be worth its
+        # memory.
         size = len(batch.target)
-        warm = self._warm[size] >= _WARM_UP
-        if warm and size > self._graphed and not self._impossible:
+        self._warm[size] += 1
+        common = self._warm[size] > _WARM_UP and self._warm[size] >= self._warm[self._graphed]
+        if common and size > self._graphed and not self._impossible:
             self._graph = None
             self._graph = self._captured(run, batch, options)
         if self._impossible:
@@ -76,7 +78,6 @@ class GraphedSteps:
 
     def _aside(self, run: Run, batch: Batch, options: MethodOptions) -> torch.Tensor:
         """Run a step on the side stream that a capture will use: autograd records streams."""
-        self._warm[len(batch.target)] += 1
         self._stream = self._stream or torch.cuda.Stream(run.device)
         here = torch.cuda.current_stream(run.device)
         self._stream.wait_stream(here)

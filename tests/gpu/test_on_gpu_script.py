@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import kernel_sessions
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +57,11 @@ def test_every_part_runs_in_its_order_and_leaves_its_output(tmp_path):
     }
     assert marked - set(files) == {"tests/gpu/test_on_gpu.py"}  # which is kernel_tests
     assert len(files) > 5
+    words = (tmp_path / "out" / "kernel_tests.txt").read_text().split()
+    given = {ROOT / word for word in words if word.startswith("tests/")}
+    assert {file for file in kernel_sessions.FILES if file.parent not in given} == given - {
+        ROOT / "tests" / "kernels"
+    }
 
 
 def test_a_part_that_fails_stops_no_other_and_is_told(tmp_path):
@@ -79,7 +85,7 @@ def test_what_a_sanitizer_finds_is_told(tmp_path):
 
 
 def test_more_time_is_shared_out_and_a_second_run_writes_over_the_first(tmp_path):
-    (tmp_path / "timeout").write_text('#!/bin/sh\nshift 2\necho "limit $1"; shift; exec "$@"\n')
+    (tmp_path / "timeout").write_text('#!/bin/sh\nshift 4\necho "limit $1"; shift; exec "$@"\n')
     (tmp_path / "timeout").chmod(0o755)
     for _ in range(2):
         status, _ = run(tmp_path / "out", 'echo "$@"', seconds=5400)

@@ -6,10 +6,12 @@ No GPU is needed: stand-ins for the few functions of ``torch.cuda`` in use simul
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -145,6 +147,17 @@ def test_a_capture_that_fails_leaves_the_stream_and_no_memory(two, monkeypatch, 
     assert two.on is before and two.current == 0
     of_pool = (1, two.pools[0])
     assert log == [("end", *of_pool)] + ([] if ended else [("release", *of_pool)])
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [lambda: torch.rand(()), random.random, np.random.rand],
+    ids=["torch", "random", "numpy"],
+)
+def test_random_numbers_of_the_cpu_are_not_captured(two, draw):
+    with pytest.raises(RuntimeError, match="drawn on the CPU"), kernels.captured(object(), SECOND):
+        draw()
+    assert two.current == 0
 
 
 def test_a_kernel_is_launched_with_its_tensors_device_current(two):

@@ -25,6 +25,7 @@ ANY_BACKEND = (
     "macer_loss",
     "loss_backward",
     "noise",
+    "noisy_levels",
     "adversary_step",
     "attack",
     "ops",

@@ -232,8 +232,9 @@ def test_no_launch_is_too_small_for_the_device_or_reads_a_value():
 def test_raw_arguments_that_do_not_fit_are_refused(change):
     x, rest = images((4, 5), torch.float32), list(arguments(2))
     if change == "rows":
-        with pytest.raises(ValueError, match="expected images"):
-            kernels.noisy_repeat_backward(torch.zeros(7, 4), 2)
+        for rows, num_samples in ((7, 2), (10, 4)):
+            with pytest.raises(ValueError, match="expected"):
+                kernels.noisy_repeat_backward(torch.zeros(rows, 4), num_samples)
         return
     if change == "dtype":
         x = x.int()

@@ -87,6 +87,12 @@ def test_full_batches_after_small_ones_get_the_graph():
     assert seen == sizes and Graph.captured == [3, 8] and Graph.replayed == [3, 8]
 
 
+def test_a_larger_last_batch_does_not_take_the_graph_from_all_others():
+    _, _, seen = steps(5 * [8, 8, 8, 8, 8, 9])
+    assert seen == 5 * [8, 8, 8, 8, 8, 9] and Graph.captured == [8]
+    assert Graph.replayed == 22 * [8]
+
+
 def test_the_graph_gives_way_to_a_batch_that_finds_no_memory_beside_it(capsys):
     held: list[GraphedSteps] = []
 

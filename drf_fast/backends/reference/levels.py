@@ -62,7 +62,7 @@ class LevelTable(NamedTuple):
     distance: float
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache  # for good: captured CUDA graphs go on reading a table
 def level_table(sigma: float, device: torch.device | None = None) -> LevelTable:
     """The table of noise of ``sigma``, in units of 255 levels, made once; 0.2 s at 0.5.
 
