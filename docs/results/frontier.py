@@ -25,19 +25,19 @@ VALUES = {
 
 
 def points(runs: Path) -> dict[str, list[dict[str, float]]]:
-    """Of each method every finished run: epsilon, seed, mean distance and what it certifies."""
+    """Of each method every run of a finished sweep: epsilon, seed, distance, what it certifies."""
     found = {}
     for name in METHODS:
-        path = runs / name / "summary.json"
-        if not path.exists():
-            sys.exit(f"{path} is missing: frontier.sh writes it when all runs of {name} have ended")
-        summary = json.loads(path.read_text())
+        paths = sorted(runs.glob(f"{name}-*/summary.json"))
+        if not paths:
+            sys.exit(f"{runs} holds no {name}-SEED/summary.json, which ends a sweep of frontier.sh")
         found[name] = [
             {
                 "epsilon": setting["values"]["epsilon"],
                 **{key: run[key] for key in ("seed", "distance", *VALUES)},
             }
-            for setting in summary["settings"]
+            for path in paths
+            for setting in json.loads(path.read_text())["settings"]
             for run in setting["runs"]
         ]
     return found

@@ -257,8 +257,12 @@ def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path, monke
         ]  # fmt: skip
         (tmp_path / name / "summary.json").write_text(json.dumps({"settings": settings}))
 
-    sweep("smoothadv", [(1, 0, 1.0, 1.4), (2, 0, 2.0, 1.5), (1, 1, 1.0, 1.3), (2, 1, 2.0, 1.5)])
-    sweep("drf", [(1, 0, 1.25, 1.45), (1, 1, 1.5, 1.45), (2, 0, 2.5, 1.6)])
+    sweep("smoothadv-0", [(1, 0, 1.0, 1.4), (2, 0, 2.0, 1.5)])
+    with pytest.raises(SystemExit, match="no drf-SEED/summary.json"):
+        frontier.report(tmp_path)
+    sweep("smoothadv-1", [(1, 1, 1.0, 1.3), (2, 1, 2.0, 1.5)])
+    sweep("drf-0", [(1, 0, 1.25, 1.45), (2, 0, 2.5, 1.6)])
+    sweep("drf-1", [(1, 1, 1.5, 1.45)])
     found = frontier.report(tmp_path)
     (point,) = found["above"]["acr"]  # epsilon 2 lies beyond the end of the curve
     assert (point["epsilon"], point["seeds"]) == (1, 2)
@@ -296,7 +300,7 @@ printf '%s\\n' "$@" >"$RECORDED/$$"
     ("name", "commands"),
     [
         ("decide", {"train": 25, "certify": 25}),
-        ("frontier", {"sweep": 2}),
+        ("frontier", {"sweep": 6}),
         ("full", {"train": 9, "certify": 18}),
     ],
 )
