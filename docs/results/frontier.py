@@ -2,7 +2,7 @@
 
     python docs/results/frontier.py RUN_FOLDER frontier.png > frontier.json
 
-from the sweeps of frontier.sh. A point of DRF lies above the curve by its value minus SmoothAdv's
+from the sweeps of frontier.sh, and for epsilon 1 from decide.json. A point of DRF lies above the curve by its value minus SmoothAdv's
 at the same mean distance and seed, interpolated between the two nearest points of that seed.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 METHODS = {"smoothadv": "SmoothAdv", "drf": "SmoothAdv + DRF"}
+DECIDED = {"smoothadv": "1.0-baseline-", "drf": "1.0-prox-"}  # networks of decide.json, epsilon 1
 VALUES = {
     "acr": "average certified radius",
     "r0.00": "accuracy at r = 0 (%)",
@@ -40,7 +41,25 @@ def points(runs: Path) -> dict[str, list[dict[str, float]]]:
             for setting in json.loads(path.read_text())["settings"]
             for run in setting["runs"]
         ]
+        seeds = {point["seed"] for point in found[name]}
+        found[name] += [point for point in decided(name) if point["seed"] in seeds]
     return found
+
+
+def decided(name: str) -> list[dict[str, float]]:
+    """The runs of a method with epsilon 1, which are decide.sh's."""
+    networks = json.loads(Path(__file__).with_name("decide.json").read_text())["networks"]
+    return [
+        {
+            "epsilon": 1,
+            "seed": int(run.removeprefix(DECIDED[name])),
+            "distance": of["distance"],
+            "acr": of["acr"],
+            **{f"r{radius}.00": of[f"r{radius}"] for radius in (0, 1, 2)},
+        }
+        for run, of in networks.items()
+        if run.startswith(DECIDED[name])
+    ]
 
 
 def curve(of: list[dict[str, float]], value: str) -> np.ndarray:
