@@ -2,8 +2,9 @@
 
     python docs/results/frontier.py RUN_FOLDER frontier.png > frontier.json
 
-from the sweeps of frontier.sh, and for epsilon 1 from decide.json. A point of DRF lies above the curve by its value minus SmoothAdv's
-at the same mean distance and seed, interpolated between the two nearest points of that seed.
+from the sweeps of frontier.sh, and for epsilon 1 from decide.json. A point of DRF lies above the
+curve by its value minus SmoothAdv's at the same mean distance and seed, interpolated between the
+two nearest points of that seed.
 """
 
 from __future__ import annotations
