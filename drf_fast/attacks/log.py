@@ -11,7 +11,7 @@ abstains; ``correct`` is 1 where both are the label. ``distance`` (L2, in pixel 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
@@ -28,6 +28,7 @@ COLUMNS = (
 )  # fmt: skip
 ATTACKS = ("none", "pgd", "ddn")
 _TWELVE_DECIMALS, _EXACT = Decimal("1e-12"), Context(prec=400)
+_HASHES = ("checkpoint_sha256", "fingerprint")
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,34 @@ def _parse_row(fields: list[str]) -> AttackRow:
     if correct != row.correct:
         raise ValueError(f"expected correct to be {int(row.correct)}, got {correct}")
     return row
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """By what two configurations are not of one network, the same images and noise level.
+
+    Weights alone are no network: the same file can be read as another architecture, or behind
+    another first layer. A log that does not record these two differs from none in them.
+    """
+    pairs = [(key, there.get(key), here.get(key)) for key in (*_HASHES, "sigma")]
+    built = zip(("arch", "normalize"), _architecture(there), _architecture(here), strict=True)
+    pairs += [(key, one, two) for key, one, two in built if one is not None and two is not None]
+    return [
+        f"{key} ({_shown(key, one)} there, {_shown(key, two)} here)"
+        for key, one, two in pairs
+        if one != two
+    ]
+
+
+def _architecture(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Architecture and first layer; None where they are unknown."""
+    training = config.get("training")
+    if not isinstance(training, dict) or not training:
+        return None, None  # of ``certify_dataset``, whose arch is only the name of a class
+    return config.get("arch"), training.get("normalize")
+
+
+def _shown(key: str, value: Any) -> str:
+    return str(value)[:12] if key in _HASHES else str(value)
 
 
 def is_attack_log(path: Path) -> bool:

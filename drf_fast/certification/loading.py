@@ -59,6 +59,11 @@ class Source:
     sigma: float
     model: nn.Module | None
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The first keys of every log: the network, the images and the noise level."""
+        return _identity(self.saved, self.images, self.sigma)
+
     def default_path(self, name: str) -> Path:
         """The default path of an output file: beside the checkpoint.
 
@@ -103,18 +108,22 @@ class Loaded:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The first keys of every log: the network, the images and the noise level."""
-        recorded = self.saved["config"]
-        return {
-            "method": recorded["method_label"],
-            "training": trained(recorded),
-            "checkpoint_sha256": self.saved["sha256"],
-            "arch": self.saved["arch"],
-            "data": self.images.name,
-            "split": self.images.split,
-            "fingerprint": self.images.fingerprint,
-            "sigma": self.classifier.sigma,
-        }
+        """As that of the ``Source``."""
+        return _identity(self.saved, self.images, self.classifier.sigma)
+
+
+def _identity(saved: dict[str, Any], images: Dataset, sigma: float) -> dict[str, Any]:
+    recorded = saved["config"]
+    return {
+        "method": recorded["method_label"],
+        "training": trained(recorded),
+        "checkpoint_sha256": saved["sha256"],
+        "arch": saved["arch"],
+        "data": images.name,
+        "split": images.split,
+        "fingerprint": images.fingerprint,
+        "sigma": sigma,
+    }
 
 
 def with_recorded_choices(config: _Resumable, out: Path | None) -> _Resumable:

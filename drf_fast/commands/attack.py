@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drf_fast.attacks import engine
-from drf_fast.attacks.log import AttackLog, read_attacked
+from drf_fast.attacks.log import AttackLog, differences, read_attacked
 from drf_fast.attacks.search import Search
 from drf_fast.attacks.verdict import Broken, Standing, broken, standings
 from drf_fast.backends import dispatch
@@ -123,23 +123,12 @@ def certificates_of(config: AttackConfig, source: Source) -> Log | None:
     Raises:
         InputError: certificates of another network, of other images, or at another sigma.
     """
-    wanted = {
-        "checkpoint_sha256": source.saved["sha256"],
-        "fingerprint": source.images.fingerprint,
-        "sigma": source.sigma,
-    }
 
     def of_another(log: Log) -> str:
         """What tells the log from certificates of this network; nothing where it is one."""
         if log.predictions:
             return "predictions"
-        got = {key: (log.config or {}).get(key) for key in wanted}
-        others = (
-            f"{key} ({got[key]!s:.12} there, {value!s:.12} here)"
-            for key, value in wanted.items()
-            if got[key] != value
-        )
-        return ", ".join(others)
+        return ", ".join(differences(log.config or {}, source.identity))
 
     if config.certificates is not None:
         log = read_log(config.certificates)

@@ -9,7 +9,7 @@ import torch
 from drf_fast import data
 from drf_fast.attacks import gallery
 from drf_fast.attacks.gallery import Card
-from drf_fast.attacks.log import AttackRow, is_attack_log, read_attacked
+from drf_fast.attacks.log import AttackRow, differences, is_attack_log, read_attacked
 from drf_fast.certification import loading
 from drf_fast.certification.loading import Source
 from drf_fast.commands import attack
@@ -126,12 +126,7 @@ def _attacked(source: Source) -> list[AttackRow]:
     else:
         paths = sorted(source.path.parent.glob("*.tsv"))
     logs = [read_attacked(path) for path in paths if is_attack_log(path)]
-    wanted = {
-        "checkpoint_sha256": source.saved["sha256"],
-        "fingerprint": source.images.fingerprint,
-        "sigma": source.sigma,
-    }
-    own = [log for log in logs if {key: log.config.get(key) for key in wanted} == wanted]
+    own = [log for log in logs if not differences(log.config, source.identity)]
     return [row for log in own for row in log.rows]
 
 

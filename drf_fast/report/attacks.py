@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from drf_fast.attacks.log import Attacked, AttackRow
+from drf_fast.attacks.log import Attacked, AttackRow, differences
 from drf_fast.attacks.verdict import broken
 from drf_fast.certification.log import Log
 from drf_fast.report.groups import Group
@@ -83,12 +83,10 @@ def curves_of(
 
 def on_network_of(log: Log, sigma: float | None, logs: Sequence[Attacked]) -> list[Attacked]:
     """The attack logs of the network and the images of ``log``, at this sigma."""
-    config = log.config or {}
-    network = {key: config.get(key) for key in ("checkpoint_sha256", "fingerprint")}
-    if network["checkpoint_sha256"] is None:
+    config = {**(log.config or {}), "sigma": sigma}
+    if config.get("checkpoint_sha256") is None:
         return []
-    wanted = {**network, "sigma": sigma}
-    return [one for one in logs if {key: one.config.get(key) for key in wanted} == wanted]
+    return [one for one in logs if not differences(one.config, config)]
 
 
 def _curve(group: Group, networks: list[tuple[list[AttackRow], Log]]) -> AttackCurve:

@@ -197,6 +197,43 @@ def test_bad_words(run, capsys, monkeypatch):
     assert attack(run) == 2 and "--shard i/k" in capsys.readouterr().err
 
 
+def test_the_same_weights_as_another_network_are_another_network(run, capsys):
+    """An architecture or first layer that is not recorded says nothing."""
+    assert attack(run) == 0
+    certificates, again = run / "certificates.tsv", ("--resume", "--skip", "40")
+    described = json.loads(certificates.with_suffix(".json").read_text())
+    first = described["training"]["normalize"]
+    assert (described["arch"], first) == ("linear:Linear", "none")
+    capsys.readouterr()
+
+    def change(**changed) -> None:
+        certificates.with_suffix(".json").write_text(json.dumps({**described, **changed}))
+
+    def left_out() -> bool:
+        assert main(["report", str(run), "--no-paper"]) == 0
+        return "that no log here certifies: left out" in capsys.readouterr().err
+
+    for changed, said in (
+        ({"arch": "linear:Other"}, "arch (linear:Other there, linear:Linear here)"),
+        (
+            {"training": {**described["training"], "normalize": "cifar10"}},
+            "normalize (cifar10 there, none here)",
+        ),
+    ):
+        change(**changed)
+        assert left_out()
+        assert attack(run, *again) == 0
+        assert "no certificates of this network" in capsys.readouterr().err
+        assert attack(run, *again, "--certificates", str(certificates)) == 2
+        assert f"got others: {said}; pass" in capsys.readouterr().err
+    # As an older version records it, and certify_dataset.
+    for changed in ({"arch": None}, {"training": {}, "arch": "Linear"}):
+        change(**changed)
+        assert not left_out()
+        assert attack(run, *again) == 0
+        assert "no certificates" not in capsys.readouterr().err
+
+
 def test_a_lack_of_memory_names_the_rows_of_a_gradient(run, capsys, monkeypatch):
     def large(*arguments, **options):
         raise MemoryError

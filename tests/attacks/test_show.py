@@ -137,6 +137,9 @@ def test_the_attack_log_says_which_are_broken(run, capsys):
         path.write_text(json.dumps({**described, key: "0"}))
         with pytest.raises(InputError, match="got none"):
             show.cards_of(config)
+    path.write_text(json.dumps({**described, "arch": "linear:Other"}))
+    with pytest.raises(InputError, match="got none"):
+        show.cards_of(config)
 
 
 def test_many_images_are_attacked_in_parts(run, monkeypatch):

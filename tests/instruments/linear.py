@@ -40,6 +40,6 @@ def saved(folder: Path) -> Path:
     """The classifier as a checkpoint, to be run with ``--arch linear:Linear``."""
     path = folder / "checkpoint.pt"
     content = {"model": fitted().state_dict(), "arch": "linear:Linear", "num_classes": 10}
-    config = {"sigma": SIGMA, "data": "mnist-mini", "method_label": "linear", "lr": 0.1}
+    config = {"sigma": SIGMA, "data": "mnist-mini", "method_label": "linear", "normalize": "none"}
     checkpoint.save(path, {**content, "image_shape": [1, 28, 28], "config": config})
     return path
