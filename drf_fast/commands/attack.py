@@ -84,13 +84,18 @@ def prepare(
 ) -> tuple[Loaded, engine.Work]:
     """The network, the images and the search, as ``config`` sets them.
 
-    All noise, of the search and of its evaluation, is under a key reserved for attacks.
+    Where it leaves them open, images and precision are those of the certificates, which hold for
+    the network in this precision. All noise, of the search and of its evaluation, is under a key
+    reserved for attacks.
     """
     key = noise_key(config.seed, ATTACK)
+    recorded = {} if certificates is None else certificates.config or {}
     skip = config.skip
     if skip is None:
-        recorded = None if certificates is None else (certificates.config or {}).get("skip")
-        skip = recorded if isinstance(recorded, int) and recorded > 0 else 1
+        skip = recorded.get("skip")
+        skip = skip if isinstance(skip, int) and skip > 0 else 1
+    if config.precision == "auto" and recorded.get("precision") in ("fp32", "tf32", "bf16"):
+        config = dataclasses.replace(config, precision=recorded["precision"])
     loaded = loading.load(dataclasses.replace(config, skip=skip, seed=key), source)
     sigma = loaded.classifier.sigma
     example = loaded.images.float_images(list(loaded.indices[:1])).to(loaded.device)
@@ -171,8 +176,10 @@ def _show(standings: Sequence[Standing], fallen: Sequence[Broken], as_json: bool
     if fallen:
         say(
             f"{len(fallen)} certificates are contradicted: each certificate and each judgement is "
-            "wrong with probability alpha at most; where that cannot be it, one of the logs is not "
-            "of this network, or certification has an error"
+            "wrong with probability alpha at most; where that cannot be it, the logs differ in "
+            "precision or --compile, the certificates are --sound, of the network behind a "
+            "rounding to 8-bit levels, one of the logs is not of this network, or certification "
+            "has an error"
         )
 
 

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from drf_fast.config.options import Device, Format, NetworkConfig, SmoothedConfig
-from drf_fast.config.tags import Range, Role
+from drf_fast.config.options import Arithmetic, Device, Format, NetworkConfig, SmoothedConfig
+from drf_fast.config.tags import Range, Role, Tag
 from drf_fast.errors import InputError
 
 
@@ -29,6 +29,9 @@ class AttackConfig(SmoothedConfig):
     """Noise samples with which PREDICT judges an image."""
     alpha: Annotated[float, Role.RESULT] = 0.001
     """Probability that PREDICT's judgement is wrong."""
+    precision: Annotated[Arithmetic, Role.RESULT, Tag.MEASURED] = "auto"
+    """Arithmetic of the network; auto takes that of the certificates; without them fp32 or, on a
+    GPU, the faster of fp32 and tf32; fastest also tries bf16."""
     sound: Annotated[bool, Role.RESULT] = False
     """Refused here: adversarial images lie between the levels of 8-bit images."""
     epsilons: Annotated[str | None, Role.RESULT] = None

@@ -88,7 +88,7 @@ def test_a_wrong_certificate_is_caught(run, capsys):
     assert attack(run, "--resume") == 1
     said = capsys.readouterr().err
     assert f"BROKEN CERTIFICATE: image {row.idx} is certified class {row.clean} within" in said
-    assert said.count("BROKEN") == 1
+    assert said.count("BROKEN") == 1 and "the logs differ in precision or --compile" in said
     assert main(["report", str(run), "--no-paper"]) == 0
     assert f"BROKEN CERTIFICATE in {path}: image {row.idx}" in capsys.readouterr().err
 
@@ -232,6 +232,22 @@ def test_the_same_weights_as_another_network_are_another_network(run, capsys):
         assert not left_out()
         assert attack(run, *again) == 0
         assert "no certificates" not in capsys.readouterr().err
+
+
+def test_the_judge_computes_in_the_precision_of_the_certificates(run):
+    flags = ("--n", "60", "--skip", "40", "--max-images", "3", "--precision", "bf16")
+    out = ("--out", str(run / "certificates.tsv"), "--force")
+    assert main(["certify", str(run), *COMMON, *flags, *out]) == 0
+    log = run / "attack-s0.5-n300.json"
+
+    def precision() -> str:
+        return json.loads(log.read_text())["precision"]
+
+    assert attack(run, "--max-images", "2") == 0 and precision() == "bf16"
+    assert attack(run, "--max-images", "2", "--resume") == 0
+    assert attack(run, "--max-images", "2", "--force", "--precision", "fp32") == 0
+    assert precision() == "fp32"
+    assert attack(run, "--max-images", "2", "--resume") == 0  # as it was begun
 
 
 def test_a_lack_of_memory_names_the_rows_of_a_gradient(run, capsys, monkeypatch):
