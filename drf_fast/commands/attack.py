@@ -90,13 +90,15 @@ def prepare(
     """
     key = noise_key(config.seed, ATTACK)
     recorded = {} if certificates is None else certificates.config or {}
-    skip = config.skip
+    skip, most = config.skip, config.max_images
     if skip is None:
-        skip = recorded.get("skip")
+        skip, total = (recorded.get(name) for name in ("skip", "indices_total"))
         skip = skip if isinstance(skip, int) and skip > 0 else 1
+        if isinstance(total, int) and total > 0:
+            most = total if most is None else min(most, total)
     if config.precision == "auto" and recorded.get("precision") in ("fp32", "tf32", "bf16"):
         config = dataclasses.replace(config, precision=recorded["precision"])
-    loaded = loading.load(dataclasses.replace(config, skip=skip, seed=key), source)
+    loaded = loading.load(dataclasses.replace(config, skip=skip, max_images=most, seed=key), source)
     sigma = loaded.classifier.sigma
     example = loaded.images.float_images(list(loaded.indices[:1])).to(loaded.device)
     rows = noisy_repeat(example, sigma, min(256, 8 * config.num_samples))

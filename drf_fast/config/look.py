@@ -48,7 +48,8 @@ class AttackConfig(SmoothedConfig):
     """Certification log to compare with; the default is the log of this network and sigma with the
     most images in the run folder."""
     skip: Annotated[int | None, Role.RESULT, Range.COUNT] = None  # type: ignore[assignment]
-    """Take every K-th image, starting with the first; the default is that of the certificates."""
+    """Take every K-th image, starting with the first; the default is that of the certificates, and
+    no image beyond theirs."""
     max_images: Annotated[int | None, Role.RESULT, Range.COUNT] = 20
     """Take at most this many images; None takes all."""
     shard: Annotated[str | None, Role.RESULT] = None

@@ -16,6 +16,7 @@ from drf_fast.certification.log import Log
 from drf_fast.report.groups import Group
 from drf_fast.report.intervals import clopper_pearson
 from drf_fast.report.summary import Summary
+from drf_fast.runtime.text import number_of
 
 UNDER_ATTACK = (
     "Under attack: accuracy in % within each L2 epsilon, an abstention of PREDICT counted as "
@@ -58,8 +59,12 @@ def curves_of(
     """The curves of the attacked groups, and warnings.
 
     A log belongs to the group of its network, images and sigma. Several logs of one network count
-    as one attack: an image keeps its label if it does in all of them.
+    as one attack: an image keeps its label if it does in all of them. Images without a certificate
+    are left out, since nothing is known of how far they are certified.
     """
+    if summary.predictions:
+        said = "attacks are compared with certificates, not with predictions: left out"
+        return (), [said] if logs else []
     curves, warnings, used = [], [], set()
     for entry in summary.groups:
         networks = []
@@ -68,7 +73,14 @@ def curves_of(
             if not own:
                 continue
             used |= {one.path for one in own}
-            rows = [row for one in own for row in one.rows]
+            certified = set(log.idx.tolist())
+            rows = [row for one in own for row in one.rows if row.idx in certified]
+            unknown = {idx for one in own for idx in one.images} - certified
+            if unknown:
+                attacked = number_of(len(unknown), "attacked image")
+                warnings.append(f"{attacked} without a certificate in {log.path}: left out")
+            if not rows:
+                continue
             networks.append((rows, log))
             warnings += [f"BROKEN CERTIFICATE in {log.path}: {one}" for one in broken(rows, log)]
         if networks:
@@ -146,7 +158,7 @@ def _points(rows: Sequence[AttackRow], log: Log) -> dict[float, tuple[int, int, 
             len(images),
             sum(keeps for keeps, _ in images.values()),
             sum(open_ for _, open_ in images.values()),
-            sum(certified.get(idx, -1.0) >= epsilon for idx in images),
+            sum(certified[idx] >= epsilon for idx in images),
         )
         for epsilon, images in found.items()
     }

@@ -277,6 +277,65 @@ def test_a_class_lost_within_one_epsilon_is_lost_within_larger_ones_of_other_log
     assert curve.correct.tolist() == pytest.approx([100, 200 / 3, 100 / 3])
 
 
+def test_attacked_images_without_a_certificate_are_left_out(run, tmp_path, capsys):
+    assert attack(run) == 0
+    log = read_log(run / "certificates.tsv")
+    config = json.loads((run / "attack-s0.5-n300.json").read_text())
+    known = sorted(log.idx.tolist())[:3]
+    labels = dict(zip(log.idx.tolist(), log.label.tolist(), strict=True))
+
+    def attacked(*indices: int) -> Attacked:
+        rows = (
+            AttackRow(i, labels[i], 0.01, labels[i], labels[i], 0.01, "pgd", 0.0) if i in labels
+            else AttackRow(i, 0, 0.01, 0, 1, 0.01, "pgd", 0.0)
+            for i in indices
+        )  # fmt: skip
+        return Attacked(run / "a.tsv", config, tuple(rows))
+
+    summary = summarize([log], paper=False)
+    (expected,), said = curves_of(summary, [attacked(*known)])
+    assert said == [] and expected.images == 3 and expected.certified[0] > 0
+    (curve,), said = curves_of(summary, [attacked(*known, 1, 2)])
+    assert said == [f"2 attacked images without a certificate in {log.path}: left out"]
+    assert curve.images == 3 and curve.correct.tolist() == [100, 100]
+    assert curve.certified.tolist() == expected.certified.tolist()
+    curves, said = curves_of(summary, [attacked(1)])
+    assert curves == () and said == [
+        f"1 attacked image without a certificate in {log.path}: left out"
+    ]
+    # A figure of them all alone has no curve of attacks.
+    assert attack(run, "--force", "--skip", "7", "--max-images", "1") == 0
+    path = run / "attack-s0.5-n300.tsv"
+    path.write_text(path.read_text().replace("\n0\t", "\n1\t"))
+    capsys.readouterr()
+    assert main(["report", str(run), "--plot", str(tmp_path / "a.svg")]) == 0
+    assert "1 attacked image without a certificate in" in capsys.readouterr().err
+
+
+def test_predictions_certify_nothing_to_compare_with(run, tmp_path, capsys):
+    assert attack(run, "--max-images", "2") == 0
+    predicted = str(tmp_path / "p.tsv")
+    flags = ("--n", "60", "--skip", "40", "--max-images", "3", "--out", predicted)
+    assert main(["predict", str(run), *COMMON, *flags]) == 0
+    capsys.readouterr()
+    assert main(["report", predicted, str(run / "attack-s0.5-n300.tsv")]) == 0
+    shown = capsys.readouterr()
+    assert "certified" not in shown.out and "under attack" not in shown.out
+    assert "compared with certificates, not with predictions: left out" in shown.err
+
+
+def test_no_more_images_are_attacked_than_were_certified(run, capsys):
+    flags = ("--n", "60", "--skip", "40", "--max-images", "3")
+    out = ("--out", str(run / "certificates.tsv"), "--force")
+    assert main(["certify", str(run), *COMMON, *flags, *out]) == 0
+    capsys.readouterr()
+    assert attack(run, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["epsilons"][0]["certified"] is not None
+    assert read_attacked(run / "attack-s0.5-n300.tsv").images == (0, 40, 80)
+    assert attack(run, "--force", "--skip", "40", "--max-images", "4") == 0  # the user says which
+    assert len(read_attacked(run / "attack-s0.5-n300.tsv").images) == 4
+
+
 def test_report_draws_both_and_shows_both(run, tmp_path, capsys):
     assert attack(run) == 0
     capsys.readouterr()
