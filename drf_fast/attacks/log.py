@@ -106,13 +106,13 @@ class AttackLog(CertificationLog):
         self.done.add(rows[0].idx)
 
     def _complete_lines(self, content: bytes) -> tuple[bytes, set[int]]:
-        """As in the base class; a last image with fewer lines than the first is dropped."""
+        """As in the base class; a last image with fewer lines than epsilons is dropped."""
         content = content[: content.rfind(b"\n") + 1]
         if not content:
             return b"", set()
         rows = parse(self.path, decode(self.path, content))
         counts = Counter(row.idx for row in rows)
-        if rows and counts[rows[-1].idx] < counts[rows[0].idx]:
+        if rows and counts[rows[-1].idx] < len(read_config(self.path)["epsilons"]):
             last = rows[-1].idx
             lines = content.splitlines(keepends=True)
             content = b"".join(lines[: len(lines) - counts.pop(last)])
@@ -222,13 +222,14 @@ def read_attacked(path: str | Path) -> Attacked:
             f"{path}: line {len(rows) + 1} is torn: expected a line end, got the end of the file; "
             "finish the run with --resume"
         )
-    if not rows:
-        raise InputError(
-            f"{path} holds no attack: expected at least one line below the header; attack again "
-            "or leave it out"
-        )
     if not sidecar(path).exists():
         raise InputError(
             f"{path}: expected its configuration in {sidecar(path)}, got no such file; restore it"
         )
-    return Attacked(path, read_config(path), tuple(rows))
+    config = read_config(path)
+    if not rows and config.get("shard") is None:  # a shard may have no image
+        raise InputError(
+            f"{path} holds no attack: expected at least one line below the header; attack again "
+            "or leave it out"
+        )
+    return Attacked(path, config, tuple(rows))

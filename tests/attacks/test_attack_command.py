@@ -108,6 +108,34 @@ def test_an_interrupted_run_goes_on_to_the_same_log(run, tmp_path):
         read_attacked(path)
 
 
+def test_a_first_image_that_was_not_finished_is_attacked_again(run):
+    flags = ("--max-images", "2", "--resume")
+    assert attack(run, *flags) == 0
+    path = run / "attack-s0.5-n300.tsv"
+    whole = without_times(path)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    assert attack(run, *flags) == 0
+    assert without_times(path) == whole and len(whole) == 5
+
+
+def test_a_shard_without_images_is_an_empty_log(run, capsys):
+    assert attack(run, "--shard", "1/2") == 0  # 24 images are one group
+    assert attack(run, "--shard", "2/2") == 0
+    shown = capsys.readouterr()
+    assert "attacking 0 images" in shown.err
+    path = run / "attack-s0.5-n300-shard-2-of-2.tsv"
+    assert read_attacked(path).rows == ()
+    assert attack(run, "--shard", "2/2", "--resume") == 0
+    assert main(["report", str(run), "--no-paper"]) == 0
+    shown = capsys.readouterr()
+    assert "under attack" in shown.out and "left out" not in shown.err
+    settings = json.loads(path.with_suffix(".json").read_text())
+    del settings["shard"]
+    path.with_suffix(".json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="holds no attack"):
+        read_attacked(path)
+
+
 def test_other_settings_do_not_resume_it_and_nothing_is_replaced_unasked(run, capsys):
     assert attack(run) == 0
     assert attack(run) == 2 and "exists: expected a new file" in capsys.readouterr().err
