@@ -23,6 +23,7 @@ from drf_fast.config.training import check_epsilon
 from drf_fast.errors import InputError
 from drf_fast.functional import noise_key, noisy_repeat
 from drf_fast.models.faster import faster
+from drf_fast.report.shards import join_shards
 from drf_fast.report.sources import logs_in
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.progress import say
@@ -125,7 +126,9 @@ def prepare(
 
 
 def certificates_of(config: AttackConfig, source: Source) -> Log | None:
-    """The certificates to compare with: the log named, or the longest one in the run folder.
+    """The certificates to compare with: the log named, or the longest one beside the checkpoint.
+
+    Shards found there count as one log.
 
     Raises:
         InputError: certificates of another network, of other images, or at another sigma.
@@ -149,7 +152,9 @@ def certificates_of(config: AttackConfig, source: Source) -> Log | None:
     for path in _left_by_certify(source):
         with contextlib.suppress(InputError):  # the user has not named it
             found.append(read_log(path))
-    found = [log for log in found if not of_another(log)]
+    found = [log for log in found if len(log) > 0 and not of_another(log)]
+    with contextlib.suppress(InputError):  # of several runs, or with a shard twice
+        found = join_shards(found)
     return max(found, key=lambda log: (len(log), (log.config or {}).get("n", 0)), default=None)
 
 

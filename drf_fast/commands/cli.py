@@ -55,12 +55,15 @@ def _certify(words: list[str]) -> int:
     from drf_fast.config.options import CertifyConfig
 
     config = parse(CertifyConfig, "certify", words)
+    from drf_fast.certification.log import read_log
     from drf_fast.commands import certify, report
     from drf_fast.runtime import processes
 
     log = certify.certify(config)
     if log is None or processes.rank() > 0:
         return 0
+    if config.shard is not None and len(read_log(log)) == 0:
+        return 0  # this shard has no image to report on
     return report.run([log], format="json" if config.json else "table", paper=None)
 
 

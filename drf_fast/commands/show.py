@@ -103,7 +103,7 @@ def cards_of(config: ShowConfig, source: Source | None = None) -> list[Card]:
     settings = _as_attack(config)
     source = source or loading.source(settings)
     certificates = attack.certificates_of(settings, source)
-    if certificates is None:
+    if certificates is None or len(certificates) == 0:
         raise InputError(
             f"{source.path or config.arch} has no certificates beside it: expected a log of this "
             "network at this sigma, got none; run 'drf-fast certify' first, or name one with "

@@ -305,6 +305,29 @@ def test_a_class_lost_within_one_epsilon_is_lost_within_larger_ones_of_other_log
     assert curve.correct.tolist() == pytest.approx([100, 200 / 3, 100 / 3])
 
 
+def test_the_shards_of_the_certificates_count_as_one_log(run, capsys):
+    for suffix in (".tsv", ".json"):
+        (run / f"certificates{suffix}").unlink()
+    for shard in ("1/2", "2/2"):
+        flags = ("--n", "300", "--skip", "40", "--max-images", "24", "--shard", shard)
+        assert main(["certify", str(run), *COMMON, *flags]) == 0
+    logs = sorted(run.glob("certify-*.tsv"))
+    assert all(0 < len(read_log(path)) < 24 for path in logs)
+    capsys.readouterr()
+
+    def certified() -> list[float | None]:
+        shown = json.loads(capsys.readouterr().out)
+        return [one["certified"] for one in shown["epsilons"]]
+
+    assert attack(run, "--json") == 0
+    assert None not in certified()
+    # A shard twice cannot be joined: the logs are taken as they are.
+    for suffix in (".tsv", ".json"):
+        shutil.copy(logs[0].with_suffix(suffix), run / f"copy{suffix}")
+    assert attack(run, "--resume", "--json") == 0
+    assert certified() == [None, None]
+
+
 def test_attacked_images_without_a_certificate_are_left_out(run, tmp_path, capsys):
     assert attack(run) == 0
     log = read_log(run / "certificates.tsv")

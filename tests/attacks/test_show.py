@@ -142,6 +142,17 @@ def test_the_attack_log_says_which_are_broken(run, capsys):
         show.cards_of(config)
 
 
+def test_a_shard_without_images_is_nothing_to_show(run):
+    flags = ("--arch", "linear:Linear", "--device", "cpu", "--n", "200", "--max-images", "2")
+    out = ("--out", str(run / "certificates.tsv"), "--force")
+    assert main(["certify", str(run), *flags, "--shard", "2/2", *out]) == 0
+    assert len(read_log(run / "certificates.tsv")) == 0
+    for named in (None, run / "certificates.tsv"):
+        config = ShowConfig(run=run, arch="linear:Linear", device="cpu", certificates=named)
+        with pytest.raises(InputError, match="run 'drf-fast certify' first"):
+            show.cards_of(config)
+
+
 def test_many_images_are_attacked_in_parts(run, monkeypatch):
     config = ShowConfig(
         run=run, arch="linear:Linear", device="cpu", images=6, n=50, steps=1, num_samples=4
