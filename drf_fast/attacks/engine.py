@@ -136,7 +136,7 @@ def adversarial(work: Work, group: tuple[int, ...]) -> Iterator[Found]:
     direction = work.search.directions(work.model, x, target, sigma, ids)
     best, names, predicted = x, ["none"] * len(group), clean
     for epsilon in work.epsilons:
-        broken = (predicted != clean) & (predicted != judge.ABSTAIN)
+        broken = (predicted != target.cpu()) & (predicted != judge.ABSTAIN)
         tried = work.search.candidates(work.model, x, target, sigma, ids, epsilon, direction)
         new_names, new = worst([*tried, ("before", best)], votes)
         keep = broken.to(work.device).reshape(-1, *[1] * (x.dim() - 1))

@@ -53,8 +53,8 @@ class Card:
 
     @property
     def broken(self) -> bool:
-        """Whether the attack changed its class."""
-        return self.attacked not in (-1, self.predict)
+        """Whether the attack changed its class; an abstention counts as the label."""
+        return self.attacked not in (-1, self.label if self.predict == -1 else self.predict)
 
 
 def choose(
@@ -80,7 +80,7 @@ def choose(
         certified = set(certificates.idx.tolist())
         for row in sorted(attacked, key=lambda row: row.epsilon):
             was_right = row.idx in certified and row.clean == row.label
-            if was_right and row.predict not in (-1, row.clean):
+            if was_right and row.changed:
                 changed.setdefault(row.idx, row.epsilon)
         if not changed:
             raise InputError(

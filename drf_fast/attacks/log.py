@@ -61,6 +61,15 @@ class AttackRow:
         return self.clean == self.label == self.predict
 
     @property
+    def changed(self) -> bool:
+        """Whether the attack reached another class than it was to lead away from.
+
+        That is the label where the classifier abstains on the clean image: an abstention that
+        becomes the label is no success.
+        """
+        return self.predict not in (-1, self.label if self.clean == -1 else self.clean)
+
+    @property
     def undecided(self) -> bool:
         """Whether it abstains on at least one of both images and is wrong on none."""
         return not self.correct and {self.clean, self.predict} <= {self.label, -1}

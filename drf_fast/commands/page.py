@@ -133,13 +133,12 @@ def _attack_results(
     for row in sorted(rows, key=lambda row: row.epsilon):
         if attack_results.get(row.idx, ("", False))[1]:
             continue
-        changed = row.predict not in (-1, row.clean)
-        became = images.class_name(row.predict) if changed else ""
-        said = f"attacked: {became} at {row.distance:.2f}" if changed else (
+        became = images.class_name(row.predict) if row.changed else ""
+        said = f"attacked: {became} at {row.distance:.2f}" if row.changed else (
             f"withstands {row.epsilon:g}" if row.predict == row.clean != -1
             else f"undecided at {row.epsilon:g}"
         )  # fmt: skip
-        attack_results[row.idx] = (said, changed)
+        attack_results[row.idx] = (said, row.changed)
     return attack_results
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import linear
 import pytest
 import torch
 
 import drf_fast
+from drf_fast.attacks import engine
 from drf_fast.attacks.ddn import ddn
 from drf_fast.attacks.search import Search, random_start, scaled_to, worst
 from drf_fast.functional import noise_key
@@ -111,3 +115,28 @@ def test_restarts_share_neither_noise_nor_place_and_none_with_training():
     training = {noise_key(0, step) for step in range(1000)} | {0}
     own = {noise_key(search.key, restart) for restart in range(4)} | {search.key}
     assert not training & own
+
+
+def test_an_abstention_that_becomes_the_label_is_attacked_further():
+    """Three images labelled 2, on which the classifier abstains; the second becomes a 3."""
+    answers = iter(torch.tensor([[-1, -1, -1], [2, 3, -1], [2, 3, 4]]))
+    judge: Any = SimpleNamespace(
+        ABSTAIN=-1,
+        sigma=0.5,
+        predict_batch=lambda *_, **__: next(answers),
+        estimate=lambda images, *_, **__: (-images.flatten(1).sum(1),),
+    )
+    search: Any = SimpleNamespace(
+        directions=lambda *_: None,
+        candidates=lambda model, x, target, sigma, ids, epsilon, direction: [("pgd", x + epsilon)],
+    )
+    images: Any = SimpleNamespace(
+        float_images=lambda at: torch.zeros(len(at), 1, 2, 2), labels=torch.full((3,), 2)
+    )
+    device = torch.device("cpu")
+    work = engine.Work(
+        judge, None, images, (0, 1, 2), device, search, (0.2, 0.8), n=9, alpha=0.1, batch_size=9
+    )
+    small, large = engine.adversarial(work, (0, 1, 2))
+    assert small.x[:, 0, 0, 0].tolist() == pytest.approx([0.2, 0.2, 0.2])
+    assert large.x[:, 0, 0, 0].tolist() == pytest.approx([0.8, 0.2, 0.8])  # the second is done

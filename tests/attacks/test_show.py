@@ -14,7 +14,7 @@ import torch
 import drf_fast
 from drf_fast import data
 from drf_fast.attacks import engine
-from drf_fast.attacks.gallery import choose
+from drf_fast.attacks.gallery import Card, choose
 from drf_fast.attacks.log import AttackRow
 from drf_fast.certification.log import read_log
 from drf_fast.commands import show
@@ -84,6 +84,17 @@ def test_what_a_card_says(run):
             x = torch.from_numpy(picture)[None]
             other = judge.votes(x, 2000, 200, image_ids=torch.tensor([5])).numpy()[0] / 2000
             assert np.abs(votes - other).max() < 0.2  # other noise: five standard deviations
+
+
+def test_the_label_is_no_change_of_an_abstention():
+    picture = np.zeros((1, 2, 2))
+
+    def broken(predict: int, attacked: int) -> bool:
+        return Card(0, 2, predict, 0.0, picture, picture, picture, 0.5, 0.4, attacked, picture,
+                    picture, ()).broken  # fmt: skip
+
+    assert [broken(-1, attacked) for attacked in (-1, 2, 3)] == [False, False, True]
+    assert [broken(3, attacked) for attacked in (-1, 2, 3)] == [False, True, False]
 
 
 def test_scaled_fills_the_range_around_grey():

@@ -142,15 +142,17 @@ def test_what_is_said_of_an_attacked_image(page_run):
     config = {key: (log.config or {})[key] for key in network}
     rows = tuple(
         AttackRow(idx, 2, 0.5, clean, predict, 0.4, "pgd", 0.0)
-        for idx, clean, predict in ((0, -1, -1), (60, 2, -1), (120, 2, 2), (180, 2, 3))
-    )
+        for idx, clean, predict in (
+            (0, -1, -1), (60, 2, -1), (120, 2, 2), (180, 2, 3), (240, -1, 2), (300, -1, 3),
+        )
+    )  # fmt: skip
 
     def said(sigma: float) -> list[str]:
         found = _attack_results(log, sigma, [Attacked(page_run / "a.tsv", config, rows)], images)
         return [text for text, _ in found.values()]
 
-    undecided = "undecided at 0.5"
-    assert said(0.5) == [undecided, undecided, "withstands 0.5", "attacked: 3 at 0.40"]
+    undecided, changed = "undecided at 0.5", "attacked: 3 at 0.40"
+    assert said(0.5) == [undecided, undecided, "withstands 0.5", changed, undecided, changed]
     assert said(1.0) == []  # of an attack at another noise level
 
 
