@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -21,8 +22,8 @@ from drf_fast.errors import InputError
 
 # Files that usually lie beside logs and are skipped without a warning.
 _NEVER_LOGS = {
-    ".json", ".jsonl", ".pt", ".pth", ".ckpt", ".safetensors", ".tar", ".gz", ".png", ".pdf",
-    ".svg", ".html", ".toml", ".yaml", ".yml", ".py", ".sh", ".md",
+    ".json", ".jsonl", ".pt", ".pth", ".ckpt", ".safetensors", ".tar", ".gz", ".png", ".jpg",
+    ".jpeg", ".pdf", ".svg", ".html", ".toml", ".yaml", ".yml", ".py", ".sh", ".md",
 }  # fmt: skip
 _OF_A_SWEEP = {"runs.tsv", "summary.tsv"}  # tables of sweep.json beside them
 _MOST_NAMED = 5
@@ -129,12 +130,13 @@ def _files(place: str) -> tuple[list[Path], list[Path]]:
 
 
 def logs_in(folder: Path) -> list[Path]:
-    """The logs of certify and predict in a folder, recursively."""
-    return _split_logs(_below(folder))[0]
+    """The logs of certify and predict that lie in a folder itself; below may be a data set."""
+    return _split_logs(_below(folder, recursive=False))[0]
 
 
-def _below(folder: Path) -> list[Path]:
-    found = [Path(at, name) for at, _, names in os.walk(folder) for name in names]
+def _below(folder: Path, recursive: bool = True) -> list[Path]:
+    walk = itertools.islice(os.walk(folder), None if recursive else 1)
+    found = [Path(at, name) for at, _, names in walk for name in names]
     return sorted(path for path in found if not path.name.startswith("."))
 
 

@@ -15,6 +15,7 @@ from drf_fast.certification.log import read_log
 from drf_fast.certification.log.rows import round_down
 from drf_fast.commands.cli import main
 from drf_fast.errors import InputError
+from drf_fast.report import sources
 from drf_fast.report.attacks import curves_of
 from drf_fast.report.summary import summarize
 
@@ -326,6 +327,19 @@ def test_the_shards_of_the_certificates_count_as_one_log(run, capsys):
         shutil.copy(logs[0].with_suffix(suffix), run / f"copy{suffix}")
     assert attack(run, "--resume", "--json") == 0
     assert certified() == [None, None]
+
+
+def test_only_files_beside_the_checkpoint_are_opened(run, capsys, monkeypatch):
+    """A checkpoint may lie in the folder of a data set."""
+    opened = []
+    plain = sources.is_log
+    monkeypatch.setattr(sources, "is_log", lambda path: (opened.append(path.name), plain(path))[1])
+    (run / "images").mkdir()
+    for name in ("images/0", "0.JPEG"):
+        (run / name).write_bytes(b"x")
+    assert attack(run, "--max-images", "1") == 0
+    assert "no certificates" not in capsys.readouterr().err
+    assert "certificates.tsv" in opened and not {"0", "0.JPEG"} & set(opened)
 
 
 def test_attacked_images_without_a_certificate_are_left_out(run, tmp_path, capsys):
