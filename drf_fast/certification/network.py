@@ -26,6 +26,7 @@ from drf_fast.runtime.logits import logits_of, one_line
 from drf_fast.runtime.machine import MEMORY_FORMATS
 from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.progress import say
+from drf_fast.runtime.tensors import same_bits
 
 PRECISIONS = ("fp32", "tf32", "bf16", "bf16 autocast", "auto", "fastest")
 _REPEATS = 3  # timed forward passes per form
@@ -171,7 +172,7 @@ class RunNetwork:
     def changed(self, content: list[torch.Tensor]) -> bool:
         """Whether parameters or buffers of ``base`` differ in a bit from ``content``."""
         now = _tensors(self.base)
-        return len(now) != len(content) or not _same_bits(now, content)
+        return len(now) != len(content) or not same_bits(now, content)
 
     @contextlib.contextmanager
     def frozen_base(self) -> Iterator[None]:
@@ -352,27 +353,6 @@ def _precision_groups(base: Any, requested: str, device: torch.device) -> list[t
 
 def _tensors(base: Any) -> list[torch.Tensor]:
     return [*base.parameters(), *base.buffers()] if isinstance(base, nn.Module) else []
-
-
-def _same_bits(now: list[torch.Tensor], then: list[torch.Tensor]) -> bool:
-    """Whether all tensors are equal in every bit; waits once for each GPU."""
-    equal: dict[torch.device, list[torch.Tensor]] = {}
-    for a, b in zip(now, then, strict=True):
-        if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
-            return False
-        a, b = _as_integers(a.detach()), _as_integers(b)
-        if a.device.type != "cpu":
-            equal.setdefault(a.device, []).append((a == b).all())
-        elif not torch.equal(a, b):
-            return False
-    return all(bool(torch.stack(each).all()) for each in equal.values())
-
-
-def _as_integers(tensor: torch.Tensor) -> torch.Tensor:
-    """The bits of a tensor, since a NaN is not equal to itself."""
-    sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    integers = sizes.get(tensor.element_size())
-    return tensor if integers is None else tensor.view(integers)
 
 
 def _dtype(base: Any, default: torch.dtype) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Dtypes and memory formats of tensors, as all backends need them."""
+"""Dtypes, memory formats and bits of tensors, as several parts need them."""
 
 from __future__ import annotations
 
@@ -31,3 +31,24 @@ def is_channels_last(x: torch.Tensor) -> bool:
 def memory_format_of(x: torch.Tensor) -> torch.memory_format:
     """The memory format of outputs computed from x: channels_last if x has it, else contiguous."""
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+def same_bits(now: list[torch.Tensor], then: list[torch.Tensor]) -> bool:
+    """Whether all tensors are equal in every bit; waits once for each GPU."""
+    equal: dict[torch.device, list[torch.Tensor]] = {}
+    for a, b in zip(now, then, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+            return False
+        a, b = _as_integers(a.detach()), _as_integers(b)
+        if a.device.type != "cpu":
+            equal.setdefault(a.device, []).append((a == b).all())
+        elif not torch.equal(a, b):
+            return False
+    return all(bool(torch.stack(each).all()) for each in equal.values())
+
+
+def _as_integers(tensor: torch.Tensor) -> torch.Tensor:
+    """The bits of a tensor, since a NaN is not equal to itself."""
+    sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    integers = sizes.get(tensor.element_size())
+    return tensor if integers is None else tensor.view(integers)
