@@ -1,7 +1,8 @@
 """The attack on a list of images, in groups divided among shards; one line per image and epsilon.
 
 Images are attacked in groups of consecutive ones, always a whole group even if only some of its
-images are left to do, so that results never depend on how the work was divided or interrupted.
+images are left to do, so that results never depend on how the work was interrupted. Shards consist
+of blocks of images that no setting of speed moves, and groups lie within a block.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from drf_fast.runtime.progress import Tracker
 
 _RANKING = 256  # noisy copies by which the candidates of an image are ranked
 _MOST_ROWS = 1024  # rows of a forward and backward pass, at most
+_MOST_VALUES = 2**24  # pixel values of these rows, at most: 111 rows of 3 x 224 x 224
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Work:
         search: the settings of the search.
         epsilons: ascending, L2 in pixel units.
         n, alpha: of PREDICT.
-        batch_size: rows of a forward pass of ``classifier``.
+        batch_size: rows of a forward pass of ``classifier``, and at most of a pass with gradients.
         shard: (i, k): do part i of 1..k.
     """
 
@@ -56,11 +58,18 @@ class Work:
     shard: tuple[int, int] = (1, 1)
 
     def groups(self) -> list[tuple[int, ...]]:
-        """The groups of this shard."""
-        size = max(1, _MOST_ROWS // self.search.num_samples)
-        groups = [self.indices[i : i + size] for i in range(0, len(self.indices), size)]
+        """The groups of this shard, of one image at least."""
         part, parts = self.shard
-        return groups[part - 1 :: parts]
+        most = min(self.batch_size, _MOST_VALUES // math.prod(self.images.image_shape))
+        blocks = _parts(self.indices, _MOST_ROWS // self.search.num_samples)[part - 1 :: parts]
+        return [
+            group for block in blocks for group in _parts(block, most // self.search.num_samples)
+        ]
+
+    def remedy(self, group: tuple[int, ...]) -> str:
+        """What to lower if the memory does not suffice for this group."""
+        rows = len(group) * self.search.num_samples
+        return "--num-samples" if len(group) == 1 else f"--batch-size below {rows:,}"
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,12 @@ class Found:
     attacks: tuple[str, ...]
 
 
+def _parts(indices: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
+    """Consecutive parts of ``size`` indices, or of one if ``size`` is 0."""
+    size = max(1, size)
+    return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+
 def run(work: Work, log: AttackLog) -> None:
     """Attack the images of this shard that are not in ``log`` yet."""
     unfinished = [group for group in work.groups() if not log.done.issuperset(group)]
@@ -92,7 +107,7 @@ def run(work: Work, log: AttackLog) -> None:
             start, found = time.perf_counter(), []
             labels = work.images.labels[list(group)]
             rows = len(group) * work.search.num_samples
-            with machine.memory_for(rows, work.images.image_shape, "--num-samples"):
+            with machine.memory_for(rows, work.images.image_shape, work.remedy(group)):
                 for one in adversarial(work, group):
                     found.append(one)
                     hits = (one.clean == labels) & (one.predict == labels)

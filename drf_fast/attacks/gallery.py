@@ -15,6 +15,7 @@ from drf_fast.attacks.log import AttackRow
 from drf_fast.certification.log import Log
 from drf_fast.errors import InputError
 from drf_fast.functional import noisy_repeat
+from drf_fast.runtime import machine
 
 SORTS = ("radius", "idx", "abstain", "broken")
 
@@ -120,7 +121,9 @@ def _cards(
 ) -> list[Card]:
     judge, ids = work.classifier, torch.tensor(group, device=work.device)
     x = work.images.float_images(list(group)).to(work.device)
-    (adversarial,) = engine.adversarial(work, group)
+    rows, shape = len(group) * work.search.num_samples, work.images.image_shape
+    with machine.memory_for(rows, shape, "--num-samples or --images"):
+        (adversarial,) = engine.adversarial(work, group)
     noisy = noisy_repeat(x, judge.sigma, 1, seed=judge.seed, image_ids=ids, stream="selection")
     votes, attacked = (
         judge.votes(images, work.n, work.batch_size, image_ids=ids).numpy() / work.n

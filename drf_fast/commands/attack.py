@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from drf_fast.attacks import engine
 from drf_fast.attacks.log import AttackLog, differences, read_attacked
 from drf_fast.attacks.search import Search
@@ -21,11 +23,13 @@ from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.look import AttackConfig, numbers
 from drf_fast.config.training import check_epsilon
 from drf_fast.errors import InputError
-from drf_fast.functional import noise_key, noisy_repeat
-from drf_fast.models.faster import faster
+from drf_fast.functional import noise_key
+from drf_fast.models.faster import place
 from drf_fast.report.shards import join_shards
 from drf_fast.report.sources import logs_in
 from drf_fast.runtime import machine, processes
+from drf_fast.runtime.frozen import frozen
+from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.progress import say
 from drf_fast.runtime.randomness import ATTACK
 from drf_fast.runtime.text import number_of
@@ -101,15 +105,13 @@ def prepare(
         config = dataclasses.replace(config, precision=recorded["precision"])
     loaded = loading.load(dataclasses.replace(config, skip=skip, max_images=most, seed=key), source)
     sigma = loaded.classifier.sigma
-    example = loaded.images.float_images(list(loaded.indices[:1])).to(loaded.device)
-    rows = noisy_repeat(example, sigma, min(256, 8 * config.num_samples))
     epsilons = (sigma, 2 * sigma, 3 * sigma)
     if config.epsilons is not None:
         epsilons = numbers(config.epsilons, "epsilons")
         check_epsilon(max(epsilons), loaded.images.image_shape, "--epsilons")
     work = engine.Work(
         classifier=loaded.classifier,
-        model=faster(loaded.classifier.base, rows),
+        model=_with_gradient(loaded, config.num_samples),
         images=loaded.images,
         indices=loaded.indices,
         device=loaded.device,
@@ -123,6 +125,30 @@ def prepare(
         shard=shard_of(config),
     )  # fmt: skip
     return loaded, work
+
+
+def _with_gradient(loaded: Loaded, num_samples: int) -> nn.Module:
+    """The network through which gradients are computed, in the memory format of the log.
+
+    Raises:
+        InputError: it passes no gradient to the images.
+        RunError: out of memory for the noisy copies of one image.
+    """
+    shape, rows = loaded.images.image_shape, min(256, num_samples)
+    base: Any = loaded.classifier.base  # a module, as every network that is loaded
+    network = place(
+        base, loaded.device, loaded.memory_format, "fp32", shape, rows, remedy="--num-samples"
+    ).network
+    images = loaded.images.float_images(list(loaded.indices[:1])).to(loaded.device)
+    with frozen(network):
+        logits = logits_of(network(images.requires_grad_()))
+    if not logits.requires_grad:
+        raise InputError(
+            "the attack follows the gradient of the logits to the images: expected a network that "
+            "passes it on, got one whose code leaves it out (no_grad, inference_mode or detach); "
+            "remove that, or leave the network to certify"
+        )
+    return network
 
 
 def certificates_of(config: AttackConfig, source: Source) -> Log | None:

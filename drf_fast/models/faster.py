@@ -183,8 +183,9 @@ def place(
     precision: str,
     image_shape: tuple[int, ...],
     rows: int = 256,
+    remedy: str = machine.TRAINING_REMEDY,
 ) -> machine.Placed:
-    """As ``machine.place``, with the fusions of ``faster``.
+    """As ``machine.place``, with the fusions of ``faster``; ``remedy`` is for lack of memory.
 
     Raises:
         InputError: the network fails with images of this shape in this precision and format.
@@ -197,7 +198,7 @@ def place(
             return _fastest(model.to(device), example, requested)
     except ValueError as error:
         if error.__cause__ is not None and is_out_of_memory(error.__cause__):
-            raise machine.lack_of_memory(error.__cause__, rows, image_shape) from error
+            raise machine.lack_of_memory(error.__cause__, rows, image_shape, remedy) from error
         raise InputError(f"--arch, in {precision}: {error}") from error
 
 

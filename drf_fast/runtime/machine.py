@@ -21,6 +21,8 @@ from drf_fast.runtime.progress import say
 from drf_fast.version import __version__
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+# Flags of ``train`` that lower the memory of a step.
+TRAINING_REMEDY = "--batch-size or --num-samples, or raise --accumulate"
 
 
 def pick_device(name: str) -> torch.device:
@@ -129,12 +131,13 @@ def memory_for(rows: int, image_shape: tuple[int, ...], remedy: str) -> Iterator
         ) from error
 
 
-def lack_of_memory(error: BaseException, rows: int, image_shape: tuple[int, ...]) -> RunError:
+def lack_of_memory(
+    error: BaseException, rows: int, image_shape: tuple[int, ...], remedy: str = TRAINING_REMEDY
+) -> RunError:
     """The error to raise where a forward and a backward pass of ``rows`` rows ran out of memory."""
     return RunError(
         f"expected memory for a forward and a backward pass of {rows:,} rows {image_shape} (a "
-        f"batch times --num-samples), got {one_line(error, 160)}; lower --batch-size or "
-        "--num-samples, or raise --accumulate"
+        f"batch times --num-samples), got {one_line(error, 160)}; lower {remedy}"
     )
 
 

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 import linear
 import pytest
+from torch import nn
 
-from drf_fast import functional
+from drf_fast import functional, models
+from drf_fast.attacks.engine import Work
 from drf_fast.attacks.log import COLUMNS, Attacked, AttackRow, format_row, parse, read_attacked
+from drf_fast.attacks.search import Search
 from drf_fast.attacks.verdict import broken
+from drf_fast.certification import loading
 from drf_fast.certification.log import read_log
 from drf_fast.certification.log.rows import round_down
+from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.commands.attack import prepare
 from drf_fast.commands.cli import main
+from drf_fast.config.look import AttackConfig
 from drf_fast.errors import InputError
 from drf_fast.report import sources
 from drf_fast.report.attacks import curves_of
 from drf_fast.report.summary import summarize
+from drf_fast.runtime import machine
 
 N = 200
 COMMON = ("--arch", "linear:Linear", "--device", "cpu", "--batch-size", "200")
@@ -287,6 +298,73 @@ def test_a_lack_of_memory_names_the_rows_of_a_gradient(run, capsys, monkeypatch)
     assert attack(run, "--num-samples", "3000", "--max-images", "1") == 1
     said = capsys.readouterr().err
     assert "memory for a pass of 3,000 rows (1, 28, 28)" in said and "lower --num-samples" in said
+
+
+def test_a_lack_of_memory_names_what_lowers_the_rows(run, capsys, monkeypatch):
+    """More noisy copies or fewer: a group of many images always has about --batch-size rows."""
+    rows = []
+
+    def large(model, x, *arguments, num_samples, **options):
+        rows.append(len(x) * num_samples)
+        raise MemoryError
+
+    monkeypatch.setattr("drf_fast.attacks.search.attack", large)
+    words = [*COMMON[:-1], "100", "--n", "300", "--max-images", "24"]
+    for copies in ("8", "50"):
+        assert main(["attack", str(run), *words, "--force", "--num-samples", copies]) == 1
+        said = capsys.readouterr().err
+        assert f"pass of {rows[-1]} rows" in said and f"lower --batch-size below {rows[-1]}" in said
+    assert rows == [96, 100]
+
+
+def test_large_images_are_attacked_a_few_at_a_time():
+    """111 rows of 3 x 224 x 224 in a pass, whatever the batch; shards are what they were."""
+    search = Search(num_samples=32, steps=1, restarts=1, ddn_steps=0, key=0)
+    unused: Any = {key: None for key in ("classifier", "model", "device", "n", "alpha")}
+    large: Any = SimpleNamespace(image_shape=(3, 224, 224))
+    work = Work(
+        **unused, images=large, indices=tuple(range(70)), search=search, epsilons=(1.0,),
+        batch_size=2048,
+    )  # fmt: skip
+    as_usual: Any = SimpleNamespace(image_shape=(3, 32, 32))
+    small = dataclasses.replace(work, images=as_usual)
+    for part in range(1, 4):
+        groups = dataclasses.replace(work, shard=(part, 3)).groups()
+        assert max(map(len, groups)) == 3
+        (whole,) = dataclasses.replace(small, shard=(part, 3)).groups()
+        assert whole == tuple(index for group in groups for index in group)
+    few = dataclasses.replace(small, batch_size=20).groups()
+    assert few == [(index,) for index in range(70)]  # the copies of one image stay together
+
+
+@pytest.mark.parametrize("steps", ["0", "5"])
+def test_a_network_without_gradient_is_one_sentence(run, capsys, steps):
+    words = ("--arch", "linear:WithoutGradient", "--device", "cpu", "--ddn-steps", steps)
+    assert main(["attack", str(run), *words]) == 2
+    assert "a network that passes it on, got one whose code leaves it" in capsys.readouterr().err
+    show = ("--arch", "linear:WithoutGradient", "--device", "cpu", "--certificates")
+    assert main(["show", str(run), *show, str(run / "certificates.tsv")]) == 2
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_gradients_are_computed_in_the_memory_format_of_the_log(tmp_path, monkeypatch, layout):
+    """Whichever seems faster at this start: adversarial images of the two differ in their bits."""
+    network = models.build("lenet", 10, (1, 28, 28))
+    content = {"model": network.state_dict(), "arch": "lenet", "num_classes": 10}
+    config = {"sigma": 0.5, "data": "mnist-mini", "method_label": "drawn", "lr": 0.1}
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {**content, "image_shape": [1, 28, 28], "config": config})
+
+    def is_last(form: nn.Module) -> bool:
+        return getattr(form, "last", False)
+
+    asked = layout == "channels_last"
+    monkeypatch.setattr(machine, "seconds", lambda form, example: float(is_last(form) == asked))
+    config = AttackConfig(
+        checkpoint=path, n=100, device="cpu", batch_size=64, memory_format=layout, max_images=2
+    )
+    loaded, work = prepare(config, loading.source(config), None)
+    assert loaded.memory_format == layout and is_last(work.model) == asked
 
 
 def test_a_class_lost_within_one_epsilon_is_lost_within_larger_ones_of_other_logs(run):

@@ -23,6 +23,14 @@ class Linear(nn.Module):
         return self.fc(x.flatten(1))
 
 
+class WithoutGradient(Linear):
+    """The same decisions without a gradient to the images, as behind a denoiser under no_grad."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
 def fitted() -> Linear:
     """Ridge regression on the labels, of 4,000 training images."""
     images = data.load("mnist-mini", "train")
