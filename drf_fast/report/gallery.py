@@ -107,7 +107,8 @@ def _votes(axes: Axes, card: Card) -> None:
     for label, votes, shift, colour, hatch in style_of:
         axes.barh(at + shift, 100 * votes[most], 0.38, color=colour, edgecolor="0.35", hatch=hatch,
                   linewidth=0.6, label=label)  # fmt: skip
-    axes.set_yticks(at, [card.class_name(k)[:12] for k in most], fontsize=7)
+    names = [style.literal(card.class_name(k)[:12]) for k in most]
+    axes.set_yticks(at, names, fontsize=7)
     axes.set_ylim(_BARS - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xticks([0, 50, 100], ["0", "50", "100 %"], fontsize=6.5)

@@ -125,11 +125,11 @@ def title(axes: Axes, text: str) -> None:
 
 
 def heading(drawn: Figure, text: str) -> None:
-    """Set the small grey title of a whole figure, wrapped to its width."""
+    """Set the small grey title of a whole figure, wrapped to its width; ``text`` is no formula."""
     width = int(13.5 * drawn.get_figwidth())  # 13.5 characters of this size per inch
     text = text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
     lines = [part for line in text.split("\n") for part in textwrap.wrap(line, width)]
-    drawn.suptitle("\n".join(lines), fontsize=9, color="0.35", x=0.02, ha="left")
+    drawn.suptitle(literal("\n".join(lines)), fontsize=9, color="0.35", x=0.02, ha="left")
 
 
 def save(drawn: Figure, path: Path) -> None:

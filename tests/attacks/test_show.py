@@ -21,7 +21,7 @@ from drf_fast.commands import show
 from drf_fast.commands.cli import main
 from drf_fast.config.look import ShowConfig
 from drf_fast.errors import InputError
-from drf_fast.report.gallery import scaled
+from drf_fast.report.gallery import draw_cards, scaled
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,19 @@ def test_the_command_writes_each_format_and_replaces_nothing_unasked(run, capsys
     (run / "certificates.tsv").unlink()
     assert main([*words, "--force"]) == 2
     assert "run 'drf-fast certify' first" in capsys.readouterr().err
+
+
+def test_names_that_look_like_formulas_are_shown_as_they_are(tmp_path):
+    """Class folders and run folders may have any name."""
+    picture, votes = np.zeros((1, 4, 4), np.float32), np.array([0.75, 0.25])
+    card = Card(
+        idx=0, label=0, predict=0, radius=0.1, clean=picture, noisy=picture, adversarial=picture,
+        epsilon=0.5, distance=0.1, attacked=1, votes=votes, attacked_votes=votes,
+        names=("a$x^$", r"\frac$_$"),
+    )  # fmt: skip
+    draw_cards([card], "run-$x^$: attacked", tmp_path / "a.svg")
+    drawn = (tmp_path / "a.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawn for name in (*card.names, "run-$x^$: attacked"))
 
 
 def test_noise_levels_and_bad_words(tmp_path, capsys, monkeypatch):
