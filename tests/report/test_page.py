@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
 import re
 import shutil
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from drf_fast import data
 from drf_fast.attacks.log import Attacked, AttackRow
@@ -154,6 +158,16 @@ def test_what_is_said_of_an_attacked_image(page_run):
     undecided, changed = "undecided at 0.5", "attacked: 3 at 0.40"
     assert said(0.5) == [undecided, undecided, "withstands 0.5", changed, undecided, changed]
     assert said(1.0) == []  # of an attack at another noise level
+
+
+def test_a_large_picture_keeps_its_noise():
+    from drf_fast.commands.page import _source
+
+    noise = 0.1 * torch.randn(3, 224, 100, generator=torch.Generator().manual_seed(0))
+    content = base64.b64decode(_source(0.5 + noise).partition(",")[2])
+    shown = np.asarray(Image.open(io.BytesIO(content))) / 255
+    assert shown.shape == (56, 25, 3) and shown.std() == pytest.approx(0.1, rel=0.05)
+    assert _source(torch.zeros(1, 1000, 2))  # at least one pixel across
 
 
 def test_a_class_that_the_data_set_lacks_is_shown_by_its_number(page_run, tmp_path):
