@@ -27,6 +27,8 @@ COLUMNS = (
     "idx", "label", "epsilon", "clean", "predict", "correct", "distance", "attack", "time",
 )  # fmt: skip
 ATTACKS = ("none", "pgd", "ddn")
+# By which an image may lie beyond epsilon: float32 moves it by 2^-25 sqrt(D) at most, of D pixels.
+_ROUNDING = 1e-4
 _TWELVE_DECIMALS, _EXACT = Decimal("1e-12"), Context(prec=400)
 _HASHES = ("checkpoint_sha256", "fingerprint")
 
@@ -175,7 +177,7 @@ def _parse_row(fields: list[str]) -> AttackRow:
         raise ValueError(f"expected no number below 0 but for an abstention, got {fields[:5]}")
     if row.attack not in ATTACKS:
         raise ValueError(f"expected attack to be one of {', '.join(ATTACKS)}, got {row.attack!r}")
-    if not 0 <= row.distance <= row.epsilon * (1 + 1e-5) < float("inf"):
+    if not 0 <= row.distance <= row.epsilon * (1 + 1e-5) + _ROUNDING < float("inf"):
         raise ValueError(
             f"expected a distance from 0 to epsilon, got {row.distance} and {row.epsilon}"
         )

@@ -10,12 +10,13 @@ from typing import Any
 
 import linear
 import pytest
+import torch
 from torch import nn
 
 from drf_fast import functional, models
 from drf_fast.attacks.engine import Work
 from drf_fast.attacks.log import COLUMNS, Attacked, AttackRow, format_row, parse, read_attacked
-from drf_fast.attacks.search import Search
+from drf_fast.attacks.search import Search, scaled_to
 from drf_fast.attacks.verdict import broken
 from drf_fast.certification import loading
 from drf_fast.certification.log import read_log
@@ -198,6 +199,21 @@ def test_the_distance_is_rounded_up_and_read_back(tmp_path):
     ):
         with pytest.raises(InputError, match=said):
             parse(tmp_path / "x", text.replace(old, new))
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (3, 224, 224)])
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-3])
+def test_a_tiny_strength_is_read_back_though_rounding_exceeds_it(tmp_path, shape, epsilon):
+    generator = torch.Generator().manual_seed(0)
+    x, direction = (torch.rand(20, *shape, generator=generator) for _ in range(2))
+    moved = scaled_to(x, direction - 0.5, epsilon)
+    distance = (moved.double() - x.double()).flatten(1).norm(dim=1)
+    assert bool((distance > epsilon * (1 + 1e-5)).any())
+    rows = [
+        AttackRow(idx, 7, epsilon, 7, 7, float(d), "ddn", 0.0) for idx, d in enumerate(distance)
+    ]
+    text = "\n".join(["\t".join(COLUMNS), *map(format_row, rows)])
+    assert len(parse(tmp_path / "x", text)) == 20
 
 
 def test_only_what_lies_inside_the_radius_and_has_another_class_breaks_a_certificate(run):
