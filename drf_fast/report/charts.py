@@ -13,7 +13,7 @@ from drf_fast.report.attacks import AttackCurve
 from drf_fast.report.compare import resample, statistics
 from drf_fast.report.intervals import LEVEL, clopper_pearson
 from drf_fast.report.plot import curve, ecdf, label
-from drf_fast.report.summary import Summary
+from drf_fast.report.summary import GroupSummary, Summary, certified_accuracy
 from drf_fast.report.tables import probability
 
 _MOST_STEPS = 400  # of a curve; more cannot be seen on a screen
@@ -55,8 +55,9 @@ def certified(summary: Summary, attacks: Sequence[AttackCurve]) -> Chart:
         data += _band(i, r, lowest, highest, shape="vh")
         proved = ", certified" if attacks else ""
         data.append(_line(i, label(entry.group) + proved, r, mean, shape="vh"))
-        shares = [f"{share:.1f}" for share in entry.certified]
-        body.append([label(entry.group), *shares])
+        ends = zip(("  from", "  to"), _ends(entry, summary), strict=True)
+        for name, shares in ((label(entry.group), entry.certified), *ends):
+            body.append([name, *(f"{share:.1f}" for share in shares)])
     for curve_ in attacks:
         i = next(i for i, e in enumerate(summary.groups) if curve_.belongs_to(e.group))
         line = _line(
@@ -72,12 +73,25 @@ def certified(summary: Summary, attacks: Sequence[AttackCurve]) -> Chart:
             data.append({**line, "line": {**line["line"], "dash": "dot", "width": 1.2}})
     about = (
         "The share of test images whose class provably cannot be changed by moving the pixels less "
-        "than r (L2)." + (" Broken lines: what an attack of that strength left." if attacks else "")
+        "than r (L2)."
     )
+    if attacks:
+        about += (
+            " Broken lines: what an attack of that strength left; the section Table has numbers."
+        )
     layout = _layout("L2 radius r (pixel units)", "accuracy (%)", yaxis={"range": [0, 100]})
     header = ["method", *(f"r = {radius:g}" for radius in summary.radii)]
     about += f" Bands: {_bands(summary)}."
     return Chart("certified", "Certified accuracy", about, data, layout, header, body)
+
+
+def _ends(entry: GroupSummary, summary: Summary) -> tuple[Sequence[float], Sequence[float]]:
+    """The ends of the band at each radius of the report, in %."""
+    logs = entry.group.logs
+    if len(logs) == 1:
+        return entry.lower, entry.upper
+    shares = 100 * np.array([certified_accuracy(log, summary.radii) for log in logs])
+    return shares.min(axis=0).tolist(), shares.max(axis=0).tolist()
 
 
 def _bands(summary: Summary) -> str:
@@ -114,7 +128,8 @@ def acr(summary: Summary) -> Chart:
         "error_x": error, "marker": marker, "showlegend": False,
         "hovertemplate": "%{y}: %{x:.3f}<extra></extra>",
     }  # fmt: skip
-    rows = {"automargin": True, "range": [len(names) - 0.5, -0.5]}
+    # As names even where all of them are numbers.
+    rows = {"type": "category", "automargin": True, "range": [len(names) - 0.5, -0.5]}
     # Several are compared with each other; the axis need not include 0.
     scale = {} if len(names) == 1 else {"rangemode": "normal"}
     layout = _layout("ACR (pixel units)", "", xaxis=scale, yaxis=rows)
@@ -185,11 +200,14 @@ def training(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
             values = np.array([factor * row[key] for row in known])
             line = _line(i, name, np.array([row["epoch"] for row in known]), values)
             data.append({**line, "mode": "lines+markers"})
-            body.append([name, str(known[-1]["epoch"]), f"{values[-1]:.4g}"])
+            body += [
+                [name, str(row["epoch"]), f"{value:.4g}"]
+                for row, value in zip(known, values, strict=True)
+            ]
         if data:
             layout = _layout("epoch", title.lower() + (" (%)" if factor > 1 else ""))
             layout["height"] = 260
-            header = ["run", "last epoch", title.lower()]
+            header = ["run", "epoch", title.lower()]
             charts.append(Chart(f"training-{key}", title, about, data, layout, header, body))
     return charts
 

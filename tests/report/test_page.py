@@ -21,7 +21,7 @@ from drf_fast.commands.cli import main
 from drf_fast.errors import InputError
 from drf_fast.report import charts, page
 from drf_fast.report.attacks import curves_of
-from drf_fast.report.plot import curve
+from drf_fast.report.plot import curve, label
 from drf_fast.report.sources import read_all
 from drf_fast.report.summary import certified_accuracy, summarize
 
@@ -71,6 +71,38 @@ def test_the_chart_is_the_curve(page_run):
     error = 1.96 * values.std() / len(values) ** 0.5
     assert float(mean_) == pytest.approx(values.mean(), abs=1e-3)
     assert float(high) - float(low) == pytest.approx(2 * error, rel=0.15)
+
+
+def test_below_a_chart_are_its_numbers(page_run):
+    found = read_all([page_run])
+    summary = summarize(found.logs, paper=False)
+    curves, _ = curves_of(summary, found.attacks)
+    chart = charts.certified(summary, curves)
+    (entry,) = summary.groups
+    ends = (("  from", entry.lower), ("  to", entry.upper))
+    for row, (name, shares) in zip(
+        chart.body, ((label(entry.group), entry.certified), *ends), strict=True
+    ):
+        assert row == [name, *(f"{share:.1f}" for share in shares)]
+    assert "the section Table has numbers" in chart.about
+    assert "Table" not in charts.certified(summary, ()).about
+
+    rows = [{"epoch": e, "loss": 1 / e} for e in (1, 2, 4)]
+    (loss,) = charts.training({"a": rows, "b": rows[:1]})
+    assert loss.body == [["a", "1", "1"], ["a", "2", "0.5"], ["a", "4", "0.25"], ["b", "1", "1"]]
+
+
+def test_of_several_seeds_the_numbers_are_the_lowest_and_the_highest(page_run):
+    log = read_log(page_run / "certificates.tsv")
+    half = dataclasses.replace(log, radius=log.radius / 2)
+    summary = summarize([log], paper=False)
+    (entry,) = summary.groups
+    seeds = dataclasses.replace(entry, group=dataclasses.replace(entry.group, logs=(half, log)))
+    _, (_, *lowest), (_, *highest) = charts.certified(
+        dataclasses.replace(summary, groups=(seeds,)), ()
+    ).body
+    for found, one in ((lowest, half), (highest, log)):
+        assert found == [f"{100 * share:.1f}" for share in certified_accuracy(one, summary.radii)]
 
 
 def test_long_curves_are_thinned_and_keep_their_ends():

@@ -11,6 +11,8 @@ import shutil
 
 import pytest
 
+from drf_fast.commands.cli import main
+
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 By = pytest.importorskip("selenium.webdriver.common.by").By
 ui = pytest.importorskip("selenium.webdriver.support.ui")
@@ -41,10 +43,14 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def shown(browser, written_page):
     browser.get(written_page.as_uri())
+    wait_until_drawn(browser)
+    return browser
+
+
+def wait_until_drawn(browser) -> None:
     ui.WebDriverWait(browser, 30).until(
         lambda d: d.execute_script("return document.documentElement.dataset.ready === '1'")
     )
-    return browser
 
 
 def test_it_opens_without_a_word_in_the_console(shown):
@@ -55,6 +61,18 @@ def test_it_opens_without_a_word_in_the_console(shown):
         "return performance.getEntriesByType('resource').map(e => e.name)"
     )
     assert [name for name in loaded if not name.startswith(("data:", "blob:"))] == []
+
+
+def test_rows_named_by_numbers_are_rows(browser, page_run, tmp_path):
+    for name in ("a", "b"):  # without settings, so that the row has no sigma in its name
+        shutil.copy(page_run / "certificates.tsv", tmp_path / f"{name}.tsv")
+    logs = [f"1={tmp_path / 'a.tsv'}", f"20={tmp_path / 'b.tsv'}"]
+    assert main(["report", *logs, "--html", str(tmp_path / "p.html")]) == 0
+    browser.get((tmp_path / "p.html").as_uri())
+    wait_until_drawn(browser)
+    ticks = browser.find_elements(By.CSS_SELECTOR, '[data-chart="acr"] .ytick text')
+    from_above = sorted(ticks, key=lambda tick: tick.location["y"])
+    assert [tick.text for tick in from_above] == ["1", "20"]
 
 
 def test_hover_shows_values(shown):
