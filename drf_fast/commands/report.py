@@ -117,6 +117,12 @@ def run(
         page.write(Path(html), summary, found.attacks, found.warnings())
     for warning in [*found.warnings(), *broken]:
         print(f"warning: {warning}", file=sys.stderr)
+    if attacks and (table1 or format == "csv"):
+        print(
+            f"warning: {'--table1' if table1 else '--format csv'} has no columns for the attacks: "
+            "left out; --format table and json have them",
+            file=sys.stderr,
+        )
     if summary.missing:
         print(f"warning: incomplete: {incompleteness(summary)}", file=sys.stderr)
     if table1:

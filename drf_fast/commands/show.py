@@ -125,7 +125,12 @@ def _attacked(source: Source) -> list[AttackRow]:
         paths = sorted(first.parent.glob(first.name))
     else:
         paths = sorted(source.path.parent.glob("*.tsv"))
-    logs = [read_attacked(path) for path in paths if is_attack_log(path)]
+    logs = []
+    for path in filter(is_attack_log, paths):
+        try:
+            logs.append(read_attacked(path))
+        except InputError as error:  # the user has not named it, and it may still be written
+            say(f"left out: {error}")
     own = [log for log in logs if not differences(log.config, source.identity)]
     return [row for log in own for row in log.rows]
 

@@ -512,6 +512,8 @@ def test_report_draws_both_and_shows_both(run, tmp_path, capsys):
         assert curve["correct"][at] == pytest.approx(100 * kept / 24)
         assert curve["lower"][at] <= curve["correct"][at] <= curve["upper"][at]
         assert curve["certified"][at] <= curve["correct"][at] + curve["undecided"][at]
+    assert main(["report", str(run), "--format", "csv"]) == 0
+    assert "--format csv has no columns for the attacks: left out" in capsys.readouterr().err
     # Without the certificates there is nothing to draw it beside: images of another split have the
     # same numbers, and are others.
     config = json.loads((run / "attack-s0.5-n300.json").read_text())

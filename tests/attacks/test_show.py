@@ -154,6 +154,12 @@ def test_the_attack_log_says_which_are_broken(run, capsys):
     config = ShowConfig(run=run, arch="linear:Linear", device="cpu", sort="broken", n=200, images=3)
     cards = show.cards_of(config)
     assert cards and all(card.epsilon == 1.5 and card.broken for card in cards)
+    # One that is still written is passed by, with a word.
+    content = (run / "attack-s0.5-n200.tsv").read_text()
+    (run / "attack-s0.5-n300.tsv").write_text(content[:-4])
+    assert len(show.cards_of(config)) == len(cards)
+    assert "left out" in capsys.readouterr().err
+    (run / "attack-s0.5-n300.tsv").unlink()
     # Logs of other networks, images or noise levels say nothing of this one.
     path = run / "attack-s0.5-n200.json"
     described = json.loads(path.read_text())
