@@ -10,8 +10,9 @@
 # FLAGS are more flags of train and certify: "--device cuda" (JOBS=1) makes it seconds a run.
 set -euo pipefail
 export OMP_NUM_THREADS=1
-if [ "$1" = one ]; then # MNIST_FOLDER RUN_FOLDER SIGMA KIND SEED
-  run=$3/$4-$5-$6
+if [ "$1" = one ]; then # MNIST_FOLDER RUN_FOLDER SIGMA KIND SEED [EPSILON]
+  epsilon=${7:-1} run=$3/$4-$5-$6
+  [ "$epsilon" = 1 ] || run+=-$epsilon
   trap 'echo "$run failed, see $run.log" >&2' ERR
   case $5 in
     baseline) flags=(--no-drf) ;;
@@ -19,8 +20,8 @@ if [ "$1" = one ]; then # MNIST_FOLDER RUN_FOLDER SIGMA KIND SEED
     *) flags=(--drf --form "$5" --lambda-every 1 --lambda0 1) ;;
   esac
   drf-fast train --out "$run" --resume --method smoothadv "${flags[@]}" --grad-norm image \
-    --data mnist --data-dir "$2" --train-images 20000 --sigma "$4" --epochs 8 --num-samples 2 \
-    --steps 4 --lr 0.02 --precision "${PRECISION:-fp32}" --memory-format channels_last \
+    --data mnist --data-dir "$2" --train-images 20000 --sigma "$4" --epsilon "$epsilon" \
+    --epochs 8 --num-samples 2 --steps 4 --lr 0.02 --precision "${PRECISION:-fp32}" --memory-format channels_last \
     --threads 1 --seed "$6" --certify-images 0 ${FLAGS:-} >>"$run.log" 2>&1
   drf-fast certify "$run" --out "$run.tsv" --resume --data-dir "$2" --n 1000 --skip 10 \
     --precision "${PRECISION:-fp32}" --memory-format channels_last --batch-size 256 \

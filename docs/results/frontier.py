@@ -2,13 +2,14 @@
 
     python docs/results/frontier.py RUN_FOLDER frontier.png > frontier.json
 
-from the sweeps of frontier.sh, and for epsilon 1 from decide.json. A point of DRF lies above the
-curve by its value minus SmoothAdv's at the same mean distance and seed, interpolated between the
-two nearest points of that seed.
+from the runs of frontier.sh and decide.sh. A point of DRF lies above the curve by its value minus
+SmoothAdv's at the same mean distance and seed, interpolated between the two nearest points of that
+seed.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -16,51 +17,53 @@ from typing import Any
 
 import numpy as np
 
-METHODS = {"smoothadv": "SmoothAdv", "drf": "SmoothAdv + DRF"}
-DECIDED = {"smoothadv": "1.0-baseline-", "drf": "1.0-prox-"}  # networks of decide.json, epsilon 1
+METHODS = {"baseline": "SmoothAdv", "prox": "SmoothAdv + DRF"}  # as decide.sh names them
+SEEDS = (0, 1, 2)
 VALUES = {
     "acr": "average certified radius",
-    "r0.00": "accuracy at r = 0 (%)",
-    "r1.00": "accuracy at r = 1 (%)",
-    "r2.00": "accuracy at r = 2 (%)",
+    "r0": "accuracy at r = 0 (%)",
+    "r1": "accuracy at r = 1 (%)",
+    "r2": "accuracy at r = 2 (%)",
 }
 
 
+def decide() -> Any:
+    """The program beside this one, which reads the same runs."""
+    path = Path(__file__).with_name("decide.py")
+    spec = importlib.util.spec_from_file_location("results_decide", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def points(runs: Path) -> dict[str, list[dict[str, float]]]:
-    """Of each method every run of a finished sweep: epsilon, seed, distance, what it certifies."""
-    found = {}
-    for name in METHODS:
-        paths = sorted(runs.glob(f"{name}-*/summary.json"))
-        if not paths:
-            sys.exit(f"{runs} holds no {name}-SEED/summary.json, which ends a sweep of frontier.sh")
-        found[name] = [
-            {
-                "epsilon": setting["values"]["epsilon"],
-                **{key: run[key] for key in ("seed", "distance", *VALUES)},
-            }
-            for path in paths
-            for setting in json.loads(path.read_text())["settings"]
-            for run in setting["runs"]
+    """Of each method its finished runs: epsilon, seed, distance, what they certify.
+
+    A seed counts only with as many epsilons as any, of both methods, so that means over seeds can
+    be compared.
+    """
+    reader, found = decide(), {}
+    for path in runs.glob("1.0-*.tsv"):
+        _, method, seed, *epsilon = path.stem.split("-")
+        if method in METHODS and int(seed) in SEEDS and reader.finished(path):
+            run = {"seed": int(seed), "epsilon": float(*epsilon or (1,))}
+            place = method, run["seed"], run["epsilon"]
+            found[place] = {**run, **reader.network(runs, path.stem)}
+    epsilons = {
+        seed: {e for name, s, e in found if s == seed and all((m, s, e) in found for m in METHODS)}
+        for seed in SEEDS
+    }
+    most = max(map(len, epsilons.values()))
+    return {
+        name: [
+            found[name, seed, epsilon]
+            for seed, of in epsilons.items()
+            for epsilon in sorted(of)
+            if len(of) == most
         ]
-        seeds = {point["seed"] for point in found[name]}
-        found[name] += [point for point in decided(name) if point["seed"] in seeds]
-    return found
-
-
-def decided(name: str) -> list[dict[str, float]]:
-    """The runs of a method with epsilon 1, which are decide.sh's."""
-    networks = json.loads(Path(__file__).with_name("decide.json").read_text())["networks"]
-    return [
-        {
-            "epsilon": 1,
-            "seed": int(run.removeprefix(DECIDED[name])),
-            "distance": of["distance"],
-            "acr": of["acr"],
-            **{f"r{radius}.00": of[f"r{radius}"] for radius in (0, 1, 2)},
-        }
-        for run, of in networks.items()
-        if run.startswith(DECIDED[name])
-    ]
+        for name in METHODS
+    }
 
 
 def curve(of: list[dict[str, float]], value: str) -> np.ndarray:
@@ -81,14 +84,14 @@ def above(found: dict[str, list[dict[str, float]]], value: str) -> list[dict[str
     curve are left out.
     """
     result = []
-    for epsilon in sorted({point["epsilon"] for point in found["drf"]}):
+    for epsilon in sorted({point["epsilon"] for point in found["prox"]}):
         gains = []
-        for point in found["drf"]:
+        for point in found["prox"]:
             if point["epsilon"] != epsilon:
                 continue
             base = sorted(
                 (other["distance"], other[value])
-                for other in found["smoothadv"]
+                for other in found["baseline"]
                 if other["seed"] == point["seed"]
             )
             # A hundredth beyond an end is the end: the mean distance of one epsilon wavers so much.

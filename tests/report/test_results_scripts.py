@@ -241,39 +241,41 @@ def test_code_and_pages_follow_what_the_runs_decided():
 
 
 def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path, monkeypatch):
-    frontier = script("frontier")
-    known = json.loads((RESULTS / "decide.json").read_text())["networks"]
-    assert len(frontier.decided("drf")) >= 3
-    for point in frontier.decided("smoothadv"):
-        same = known[f"1.0-baseline-{point['seed']}"]
-        assert (point["acr"], point["r2.00"]) == (same["acr"], same["r2"])
-    monkeypatch.setattr(frontier, "decided", lambda name: [])
+    frontier, acr = script("frontier"), {}
 
-    def sweep(name: str, rows: list[tuple[float, int, float, float]]) -> None:
+    def run(kind: str, seed: int, epsilon: str, distance: float, count: int) -> None:
+        name = "-".join(["1.0", kind, str(seed), *([epsilon] if epsilon != "1" else [])])
+        certified(tmp_path / f"{name}.tsv", list(range(4)), 4 * [count], 1000)
         (tmp_path / name).mkdir()
-        settings = [
-            {
-                "values": {"epsilon": epsilon},
-                "runs": [
-                    {"seed": seed, "distance": distance, "acr": acr, "r0.00": 90.0,
-                     "r1.00": 70.0, "r2.00": 30.0}
-                ],
-            }
-            for epsilon, seed, distance, acr in rows
-        ]  # fmt: skip
-        (tmp_path / name / "summary.json").write_text(json.dumps({"settings": settings}))
+        last = {"distance": distance, "epsilon": float(epsilon)}
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(last) + "\n")
+        acr[name] = float(drf_fast.certified_radius(count, 1000, sigma=1.0, alpha=0.001))
 
-    sweep("smoothadv-0", [(1, 0, 1.0, 1.4), (2, 0, 2.0, 1.5)])
-    with pytest.raises(SystemExit, match="no drf-SEED/summary.json"):
-        frontier.report(tmp_path)
-    sweep("smoothadv-1", [(1, 1, 1.0, 1.3), (2, 1, 2.0, 1.5)])
-    sweep("drf-0", [(1, 0, 1.25, 1.45), (2, 0, 2.5, 1.6)])
-    sweep("drf-1", [(1, 1, 1.5, 1.45)])
+    for seed in (0, 1):
+        run("baseline", seed, "1", 1.0, 800 + seed)
+        run("baseline", seed, "2", 2.0, 850 + seed)
+        run("prox", seed, "1", 1.25, 840 + 5 * seed)
+        run("prox", seed, "2", 2.5, 900)
+    run("baseline", 2, "1", 1.0, 800)  # a seed that is not finished does not count
+    run("prox", 2, "1", 1.0, 800)
+    run("baseline", 0, "0.5", 0.5, 700)  # neither does an epsilon of one method
+    run("prox", 3, "2", 1.5, 950)  # nor a seed of decide.sh alone
     found = frontier.report(tmp_path)
     (point,) = found["above"]["acr"]  # epsilon 2 lies beyond the end of the curve
     assert (point["epsilon"], point["seeds"]) == (1, 2)
-    assert point["gain"] == pytest.approx(np.mean([1.45 - 1.425, 1.45 - 1.4]))
-    assert point["error"] == pytest.approx(0.025 / 2)
+    gains = [
+        acr[f"1.0-prox-{seed}"]
+        - (0.75 * acr[f"1.0-baseline-{seed}"] + 0.25 * acr[f"1.0-baseline-{seed}-2"])
+        for seed in (0, 1)
+    ]
+    assert point["gain"] == pytest.approx(np.mean(gains), abs=1e-9)
+    assert point["error"] == pytest.approx(abs(gains[1] - gains[0]) / 2, abs=1e-9)
+    values = acr["1.0-baseline-0"], acr["1.0-baseline-1"]
+    assert frontier.curve(found["points"]["baseline"], "acr")[0] == pytest.approx(
+        (1.0, np.mean(values), min(values), max(values))
+    )
+    frontier.draw(found["points"], tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
     page = script("page")
     monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
     (tmp_path / "frontier.json").write_text(json.dumps(found))
@@ -286,11 +288,6 @@ def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path, monke
     point["error"] = None
     (tmp_path / "frontier.json").write_text(json.dumps({"above": {"acr": [point]}}))
     assert "at 1 of 1 ε; with one seed no error is known" in page.frontier()
-    assert frontier.curve(found["points"]["smoothadv"], "acr")[0] == pytest.approx(
-        (1.0, 1.35, 1.3, 1.4)
-    )
-    frontier.draw(found["points"], tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 # --------------------------------------------------------------------------------- the commands
@@ -306,7 +303,7 @@ printf '%s\\n' "$@" >"$RECORDED/$$"
     ("name", "commands"),
     [
         ("decide", {"train": 25, "certify": 25}),
-        ("frontier", {"sweep": 6}),
+        ("frontier", {"train": 36, "certify": 36}),
         ("full", {"train": 9, "certify": 18}),
     ],
 )
@@ -332,11 +329,7 @@ def test_every_command_of_a_script_is_one_that_there_is(tmp_path, name, commands
             config = arguments.parse_train(rest)
             training.check(config)
             assert config.resume and config.threads == 1 and config.device == "cpu"
-            assert name == "decide" or (config.epochs, config.batch_size) == (90, 256)
-        elif command == "sweep":
-            config, of_train = arguments.parse_sweep(rest)
-            assert config.vary == ("epsilon=0.5,0.75,1.25,1.5,2",) and config.n == 1000
-            assert "cpu" in of_train
+            assert name != "full" or (config.epochs, config.batch_size) == (90, 256)
         else:
             config = arguments.parse(CertifyConfig, "certify", rest)
             assert config.resume and config.n in (1000, 100_000) and config.device == "cpu"
