@@ -151,7 +151,11 @@ def frontier() -> str:
         for point in points
     ]  # fmt: skip
     text = table(("ε of DRF", "seeds", "ACR above the curve", "standard error over seeds"), rows)
-    return f"{picture}\n\n{_where(points)}\n\n{text}"
+    runs = found["points"]["prox"]
+    counts = [len({run[key] for run in runs}) for key in ("epsilon", "seed")]
+    so_far = "" if counts == [6, 3] else "Some runs are missing; so far {} of 6 ε, {} of 3 seeds. "
+    said = textwrap.fill(so_far.format(*counts) + _where(points), 100)
+    return f"{picture}\n\n{said}\n\n{text}"
 
 
 def _where(points: Sequence[dict[str, Any]]) -> str:
@@ -159,17 +163,15 @@ def _where(points: Sequence[dict[str, Any]]) -> str:
     known = [point for point in points if point["error"] is not None]
     if len(known) < len(points):
         above = sum(point["gain"] > 0 for point in points)
-        return textwrap.fill(
+        return (
             f"DRF lies above SmoothAdv's curve at {above} of {len(points)} ε; with one seed no "
-            "error is known, and this decides nothing yet.",
-            100,
+            "error is known, and this decides nothing yet."
         )
     above = sum(point["gain"] > 2 * point["error"] for point in points)
     below = sum(point["gain"] < -2 * point["error"] for point in points)
-    return textwrap.fill(
+    return (
         f"Of {len(points)} ε DRF lies above SmoothAdv's curve by more than two standard errors at "
-        f"{above}, and below it at {below}.",
-        100,
+        f"{above}, and below it at {below}."
     )
 
 

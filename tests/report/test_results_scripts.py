@@ -286,8 +286,10 @@ def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path, monke
         "No point of DRF lies within the ends of SmoothAdv's curve yet."
     )
     point["error"] = None
-    (tmp_path / "frontier.json").write_text(json.dumps({"above": {"acr": [point]}}))
-    assert "at 1 of 1 ε; with one seed no error is known" in page.frontier()
+    (tmp_path / "frontier.json").write_text(json.dumps({**found, "above": {"acr": [point]}}))
+    said = page.frontier().replace("\n", " ")
+    assert "so far 2 of 6 ε, 2 of 3 seeds. DRF" in said
+    assert "at 1 of 1 ε; with one seed no error is known" in said
 
 
 # --------------------------------------------------------------------------------- the commands
