@@ -431,3 +431,17 @@ def test_what_is_not_yet_run_is_a_sentence_with_its_command(tmp_path, monkeypatc
         said = page.BLOCKS[name]()
         assert said.startswith("Not yet run") and f"docs/results/{name}.sh" in said
         assert "|" not in said and (RESULTS / f"{name}.sh").exists()
+
+
+def test_the_full_protocol_says_which_of_its_rows_are_missing(tmp_path, monkeypatch):
+    page = script("page")
+    row = {"sigma": 1.0, "seed": 0, "precision": "bf16", "acr": 1.5, "paper": 1.62,
+           "difference": -0.12, "error": 0.004}  # fmt: skip
+    monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
+    for ran in (["gaussian", "smoothadv-drf"], list(page.PROTOCOL)):
+        rows = [{**row, "method": method} for method in ran]
+        (tmp_path / "full.json").write_text(json.dumps({"rows": rows}))
+        said = page.full()
+        assert said.count("| 1.500 | 1.620 | -0.120 | 0.004 |") == len(ran)
+        left = said.partition("Not yet run at σ = 1: ")[2].partition(".")[0]
+        assert left == ("" if len(ran) == 5 else "smoothadv, consistency, consistency-drf")
