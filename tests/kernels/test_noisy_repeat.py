@@ -58,7 +58,10 @@ def images(shape: tuple[int, ...], dtype: torch.dtype, layout: Any = LAYOUTS[0])
 @triton.jit
 def philox_kernel(words, key, out, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
-    c0, c1, c2, c3 = [tl.load(words + i * BLOCK + at).to(tl.uint32) for i in tl.static_range(4)]
+    c0 = tl.load(words + at).to(tl.uint32)
+    c1 = tl.load(words + BLOCK + at).to(tl.uint32)
+    c2 = tl.load(words + 2 * BLOCK + at).to(tl.uint32)
+    c3 = tl.load(words + 3 * BLOCK + at).to(tl.uint32)
     w0, w1, w2, w3 = philox(c0, c1, c2, c3, tl.load(key))
     tl.store(out + at, w0.to(tl.int64))
     tl.store(out + BLOCK + at, w1.to(tl.int64))
