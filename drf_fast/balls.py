@@ -92,7 +92,8 @@ class SoftBall:
     ) -> None:
         check.scalar(epsilon, "epsilon", positive=True)
         self.epsilon = epsilon
-        self.lam = check.scalar(lambda0, "lambda0", nonnegative=True).clone()
+        with torch.inference_mode(False):  # update writes to it, wherever the ball was made
+            self._lam = check.scalar(lambda0, "lambda0", nonnegative=True).clone()
         self.lambda_lr = float(check.scalar(lambda_lr, "lambda_lr", positive=True))
         self.kappa = check.count(kappa, "kappa")
         self.form = check.choice(form, "form", FORMS)
@@ -110,7 +111,24 @@ class SoftBall:
             raise ValueError(f"tau belongs to form 'udr', got tau={tau!r:.60} with form={form!r}")
         self._updates = 0
         # The last kappa distances, oldest first; NaN where there is none yet.
-        self._window = torch.full((self.kappa,), torch.nan, dtype=torch.float64, device="cpu")
+        with torch.inference_mode(False):
+            self._window = torch.full((self.kappa,), torch.nan, dtype=torch.float64, device="cpu")
+
+    @property
+    def lam(self) -> torch.Tensor:
+        """lambda, 0-dim float64; a number or tensor that is assigned is copied into it."""
+        return self._lam
+
+    @lam.setter
+    def lam(self, value: Scalar) -> None:
+        new = check.scalar(value, "lam", nonnegative=True)
+        if isinstance(value, torch.Tensor) and value.device != self._lam.device:
+            with torch.inference_mode(False):
+                self._lam = new.clone()
+            return
+        # In place, which a captured CUDA graph sees; and through a view: compiled code of
+        # torch 2.13 loses writes to a 0-dim tensor itself.
+        self._lam.view(1).copy_(new.view(1))
 
     def update(self, distance: torch.Tensor) -> None:
         """Include the distances (B,) of one batch in Delta; change lambda when it is due.
@@ -147,14 +165,12 @@ class SoftBall:
             epsilon = epsilon.to(self.lam.device, torch.float64)
         excess = total[0] / total[1] - epsilon
         excess = torch.where(total[1] > 0, excess, 0.0)  # every distance was NaN: keep lambda
-        new_lam = (self.lam + self.lambda_lr * excess).clamp(min=0.0)
-        # Through a view: compiled code of torch 2.13 loses writes to a 0-dim tensor itself.
-        self.lam.view(1).copy_(new_lam.view(1))
+        self.lam = (self.lam + self.lambda_lr * excess).clamp(min=0.0)
 
     def _move(self, device: torch.device) -> None:
-        if self.lam.device != device:
-            self.lam = self.lam.to(device)
-            self._window = self._window.to(device)
+        if not self._lam.device == self._window.device == device:
+            with torch.inference_mode(False):
+                self._lam, self._window = self._lam.to(device), self._window.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         """lambda, the window of distances and the count of updates, for a checkpoint."""
@@ -187,8 +203,8 @@ class SoftBall:
                 f"window of shape {getattr(window, 'shape', None)} and updates={updates!r:.60}; "
                 "create the ball with the parameters it was saved with"
             )
-        self.lam = lam.clone()
-        self._window = window.clone()
+        self.lam = lam
+        self._window.copy_(window)
         self._updates = updates
 
     def __repr__(self) -> str:

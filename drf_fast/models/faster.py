@@ -18,6 +18,7 @@ from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of, one_line
 from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.progress import say
+from drf_fast.runtime.tracing import are_transforms_active
 
 _Network = TypeVar("_Network")
 # Precision -> groups of values of ``bf16``; the fastest of the first group that works is chosen.
@@ -26,6 +27,8 @@ _AUTOCAST_CHOICES: dict[str, list[tuple[bool, ...]]] = {
     "bf16": [(True,), (False,)],
     "fastest": [(False, True)],
 }
+# Attributes of a ``Faster`` itself, not of the network it runs.
+_OWN = frozenset(vars(nn.Module())) - {"training"} | {"_wrapped", "_last", "_bf16", "_forwards"}
 _MAX_STATES = 8  # traced states of a network: an attribute that counts calls would give many
 
 
@@ -84,24 +87,31 @@ class Faster(nn.Module):
 
     def _run(self, x: torch.Tensor) -> Any:
         network = self._wrapped
-        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
-        if dtype == torch.float64:  # a double-precision network takes float32 images, too
-            x = x.to(dtype)
+        x = _in_double(network, x)
         if self._last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        forward = self.fused()
+        forward = self.fused(x)
         if forward is not None:
             return forward(network, x)
         with _Reshaping() if self._last and not fusing.is_compiled(network) else nullcontext():
             return network(x)
 
-    def fused(self) -> fusing.Forward | None:
-        """The fused forward pass for the network's current state; None if there is none."""
+    def fused(self, x: torch.Tensor) -> fusing.Forward | None:
+        """The fused forward pass for the network's current state; None if there is none.
+
+        That of a new state is compared with the network's own, on ``x``.
+        """
+        if not isinstance(x, torch.Tensor):  # a trace of this call, to be fused as a whole
+            return None
         try:
             state = fusing.state(self._wrapped)
-            if state not in self._forwards and len(self._forwards) < _MAX_STATES:
+            known = state in self._forwards or len(self._forwards) >= _MAX_STATES
+            # The parameters may be others for the moment, which cannot be copied.
+            if not known and not torch.compiler.is_compiling() and not are_transforms_active():
                 self._forwards[state] = None
-                self._forwards[state] = fusing.rewritten(self._wrapped)
+                forward = fusing.rewritten(self._wrapped)
+                if _agrees(forward, self._wrapped, x):
+                    self._forwards[state] = forward
         except fusing.TracingError:
             return None
         return self._forwards.get(state)
@@ -119,7 +129,7 @@ class Faster(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         network = self.__dict__.get("_wrapped")
-        if network is None or name.startswith("_") or not hasattr(network, name):
+        if network is None or name in _OWN or not hasattr(network, name):
             super().__setattr__(name, value)
         else:  # the network's code reads its own attributes
             setattr(network, name, value)
@@ -145,7 +155,7 @@ def faster(model: _Network, example: torch.Tensor, *, precision: str = "fp32") -
 
     Convolution, max pooling and ReLU are fused where torch.fx can trace the code, and weights and
     images get the faster memory format. Values and gradients are those of ``model`` up to rounding;
-    fused pooling on the CPU has no second derivative.
+    the first batch in each mode is compared. Fused pooling on the CPU has no second derivative.
 
     The parameters are the same objects, whose memory format changes **in place**, so an optimizer
     made before or after keeps working, except a ``fused=True`` one that has taken steps: its state
@@ -216,8 +226,7 @@ def _fastest(
             f"{one_line(error)}; correct the network or choose other images"
         ) from error
     autocast = torch.is_autocast_enabled(example.device.type)
-    fused = Faster(model).fused() is not None
-    fused = fused and same(_logits(Faster(model), example), expected, autocast)
+    fused = Faster(model).fused(_in_double(model, example)) is not None
     times: dict[tuple[str, bool], float] = {}
     failures: dict[str, Exception] = {}
     images = example.dim() == 4 and any(p.dim() == 4 for p in model.parameters())
@@ -270,10 +279,37 @@ def _is_channels_last(model: nn.Module) -> bool:
 
 def _logits(network: nn.Module, example: torch.Tensor) -> torch.Tensor:
     """Logits in eval mode, without side effects: no gradient, torch's generator restored."""
-    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), example.dtype)
     exact = tf32.switched(example.device, False)  # else rounding would look like a difference
     with torch.no_grad(), frozen(network), torch.random.fork_rng(devices=[]), exact:
-        return logits_of(network(example.to(dtype) if dtype == torch.float64 else example))
+        return logits_of(network(_in_double(network, example)))
+
+
+def _in_double(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """``x`` in float64 if the network is: it takes float32 images, too."""
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), x.dtype)
+    return x.to(dtype) if dtype == torch.float64 else x
+
+
+def _agrees(forward: fusing.Forward, network: nn.Module, x: torch.Tensor) -> bool:
+    """Whether ``forward`` gives the network's logits of ``x`` in its present mode, up to rounding.
+
+    Each runs on a copy and from the same random state: in training mode a pass may draw a mask and
+    changes running statistics.
+    """
+
+    def logits(run: fusing.Forward) -> torch.Tensor:
+        exact = tf32.switched(x.device, False)
+        devices = [x.device] if x.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices), exact:
+            # A copy of the images, too: the network may normalise in place.
+            return logits_of(run(copy.deepcopy(network), x.detach().clone()))
+
+    try:
+        with _Reshaping():
+            expected = logits(nn.Module.__call__)
+        return same(logits(forward), expected, torch.is_autocast_enabled(x.device.type))
+    except Exception:  # an error of the network itself shows when it runs
+        return False
 
 
 def same(got: torch.Tensor, expected: torch.Tensor, bf16: bool = False) -> bool:

@@ -4,13 +4,16 @@ A trace records one run of the Python code, with its branches taken and its cons
 is valid only while the attributes that the code may read are unchanged (``state``); it is refused
 if the code computes with tensors of its own, if it switches gradients or autocast (a trace records
 neither), or if two traces differ; and callers compare its output with the network's before they use
-it.
+it. Tracing patches ``nn.Module`` for the whole process: one thread does it at a time, and what
+other threads run meanwhile is passed on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import operator
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,10 +24,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
 from drf_fast.ops.pooling import conv_pool_relu, max_pool_relu
+from drf_fast.runtime.modules import has_hooks, has_own_forward
 
 Forward = Callable[[nn.Module, torch.Tensor], Any]
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_SIMPLE_TYPES = (bool, int, float, str, type(None))
+_SIMPLE_TYPES = (bool, int, float, complex, str, bytes, type(None))
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
+_LOCK = threading.RLock()  # of tracing; code may trace a part of itself
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 _POOLS = (F.max_pool2d, torch.max_pool2d)
 _AUTOCAST_DEVICES = ("cpu", "cuda")
@@ -40,6 +45,17 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self._modes = _modes()
+        self._thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_compiled(m) or super().is_leaf_module(m, module_qualified_name)
@@ -90,7 +106,10 @@ def is_compiled(network: nn.Module) -> bool:
 
 
 def state(network: nn.Module) -> tuple[Any, ...]:
-    """All that a trace of ``network`` depends on: modes, hooks, simple attributes of its modules.
+    """All that a trace of ``network`` depends on: the attributes of its modules, modes among them.
+
+    Containers and objects count by their content, at any depth; tensors, modules, functions and
+    what has no attributes, by identity.
 
     Raises:
         TracingError: a module has hooks, which a fused pass would skip or run at the wrong time, or
@@ -98,13 +117,48 @@ def state(network: nn.Module) -> tuple[Any, ...]:
     """
     values: list[Any] = []
     for module in network.modules():
-        content = module.__dict__
-        if any(content.get(name) for name in _HOOKS):
+        if has_hooks(module):
             raise TracingError("it has hooks")
-        if "forward" in content and not is_compiled(module):
+        if has_own_forward(module) and not is_compiled(module):
             raise TracingError("its forward was replaced")
-        values.append(tuple(v for v in content.values() if type(v) in _SIMPLE_TYPES))
+        content = vars(module).items()
+        values.append(tuple(_content(v) for name, v in content if name not in _OF_EVERY_MODULE))
     return tuple(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Same:
+    """An object by its identity; held, so that no other takes its place in memory."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _content(value: Any, inside: tuple[int, ...] = ()) -> Any:
+    """What is compared of an attribute: hashable, and equal only if nothing in it has changed.
+
+    ``inside`` are the ids of the objects around it, which it may contain.
+    """
+    kind = type(value)
+    if kind in _SIMPLE_TYPES:
+        return kind, value
+    if id(value) in inside or isinstance(value, (torch.Tensor, nn.Module, type)):
+        return _Same(value)
+    inside = (*inside, id(value))
+    if isinstance(value, dict):
+        return kind, tuple((_content(k, inside), _content(v, inside)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return kind, tuple(_content(element, inside) for element in value)
+    if isinstance(value, (set, frozenset)):
+        return kind, frozenset(_content(element, inside) for element in value)
+    if callable(value) or not hasattr(value, "__dict__"):
+        return _Same(value)
+    return _Same(value), _content(vars(value), inside)
 
 
 def rewritten(network: nn.Module, *, fold: bool = False) -> Forward:
@@ -136,7 +190,7 @@ def _trace(network: nn.Module) -> fx.Graph:
         before = state(network)
         graphs = []
         for on in (True, False):  # code that switches them shows in one of the two
-            with _switched(on), _NoValues():
+            with _LOCK, _switched(on), _NoValues():
                 graphs.append(_Tracer().trace(network))
         same = state(network) == before
     except TracingError:

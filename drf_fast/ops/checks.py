@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from drf_fast.runtime.tensors import FLOATS
-from drf_fast.runtime.tracing import is_traced_or_profiled
+from drf_fast.runtime.tracing import (
+    are_transforms_active,
+    is_forward_mode_active,
+    is_traced_or_profiled,
+)
 
 Scalar = float | int | torch.Tensor
 
@@ -79,13 +82,13 @@ def untransformed(operation: str) -> None:
     """Refuse torch.func transforms and forward-mode AD, for which the operations have no rules."""
     if torch.compiler.is_compiling():  # Dynamo traces through the transforms
         return
-    if torch._C._are_functorch_transforms_active():
+    if are_transforms_active():
         raise RuntimeError(
             f"{operation} runs on plain tensors, got a torch.func transform around it (vmap, grad, "
             "jvp ...); pass the whole batch instead of vmap, and take gradients with "
             "torch.autograd.grad, or compile the transformed function with torch.compile"
         )
-    if forward_ad._current_level >= 0:
+    if is_forward_mode_active():
         raise RuntimeError(
             f"{operation} has derivatives in reverse mode only, got a forward_ad.dual_level around "
             "it; use torch.autograd.grad or backward()"

@@ -20,7 +20,15 @@ from torch.nn.grad import conv2d_weight
 from drf_fast.backends import dispatch
 from drf_fast.backends.native import cpu
 from drf_fast.backends.native.pooling import FLOATS, KERNEL_SIZES, is_supported
+from drf_fast.backends.reference import pooling as reference
 from drf_fast.ops import schemas
+from drf_fast.runtime.modules import has_hooks, has_own_forward
+from drf_fast.runtime.tracing import (
+    are_transforms_active,
+    is_batched,
+    is_forward_mode_active,
+    is_jit_tracing,
+)
 
 
 def max_pool_relu(x: torch.Tensor) -> torch.Tensor:
@@ -59,17 +67,26 @@ def conv_pool_relu(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
 def _has_own_kernel() -> bool:
     return (
         not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and not are_transforms_active()
+        and not is_forward_mode_active()
+        and not is_jit_tracing()
         and dispatch.current() in ("auto", "native")
         and "max_pool_relu" in cpu.OPERATIONS
     )
 
 
 def _has_own_backward(conv: nn.Conv2d, x: torch.Tensor) -> bool:
-    """One channel, a small square kernel without stride or padding, output of even size, not 0."""
+    """One channel, a small square kernel without stride or padding, output of even size, not 0.
+
+    And a call that is nothing but the convolution: hooks also compute weights (pruning, spectral
+    normalisation), and another class may do anything.
+    """
     k = conv.kernel_size[0]
     return (
-        conv.in_channels == 1
+        type(conv) is nn.Conv2d
+        and not has_hooks(conv)
+        and not has_own_forward(conv)
+        and conv.in_channels == 1
         and conv.kernel_size == (k, k)
         and k in KERNEL_SIZES
         and (conv.stride, conv.padding, conv.dilation) == ((1, 1), (0, 0), (1, 1))
@@ -78,6 +95,12 @@ def _has_own_backward(conv: nn.Conv2d, x: torch.Tensor) -> bool:
         and x.numel() > 0
         and all(size >= k and (size - k) % 2 for size in x.shape[2:])
     )
+
+
+def _pool_backward(grad: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    if is_batched(grad):  # the gradients of a whole Jacobian at once are for plain torch
+        return reference.unpooled(grad, index)
+    return schemas.max_pool_relu_backward(grad, index)
 
 
 class _MaxPoolReLU(torch.autograd.Function):
@@ -90,7 +113,7 @@ class _MaxPoolReLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        return schemas.max_pool_relu_backward(grads[0], ctx.saved_tensors[0])
+        return _pool_backward(grads[0], ctx.saved_tensors[0])
 
 
 class _ConvPoolReLU(torch.autograd.Function):
@@ -110,9 +133,10 @@ class _ConvPoolReLU(torch.autograd.Function):
         x_needs_grad, weight_needs_grad, bias_needs_grad = ctx.needs_input_grad
         grads_in: list[torch.Tensor | None] = [None, None, None]
         if x_needs_grad:
-            grads_in[0] = schemas.pooled_image_gradient(grads[0], index, weight)
+            function = (reference if is_batched(grads[0]) else schemas).pooled_image_gradient
+            grads_in[0] = function(grads[0], index, weight)
         if weight_needs_grad or bias_needs_grad:
-            grad = schemas.max_pool_relu_backward(grads[0], index)
+            grad = _pool_backward(grads[0], index)
             grads_in[1] = conv2d_weight(x, list(weight.shape), grad) if weight_needs_grad else None
             grads_in[2] = grad.sum((0, 2, 3)) if bias_needs_grad else None
         return tuple(grads_in)

@@ -2,12 +2,14 @@
 
 Sums stay float32, and tensor cores are several times faster. torch allows it for convolutions and
 forbids it for matrix products, by two process-wide switches; here each forward pass sets them, so
-that a certificate is of one arithmetic, however the user has set the switches.
+that a certificate is of one arithmetic, however the user has set the switches. One thread at a time
+holds them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 
 _DEVICES = ("cuda",)  # device types on which the switches have an effect
 _LEGACY = "allow_tf32"
+_LOCK = threading.RLock()  # blocks may lie in one another
 
 
 def why_not(device: torch.device) -> str | None:
@@ -38,18 +41,19 @@ def switched(device: torch.device, on: bool) -> Iterator[None]:
     if device.type not in _DEVICES:
         yield
         return
-    before = []
-    for owner, name in _switches():
-        # Reading a legacy switch raises where the new ones have been set to mixed values.
-        with contextlib.suppress(RuntimeError):
-            before.append((owner, name, getattr(owner, name)))
-    try:
+    with _LOCK:
+        before = []
         for owner, name in _switches():
-            setattr(owner, name, on if name == _LEGACY else "tf32" if on else "ieee")
-        yield
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
+            # Reading a legacy switch raises where the new ones have been set to mixed values.
+            with contextlib.suppress(RuntimeError):
+                before.append((owner, name, getattr(owner, name)))
+        try:
+            for owner, name in _switches():
+                setattr(owner, name, on if name == _LEGACY else "tf32" if on else "ieee")
+            yield
+        finally:
+            for owner, name, value in before:
+                setattr(owner, name, value)
 
 
 def _switches() -> list[tuple[Any, str]]:

@@ -1,11 +1,53 @@
-"""Whether anything observes the operations of this thread: a compiler, mode, tracer or profiler."""
+"""Whether anything observes or transforms the operations of this thread.
+
+That is a compiler, a mode, a tracer, a profiler, torch.func, forward-mode differentiation. The
+private names of torch that tell are here, with what holds where torch has changed them.
+"""
 
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 try:
-    from torch._C import _is_tracing as _tracing
+    from torch._C import _are_functorch_transforms_active as are_transforms_active
+except ImportError:
+
+    def are_transforms_active() -> bool:
+        """False: this torch does not say whether vmap, grad or jvp is around the call."""
+        return False
+
+
+try:
+    from torch._C import _is_tracing as is_jit_tracing
+except ImportError:
+
+    def is_jit_tracing() -> bool:
+        """False: this torch does not say whether torch.jit.trace records."""
+        return False
+
+
+try:
+    from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
+except ImportError:
+
+    def is_batched(tensor: torch.Tensor) -> bool:
+        """False: this torch does not say whether vmap made it."""
+        return False
+
+else:
+
+    def is_batched(tensor: torch.Tensor) -> bool:
+        """Whether it stands for several tensors, inside vmap or ``is_grads_batched``."""
+        return is_batchedtensor(tensor) or is_legacy_batchedtensor(tensor)
+
+
+def is_forward_mode_active() -> bool:
+    """Whether the call is inside ``forward_ad.dual_level``."""
+    return getattr(forward_ad, "_current_level", -1) >= 0
+
+
+try:
     from torch._C import _len_torch_dispatch_stack as _dispatch_modes
     from torch._C import _len_torch_function_stack as _function_modes
     from torch.autograd import _profiler_enabled as _profiled  # pyright: ignore
@@ -27,6 +69,6 @@ else:
             torch.compiler.is_compiling()
             or _dispatch_modes()
             or _function_modes()
-            or _tracing()
+            or is_jit_tracing()
             or _profiled()
         )

@@ -7,6 +7,7 @@ process and can be read, and the network takes its time where it is not run as a
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,20 @@ def test_a_log_records_what_was_chosen_and_resumes_with_it(has_tf32, tmp_path):
     for asked, resumed in cases:
         config = CertifyConfig(checkpoint=Path("run"), precision=asked, out=out, resume=True)
         assert loading.with_recorded_choices(config, out).precision == resumed
+
+
+def test_threads_switch_tf32_one_after_the_other(has_tf32):
+    before, cpu, order = switches(), torch.device("cpu"), []
+
+    def other() -> None:
+        with tf32.switched(cpu, False):
+            order.append(("other", switches()))
+
+    with tf32.switched(cpu, True):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(0.2)  # it waits
+        with tf32.switched(cpu, True):  # as this thread itself need not
+            order.append(("this", switches()))
+    thread.join(60)
+    assert order == [("this", (True, True)), ("other", (False, False))] and switches() == before

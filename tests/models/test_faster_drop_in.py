@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
+import time
+import types
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from torch.nn import functional as F
 
 import drf_fast
 from drf_fast.errors import RunError
+from drf_fast.models import fusing
 from drf_fast.models.faster import Faster, _fastest, place
 
 X = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(1))
@@ -255,3 +259,108 @@ class LargeBackward(Views):
 def test_a_lack_of_memory_is_called_so(kind):
     with pytest.raises(RunError, match="expected memory for .* 4 rows .*; lower --batch-size"):
         place(made(kind), torch.device("cpu"), "auto", "fp32", SHAPE, 4)
+
+
+class Flipping(Views):
+    """Code of the training mode that a trace does not see: what it is given is no tensor."""
+
+    def forward(self, x):
+        return super().forward(x.flip(3) if self.training and isinstance(x, torch.Tensor) else x)
+
+
+def test_training_code_that_a_trace_misses_runs():
+    plain, fast = made(Flipping), faster(made(Flipping).eval())
+    for training in (False, True):
+        torch.testing.assert_close(fast.train(training)(X), plain.train(training)(X))
+
+
+class Unpacking(Views):
+    """Code that takes what is no tensor for a dictionary."""
+
+    def forward(self, x):
+        return super().forward(x if isinstance(x, torch.Tensor) else x["image"])
+
+
+def test_a_traced_form_that_fails_is_left_out():
+    network = made(Unpacking)
+    torch.testing.assert_close(drf_fast.faster(network, X)(X), made(Unpacking)(X))
+
+
+class Containers(Views):
+    """Numbers in containers and in an object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales, self.named = [1.0, 1.0], {"scale": (1.0, [1.0])}
+        self.settings, self._hidden = types.SimpleNamespace(scale=1.0), 1.0
+        self.settings.around = self.settings
+
+    def forward(self, x):
+        last = self.settings.around.scale * self._hidden
+        return super().forward(x) * self.scales[1] * self.named["scale"][1][0] * last
+
+
+def _list(net):
+    net.scales[1] = 2.0
+
+
+def _dict(net):
+    net.named["scale"][1][0] = 2.0
+
+
+def _object(net):
+    net.settings.scale = 2.0
+
+
+def _hidden(net):
+    net._hidden = 2.0
+
+
+@pytest.mark.parametrize("change", [_list, _dict, _object, _hidden])
+def test_a_number_that_changed_in_a_container_is_read_anew(change):
+    fast = faster(made(Containers))
+    before = fast(X)
+    assert fast.fused(X.contiguous(memory_format=torch.channels_last)) is not None
+    change(fast)
+    torch.testing.assert_close(fast(X), 2 * before)
+
+
+class Meanwhile(Views):
+    """While its code is traced, another thread starts; it is waited for at most so long."""
+
+    task: Any = None
+    seconds = 10.0
+
+    def forward(self, x):
+        if not isinstance(x, torch.Tensor):
+            other = threading.Thread(target=type(self).task)
+            other.start()
+            other.join(type(self).seconds)
+        return super().forward(x)
+
+
+def test_other_threads_run_their_networks_during_a_trace(monkeypatch):
+    other, found = made(Views), []
+    monkeypatch.setattr(Meanwhile, "task", lambda: found.append(other(X)))
+    faster(made(Meanwhile))
+    assert found and all(torch.equal(logits, other(X)) for logits in found)
+
+
+class Waiting(Views):
+    """Its trace takes some time, longer than another that is already on its way."""
+
+    def forward(self, x):
+        if not isinstance(x, torch.Tensor):
+            time.sleep(0.2)
+        return super().forward(x)
+
+
+def test_threads_trace_one_after_the_other(monkeypatch):
+    found, call = [], nn.Module.__call__
+    monkeypatch.setattr(Meanwhile, "task", lambda: found.append(fusing.rewritten(made(Waiting))))
+    monkeypatch.setattr(Meanwhile, "seconds", 0.1)
+    before = set(threading.enumerate())
+    fusing.rewritten(made(Meanwhile))
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+    assert len(found) == 2 and nn.Module.__call__ is call  # it was traced twice

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fwAD
+import torch.nn.utils.prune
 from torch import nn
 from torch.nn import functional as F
 
@@ -275,3 +277,68 @@ def test_a_batch_of_no_images_is_torchs():
     y = conv_pool_relu(nn.Conv2d(1, 4, 5), x)
     y.sum().backward()
     assert y.shape == (0, 4, 2, 2) and x.grad is not None and x.grad.shape == x.shape
+
+
+class Standardized(nn.Conv2d):
+    """A convolution with a forward of its own."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+def _hooked(conv):
+    conv.register_forward_hook(lambda module, args, output: output + 1)
+    return conv
+
+
+def _pruned(conv):
+    torch.nn.utils.prune.random_unstructured(conv, "weight", 0.5)  # a hook makes the weight
+    with torch.no_grad():
+        conv.weight_orig.add_(1)
+    return conv
+
+
+def _replaced(conv):
+    conv.forward = lambda x: 2 * F.conv2d(x, conv.weight, conv.bias)
+    return conv
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Standardized(1, 20, 5),
+        lambda: _hooked(nn.Conv2d(1, 20, 5)),
+        lambda: _pruned(nn.Conv2d(1, 20, 5)),
+        lambda: _replaced(nn.Conv2d(1, 20, 5)),
+    ],
+    ids=["another class", "a hook", "pruned", "another forward"],
+)
+def test_a_convolution_that_is_more_than_one_is_called(make):
+    conv, x = make(), torch.rand(2, 1, 12, 12, requires_grad=True)
+    assert torch.allclose(conv_pool_relu(conv, x), plain(conv(x)), atol=1e-5)
+
+
+def test_tangents_go_through():
+    network, x = LeNet().requires_grad_(False).to(memory_format=LAST), torch.rand(2, 1, 28, 28)
+    with fwAD.dual_level():
+        tangent = fwAD.unpack_dual(network(fwAD.make_dual(x, torch.ones_like(x)))).tangent
+    assert tangent is not None
+    difference = (network.double()(x.double() + 1e-6) - network(x.double())) / 1e-6
+    assert torch.allclose(tangent.double(), difference, rtol=1e-3, atol=1e-4)
+
+
+def test_a_jacobian_may_be_one_batch_of_gradients():
+    x = torch.rand(2, 1, 28, 28)
+    for network in (LeNet(), LeNet().requires_grad_(False).to(memory_format=LAST)):
+        rows = torch.autograd.functional.jacobian(network, x)
+        batch = torch.autograd.functional.jacobian(network, x, vectorize=True)
+        assert torch.allclose(batch, rows, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_jit_trace_records_torchs_operations():
+    network, x = LeNet().to(memory_format=LAST).eval(), torch.rand(2, 1, 28, 28)
+    traced = torch.jit.trace(network, x)
+    graph = str(traced.inlined_graph)
+    assert "drf_fast::" not in graph and "PythonOp" not in graph and "max_pool2d" in graph
+    assert torch.allclose(traced(x), network(x), atol=1e-5)

@@ -247,6 +247,27 @@ def test_its_repr_names_every_parameter():
     assert repr(drf_fast.HardBall(0.5)) == "HardBall(epsilon=0.5)"
 
 
+def test_lambda_is_one_tensor_that_is_written_to():
+    ball = drf_fast.SoftBall(1.0, kappa=3)
+    lam, state = ball.lam, drf_fast.SoftBall(1.0, lambda0=0.25, kappa=3).state_dict()
+    ball.load_state_dict(state)  # a captured CUDA graph would go on reading the same memory
+    assert ball.lam is lam and float(lam) == 0.25
+    ball.lam = 0.5
+    assert ball.lam is lam and float(lam) == 0.5
+    x, label = torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64)
+    drf_fast.attack(torch.nn.Flatten(), x, label, sigma=0.5, num_samples=2, steps=1, ball=ball)
+    with pytest.raises(ValueError, match="lam must be 0 or more, got -1"):
+        ball.lam = -1
+
+
+def test_a_ball_made_in_inference_mode_is_updated_outside_it():
+    with torch.inference_mode():
+        ball = drf_fast.SoftBall(1.0, lambda_lr=0.5, kappa=2)
+        ball.update(torch.tensor([3.0]))
+    ball.update(torch.tensor([3.0]))
+    assert float(ball.lam) == 3.0
+
+
 def test_a_ball_stays_on_the_device_of_the_distances():
     torch.set_default_device("meta")  # as torch.set_default_device("cuda"), where CUDA is
     try:

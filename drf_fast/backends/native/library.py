@@ -99,17 +99,19 @@ def _load(name: str) -> tuple[ModuleType | None, str | None]:
             )
         return None, reason
     except Exception as error:  # a missing library or symbol, or a broken file: never fatal
-        return None, (
+        return None, _told(
+            name,
             f"drf_fast.{name} was built but does not load here ({error}); reinstall drf_fast on "
-            "this machine"
+            "this machine",
         )
     built_for = build_record().get("version")
     missing = [function for function in _FUNCTIONS[name] if not hasattr(module, function)]
     if missing or built_for not in (None, __version__):
-        return None, (
+        return None, _told(
+            name,
             f"drf_fast.{name} is from another version: expected {__version__} with "
             f"{', '.join(_FUNCTIONS[name])}, got {built_for or 'an unknown one'}"
-            f"{' without ' + ', '.join(missing) if missing else ''}; reinstall drf_fast"
+            f"{' without ' + ', '.join(missing) if missing else ''}; reinstall drf_fast",
         )
     if name == "_C":
         try:
@@ -117,6 +119,13 @@ def _load(name: str) -> tuple[ModuleType | None, str | None]:
         except ValueError as error:
             raise InputError(str(error)) from None
     return module, None
+
+
+def _told(name: str, reason: str) -> str:
+    """``reason``, printed if it makes the CPU slow; once, as loading is cached."""
+    if name == "_C":  # of CUDA the dispatch warns
+        print(f"drf_fast runs on plain PyTorch, several times slower: {reason}", file=sys.stderr)
+    return reason
 
 
 def why_not() -> str | None:

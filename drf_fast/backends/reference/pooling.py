@@ -33,16 +33,15 @@ def max_pool_relu(x, indexed):
 
 def max_pool_relu_backward(grad, index):
     """The gradient of x (B, C, 2H, 2W) from the gradient of the output (B, C, H, W)."""
+    return _channels_last(unpooled(grad, index))
+
+
+def unpooled(grad, index):
+    """As ``max_pool_relu_backward``, in any memory format; vmap can transform it."""
     batch, channels, rows, columns = grad.shape
-    out = torch.empty(
-        (batch, channels, 2 * rows, 2 * columns),
-        dtype=grad.dtype,
-        device=grad.device,
-        memory_format=torch.channels_last,
-    )
-    for position in range(NOWHERE):
-        out[:, :, position // 2 :: 2, position % 2 :: 2] = torch.where(index == position, grad, 0)
-    return out
+    windows = torch.stack([torch.where(index == at, grad, 0) for at in range(NOWHERE)], -1)
+    windows = windows.reshape(batch, channels, rows, columns, 2, 2)
+    return windows.transpose(3, 4).reshape(batch, channels, 2 * rows, 2 * columns)
 
 
 def pooled_image_gradient(grad, index, weight):
@@ -51,5 +50,5 @@ def pooled_image_gradient(grad, index, weight):
     Sums are in float32; float64 for float64 gradients.
     """
     wide = arithmetic_dtype(grad.dtype)
-    unpooled = max_pool_relu_backward(grad.to(wide), index)
-    return F.conv_transpose2d(unpooled, weight.to(wide)).to(grad.dtype).contiguous()
+    before = unpooled(grad.to(wide), index)
+    return F.conv_transpose2d(before, weight.to(wide)).to(grad.dtype).contiguous()
