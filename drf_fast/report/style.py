@@ -141,14 +141,14 @@ def heading(drawn: Figure, text: str) -> None:
 
 def _wrapped(text: str, inches: float) -> list[str]:
     """``text`` in as few lines of this width as it needs, of about equal length."""
-    lines: list[str] = []
-    width = min(len(text), int(_MOST_PER_INCH * inches))
-    for width in range(width, 0, -1):
+    width = max(1, min(len(text), int(_MOST_PER_INCH * inches)))
+    lines = textwrap.wrap(text, width)
+    while width > 1 and not _fit(lines, inches):
+        width -= 1
         lines = textwrap.wrap(text, width)
-        if _fit(lines, inches):
-            break
-    for narrower in range(width - 1, 0, -1):
-        other = textwrap.wrap(text, narrower, break_long_words=False)
+    while width > 1:
+        width -= 1
+        other = textwrap.wrap(text, width, break_long_words=False)
         if len(other) > len(lines) or not _fit(other, inches):
             break
         lines = other
