@@ -114,20 +114,19 @@ def above(found: dict[str, list[dict[str, float]]], value: str) -> list[dict[str
 
 def draw(found: dict[str, list[dict[str, float]]], path: Path) -> None:
     """Both curves of each value, with the band of the seeds."""
-    from matplotlib.figure import Figure
-
     from drf_fast.report import style
 
-    figure = Figure(figsize=(8.6, 6.4), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True).ravel()
+    figure, panels = style.panels(4, 4.3, 3.2, columns=2, sharey=False)
     for axes, (value, text) in zip(panels, VALUES.items(), strict=True):
         for number, (name, label) in enumerate(METHODS.items()):
             rows = curve(found[name], value)
             colour = style.colour(number)
             axes.fill_between(rows[:, 0], rows[:, 2], rows[:, 3], color=colour, alpha=0.2, lw=0)
             axes.plot(rows[:, 0], rows[:, 1], "o-", color=colour, markersize=3, label=label)
-        axes.set(xlabel="mean distance of training", ylabel=text)
-    panels[0].legend()
+        axes.set_ylabel(text)
+    for axes in panels[2:]:  # the upper ones share their axis
+        axes.set_xlabel("mean distance of training")
+    panels[0].legend(frameon=False)
     style.save(figure, path)
 
 

@@ -49,6 +49,9 @@ class SmoothedClassifier:
     names, with batch normalisation folded into convolutions. That is a copy: ``base`` is never
     changed, and changes of its parameters or buffers between calls take effect.
 
+    A callable that is no module runs as it is, so it must itself be in eval mode. At first use it
+    is refused if a row's logits depend on the other rows by more than rounding.
+
     Args:
         base: network (N, ...) -> (N, K), taking images with noise; normalisation belongs inside.
         num_classes: K, at least 2.
@@ -140,7 +143,8 @@ class SmoothedClassifier:
 
         Raises:
             TypeError, ValueError: bad arguments, or a network of another width; ``sound``: images
-                that are not of whole levels, or a network whose rows depend on each other.
+                that are not of whole levels; ``sound``, or a callable that is no module: rows that
+                depend on each other.
         """
         x = inputs.one_image(x)
         result = self.certify_batch(

@@ -17,6 +17,7 @@ import torch
 from drf_fast import functional
 from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification import inputs
+from drf_fast.models.faster import same
 from drf_fast.ops import level_checks
 
 # Recorded in every log of sound certificates; see docs/certification.md.
@@ -171,6 +172,52 @@ def check_rows(
 def rows_to_test(size: int) -> int:
     """The number of rows that ``check_rows`` needs: of whole passes, at least two."""
     return size * max(2, -(-_ROWS // size))
+
+
+def check_callable(
+    forward: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, bf16: bool = False
+) -> None:
+    """Refuse a callable whose logits of a row depend on the other rows by more than rounding.
+
+    As those of a module in training mode, which only its owner can put into eval mode. The second
+    half of a batch is replaced by zeros. A callable may draw random numbers: of torch's generator
+    both batches get the same, and one whose logits change without a cause is not judged.
+
+    Args:
+        forward: (N, ...) to (N, K).
+        rows: (N, ...), of one forward pass; of fewer than two nothing is asked.
+        bf16: whether it rounds to bfloat16.
+
+    Raises:
+        ValueError: some differ; says how many, and what to do.
+    """
+    devices = [rows.device] if rows.device.type == "cuda" else []
+
+    def logits(rows: torch.Tensor) -> torch.Tensor:
+        with torch.random.fork_rng(devices):
+            return forward(rows.clone())  # a network may normalise its input in place
+
+    half = (len(rows) + 1) // 2
+    expected = logits(rows)
+    got = logits(torch.cat([rows[:half], torch.zeros_like(rows[half:])]))[:half]
+    if _agree(got, expected[:half], bf16) or not _agree(logits(rows), expected, bf16):
+        return
+    raise ValueError(
+        "a callable that is no module must itself be in eval mode: expected equal logits of a row "
+        f"beside any other rows, got other ones for {_different_rows(got, expected[:half])} of "
+        f"{half} rows; call eval() of the module in it, or pass that module"
+    )
+
+
+def _agree(got: torch.Tensor, expected: torch.Tensor, bf16: bool) -> bool:
+    """Whether logits agree up to rounding; NaN and infinity, as of masked classes, in their place.
+
+    Only finite ones have a largest, to which rounding is relative.
+    """
+    finite = expected.isfinite()
+    return torch.equal(got.isfinite(), finite) and same(
+        got.where(finite, 0.0), expected.where(finite, 0.0), bf16
+    )
 
 
 def _different_rows(got: torch.Tensor, expected: torch.Tensor) -> int:

@@ -16,7 +16,13 @@ import torch
 
 from drf_fast import functional
 from drf_fast.certification.network import RunNetwork
-from drf_fast.certification.noise import GaussianNoise, RowTest, check_rows, rows_to_test
+from drf_fast.certification.noise import (
+    GaussianNoise,
+    RowTest,
+    check_callable,
+    check_rows,
+    rows_to_test,
+)
 from drf_fast.certification.passes import Passes, Votes
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.memory import is_out_of_memory
@@ -58,6 +64,8 @@ class NoisyVotes:
         self._network_version = 0  # that the graphs of ``passes`` were captured with
         self._best_batch: dict[tuple[object, ...], int] = {}
         self._row_tests: dict[tuple[object, ...], tuple[RowTest, int, list[torch.Tensor]]] = {}
+        # A module is put into eval mode; of other callables only a test tells, of sound ones each.
+        self._to_test = not noise.sound and not isinstance(network.base, torch.nn.Module)
 
     @_one_at_a_time
     def counts(
@@ -84,8 +92,8 @@ class NoisyVotes:
             int64 (B, K) on the device of x, and the number of copies drawn of each image.
 
         Raises:
-            TypeError, ValueError: the network returns no (N, K) logits; the noise is sound and the
-                network's rows depend on each other.
+            TypeError, ValueError: the network returns no (N, K) logits; its rows depend on each
+                other, and the noise is sound or the network no module.
         """
         self.prepare(x)
         if self._network_version != self.network.version:
@@ -107,6 +115,10 @@ class NoisyVotes:
         graph_key = None if memory is None or for_bound else (stream, size, memory)
         enough = machine.memory_for(min(size, num * len(x)), tuple(x.shape[1:]), "--batch-size")
         with self.network.frozen_base(), enough:
+            if self._to_test and min(size, num) > 1:
+                images = slice(images_per_pass)
+                rows = self._copies(x[images], min(size, num), image_ids[images], 0, "prediction")
+                self._test_callable(rows, size if pad else None)
             for first in range(0, x.shape[0], images_per_pass):
                 part = slice(first, first + images_per_pass)
                 start = torch.zeros((), dtype=torch.int64, device=x.device)
@@ -122,6 +134,12 @@ class NoisyVotes:
             # The lock orders only the host: another thread's stream may reuse a graph's memory.
             torch.cuda.current_stream(x.device).synchronize()
         return counts, drawn
+
+    def _test_callable(self, rows: torch.Tensor, size: int | None) -> None:
+        """Refuse a callable in training mode once, with rows as of the first forward pass."""
+        bf16 = self.network.choices["precision"] == "bf16 autocast"
+        check_callable(lambda part: self._logits(part, size), rows, bf16)
+        self._to_test = False
 
     def _step(self, stream: str, size: int | None, votes: Votes, rows: int) -> None:
         noisy = self._copies(votes.x, rows, votes.image_ids, votes.offset, stream)

@@ -17,6 +17,7 @@ from drf_fast.errors import InputError
 from drf_fast.models.normalize import Normalize
 
 COUNTER = "num_batches_tracked"  # missing before torch 0.4.1, and unused in eval mode
+_STATISTICS = ("running_mean", "running_var")  # of a batch norm, which are trained
 
 _OR_CODE = ", or name the code of another network with --arch package.module:factory"
 
@@ -63,9 +64,15 @@ def load_into(network: nn.Module, content: Any, path: Path, what: str) -> Fit:
             break
     fit, differences = min(found, key=lambda pair: sum(map(len, pair[1].values())))
     if differences:
+        fix = "pass the checkpoint of this network, or the network of this checkpoint"
+        if differences.keys() == {"missing"} and _are_constants(network, differences["missing"]):
+            fix = (
+                "if these buffers are constants of a normalisation, keep them out of checkpoints "
+                "with register_buffer(..., persistent=False), or name the network without it and "
+                "pass --normalize"
+            )
         raise InputError(
-            f"the weights in {path} do not fit {what}: {list_differences(differences)}; pass the "
-            "checkpoint of this network, or the network of this checkpoint"
+            f"the weights in {path} do not fit {what}: {list_differences(differences)}; {fix}"
         )
     rounded = set()
     for key, value in fit.weights.items():
@@ -75,6 +82,12 @@ def load_into(network: nn.Module, content: Any, path: Path, what: str) -> Fit:
     network.load_state_dict(fit.weights, strict=False)
     notes = fit.notes + [f"{path.name} holds weights of {dtype}: rounded" for dtype in rounded]
     return Fit(fit.weights, fit.layer, fit.has_layer, notes)
+
+
+def _are_constants(network: nn.Module, keys: list[str]) -> bool:
+    """Whether all are names of buffers that training does not change, as far as one can tell."""
+    buffers = dict(network.named_buffers())
+    return all(key in buffers and key.split(".")[-1] not in _STATISTICS for key in keys)
 
 
 def check_weights(key: str, value: torch.Tensor, path: Path, floats: bool = False) -> None:

@@ -212,7 +212,7 @@ class NetworkConfig:
     network as package.module:factory, called with num_classes=K: with a checkpoint of any program,
     or without one if the factory loads the weights."""
     normalize: Annotated[str | None, Role.RESULT] = None
-    """Normalising first layer of such a checkpoint: none, cifar10, cifar10-center, imagenet or
+    """Normalising first layer before such a network: none, cifar10, cifar10-center, imagenet or
     imagenet-center; the default is what the file records."""
     skip: Annotated[int, Role.RESULT, Range.COUNT] = 1
     """Take every K-th image, starting with the first."""

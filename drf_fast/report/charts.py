@@ -72,8 +72,8 @@ def certified(summary: Summary, attacks: Sequence[AttackCurve]) -> Chart:
             line = _line(i, name, np.append(r, r[-1]), np.append(mean, 0.0), shape="vh")
             data.append({**line, "line": {**line["line"], "dash": "dot", "width": 1.2}})
     about = (
-        "The share of test images whose class provably cannot be changed by moving the pixels less "
-        "than r (L2)."
+        "The share of test images that are classified correctly and whose class provably cannot be "
+        "changed by moving the pixels less than r (L2)."
     )
     if attacks:
         about += (

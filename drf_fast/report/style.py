@@ -21,6 +21,8 @@ SUFFIXES = (".png", ".pdf", ".svg")
 # Okabe and Ito (2008): distinct for colour-blind readers and on paper.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _DASHES = ("-", "--", ":")
+_HEADING_SIZE = 9  # points
+_MOST_PER_INCH = 30  # characters of this size, of the narrowest
 
 
 def colour(i: int) -> str:
@@ -64,7 +66,9 @@ def figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
     return drawn, axes[0]
 
 
-def panels(count: int, width: float, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
+def panels(
+    count: int, width: float, height: float, columns: int = 3, sharey: bool = True
+) -> tuple[Figure, list[Axes]]:
     """A figure of ``count`` panels of ``width`` x ``height`` inches that share their axes."""
     _load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -74,7 +78,8 @@ def panels(count: int, width: float, height: float, columns: int = 3) -> tuple[F
     rows = -(-count // columns)
     drawn = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(drawn)
-    grid = drawn.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel().tolist()
+    grid = drawn.subplots(rows, columns, sharex=True, sharey=sharey, squeeze=False)
+    grid = grid.ravel().tolist()
     for empty in grid[count:]:
         empty.remove()
     for axes in grid[:count]:
@@ -126,10 +131,38 @@ def title(axes: Axes, text: str) -> None:
 
 def heading(drawn: Figure, text: str) -> None:
     """Set the small grey title of a whole figure, wrapped to its width; ``text`` is no formula."""
-    width = int(13.5 * drawn.get_figwidth())  # 13.5 characters of this size per inch
     text = text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
-    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, width)]
-    drawn.suptitle(literal("\n".join(lines)), fontsize=9, color="0.35", x=0.02, ha="left")
+    inches = 0.96 * drawn.get_figwidth()
+    lines = [part for line in text.split("\n") for part in _wrapped(line, inches)]
+    drawn.suptitle(
+        literal("\n".join(lines)), fontsize=_HEADING_SIZE, color="0.35", x=0.02, ha="left"
+    )
+
+
+def _wrapped(text: str, inches: float) -> list[str]:
+    """``text`` in as few lines of this width as it needs, of about equal length."""
+    width = max(1, min(len(text), int(_MOST_PER_INCH * inches)))
+    lines = textwrap.wrap(text, width)
+    while width > 1 and not _fit(lines, inches):
+        width -= 1
+        lines = textwrap.wrap(text, width)
+    while width > 1:
+        width -= 1
+        other = textwrap.wrap(text, width, break_long_words=False)
+        if len(other) > len(lines) or not _fit(other, inches):
+            break
+        lines = other
+    return lines
+
+
+def _fit(lines: Sequence[str], inches: float) -> bool:
+    """Whether all lines of a heading are at most so wide."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=_HEADING_SIZE)
+    widths = [text_to_path.get_text_width_height_descent(line, font, False)[0] for line in lines]
+    return all(width <= 72 * inches for width in widths)  # of 72 points
 
 
 def save(drawn: Figure, path: Path) -> None:

@@ -118,10 +118,26 @@ def test_a_first_layer_in_the_file_comes_before_the_network(
     assert len(assumed) == (asked is None and not constants)
 
 
+def test_normalize_comes_before_a_network_without_its_own(tmp_path, monkeypatch):
+    module = write_module(tmp_path, monkeypatch, channels=3)
+    net = network(module, 3)
+    torch.save(net.state_dict(), "a.pt")
+    saved = given.read(Path("a.pt"), f"{module}:make", "imagenet")
+    found, saved = given.network(saved, Path("a.pt"), 10, (3, 28, 28))
+    layer = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    x = torch.rand(2, 3, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(found.eval()(x)["logits"], net(layer(x))["logits"])
+    assert saved["config"]["normalize"] == "imagenet"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda s: s.pop("fc.bias"), "do not fit --arch .*:make: missing fc.bias; pass the checkp"),
+        (lambda s: s.pop("order"), r"missing order; if .*persistent=False.*pass --normalize"),
+        (lambda s: s.pop("norm.running_var"), "missing norm.running_var; pass the checkpoint"),
+        (lambda s: [s.pop("order"), s.pop("fc.bias")], "missing order, fc.bias; pass the check"),
         (lambda s: s.update(extra=torch.zeros(2)), "unexpected extra"),
         (lambda s: s.update({"fc.bias": torch.zeros(7)}), r"wrong shape fc.bias \(10,\), got \(7"),
         (lambda s: s.update(order=torch.zeros(3)), r"order \(3,\) of integers, got \(3,\)"),

@@ -7,14 +7,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from drf_fast.certification.log import read_log
 from drf_fast.commands.cli import main
-from drf_fast.commands.sweep import cost, grid, plan
+from drf_fast.commands.sweep import cost, figures, grid, plan
 from drf_fast.commands.sweep.run import Clock
+from drf_fast.commands.sweep.summary import Result, Setting
 from drf_fast.errors import InputError, RunError
 from drf_fast.report.summary import average_certified_radius
 
@@ -84,6 +87,24 @@ def test_the_table_is_the_mean_over_seeds_of_the_logs(whole):
         metrics = json.loads((whole / run["folder"] / "metrics.jsonl").read_text().splitlines()[-1])
         assert float(run["lambda"]) == pytest.approx(metrics["lambda"], abs=1e-6)
         assert float(run["distance"]) == pytest.approx(metrics["distance"], abs=1e-6)
+
+
+def test_the_acr_of_one_seed_has_no_bar(monkeypatch, tmp_path):
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures.style, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(figures, "_title", lambda result: "")
+    group: Any = None
+    settings = tuple(
+        Setting({"lambda0": value}, group, tuple({"acr": acr} for acr in of_seeds))
+        for value, of_seeds in ((0.5, (0.3, 0.5)), (1.0, (0.6,)), (2.0, (0.7, 0.7)))
+    )
+    sweep: Any = SimpleNamespace(grid={"lambda0": (0.5, 1.0, 2.0)}, seeds=(0, 1))
+    figures._draw_acr(Result(sweep, settings, (), ""), "lambda0", tmp_path / "acr.png")
+    ((bars,),) = [axes.containers for axes in drawn[0].axes]
+    for caps in bars.lines[1]:
+        kept = np.isfinite(np.array(caps.get_ydata(), dtype=float))
+        assert kept.tolist() == [True, False, True]
+    assert bars.lines[0].get_ydata().tolist() == pytest.approx([0.4, 0.6, 0.7])
 
 
 def test_runs_differ_in_what_is_varied_alone(whole):

@@ -84,6 +84,7 @@ def test_below_a_chart_are_its_numbers(page_run):
         chart.body, ((label(entry.group), entry.certified), *ends), strict=True
     ):
         assert row == [name, *(f"{share:.1f}" for share in shares)]
+    assert "classified correctly and whose class provably cannot be changed" in chart.about
     assert "the section Table has numbers" in chart.about
     assert "Table" not in charts.certified(summary, ()).about
 
@@ -190,6 +191,18 @@ def test_what_is_said_of_an_attacked_image(page_run):
     undecided, changed = "undecided at 0.5", "attacked: 3 at 0.40"
     assert said(0.5) == [undecided, undecided, "withstands 0.5", changed, undecided, changed]
     assert said(1.0) == []  # of an attack at another noise level
+
+
+def test_only_attacked_images_can_be_filtered_by_what_an_attack_changed(
+    page_run, written_page, tmp_path
+):
+    option = '<option value="changed">'
+    assert option in written_page.read_text()
+    for suffix in (".tsv", ".json"):
+        shutil.copy(page_run / f"certificates{suffix}", tmp_path)
+    assert main(["report", str(tmp_path), "--html", str(tmp_path / "p.html")]) == 0
+    text = (tmp_path / "p.html").read_text()
+    assert 'id="gallery"' in text and option not in text
 
 
 def test_a_large_picture_keeps_its_noise():

@@ -16,7 +16,7 @@ from report_logs import FIRST, SECOND, ours
 from drf_fast.certification.log import read_log
 from drf_fast.commands.report import run
 from drf_fast.errors import InputError
-from drf_fast.report import charts, summarize
+from drf_fast.report import charts, style, summarize
 from drf_fast.report.groups import largest_radius
 from drf_fast.report.plot import curve
 
@@ -186,6 +186,33 @@ def test_a_picture_is_not_overwritten_without_force(three, tmp_path, capsys):
     assert picture.read_text() == "mine" and capsys.readouterr().out == ""
     assert run(three, plot=picture, force=True) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("inches", [5.2, 6.4, 19.2])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mnist-mini (test): attacked within ε = 1",
+        "gaps of mnist-mini at σ = 0.5: 1,000 images of the test set, most votes right, 1 noisy "
+        "copy of each",
+        "form = prox, kappa = 1,024, lambda0 = 0.5, images = 10,000, SmoothAdv + DRF, 8 epochs",
+    ],
+)
+def test_the_title_of_a_figure_fills_its_width_and_leaves_no_lonely_word(text, inches):
+    figure, _ = style.figure(inches)
+    style.heading(figure, text)
+    title: Any = figure.texts[0]  # Matplotlib has no public name for the title of a figure
+    lines = title.get_text().split("\n")
+    assert " ".join(lines).replace("\N{NO-BREAK SPACE}", " ") == text
+    widths = []
+    for line in lines:
+        title.set_text(line)
+        widths.append(title.get_window_extent().width / figure.dpi)
+    assert max(widths) <= 0.97 * inches
+    title.set_text(text)  # in as few lines as the whole would fill
+    whole = title.get_window_extent().width / figure.dpi
+    assert len(lines) <= -(-whole // (0.85 * inches))
+    assert min(widths) > 0.6 * max(widths)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import drf_fast
 from drf_fast.certification.log import CertificationLog, Row
 from drf_fast.config import arguments, reading, training
 from drf_fast.config.options import CertifyConfig
-from drf_fast.report import paper
+from drf_fast.report import paper, style
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
@@ -276,6 +276,14 @@ def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path, monke
     )
     frontier.draw(found["points"], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+    drawn: list[Any] = []
+    monkeypatch.setattr(style, "save", lambda figure, path: drawn.append(figure))
+    frontier.draw(found["points"], tmp_path / "figure.png")
+    named = [bool(axes.get_xlabel()) for axes in drawn[0].axes]
+    ticked = [axes.xaxis.get_tick_params()["labelbottom"] for axes in drawn[0].axes]
+    assert named == ticked == [False, False, True, True]  # a named axis has numbers
+    assert all(axes.get_ylabel() for axes in drawn[0].axes)
+    assert not any(axes.spines["top"].get_visible() for axes in drawn[0].axes)
     page = script("page")
     monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
     (tmp_path / "frontier.json").write_text(json.dumps(found))

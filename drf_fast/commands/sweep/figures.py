@@ -6,6 +6,7 @@ c, d) ACR against each parameter, with the standard deviation over seeds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,10 +113,12 @@ def _draw_acr(result: Result, field: str, path: Path) -> Path:
             points = sorted(points, key=lambda point: point.values[field])
         x = [point.values[field] if numeric else _index(values, point.values[field])
              for point in points]  # fmt: skip
+        # Of one seed there is no spread: a bar of height 0 would look like precision.
+        spreads = [point.spread("acr") for point in points]
         axes.errorbar(
             x,
             [point.mean("acr") or 0.0 for point in points],
-            yerr=[point.spread("acr") or 0.0 for point in points],
+            yerr=[math.nan if spread is None else spread for spread in spreads],
             color=style.colour(i),
             linestyle=style.dashes(i) if numeric else "none",
             marker="os^Dv<>"[i % 7],
