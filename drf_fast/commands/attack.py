@@ -25,7 +25,7 @@ from drf_fast.config.training import check_epsilon
 from drf_fast.errors import InputError
 from drf_fast.functional import noise_key
 from drf_fast.models.faster import place
-from drf_fast.report.shards import join_shards
+from drf_fast.report.shards import fullest, join_shards
 from drf_fast.report.sources import logs_in
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.frozen import frozen
@@ -152,7 +152,7 @@ def _with_gradient(loaded: Loaded, num_samples: int) -> nn.Module:
 
 
 def certificates_of(config: AttackConfig, source: Source) -> Log | None:
-    """The certificates to compare with: the log named, or the longest one beside the checkpoint.
+    """The certificates to compare with: the log named, or the fullest one beside the checkpoint.
 
     Shards found there count as one log.
 
@@ -181,7 +181,7 @@ def certificates_of(config: AttackConfig, source: Source) -> Log | None:
     found = [log for log in found if len(log) > 0 and not of_another(log)]
     with contextlib.suppress(InputError):  # of several runs, or with a shard twice
         found = join_shards(found)
-    return max(found, key=lambda log: (len(log), (log.config or {}).get("n", 0)), default=None)
+    return fullest(found) if found else None
 
 
 def _left_by_certify(source: Source) -> list[Path]:
