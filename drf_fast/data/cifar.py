@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from drf_fast.data import pickled
-from drf_fast.data.download import fetch
+from drf_fast.data.download import ALLOW, fetch
 from drf_fast.data.idx import read_bytes
 from drf_fast.data.mnist import Arrays
 from drf_fast.errors import InputError
@@ -149,7 +149,7 @@ def read_cifar(name: str, split: str, data_dir: Path, download: bool) -> Arrays:
             f"the {split} files of {kind.title} are missing: expected the binary version, "
             f"{kind.binary.archive} or the folder {kind.binary.folder} unpacked from it, or the "
             f"Python version, {kind.python.archive} or {kind.python.folder}, in {data_dir}; fetch "
-            f"one from {_SITE}/cifar.html, or name its folder with --data-dir"
+            f"one from {_SITE}/cifar.html, or name its folder with --data-dir, or {ALLOW}"
         )
     _download(kind, data_dir)
     return read_cifar(name, split, data_dir, download=False)
