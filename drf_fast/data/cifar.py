@@ -17,6 +17,7 @@ import numpy as np
 
 from drf_fast.data import pickled
 from drf_fast.data.download import ALLOW, fetch
+from drf_fast.data.folders import refuse_class_folders
 from drf_fast.data.idx import read_bytes
 from drf_fast.data.mnist import Arrays
 from drf_fast.errors import InputError
@@ -144,6 +145,7 @@ def read_cifar(name: str, split: str, data_dir: Path, download: bool) -> Arrays:
     for version in (kind.binary, kind.python):
         if (data_dir / version.archive).is_file():
             return _concatenated(_unpacked(kind, version, split, data_dir / version.archive))
+    refuse_class_folders(kind.title, data_dir)
     if not download:
         raise InputError(
             f"the {split} files of {kind.title} are missing: expected the binary version, "

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from drf_fast.data.download import ALLOW, fetch
+from drf_fast.data.folders import refuse_class_folders
 from drf_fast.data.idx import read_idx
 from drf_fast.errors import InputError
 
@@ -55,6 +56,8 @@ def read_mnist(folder: str, split: str, data_dir: Path, download: bool) -> Array
         OSError: the disk is full.
     """
     found = _locate(folder, split, data_dir)
+    if found is None:
+        refuse_class_folders(folder, data_dir)
     if found is None and download:
         _download(folder, data_dir)
         found = _locate(folder, split, data_dir)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from drf_fast.data.download import ALLOW, fetch
+from drf_fast.data.folders import refuse_class_folders
 from drf_fast.data.idx import read_bytes
 from drf_fast.data.mnist import Arrays
 from drf_fast.errors import InputError
@@ -40,6 +41,7 @@ def read_svhn(split: str, data_dir: Path, download: bool) -> Arrays:
     places = (data_dir, data_dir / "svhn", data_dir / "SVHN")
     path = next((place / name for place in places if (place / name).is_file()), None)
     if path is None:
+        refuse_class_folders("SVHN", data_dir)
         if not download:
             raise InputError(
                 f"the {split} file of SVHN is missing: expected {name} in {data_dir}; fetch it "
