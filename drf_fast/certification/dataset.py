@@ -23,6 +23,7 @@ from drf_fast.checkpoints.checksum import content_sha256
 from drf_fast.data.dataset import Dataset
 from drf_fast.ops import checks as check
 from drf_fast.runtime import machine
+from drf_fast.runtime.text import UNNAMED
 
 
 class DatasetCertificates(NamedTuple):
@@ -91,7 +92,7 @@ def certify_dataset(
     resume: bool = False,
     force: bool = False,
     method: str | None = None,
-    name: str = "images",
+    name: str = UNNAMED,
     progress: bool = True,
 ) -> DatasetCertificates:
     """CERTIFY many images as ``drf-fast certify`` does: batched, logged and resumable.
@@ -169,7 +170,7 @@ def certify_dataset(
         log = _log(Path(out), _description(work, data, method, sample), resume, force)
     with contextlib.nullcontext() if out is None else log:
         if progress:
-            plan.show(plan.make(work), work)
+            plan.show(plan.make(work, log.done), work)
         engine.run(work, log, quiet=not progress)
     columns = log.columns() if out is None else vars(read_log(Path(out)))
     return _result(columns, chosen)

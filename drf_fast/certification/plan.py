@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,17 +12,18 @@ import torch
 from drf_fast.certification.engine import Work
 from drf_fast.certification.stopping import Rule, certificate
 from drf_fast.runtime.progress import say
-from drf_fast.runtime.text import duration, number_of
+from drf_fast.runtime.text import duration, images_of, number_of
 
 _PROBES = 256  # images on which the accuracy under noise is estimated
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The cost of a certification and the largest radius that it can certify.
+    """The cost of what is left of a certification, and the largest radius that it can certify.
 
     Attributes:
         images: images of this run (of this shard).
+        done: those of them that the log contains.
         samples: noisy samples at most, selection included.
         forward_passes: at most.
         rows_per_second: measured rate of the network at this batch size.
@@ -33,6 +35,7 @@ class Plan:
     """
 
     images: int
+    done: int
     samples: int
     forward_passes: int
     rows_per_second: float
@@ -46,24 +49,35 @@ class Plan:
         return asdict(self)
 
 
-def make(work: Work) -> Plan:
-    """Measure the network's rate and its accuracy under noise on some images."""
+def make(work: Work, done: Set[int] = frozenset()) -> Plan:
+    """Measure the network's rate and its accuracy under noise on some images.
+
+    Args:
+        work: the images and the settings.
+        done: images that are certified already; where all are, there is nothing to measure.
+    """
     classifier, rule = work.classifier, work.rule
-    groups = work.groups()
-    images = sum(map(len, groups))
-    samples = images * (work.n0 + rule.n)
+    images = sum(map(len, work.groups()))
+    groups = [group for group in work.groups() if not done >= set(group)]
+    selected = sum(map(len, groups))  # the images of a group are selected together
+    left = sum(index not in done for group in groups for index in group)
     passes = len(groups) * -(-work.n0 // work.batch_size)  # of selection
     if work.packs_groups:
+        samples = selected * (work.n0 + rule.n)
         images_per_pass = work.batch_size // rule.n
         passes += sum(-(-len(group) // images_per_pass) for group in groups)
     else:
-        passes += images * -(-rule.n // work.batch_size)
+        samples = selected * work.n0 + left * rule.n
+        passes += left * -(-rule.n // work.batch_size)
+    largest = rule.final(rule.n, rule.n).radius
+    if images and left == 0:
+        return Plan(images, images, 0, 0, 0.0, 0.0, largest, None, ())
     sample = work.images.float_images(list(work.indices[:1])).to(work.device)
     rate = classifier.rate(sample, work.batch_size)
-    largest = rule.final(rule.n, rule.n).radius
     accuracy = _accuracy_under_noise(work)
     return Plan(
         images,
+        images - left,
         samples,
         passes,
         rate,
@@ -77,9 +91,13 @@ def make(work: Work) -> Plan:
 def show(plan: Plan, work: Work) -> None:
     """Print the plan on stderr."""
     rule = work.rule
+    if plan.done:
+        say(f"resuming: {plan.done:,} of {number_of(plan.images, 'image')} done")
+    if plan.done and plan.done == plan.images:
+        return
     at_most = "" if rule.budget == "fixed" and not work.skip_wrong else "at most "
     say(
-        f"certifying {number_of(plan.images, 'image')} of {work.images.name} ({work.images.split}) "
+        f"certifying {images_of(work.images.name, plan.images - plan.done)} ({work.images.split}) "
         f"at sigma {rule.sigma:g}, n {rule.n:,}, alpha {rule.alpha:g}; "
         f"the largest radius these allow is {plan.largest_radius:.3f}"
     )

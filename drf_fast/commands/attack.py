@@ -25,7 +25,7 @@ from drf_fast.config.training import check_epsilon
 from drf_fast.errors import InputError
 from drf_fast.functional import noise_key
 from drf_fast.models.faster import place
-from drf_fast.report.shards import join_shards
+from drf_fast.report.shards import fullest, join_shards
 from drf_fast.report.sources import logs_in
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.frozen import frozen
@@ -61,9 +61,13 @@ def run(config: AttackConfig) -> int:
     certificates = certificates_of(config, source)
     if certificates is None:
         say("no certificates of this network to compare with; run 'drf-fast certify' first")
+    else:
+        n = (certificates.config or {}).get("n", "unknown")
+        images = number_of(len(certificates), "image")
+        say(f"certificates: {', '.join(map(str, _files_of(certificates)))} ({images}, n = {n})")
     out = config.out or source.default_path(_default_name(config, source.sigma))
     loaded, work = prepare(loading.with_recorded_choices(config, out), source, certificates)
-    description = _description(config, loaded, work)
+    description = _description(config, loaded, work, certificates)
     if config.resume:
         log = AttackLog.resume(out, description)
     else:
@@ -80,7 +84,7 @@ def run(config: AttackConfig) -> int:
     say(f"log: {out}")
     rows = read_attacked(out).rows
     fallen = [] if certificates is None else broken(rows, certificates)
-    _show(standings(rows, certificates), fallen, config.json)
+    _show(standings(rows, certificates), fallen, config.json, _names_of(certificates))
     return 1 if fallen else 0
 
 
@@ -152,7 +156,7 @@ def _with_gradient(loaded: Loaded, num_samples: int) -> nn.Module:
 
 
 def certificates_of(config: AttackConfig, source: Source) -> Log | None:
-    """The certificates to compare with: the log named, or the longest one beside the checkpoint.
+    """The certificates to compare with: the log named, or the fullest one beside the checkpoint.
 
     Shards found there count as one log.
 
@@ -181,7 +185,7 @@ def certificates_of(config: AttackConfig, source: Source) -> Log | None:
     found = [log for log in found if len(log) > 0 and not of_another(log)]
     with contextlib.suppress(InputError):  # of several runs, or with a shard twice
         found = join_shards(found)
-    return max(found, key=lambda log: (len(log), (log.config or {}).get("n", 0)), default=None)
+    return fullest(found) if found else None
 
 
 def _left_by_certify(source: Source) -> list[Path]:
@@ -191,11 +195,25 @@ def _left_by_certify(source: Source) -> list[Path]:
     return sorted(first.parent.glob(first.name))
 
 
-def _show(standings: Sequence[Standing], fallen: Sequence[Broken], as_json: bool) -> None:
+def _files_of(certificates: Log) -> list[Path]:
+    return list(certificates.parts.values()) or [certificates.path]
+
+
+def _names_of(certificates: Log | None) -> list[str] | None:
+    """The names of the log, or of its shards, as recorded."""
+    return None if certificates is None else [path.name for path in _files_of(certificates)]
+
+
+def _show(
+    standings: Sequence[Standing],
+    fallen: Sequence[Broken],
+    as_json: bool,
+    certificates: list[str] | None,
+) -> None:
     if as_json:
         listed = {"epsilons": standings, "broken_certificates": fallen}
         plain = {key: [dataclasses.asdict(one) for one in all] for key, all in listed.items()}
-        print(json.dumps(plain, indent=1))
+        print(json.dumps({"certificates": certificates, **plain}, indent=1))
     else:
         print("epsilon  images  certified %  under attack %  undecided %  mean distance")
         for one in standings:
@@ -216,8 +234,13 @@ def _show(standings: Sequence[Standing], fallen: Sequence[Broken], as_json: bool
         )
 
 
-def _description(config: AttackConfig, loaded: Loaded, work: engine.Work) -> dict[str, Any]:
-    """The configuration of the log; on resume all of it but the environment must agree."""
+def _description(
+    config: AttackConfig, loaded: Loaded, work: engine.Work, certificates: Log | None
+) -> dict[str, Any]:
+    """The configuration of the log.
+
+    On resume all of it but the environment and the certificates must agree.
+    """
     shard = {} if config.shard is None else {"shard": config.shard}
     return {
         **loaded.identity,
@@ -236,6 +259,7 @@ def _description(config: AttackConfig, loaded: Loaded, work: engine.Work) -> dic
         "batch_size": loaded.batch_size,
         "memory_format": loaded.memory_format,
         "device": loaded.device.type,
+        "certificates": _names_of(certificates),
         "environment": machine.environment(loaded.device, dispatch.current()),
     }
 

@@ -11,7 +11,7 @@ from drf_fast.backends import dispatch
 from drf_fast.certification import engine, loading, plan
 from drf_fast.certification.loading import Loaded
 from drf_fast.certification.log import CertificationLog
-from drf_fast.certification.log.parts import collect
+from drf_fast.certification.log.parts import collect, finished_images
 from drf_fast.certification.log.writer import check_path, refuse_existing
 from drf_fast.certification.stopping import Decide, Fixed, Rule, Tolerance
 from drf_fast.config.certification import check_settings, shard_of
@@ -54,7 +54,7 @@ def certify(config: CertifyConfig) -> Path | None:
         shard=shard,
     )
     if processes.rank() == 0:
-        planned = plan.make(work)
+        planned = plan.make(work, finished_images(out) if config.resume else frozenset())
         plan.show(planned, work)
         if config.plan and config.json:
             print(json.dumps(planned.as_dict(), indent=1))

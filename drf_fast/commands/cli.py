@@ -210,8 +210,9 @@ def _main(words: list[str]) -> int:
             1,
         )
     except KeyboardInterrupt as error:
-        resumable = words[:1] and words[0] in ("train", "certify", "attack", "sweep")
-        hint = "; the same command with --resume (and no --force) goes on" if resumable else ""
+        hint = "; the same command with --resume (and no --force) goes on"
+        if not _can_be_resumed(words):
+            hint = ""
         number = error.number if isinstance(error, signals.Stopped) else signal.SIGINT
         word = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
         return _ended(words, f"{word}{hint}", 128 + number)
@@ -256,6 +257,14 @@ def _drop_output() -> None:
     """Discard buffered output: Python would otherwise fail again to write it at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _can_be_resumed(words: list[str]) -> bool:
+    """Whether the command leaves something that --resume goes on with."""
+    flags = {word.replace("_", "-") for word in words[1:]}
+    return words[:1] != [] and (
+        words[0] in ("train", "certify", "attack", "sweep") and not flags & {"--dry-run", "--plan"}
+    )
 
 
 def _missing(error: ModuleNotFoundError) -> str:

@@ -21,9 +21,11 @@ from drf_fast.errors import InputError
 from drf_fast.functional import noisy_repeat
 from drf_fast.report.gallery import draw_cards, draw_noise
 from drf_fast.report.style import check_path
+from drf_fast.runtime import machine
 from drf_fast.runtime.progress import say
 
 
+@machine.same_threads()
 def run(config: ShowConfig) -> int:
     """The command: draws one figure.
 
@@ -41,9 +43,10 @@ def run(config: ShowConfig) -> int:
             f"{'both' if network else 'neither'}; pass one of them"
         )
     for name in tags.having(ShowConfig, Range.COUNT):
-        if not 1 <= getattr(config, name) < 2**32:
+        value = getattr(config, name)
+        if isinstance(value, int) and not 1 <= value < 2**32:
             flag = name.replace("_", "-")
-            raise InputError(f"--{flag} must be 1 or more, got {getattr(config, name)}")
+            raise InputError(f"--{flag} must be 1 or more, got {value}")
     if not -(2**63) <= config.seed < 2**63:
         raise InputError(f"--seed must fit 64 bits, got {config.seed}")
     source = None if config.noise is not None else loading.source(_as_attack(config))
@@ -84,6 +87,7 @@ def _as_attack(config: ShowConfig) -> AttackConfig:
         arch=config.arch,
         normalize=config.normalize,
         device=config.device,
+        threads=config.threads,
         seed=config.seed,
         max_images=None,
         skip=1,
@@ -140,6 +144,8 @@ def _noise(config: ShowConfig, out: Path) -> None:
     sigmas = numbers(config.sigma or "0.25,0.5,1", "sigma")
     for sigma in sigmas:
         check_sigma(sigma)
+    if config.threads != "auto":
+        machine.set_threads(config.threads)
     images = data.load(config.noise, config.split, data_dir=config.data_dir)
     indices = range(0, len(images), max(1, len(images) // config.images))[: config.images]
     x = images.float_images(list(indices))

@@ -51,7 +51,7 @@ class AttackConfig(SmoothedConfig):
     """Take every K-th image, starting with the first; the default is that of the certificates, and
     no image beyond theirs."""
     max_images: Annotated[int | None, Role.RESULT, Range.COUNT] = 20
-    """Take at most this many images; None takes all."""
+    """Take at most this many images; for all of them: --max-images None."""
     shard: Annotated[str | None, Role.RESULT] = None
     """Attack part i of k, written i/k, into its own log; report combines the logs."""
     out: Annotated[Path | None, Role.PLACE] = None
@@ -137,6 +137,8 @@ class ShowConfig:
     """Normalising first layer, as 'drf-fast certify' takes it."""
     device: Annotated[Device, Role.SPEED] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
+    threads: Annotated[int | Literal["auto"], Role.SPEED, Range.COUNT] = "auto"
+    """CPU threads; auto takes torch's number."""
     seed: Annotated[int, Role.RESULT] = 0
     """Seed of the noise."""
     out: Annotated[Path | None, Role.PLACE] = None

@@ -269,7 +269,7 @@ class CertifyConfig(SmoothedConfig):
     n0: Annotated[int, Role.RESULT, Range.COUNT] = 100
     """Noise samples that choose the class."""
     n: Annotated[int, Role.RESULT, Range.COUNT] = 100_000
-    """Fresh noise samples that bound the probability of this class."""
+    """Fresh noise samples that bound the probability of the chosen class."""
     alpha: Annotated[float, Role.RESULT] = 0.001
     """Probability that a certificate is wrong."""
     budget: Annotated[Budget, Role.RESULT] = "fixed"
@@ -328,7 +328,8 @@ class SweepConfig:
 
     Any flag of 'drf-fast train' applies to all runs. Each run has its own sub-folder; --resume
     continues an interrupted sweep. For example the paper's Fig. 3:
-      drf-fast sweep --recipe mnist-smoothadv-drf --vary lambda0=0.5,1,2 --seeds 0,1,2 --sigma 1
+      drf-fast sweep --recipe mnist-smoothadv-drf --vary lambda0=0.5,1,2 --seeds 0,1,2 --sigma 1 \\
+        --form excess --lambda-every epoch
     """
 
     vary: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], Role.RESULT] = ()
@@ -348,7 +349,7 @@ class SweepConfig:
     out: Annotated[Path | None, Role.PLACE] = None
     """Folder of the sweep; the default is runs/ and a name made of the data, method and grid."""
     plan: Annotated[bool, tyro.conf.arg(aliases=("--dry-run",)), Role.CALL] = False
-    """List the runs and their estimated time, and stop."""
+    """List the runs and their estimated time, and stop; write and download nothing."""
     resume: Annotated[bool, Role.CALL] = False
     """Continue the sweep in the folder, with its own settings if no other flags are given. More
     values or seeds extend it."""

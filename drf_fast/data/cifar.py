@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from drf_fast.data import pickled
-from drf_fast.data.download import fetch
+from drf_fast.data.download import ALLOW, fetch
+from drf_fast.data.folders import refuse_class_folders
 from drf_fast.data.idx import read_bytes
 from drf_fast.data.mnist import Arrays
 from drf_fast.errors import InputError
@@ -144,12 +145,13 @@ def read_cifar(name: str, split: str, data_dir: Path, download: bool) -> Arrays:
     for version in (kind.binary, kind.python):
         if (data_dir / version.archive).is_file():
             return _concatenated(_unpacked(kind, version, split, data_dir / version.archive))
+    refuse_class_folders(kind.title, data_dir)
     if not download:
         raise InputError(
             f"the {split} files of {kind.title} are missing: expected the binary version, "
             f"{kind.binary.archive} or the folder {kind.binary.folder} unpacked from it, or the "
             f"Python version, {kind.python.archive} or {kind.python.folder}, in {data_dir}; fetch "
-            f"one from {_SITE}/cifar.html, or name its folder with --data-dir"
+            f"one from {_SITE}/cifar.html, or name its folder with --data-dir, or {ALLOW}"
         )
     _download(kind, data_dir)
     return read_cifar(name, split, data_dir, download=False)

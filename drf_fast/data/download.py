@@ -15,6 +15,9 @@ from pathlib import Path
 
 from drf_fast.errors import InputError
 
+# How the user allows a download, for messages about missing files.
+ALLOW = "run without --dry-run or --plan (in Python, with download=True) to download"
+
 
 def fetch(
     what: str,

@@ -14,6 +14,7 @@ folders are ignored; linked folders are followed.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -98,6 +99,38 @@ def read_folder(
     if images.shape.numel() > _MAX_BYTES_IN_MEMORY:
         return images, labels, listing.class_names
     return _decoded(images), labels, listing.class_names
+
+
+def refuse_class_folders(what: str, data_dir: Path) -> None:
+    """Raise if a folder without the files of a published data set has folders of images instead.
+
+    Args:
+        what: the data set, for the message.
+        data_dir: the user's folder.
+
+    Raises:
+        InputError: two folders or more hold images, inside train/ or test/ or in ``data_dir``.
+    """
+    if not data_dir.is_dir():
+        return
+    names = (*_TRAIN_NAMES, *_TEST_NAMES["imagefolder"])
+    splits = [data_dir / name for name in _folders(data_dir) if name.lower() in names]
+    for root in splits or [data_dir]:
+        with_images = (name for name in _folders(root) if _holds_image(root / name))
+        found = list(itertools.islice(with_images, 2))
+        if len(found) == 2:
+            raise InputError(
+                f"{data_dir} holds class folders of image files, such as "
+                f"{(root / found[0]).relative_to(data_dir)}: expected the published files of "
+                f"{what}; use --data imagefolder for these, or name another --data-dir"
+            )
+
+
+def _holds_image(folder: Path) -> bool:
+    try:
+        return any(entry.name.lower().endswith(SUFFIXES) for entry in os.scandir(folder))
+    except OSError:
+        return False
 
 
 def _decoded(images: ImageFiles) -> Tensor:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from drf_fast.data.download import fetch
+from drf_fast.data.download import ALLOW, fetch
+from drf_fast.data.folders import refuse_class_folders
 from drf_fast.data.idx import read_idx
 from drf_fast.errors import InputError
 
@@ -55,6 +56,8 @@ def read_mnist(folder: str, split: str, data_dir: Path, download: bool) -> Array
         OSError: the disk is full.
     """
     found = _locate(folder, split, data_dir)
+    if found is None:
+        refuse_class_folders(folder, data_dir)
     if found is None and download:
         _download(folder, data_dir)
         found = _locate(folder, split, data_dir)
@@ -63,7 +66,7 @@ def read_mnist(folder: str, split: str, data_dir: Path, download: bool) -> Array
         places = ", ".join(str(place) for place in _places(folder, data_dir))
         raise InputError(
             f"the {split} files of {folder} are missing: expected {wanted} in one of {places}; "
-            "point --data-dir at the folder that holds them, or allow the download"
+            f"point --data-dir at the folder that holds them, or {ALLOW}"
         )
     images, labels = read_idx(found[0], 3), read_idx(found[1], 1)
     if images.shape[1:] != (28, 28) or len(images) == 0:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from drf_fast.data.download import fetch
+from drf_fast.data.download import ALLOW, fetch
+from drf_fast.data.folders import refuse_class_folders
 from drf_fast.data.idx import read_bytes
 from drf_fast.data.mnist import Arrays
 from drf_fast.errors import InputError
@@ -40,10 +41,11 @@ def read_svhn(split: str, data_dir: Path, download: bool) -> Arrays:
     places = (data_dir, data_dir / "svhn", data_dir / "SVHN")
     path = next((place / name for place in places if (place / name).is_file()), None)
     if path is None:
+        refuse_class_folders("SVHN", data_dir)
         if not download:
             raise InputError(
                 f"the {split} file of SVHN is missing: expected {name} in {data_dir}; fetch it "
-                f"from {_SITE}, or name its folder with --data-dir"
+                f"from {_SITE}, or name its folder with --data-dir, or {ALLOW}"
             )
         path = _download(split, name, data_dir)
     content = read_bytes(path)

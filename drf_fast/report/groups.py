@@ -171,8 +171,8 @@ def _refuse_same_network(group: Group) -> None:
         if network in networks:
             raise InputError(
                 f"cannot average {networks[network]} with {log.path} as seeds of {group.name}: "
-                "expected two networks, got one (the same checkpoint_sha256); name one of these "
-                "logs instead of their folder"
+                "expected two networks, got one (the same checkpoint_sha256); leave one of these "
+                "logs out"
             )
         networks[network] = log.path
 

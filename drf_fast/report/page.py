@@ -20,7 +20,7 @@ from drf_fast.report.plot import label
 from drf_fast.report.summary import GroupSummary, Summary
 from drf_fast.report.tables import best_cells, caption, cells, incompleteness
 from drf_fast.runtime.files import write_atomic
-from drf_fast.runtime.text import number_of
+from drf_fast.runtime.text import images_of, number_of
 from drf_fast.version import __version__
 
 NEEDS = ("jinja2", "plotly")
@@ -142,7 +142,7 @@ def words(entry: GroupSummary, summary: Summary, attacks: Sequence[AttackCurve])
     radius = _telling_radius(entry, summary)
     at = summary.radii.index(radius)
     data = summary.setting("data")
-    images = number_of(summary.images, "test image") + (f" of {data}" if data else "")
+    images = images_of(data, summary.images, "test image")
     seeds = f" and {len(entry.acr)} training seeds" if len(entry.acr) > 1 else ""
     share = f"{entry.certified[at]:.1f} %"
     kept = (

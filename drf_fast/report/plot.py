@@ -15,7 +15,7 @@ from drf_fast.report.attacks import AttackCurve
 from drf_fast.report.groups import Group
 from drf_fast.report.intervals import clopper_pearson
 from drf_fast.report.summary import Summary, certified_accuracy, certified_p
-from drf_fast.runtime.text import number_of
+from drf_fast.runtime.text import images_of, number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -200,7 +200,7 @@ def _free_corner(summary: Summary) -> Literal["lower left", "upper right"]:
 def _title(summary: Summary) -> str:
     n, alpha = summary.setting("n"), summary.setting("alpha")
     data = summary.setting("data")
-    images = number_of(summary.images, "image") + (f" of {data}" if data else "")
+    images = images_of(data, summary.images)
     incomplete = " (incomplete)" if summary.missing else ""
     terms = "" if n is None or alpha is None else f", n = {n:,}, α = {alpha}"
     return style.literal(images + incomplete + terms)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from drf_fast.certification.log import Log, sidecar
+from drf_fast.certification.log.audit import is_usable
 from drf_fast.certification.log.sidecar import only_trained
 from drf_fast.errors import InputError
 
@@ -71,6 +72,16 @@ def join_shards(logs: Sequence[Log]) -> list[Log]:
                 "finish the run with --resume, or give its other shards"
             )
     return joined
+
+
+def fullest(logs: Sequence[Log]) -> Log:
+    """The log that stands for a network with several: most images, and of these the largest n."""
+
+    def size(log: Log) -> tuple[int, float]:
+        n = _setting(log, "n")
+        return len(log), n if is_usable("n", n) else 0
+
+    return max(logs, key=size)
 
 
 def missing(log: Log) -> Missing | None:

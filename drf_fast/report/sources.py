@@ -1,7 +1,8 @@
 """Reading the logs that the user names: files, folders, patterns, as ``PATH`` or ``NAME=PATH``.
 
 A file that is no log is an error if it is named itself; in a folder or a pattern it is skipped,
-with a warning.
+with a warning. Of several certification logs of one network in a folder one is taken, the one that
+``attack`` and ``show`` take, with a warning too.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drf_fast.attacks.log import Attacked, is_attack_log, read_attacked
+from drf_fast.attacks.log import Attacked, differences, is_attack_log, read_attacked
 from drf_fast.certification.log import Log, bare_name, is_log, read_log
 from drf_fast.certification.log.sidecar import MOST_LOG
 from drf_fast.errors import InputError
+from drf_fast.report.shards import fullest, join_shards
 
 # Files that usually lie beside logs and are skipped without a warning.
 _NEVER_LOGS = {
@@ -31,15 +33,20 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Found:
-    """The certification logs and attack logs that were found, and skipped files."""
+    """The certification logs and attack logs that were found, and skipped files.
+
+    ``choices`` are sentences on the logs that were taken of several of one network.
+    """
 
     logs: tuple[Log, ...]
     skipped: tuple[Path, ...]
     attacks: tuple[Attacked, ...] = ()
+    choices: tuple[str, ...] = ()
 
     def warnings(self) -> list[str]:
         """Sentences for the user."""
         said = [warning for log in self.logs for warning in log.warnings]
+        said += self.choices
         if self.skipped:
             names = ", ".join(map(str, self.skipped[:_MOST_NAMED]))
             more = len(self.skipped) - _MOST_NAMED
@@ -64,6 +71,7 @@ def read_all(words: Sequence[str | Path]) -> Found:
     logs: list[Log] = []
     skipped: list[Path] = []
     attacks: list[Path] = []
+    choices: list[str] = []
     for word in words:
         name, place = _split(str(word))
         if place == "-":
@@ -71,11 +79,67 @@ def read_all(words: Sequence[str | Path]) -> Found:
             continue
         paths, others = _files(place)
         certified = [path for path in paths if not is_attack_log(path)]
-        logs += [dataclasses.replace(read_log(path), name=name) for path in certified]
+        found = [dataclasses.replace(read_log(path), name=name) for path in certified]
+        if Path(place).expanduser().is_dir():
+            found, chosen = _one_of_each_network(found)
+            choices += chosen
+        logs += found
         attacks += [path for path in [*paths, *others] if is_attack_log(path)]
         skipped += [path for path in others if path not in attacks]
     attacked = tuple(read_attacked(path) for path in dict.fromkeys(attacks))
-    return Found(tuple(logs), tuple(dict.fromkeys(skipped)), attacked)
+    return Found(tuple(logs), tuple(dict.fromkeys(skipped)), attacked, tuple(choices))
+
+
+def _one_of_each_network(logs: Sequence[Log]) -> tuple[list[Log], list[str]]:
+    """Without logs of a network that has a fuller one in the same folder; sentences on these.
+
+    The shards of a run count as one log.
+    """
+    alike: list[list[Log]] = []
+    for log in logs:
+        same = next((others for others in alike if _of_one_network(log, others[0])), None)
+        if same is None:
+            alike.append([log])
+        else:
+            same.append(log)
+    left_out: list[Path] = []
+    choices = []
+    for members in alike:
+        taken = _taken(members)
+        others = [log.path for log in members if log.path not in taken]
+        if others:
+            choices.append(
+                f"{taken[0].parent} holds several logs of one network: took {_names(taken)}, with "
+                f"the most images (then the largest n), left out {_names(others)}; name a log to "
+                "choose it"
+            )
+            left_out += others
+    return [log for log in logs if log.path not in left_out], choices
+
+
+def _of_one_network(one: Log, other: Log) -> bool:
+    """Whether both are certificates of one network, images and noise level, in one folder."""
+    here, there = one.config or {}, other.config or {}
+    return (
+        one.path.parent == other.path.parent
+        and not (one.predictions or other.predictions)
+        and here.get("checkpoint_sha256") is not None
+        and not differences(there, here)
+    )
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths)
+
+
+def _taken(logs: Sequence[Log]) -> list[Path]:
+    """The fullest of some logs of one network, or its shards; all where they cannot be joined."""
+    try:
+        joined = join_shards(logs)
+    except InputError:  # the report says why
+        return [log.path for log in logs]
+    one = fullest(joined)
+    return list(one.parts.values()) or [one.path]
 
 
 def _from_standard_input() -> Log:

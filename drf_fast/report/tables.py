@@ -11,7 +11,7 @@ from drf_fast.report.best import Positions, best
 from drf_fast.report.compare import RESAMPLES
 from drf_fast.report.groups import Group
 from drf_fast.report.summary import QUANTILES, Summary
-from drf_fast.runtime.text import number_of
+from drf_fast.runtime.text import images_of
 
 Table = tuple[list[str], list[list[str]]]
 ENVELOPE = "best at each radius"
@@ -95,7 +95,7 @@ def caption(summary: Summary, details: bool = False) -> str:
         else "ACR and certified accuracy in % at L2 radius r (pixel units)"
     )
     parts = [
-        f"{what}: {number_of(summary.images, 'image')}" + (f" of {data}" if data else ""),
+        f"{what}: {images_of(data, summary.images)}",
         terms
         + (f", budget {budget}{_stop(summary)}" if budget not in (None, "fixed") else "")
         + (", sound in floating point" if summary.setting("sound") else ""),

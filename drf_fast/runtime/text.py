@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+UNNAMED = "images"  # what logs record as the name of data in memory that got none
+
 
 def number_of(count: int, noun: str) -> str:
     """1 image; 2,000 images."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def images_of(data: object, count: int, noun: str = "image") -> str:
+    """2,000 images of mnist-mini; of your data, if that has no name; just 2,000 images for None."""
+    of = f" of {'your data' if data == UNNAMED else data}" if data else ""
+    return number_of(count, noun) + of
 
 
 def duration(seconds: float) -> str:

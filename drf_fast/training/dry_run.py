@@ -15,6 +15,7 @@ from drf_fast.config.tags import Role
 from drf_fast.config.training import steps_of_an_epoch
 from drf_fast.config.values import to_dict
 from drf_fast.runtime import processes
+from drf_fast.runtime.text import number_of
 from drf_fast.training import schedule
 from drf_fast.training.methods.common import Batch
 from drf_fast.training.run import Run
@@ -24,10 +25,21 @@ _SECONDS, _MAX_STEPS = 3.0, 20  # limits of the measurement
 _NOT_SETTINGS = frozenset(tags.having(TrainConfig, Role.SOURCE, Role.CALL))
 
 
+def show_settings(config: TrainConfig) -> None:
+    """Print the settings before anything is measured, which takes long for a large network.
+
+    JSON is printed as a whole, by ``show``.
+    """
+    if processes.rank() > 0 or config.json:
+        return
+    lines = (_toml(key, value) for key, value in _settings(config).items() if value is not None)
+    print("\n".join(lines), flush=True)
+
+
 def show(
     run: Run, batches: Iterator[Batch], evaluate: Callable[[Run], float], before: float = 0.0
 ) -> None:
-    """Print the settings and the predicted time; trains ``run`` for a few steps to measure it.
+    """Print the predicted time; trains ``run`` for a few steps to measure it.
 
     ``before`` are the seconds that pass before the first step.
     """
@@ -44,18 +56,20 @@ def show(
     if processes.rank() > 0:
         return
     total = before + max(0, left) * step + (config.epochs - run.epoch) * test
-    settings = {key: value for key, value in to_dict(config).items() if key not in _NOT_SETTINGS}
     predicted = {"steps": left, "seconds_per_step": step, "seconds": total}
     if config.json:
-        print(json.dumps({"settings": settings, "predicted": predicted}, indent=2))
+        print(json.dumps({"settings": _settings(config), "predicted": predicted}, indent=2))
         return
-    print("\n".join(_toml(key, value) for key, value in settings.items() if value is not None))
     votes = f"{_duration(before)} of smoothed predictions, " if before else ""
     print(
-        f"\n# predicted: {votes}{left:,} steps of {1000 * step:.0f} ms and "
-        f"{config.epochs - run.epoch} tests of {test:.1f} s on {run.device} make "
-        f"{_duration(total)}, certificates excepted"
+        f"\n# predicted: {votes}{number_of(left, 'step')} of {1000 * step:.0f} ms and "
+        f"{number_of(config.epochs - run.epoch, 'test')} of {test:.1f} s on {run.device} in "
+        f"{config.precision}, {config.memory_format} make {_duration(total)}, certificates excepted"
     )
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    return {key: value for key, value in to_dict(config).items() if key not in _NOT_SETTINGS}
 
 
 def _seconds_of_a_step(run: Run, batches: Iterator[Batch]) -> float:

@@ -33,7 +33,7 @@ from drf_fast.runtime import machine, processes
 from drf_fast.runtime.logits import one_line
 from drf_fast.runtime.randomness import INITIAL_WEIGHTS
 from drf_fast.runtime.text import number_of
-from drf_fast.training import initial, state, teacher
+from drf_fast.training import dry_run, initial, state, teacher
 from drf_fast.training.graphs import GraphedSteps
 from drf_fast.training.run import Run, Totals, announce
 from drf_fast.training.step import descend
@@ -81,6 +81,8 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
         model.load_state_dict(processes.broadcast(model.state_dict()))
     parts = config.accumulate * processes.count()
     rows = -(-min(images_of_a_step(config), len(train_set)) // parts) * config.num_samples
+    if config.dry_run:
+        dry_run.show_settings(dataclasses.replace(config, threads=torch.get_num_threads()))
     config, placed = _choose_memory_format(config, model, device, shape, rows)
     network, left_out = placed.network, dict(placed.left_out)
     if config.compile and not (saved and was_left_out(saved["config"], "compile")):

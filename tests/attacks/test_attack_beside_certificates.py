@@ -45,6 +45,32 @@ def test_a_wrong_certificate_is_caught(run, capsys):
     assert f"BROKEN CERTIFICATE in {path}: image {row.idx}" in capsys.readouterr().err
 
 
+def test_the_certificates_compared_with_are_named(run, capsys):
+    path, log = run / "certificates.tsv", run / "attack-s0.5-n300.json"
+    few = ("--max-images", "2")
+
+    def recorded() -> list[str] | None:
+        return json.loads(log.read_text())["certificates"]
+
+    assert attack(run, *few, "--json") == 0
+    shown = capsys.readouterr()
+    assert f"certificates: {path} (24 images, n = {N})" in shown.err.splitlines()
+    assert json.loads(shown.out)["certificates"] == recorded() == ["certificates.tsv"]
+    for suffix in (".tsv", ".json"):
+        path.with_suffix(suffix).rename(run / f"renamed{suffix}")
+    assert attack(run, *few, "--resume") == 0  # with what there is now
+    assert f"certificates: {run / 'renamed.tsv'} (24 images" in capsys.readouterr().err
+    assert recorded() == ["renamed.tsv"]
+    older = {key: value for key, value in json.loads(log.read_text()).items()
+             if key != "certificates"}  # fmt: skip
+    log.write_text(json.dumps(older))  # as an older version wrote it
+    (run / "renamed.tsv").unlink()
+    assert attack(run, "--resume", "--skip", "40", *few, "--json") == 0
+    shown = capsys.readouterr()
+    assert "certificates:" not in shown.err and recorded() is None
+    assert json.loads(shown.out)["certificates"] is None
+
+
 def test_the_same_weights_as_another_network_are_another_network(run, capsys):
     """An architecture or first layer that is not recorded says nothing."""
     assert attack(run) == 0

@@ -141,10 +141,26 @@ def test_noise_levels_and_bad_words(tmp_path, capsys, monkeypatch):
         (("runs", "--sigma", "0.25,1"), "must be one noise level for a network"),
         (("--noise", "mnist-mini", "--sigma", "a", "--force"), "--sigma must be different numbers"),
         (("--noise", "mnist-mini", "--images", "0", "--force"), "--images must be 1 or more"),
+        (("--noise", "mnist-mini", "--threads", "0", "--force"), "--threads must be 1 or more"),
         (("--noise", "mnist-mini", "--out", "x.gif"), "ends in .png, .pdf, .svg"),
     ):
         assert main(["show", *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_it_computes_with_the_threads_asked_for(run, tmp_path, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+
+    def look(*args) -> None:
+        seen.append(torch.get_num_threads())
+
+    monkeypatch.setattr(show, "draw_noise", look)
+    monkeypatch.setattr(show, "draw_cards", look)
+    few = ("--images", "1", "--threads", str(before + 1), "--out", str(tmp_path / "a.png"))
+    network = (str(run), "--arch", "linear:Linear", "--n", "20", "--steps", "1")
+    for words in (("--noise", "mnist-mini"), (*network, "--device", "cpu")):
+        assert main(["show", *words, *few]) == 0
+        assert seen.pop() == before + 1 and torch.get_num_threads() == before
 
 
 def test_the_attack_log_says_which_are_broken(run, capsys):

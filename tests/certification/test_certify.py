@@ -81,12 +81,22 @@ def test_the_sidecar_says_how_the_log_was_made(trained, tmp_path):
     assert config["checkpoint_sha256"] == checkpoint.sha256(trained / "checkpoint.pt")
 
 
-def test_a_resumed_log_is_the_uninterrupted_log(trained, tmp_path):
+def test_a_resumed_log_is_the_uninterrupted_log(trained, tmp_path, capsys):
     certify(trained, tmp_path / "whole.tsv")
     certify(trained, tmp_path / "parts.tsv")
     content = (tmp_path / "parts.tsv").read_text().splitlines(keepends=True)
     (tmp_path / "parts.tsv").write_text("".join(content[:3]) + content[3][:7])  # a torn line
-    assert certify(trained, tmp_path / "parts.tsv", "--resume") == 0
+    total = len(content) - 1
+    capsys.readouterr()
+    for plan in (["--plan"], []):
+        assert certify(trained, tmp_path / "parts.tsv", "--resume", *plan) == 0
+        said = capsys.readouterr().err
+        assert f"resuming: 2 of {total} images done\ncertifying {total - 2} images of" in said
+    for plan in (["--plan"], []):
+        assert certify(trained, tmp_path / "parts.tsv", "--resume", *plan) == 0
+        said = capsys.readouterr().err
+        assert f"resuming: {total} of {total} images done\n" in said
+        assert "certifying" not in said and "samples" not in said
     whole = lines_without_time(tmp_path / "whole.tsv")
     assert lines_without_time(tmp_path / "parts.tsv") == whole
 

@@ -243,7 +243,7 @@ def test_a_loader_is_answered_with_its_data_set():
 def test_progress_says_cost_and_warns(capsys):
     drf_fast.certify_dataset(smoothed(), images() * 3, labels(), **{**FEW, "progress": True})
     said = capsys.readouterr().err
-    assert "certifying 9 images of images (test) at sigma 0.25" in said
+    assert "certifying 9 images of your data (test) at sigma 0.25" in said
     assert "warning: pixels lie between" in said and "9/9 done" in said
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -262,7 +262,9 @@ def test_every_kth_image_is_seen_to_be_complete(tmp_path, capsys):
     drf_fast.certify_dataset(smoothed(), images(), labels(), indices=range(0, 9, 3), out=out, **FEW)
     recorded = json.loads(out.with_suffix(".json").read_text())
     assert (recorded["skip"], recorded["indices_total"]) == (3, 3)
-    assert main(["report", str(out)]) == 0 and "lacks" not in capsys.readouterr().err
+    assert main(["report", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "lacks" not in said.err and ": 3 images of your data; n = " in said.out
     out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:3]))
     assert main(["report", str(out)]) == 0 and "lacks 1 of 3 images" in capsys.readouterr().err
 
@@ -320,8 +322,9 @@ def test_the_default_device_of_torch_decides_nothing(tmp_path, sound):
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+@pytest.mark.parametrize("done", [0, 4, 9])
 @pytest.mark.parametrize("n0, n, batch_size", [(20, 40, 100), (20, 200, 64), (150, 30, 64)])
-def test_the_plan_counts_the_forward_passes(monkeypatch, n0, n, batch_size):
+def test_the_plan_counts_the_forward_passes(monkeypatch, tmp_path, n0, n, batch_size, done):
     passes: list[int] = []
     plain = RunNetwork.__call__
     monkeypatch.setattr(
@@ -329,9 +332,14 @@ def test_the_plan_counts_the_forward_passes(monkeypatch, n0, n, batch_size):
     )
     planned: list[plan.Plan] = []
     monkeypatch.setattr(plan, "show", lambda made, work: (planned.append(made), passes.clear()))
-    drf_fast.certify_dataset(
-        smoothed(), images(), labels(), n0=n0, n=n, alpha=0.01, batch_size=batch_size
-    )
+    out = tmp_path / "log.tsv"
+    terms: Any = {"n0": n0, "n": n, "alpha": 0.01, "batch_size": batch_size, "out": out}
+    if done:  # an interrupted run
+        drf_fast.certify_dataset(smoothed(), images(), labels(), **terms, progress=False)
+        out.write_text("".join(out.read_text().splitlines(keepends=True)[: 1 + done]))
+        passes.clear()
+    drf_fast.certify_dataset(smoothed(), images(), labels(), **terms, resume=True)
+    assert (planned[0].images, planned[0].done) == (9, done)
     assert planned[0].forward_passes == len(passes)
 
 

@@ -59,6 +59,10 @@ def test_the_help_of_a_flag_is_one_paragraph_without_empty_defaults(command):
     if command == "train":
         text = "and larger), or one of your own: package.module:factory, called with"
         assert text in lines  # as long as a line can be
+    if command == "certify":  # above --n0, which chooses it
+        assert "the probability of the chosen class." in " ".join(lines)
+    if command == "attack":
+        assert "for all of them: --max-images None." in " ".join(lines)
 
 
 def test_version():

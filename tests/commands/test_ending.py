@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.commands import cli
 
 COMMAND = [sys.executable, "-m", "drf_fast"]
 FULL = Path("/dev/full")
@@ -46,6 +47,34 @@ def test_a_signal_ends_training_with_the_step_saved(tmp_path, number):
     assert further.returncode == 0, further.stderr
     assert f"at epoch {epoch}, step {step}\n" in further.stderr
     assert checkpoint.load(tmp_path / "r" / "checkpoint.pt")["step"] == step + 2
+
+
+@pytest.mark.parametrize(
+    ("words", "resumable"),
+    [
+        ("train", True),
+        ("train --dry-run", False),
+        ("train --dry_run", False),
+        ("train --no-dry-run", True),
+        ("certify run", True),
+        ("certify run --plan", False),
+        ("attack run", True),
+        ("sweep", True),
+        ("sweep --plan", False),
+        ("sweep --dry-run", False),
+        ("predict run", False),
+    ],
+)
+def test_resume_is_named_only_where_something_is_left_to_resume(
+    words, resumable, monkeypatch, capsys
+):
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    command, *flags = words.split()
+    monkeypatch.setitem(cli._COMMANDS, command, interrupted)
+    assert cli.main([command, *flags]) == 130
+    assert ("--resume" in capsys.readouterr().err) == resumable
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full, which is always full")

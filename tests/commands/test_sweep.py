@@ -18,6 +18,8 @@ from drf_fast.commands.cli import main
 from drf_fast.commands.sweep import cost, figures, grid, plan
 from drf_fast.commands.sweep.run import Clock
 from drf_fast.commands.sweep.summary import Result, Setting
+from drf_fast.config import arguments
+from drf_fast.config.options import SweepConfig
 from drf_fast.errors import InputError, RunError
 from drf_fast.report.summary import average_certified_radius
 
@@ -306,6 +308,14 @@ def test_runs_of_one_cost_are_measured_once():
         keys[run.config.steps].add(cost.cost_key(run.config))
     assert len(runs) == 16 and [len(found) for found in keys.values()] == [1, 1]
     assert keys[1] != keys[2]
+
+
+def test_the_example_of_the_help_varies_what_has_an_effect():
+    """With the recipe's form, lambda0 has none: lambda changes at every step."""
+    words = str(SweepConfig.__doc__).partition("drf-fast sweep ")[2].replace("\\\n", "").split()
+    config, others = arguments.parse_sweep(words)
+    (base,) = grid.bases_of(others, grid.parse_vary(config.vary)).values()
+    assert (base.form, base.lambda_every) == ("excess", "epoch") and config.seeds == "0,1,2"
 
 
 def test_a_trial_of_catrs_counts_one_vote_of_the_teacher(monkeypatch):

@@ -301,6 +301,26 @@ def test_a_missing_folder_is_named(tmp_path, name):
         load(tmp_path, name=name)
 
 
+@pytest.mark.parametrize("download", [True, False])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "mnist", "fashion-mnist"])
+def test_class_folders_instead_of_published_files_are_recognised(
+    split_folder, tmp_path_factory, name, download
+):
+    unsplit = tmp_path_factory.mktemp("unsplit")
+    write_classes(unsplit, 2)
+    for folder, first in ((split_folder, "test/ant"), (unsplit, "ant")):
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(InputError, match="use --data imagefolder for these") as caught:
+            load(folder, name=name, download=download)
+        assert f"{folder} holds class folders of image files, such as {first}" in str(caught.value)
+        assert sorted(folder.rglob("*")) == before
+    one = tmp_path_factory.mktemp("one")  # is no such folder
+    (one / "train" / "pictures").mkdir(parents=True)
+    picture(0).save(one / "train" / "pictures" / "0.png")
+    with pytest.raises(InputError, match="missing: expected"):
+        load(one, name=name, download=False)
+
+
 # ---------------------------------------------------------------- names and links of others
 
 

@@ -13,6 +13,7 @@ from drf_fast.commands.report import run
 from drf_fast.errors import InputError
 from drf_fast.report import summarize
 from drf_fast.report.groups import group_logs, largest_radius
+from drf_fast.report.shards import fullest
 from drf_fast.report.tables import caption
 
 pytestmark = pytest.mark.usefixtures("radii_by_hand")
@@ -133,6 +134,41 @@ def test_a_copy_of_a_log_does_not_count_as_another_seed(tmp_path):
     logs = [ours(tmp_path / f"{name}.tsv", checkpoint_sha256="abc") for name in "ab"]
     with pytest.raises(InputError, match="expected two networks, got one"):
         summary_of(*logs)
+
+
+@pytest.mark.parametrize(
+    ("fuller", "less", "taken"),
+    [
+        ({"n": 2000}, {}, "b.tsv"),
+        ({"n": 2000, "certificates": FIRST[:4]}, {}, "a.tsv"),  # images count before n
+        ({"n": 2000}, {"alpha": 0.01}, "b.tsv"),
+    ],
+)
+def test_of_the_logs_of_one_network_in_a_folder_one_is_taken(tmp_path, capsys, fuller, less, taken):
+    a = ours(tmp_path / "runs" / "one" / "a.tsv", checkpoint_sha256="abc", **less)
+    b = ours(tmp_path / "runs" / "one" / "b.tsv", checkpoint_sha256="abc", **fuller)
+    other = {**(fuller if taken == "b.tsv" else less), "checkpoint_sha256": "def"}
+    ours(tmp_path / "runs" / "two" / "a.tsv", method="macer", **other)
+    assert fullest([read_log(a), read_log(b)]).path.name == taken
+    left_out = "a.tsv" if taken == "b.tsv" else "b.tsv"
+    for folders in ([tmp_path / "runs"], [tmp_path / "runs" / "one", tmp_path / "runs" / "two"]):
+        assert run(folders) == 0
+        shown = capsys.readouterr()
+        (said,) = shown.err.splitlines()
+        assert f"one holds several logs of one network: took {taken}, with the most" in said
+        assert f"left out {left_out};" in said
+        assert "gaussian" in shown.out and "macer" in shown.out
+    for words in ([a, b], [tmp_path / "runs" / "one", tmp_path / "runs" / "one" / left_out]):
+        with pytest.raises(InputError, match="expected two networks, got one") as caught:
+            run(words)
+        assert str(a) in str(caught.value) and str(b) in str(caught.value)
+
+
+def test_copies_of_a_log_in_two_folders_stay_refused(tmp_path):
+    for name in "ab":
+        ours(tmp_path / name / "log.tsv", checkpoint_sha256="abc")
+    with pytest.raises(InputError, match="expected two networks, got one"):
+        run([tmp_path])
 
 
 def test_radii_beyond_what_n_and_alpha_allow_are_refused(tmp_path):

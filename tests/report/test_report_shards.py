@@ -59,6 +59,21 @@ def report_of(capsys, *paths: Path) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
+def test_the_shards_of_a_run_in_a_folder_count_as_one_log(tmp_path, capsys):
+    for number in (1, 2, 3):
+        shard(tmp_path, number)
+    assert report_of(capsys, tmp_path)["images"] == 9
+    log_of(tmp_path / "few.tsv", range(5), indices_total=5)
+    assert report_of(capsys, tmp_path)["images"] == 9
+    assert run([tmp_path]) == 0
+    said = capsys.readouterr().err
+    shards = ", ".join(f"certify-{number}-of-3.tsv" for number in (1, 2, 3))
+    assert f"took {shards}, with the most images (then the largest n), left out few.tsv;" in said
+    shard(tmp_path, 1, of=2)  # of another division: refused as before
+    with pytest.raises(InputError, match="cannot join"):
+        run([tmp_path])
+
+
 def test_shards_in_any_order_are_the_log_of_one_process(tmp_path, capsys):
     parts = [shard(tmp_path, number) for number in (2, 3, 1)]
     whole = log_of(tmp_path / "whole.tsv", range(9))

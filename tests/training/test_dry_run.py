@@ -38,6 +38,45 @@ def test_it_prints_settings_that_can_be_used_again_and_a_time(here, capsys):
     assert re.search(r"# predicted: 30 steps of \d+ ms and 6 tests of .* make \d+", out)
 
 
+def test_the_settings_are_printed_before_anything_is_measured(here, capsys, monkeypatch):
+    """A large network takes minutes to measure; and there is nothing to resume."""
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("drf_fast.training.prepare._choose_memory_format", interrupted)
+    words = [word for word in FLAGS if word not in ("--memory-format", "contiguous")]
+    assert main(["train", *words]) == 130
+    captured = capsys.readouterr()
+    assert captured.err == "drf-fast: interrupted\n"
+    (here / "again.toml").write_text(captured.out)
+    again = to_dict(parse_train(["--config", str(here / "again.toml")]))
+    first = to_dict(parse_train(words))
+    differ = {key for key, value in first.items() if again[key] != value}
+    assert differ == {"config", "dry_run", "threads", "normalize"}
+    assert main(["train", *words, "--json"]) == 130
+    assert capsys.readouterr().out == ""
+
+
+def test_one_step_and_one_test_are_in_the_singular(here, capsys):
+    assert main(["train", *FLAGS, "--epochs", "1", "--max-steps", "1"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"# predicted: 1 step of \d+ ms and 1 test of .* on cpu in fp32, cont", said)
+
+
+def test_absent_data_is_not_downloaded_and_the_way_to_it_is_named(here, capsys, monkeypatch):
+    monkeypatch.setenv("DRF_FAST_DATA", str(here / "cache"))
+    arch = {"mnist": "lenet", "cifar10": "resnet20", "svhn": "resnet20"}
+    for name, network in arch.items():
+        words = ["--data", name, "--arch", network]
+        for command in (["train", "--dry-run"], ["sweep", "--plan", "--vary", "lambda0=1,2"]):
+            assert main([*command, *words]) == 2
+            captured = capsys.readouterr()
+            assert "missing: expected" in captured.err and captured.out == ""
+            assert "or run without --dry-run or --plan" in captured.err
+            assert not list(here.iterdir())
+
+
 @pytest.mark.slow
 def test_it_counts_what_is_left_and_writes_nothing_into_the_run(here, capsys):
     words = ["train", "--out", "run", *FLAGS[:-1], "--certify-images", "0"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from drf_fast.certification.log.rows import COLUMNS, parse_rows
+from drf_fast.certification.log.rows import COLUMNS, Row, parse_rows
 from drf_fast.certification.log.sidecar import decode, read_bytes
 from drf_fast.runtime.files import write_atomic
 
@@ -42,14 +42,7 @@ def collect(path: Path) -> None:
     lines: dict[int, str] = {}
     order: list[int] = []
     for source in [path, *parts]:
-        if not source.exists():
-            continue
-        text = decode(source, read_bytes(source))
-        text = text[: text.rfind("\n") + 1]
-        if not text:
-            continue
-        parsed = parse_rows(source, text)
-        for row, line in zip(parsed.rows, text.splitlines()[1:], strict=True):
+        for row, line in _complete_lines(source):
             if row.idx not in lines:
                 order.append(row.idx)
             lines.setdefault(row.idx, line)
@@ -59,3 +52,23 @@ def collect(path: Path) -> None:
     write_atomic(path, "\n".join(content) + "\n")
     for part in parts:
         part.unlink(missing_ok=True)
+
+
+def finished_images(path: Path) -> set[int]:
+    """The images in the complete lines of a log and its parts; none where there is no log.
+
+    Raises:
+        InputError: the log or a part is malformed.
+    """
+    return {row.idx for file in [path, *parts_of(path)] for row, _ in _complete_lines(file)}
+
+
+def _complete_lines(source: Path) -> list[tuple[Row, str]]:
+    """The rows of a log or a part and their lines; an incomplete last line is left out."""
+    if not source.exists():
+        return []
+    text = decode(source, read_bytes(source))
+    text = text[: text.rfind("\n") + 1]
+    if not text:
+        return []
+    return list(zip(parse_rows(source, text).rows, text.splitlines()[1:], strict=True))

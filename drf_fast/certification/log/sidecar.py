@@ -17,7 +17,8 @@ from drf_fast.runtime.files import read_json, read_regular
 # Keys that may differ when a log is resumed: the environment of the first run, and of later ones.
 _ENVIRONMENT, _LATER = "environment", "environments_resumed"
 MOST_LOG = 2**28  # bytes: a log of three million images
-_NOT_COMPARED = {_ENVIRONMENT, _LATER}
+_CERTIFICATES = "certificates"  # the log with which an attack was compared last
+_NOT_COMPARED = {_ENVIRONMENT, _LATER, _CERTIFICATES}
 
 
 def bare_name(path: Path) -> str:
@@ -74,8 +75,10 @@ def with_environment(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]
     """``old`` with the environment of ``new`` added, unless it equals that of the last run.
 
     The first run's stays under ``environment``; those of resumed runs follow in the list
-    ``environments_resumed``.
+    ``environments_resumed``. The certificates of an attack are those of ``new``.
     """
+    if _CERTIFICATES in new:
+        old = {**old, _CERTIFICATES: new[_CERTIFICATES]}
     later = old.get(_LATER, [])
     last = later[-1] if isinstance(later, list) and later else old.get(_ENVIRONMENT)
     if _ENVIRONMENT not in new or new[_ENVIRONMENT] == last:

@@ -44,11 +44,12 @@ _KEYS = {"memory_format", "certify_memory_format", "batch_size", "step_seconds",
          "vote_seconds", "epoch_seconds", "certify_seconds"}  # fmt: skip
 
 
-def measure(sweep: Sweep) -> None:
+def measure(sweep: Sweep, download: bool = True) -> None:
     """Measure one run of each cost that was not measured before, and record the result.
 
     Raises:
-        InputError: its data or settings cannot be used.
+        InputError: its data or settings cannot be used, or its data would have to be downloaded
+            without ``download``.
     """
     for run in sweep.runs:
         key = cost_key(run.config)
@@ -57,6 +58,8 @@ def measure(sweep: Sweep) -> None:
         say(f"trying a few steps: {run.label}")
         try:
             with contextlib.redirect_stderr(io.StringIO()):
+                if not download:
+                    _refuse_absent_data(run.config)
                 sweep.measured[key] = _try(sweep, run.config)
         except InputError:
             raise
@@ -90,6 +93,11 @@ def with_measured(sweep: Sweep, config: TrainConfig) -> TrainConfig:
     if found is None or config.memory_format != "auto":
         return config
     return dataclasses.replace(config, memory_format=found["memory_format"])
+
+
+def _refuse_absent_data(config: TrainConfig) -> None:
+    for split in ("train", "test"):
+        data.load(config.data, split, data_dir=config.data_dir, download=False)
 
 
 def _try(sweep: Sweep, config: TrainConfig) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def run(config: SweepConfig, words: list[str]) -> int:
     sweep = plan.make(config, words)
     if config.plan:
         _refuse_folder_in_use(sweep, config)
-        cost.measure(sweep)
+        cost.measure(sweep, download=False)
         _show_plan(sweep, config)
         return 0
     with plan.opened(sweep, config):
