@@ -128,7 +128,8 @@ def refuse_class_folders(what: str, data_dir: Path) -> None:
 
 def _holds_image(folder: Path) -> bool:
     try:
-        return any(entry.name.lower().endswith(SUFFIXES) for entry in os.scandir(folder))
+        with os.scandir(folder) as entries:
+            return any(entry.name.lower().endswith(SUFFIXES) for entry in entries)
     except OSError:
         return False
 
