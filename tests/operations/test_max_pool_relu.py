@@ -339,6 +339,6 @@ def test_a_jacobian_may_be_one_batch_of_gradients():
 def test_jit_trace_records_torchs_operations():
     network, x = LeNet().to(memory_format=LAST).eval(), torch.rand(2, 1, 28, 28)
     traced = torch.jit.trace(network, x)
-    graph = str(traced.inlined_graph)
+    graph = str(traced.inlined_graph)  # pyright: ignore[reportAttributeAccessIssue]
     assert "drf_fast::" not in graph and "PythonOp" not in graph and "max_pool2d" in graph
-    assert torch.allclose(traced(x), network(x), atol=1e-5)
+    assert torch.allclose(traced(x), network(x), atol=1e-5)  # pyright: ignore[reportCallIssue]
