@@ -256,6 +256,18 @@ def test_without_a_seed_every_call_draws_anew_and_manual_seed_governs_it():
     assert not torch.equal(drawn[0], drawn[1])
 
 
+def test_a_compiled_key_is_drawn_twice_of_32_bits_each():
+    x, _ = images()
+    drawn: list[torch.fx.Node] = []
+
+    def backend(module: torch.fx.GraphModule, example: Any) -> Any:
+        drawn.extend(node for node in module.graph.nodes if node.target is torch.randint)
+        return module
+
+    torch.compile(lambda: drf_fast.noisy_repeat(x, 0.25, M), fullgraph=True, backend=backend)()
+    assert [node.args[0] for node in drawn] == [2**32, 2**32]
+
+
 def test_counting_and_bounds_are_captured():
     def certify(logits: torch.Tensor, sigma: float, alpha: float) -> tuple[torch.Tensor, ...]:
         counts = torch.zeros(2, CLASSES, dtype=torch.int64)
