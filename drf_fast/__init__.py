@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from drf_fast.runtime import forking as _forking  # noqa: F401  its hook, before anyone forks
 from drf_fast.version import __version__
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from drf_fast.runtime.fresh import fresh_key
 from drf_fast.runtime.tensors import FLOATS
 from drf_fast.runtime.tracing import (
     are_transforms_active,
@@ -206,7 +207,7 @@ def noise_source(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The key (int64 0-dim) and the image ids (int64 (B,)) that name a batch's noise."""
     if seed is None:
-        key = _fresh_key()
+        key = fresh_key()
         if image_ids is None:
             return key, torch.arange(batch, device=device)
     elif isinstance(seed, torch.Tensor):
@@ -236,15 +237,6 @@ def noise_source(
         if low < 0 or high >= 2**32:
             raise ValueError(f"image_ids must lie in 0..2^32-1, got values from {low} to {high}")
     return key, image_ids
-
-
-def _fresh_key() -> torch.Tensor:
-    """64 random bits of torch's default generator: manual_seed determines them, ranks differ."""
-    if torch.compiler.is_compiling():
-        # Inductor's generator on the CPU has a state of 32 bits, and one of its own for each draw.
-        high, low = (torch.randint(2**32, (), dtype=torch.int64, device="cpu") for _ in range(2))
-        return (high - 2**31) * 2**32 + low
-    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu")
 
 
 def _min_and_max(ids: torch.Tensor) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -160,6 +161,29 @@ def test_a_forked_child_and_its_own_child_run_every_operation(expected) -> None:
 
     assert in_fork(work) == ""
     compare(expected)  # and so does the parent afterwards
+
+
+@needs_fork
+def test_a_child_forked_before_the_first_operation():
+    # The parent has only imported drf_fast, and its OpenMP threads are torch's.
+    program = """
+import os, signal, torch, drf_fast
+torch.rand(4000, 4000).sum()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    drf_fast.noisy_repeat(torch.rand(64, 3, 32, 32), 0.5, 4)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.stdout == "0\n", result
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from typing import Any
 import torch  # before the extensions: they must bind to the OpenMP runtime that torch brings
 
 from drf_fast.errors import InputError
+from drf_fast.runtime.forking import is_forked
 from drf_fast.version import __version__
 
 _FUNCTIONS = {
@@ -42,16 +43,6 @@ _FUNCTIONS = {
     "_CUDA": ("vote", "clopper_pearson_lower", "certified_radius", "architectures", "why_not"),
 }
 _FOLDER = Path(__file__).parents[2]
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 # --------------------------------------------------------------------------------------- loading
@@ -209,6 +200,6 @@ def threads_for(work: int, per_thread: int) -> int:
     It is 1 in a forked child: the worker threads exist in the parent only, and a parallel region
     would wait for them for ever.
     """
-    if _forked or work < 2 * per_thread:
+    if is_forked() or work < 2 * per_thread:
         return 1
     return min(torch.get_num_threads(), work // per_thread)
