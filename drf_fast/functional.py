@@ -72,7 +72,8 @@ def noisy_repeat(
     in any batch, order, process count and on any device, bit for bit.
 
     Args:
-        x: (B, ...) images, floating; pixel units. The output keeps its dtype and memory format.
+        x: (B, ...) images, floating; pixel units. The output has their dtype, and is contiguous or
+            channels_last as they are.
         sigma: standard deviation in pixel units, above 0.
         num_samples: m, at least 1.
         seed: the 64-bit key. None draws a fresh one from torch's default generator.

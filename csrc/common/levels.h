@@ -11,7 +11,7 @@
 
 #include "portable.h"
 
-namespace drf {
+namespace drf_fast {
 
 struct GuideRow {
   int64_t threshold;
@@ -44,4 +44,4 @@ DRF_HD DRF_INLINE int level_of_word(uint32_t high, uint32_t low, const Guide& gu
   return upper ? beyond : -beyond;
 }
 
-}  // namespace drf
+}  // namespace drf_fast

@@ -17,7 +17,7 @@ struct ConsistencyWeights {
 
 // Sums over the samples of one image, a value for each class; the padding stays 0.
 template <typename A>
-struct Columns {
+struct ClassColumns {
   A* mean_p;
   A* sum_log;  // sum_i (logit - peak), later the gap
   A* slope;    // a_k
@@ -54,8 +54,8 @@ struct Divergence {
 
 // Turns the sums over samples into means, gap and slope; returns the sums over classes.
 template <typename A>
-DRF_INLINE Divergence finish_columns(const Columns<A>& columns, std::int64_t width, A inverse_m,
-                                     A mean_log_total, A lam, A eta) {
+DRF_INLINE Divergence finish_columns(const ClassColumns<A>& columns, std::int64_t width,
+                                     A inverse_m, A mean_log_total, A lam, A eta) {
   constexpr A kTiny = std::numeric_limits<A>::min();
   A* __restrict mean_p = columns.mean_p;
   A* __restrict gaps = columns.sum_log;
@@ -134,8 +134,8 @@ bool excludes_a_possible_class(const LossCall& call, std::int64_t image, const A
 
 // p = p (slope - mean_slope) - lam (mean_p - p) + p - 1[k = label], with p - 1 given at the label.
 template <typename A>
-DRF_INLINE void gradient_row(const Columns<A>& columns, A* __restrict p, std::int64_t width, A lam,
-                             std::int64_t label, A label_minus_1) {
+DRF_INLINE void gradient_row(const ClassColumns<A>& columns, A* __restrict p, std::int64_t width,
+                             A lam, std::int64_t label, A label_minus_1) {
   const A* __restrict mean_p = columns.mean_p;
   const A* __restrict slope = columns.slope;
   const A mean_slope = static_cast<A>(dot(p, slope, width));
@@ -157,7 +157,8 @@ DRF_INLINE void consistency_tile(const LossCall& call, const ConsistencyWeights&
   Rows<A> rows(call, count, scratch);
   A* factors = scratch.take<A>(count);
   const std::int64_t width = rows.width;
-  const Columns<A> columns{scratch.take<A>(width), scratch.take<A>(width), scratch.take<A>(width)};
+  const ClassColumns<A> columns{scratch.take<A>(width), scratch.take<A>(width),
+                                scratch.take<A>(width)};
   std::fill(factors, factors + count, static_cast<A>(tile.scale * inverse_m));
 
   load_rows<T>(call, tile, rows, 0, samples);

@@ -19,22 +19,22 @@ namespace {
 
 DRF_INLINE void find_levels_scalar(std::int32_t* levels, const std::uint32_t* high,
                                    const std::uint32_t* low, std::int64_t groups,
-                                   const drf::Guide& guide) {
+                                   const drf_fast::Guide& guide) {
   for (std::int64_t i = 0; i < groups; ++i) {
-    levels[i] = drf::level_of_word(high[i], low[i], guide);
+    levels[i] = drf_fast::level_of_word(high[i], low[i], guide);
   }
 }
 
 // find_levels_* write the levels of `groups` words, a multiple of the lanes of a vector.
 #if defined(__x86_64__) && defined(__GNUC__)
 void find_levels_baseline(std::int32_t* levels, const std::uint32_t* high, const std::uint32_t* low,
-                          std::int64_t groups, const drf::Guide& guide) {
+                          std::int64_t groups, const drf_fast::Guide& guide) {
   find_levels_scalar(levels, high, low, groups, guide);
 }
 
 DRF_TARGET_AVX2 void find_levels_avx2(std::int32_t* levels, const std::uint32_t* high,
                                       const std::uint32_t* low, std::int64_t groups,
-                                      const drf::Guide& guide) {
+                                      const drf_fast::Guide& guide) {
   const __m128i cut = _mm_cvtsi32_si128(guide.bits + 1), shift = _mm_cvtsi32_si128(23 - guide.bits);
   const __m256i origin = _mm256_set1_epi32((127 - 32) << guide.bits);
   const __m256i least = _mm256_set1_epi32(1 << guide.bits);
@@ -67,7 +67,7 @@ DRF_TARGET_AVX2 void find_levels_avx2(std::int32_t* levels, const std::uint32_t*
 
 DRF_TARGET_AVX512 void find_levels_avx512(std::int32_t* levels, const std::uint32_t* high,
                                           const std::uint32_t* low, std::int64_t groups,
-                                          const drf::Guide& guide) {
+                                          const drf_fast::Guide& guide) {
   const __m128i cut = _mm_cvtsi32_si128(guide.bits + 1), shift = _mm_cvtsi32_si128(23 - guide.bits);
   const __m512i zero = _mm512_setzero_si512();
   const __m512i origin = _mm512_set1_epi32((127 - 32) << guide.bits);
@@ -138,7 +138,7 @@ void add_levels_strided(T* out, const std::uint8_t* u, const std::int32_t* level
 
 template <typename T>
 void write_level_row(const std::uint8_t* u, T* out, const NoisyRepeat& call,
-                     const drf::Guide& guide, std::int64_t row, Isa isa) {
+                     const drf_fast::Guide& guide, std::int64_t row, Isa isa) {
   alignas(64) std::uint32_t words[4 * kBlock];
   alignas(64) std::int32_t levels[kBlock];
   const auto draw = philox_words_for(isa);
@@ -175,10 +175,10 @@ void write_level_row(const std::uint8_t* u, T* out, const NoisyRepeat& call,
 
 void noisy_levels(const std::uint8_t* u, void* out, Dtype dtype, const NoisyRepeat& call,
                   const std::int64_t* guide, int bits, [[maybe_unused]] int threads) {
-  static_assert(sizeof(drf::GuideRow) == 2 * sizeof(std::int64_t));
+  static_assert(sizeof(drf_fast::GuideRow) == 2 * sizeof(std::int64_t));
   const Isa isa = active_isa();
   const std::int64_t pixels = call.channels * call.area;
-  const drf::Guide table{reinterpret_cast<const drf::GuideRow*>(guide), bits};
+  const drf_fast::Guide table{reinterpret_cast<const drf_fast::GuideRow*>(guide), bits};
   with_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     expect_writes(out,
