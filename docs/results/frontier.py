@@ -37,7 +37,7 @@ def decide() -> Any:
     return module
 
 
-def points(runs: Path) -> dict[str, list[dict[str, float]]]:
+def points(runs: Path) -> dict[str, list[dict[str, Any]]]:
     """Of each method its finished runs: epsilon, seed, distance, what they certify.
 
     A seed counts only with as many epsilons as any, of both methods, so that means over seeds can
@@ -47,7 +47,12 @@ def points(runs: Path) -> dict[str, list[dict[str, float]]]:
     for path in runs.glob("1.0-*.tsv"):
         _, method, seed, *epsilon = path.stem.split("-")
         if method in METHODS and int(seed) in SEEDS and reader.finished(path):
-            run = {"seed": int(seed), "epsilon": float(*epsilon or (1,))}
+            settings = json.loads(path.with_suffix(".json").read_text())
+            run = {
+                "seed": int(seed),
+                "epsilon": float(*epsilon or (1,)),
+                "precision": settings["training"]["precision"],
+            }
             place = method, run["seed"], run["epsilon"]
             found[place] = {**run, **reader.network(runs, path.stem)}
     epsilons = {
@@ -66,7 +71,7 @@ def points(runs: Path) -> dict[str, list[dict[str, float]]]:
     }
 
 
-def curve(of: list[dict[str, float]], value: str) -> np.ndarray:
+def curve(of: list[dict[str, Any]], value: str) -> np.ndarray:
     """(E, 4): of each epsilon the mean distance, and mean, least and greatest value of seeds."""
     rows = []
     for epsilon in sorted({point["epsilon"] for point in of}):
@@ -77,7 +82,7 @@ def curve(of: list[dict[str, float]], value: str) -> np.ndarray:
     return np.array(rows)
 
 
-def above(found: dict[str, list[dict[str, float]]], value: str) -> list[dict[str, float]]:
+def above(found: dict[str, list[dict[str, Any]]], value: str) -> list[dict[str, Any]]:
     """How far DRF lies above SmoothAdv's curve: of each epsilon the mean over seeds and its error.
 
     The error is the standard error over seeds, None of one seed. Points beyond the ends of the
@@ -112,7 +117,7 @@ def above(found: dict[str, list[dict[str, float]]], value: str) -> list[dict[str
     return result
 
 
-def draw(found: dict[str, list[dict[str, float]]], path: Path) -> None:
+def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Both curves of each value, with the band of the seeds."""
     from drf_fast.report import style
 
@@ -131,8 +136,13 @@ def draw(found: dict[str, list[dict[str, float]]], path: Path) -> None:
 
 
 def report(runs: Path) -> dict[str, Any]:
+    """All that docs/results.md says of these runs."""
     found = points(runs)
-    return {"points": found, "above": {value: above(found, value) for value in VALUES}}
+    return {
+        "precision": sorted({point["precision"] for of in found.values() for point in of}),
+        "points": found,
+        "above": {value: above(found, value) for value in VALUES},
+    }
 
 
 if __name__ == "__main__":

@@ -79,10 +79,14 @@ def full() -> str:
             f"{row['paper']:.3f}",
             f"{row['difference']:+.3f}",
             f"{row['error']:.3f}",
+            f"{row['of_the_part']['images']:,}",
         ]
         for row in found["rows"]
     ]
-    head = ("method", "σ", "seed", "arithmetic", "ACR", "paper", "difference", "standard error")
+    head = (
+        "method", "σ", "seed", "arithmetic", "ACR", "paper", "difference", "standard error",
+        "images at n = 100,000",
+    )  # fmt: skip
     return "\n\n".join([table(head, rows, 4), *([left] if missing else [])])
 
 
@@ -160,7 +164,10 @@ def frontier() -> str:
     runs = found["points"]["prox"]
     counts = [len({run[key] for run in runs}) for key in ("epsilon", "seed")]
     so_far = "" if counts == [6, 3] else "Some runs are missing; so far {} of 6 ε, {} of 3 seeds. "
-    said = textwrap.fill(so_far.format(*counts) + _where(points), 100)
+    arithmetic = f" The arithmetic is {', '.join(found['precision'])}."
+    highest = _highest(found["points"])
+    said = f"{so_far.format(*counts)}{_where(points)} {highest}{arithmetic}"
+    said = textwrap.fill(said, 100)
     return f"{picture}\n\n{said}\n\n{text}"
 
 
@@ -173,12 +180,31 @@ def _where(points: Sequence[dict[str, Any]]) -> str:
             f"DRF lies above SmoothAdv's curve at {above} of {len(points)} ε; with one seed no "
             "error is known, and this decides nothing yet."
         )
+    higher = sum(point["gain"] > 0 for point in points)
     above = sum(point["gain"] > 2 * point["error"] for point in points)
     below = sum(point["gain"] < -2 * point["error"] for point in points)
     return (
-        f"Of {len(points)} ε DRF lies above SmoothAdv's curve by more than two standard errors at "
-        f"{above}, and below it at {below}."
+        f"DRF lies above SmoothAdv's curve at {higher} of {len(points)} ε, at {above} of them by "
+        f"more than two standard errors, and below it by as much at {below}."
     )
+
+
+def _highest(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Says how high the ACR can be made by epsilon alone, with each method."""
+    best, said = {}, {}
+    for method, of in found.items():
+        curve = {
+            epsilon: [point["acr"] for point in of if point["epsilon"] == epsilon]
+            for epsilon in {point["epsilon"] for point in of}
+        }
+        means = {epsilon: sum(acr) / len(acr) for epsilon, acr in curve.items()}
+        epsilon = max(means, key=lambda at: means[at])
+        best[method] = means[epsilon]
+        said[method] = f"{means[epsilon]:.4f} at ε = {epsilon:g}"
+    text = f"The highest mean ACR is {said['prox']} with DRF and {said['baseline']} without"
+    if best["prox"] <= best["baseline"]:
+        return f"{text}."
+    return f"{text}: no ε gives SmoothAdv the ACR that DRF reaches."
 
 
 def table1(sigma: float) -> str:

@@ -245,7 +245,8 @@ def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path, monke
 
     def run(kind: str, seed: int, epsilon: str, distance: float, count: int) -> None:
         name = "-".join(["1.0", kind, str(seed), *([epsilon] if epsilon != "1" else [])])
-        certified(tmp_path / f"{name}.tsv", list(range(4)), 4 * [count], 1000)
+        trained = {"precision": "bf16"}
+        certified(tmp_path / f"{name}.tsv", list(range(4)), 4 * [count], 1000, training=trained)
         (tmp_path / name).mkdir()
         last = {"distance": distance, "epsilon": float(epsilon)}
         (tmp_path / name / "metrics.jsonl").write_text(json.dumps(last) + "\n")
@@ -288,7 +289,10 @@ def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path, monke
     monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
     (tmp_path / "frontier.json").write_text(json.dumps(found))
     said = page.frontier().replace("\n", " ")
-    assert "by more than two standard errors at 1, and below it at 0" in said
+    assert "above SmoothAdv's curve at 1 of 1 ε, at 1 of them by more than two standard" in said
+    best = np.mean([acr[f"1.0-prox-{seed}-2"] for seed in (0, 1)])
+    assert f"The highest mean ACR is {best:.4f} at ε = 2 with DRF" in said
+    assert said.partition("\n")[0].count("The arithmetic is bf16.") == 1
     (tmp_path / "frontier.json").write_text(json.dumps({"above": {"acr": []}}))
     assert page.frontier().endswith(
         "No point of DRF lies within the ends of SmoothAdv's curve yet."
@@ -444,12 +448,12 @@ def test_what_is_not_yet_run_is_a_sentence_with_its_command(tmp_path, monkeypatc
 def test_the_full_protocol_says_which_of_its_rows_are_missing(tmp_path, monkeypatch):
     page = script("page")
     row = {"sigma": 1.0, "seed": 0, "precision": "bf16", "acr": 1.5, "paper": 1.62,
-           "difference": -0.12, "error": 0.004}  # fmt: skip
+           "difference": -0.12, "error": 0.004, "of_the_part": {"images": 2000}}  # fmt: skip
     monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
     for ran in (["gaussian", "smoothadv-drf"], list(page.PROTOCOL)):
         rows = [{**row, "method": method} for method in ran]
         (tmp_path / "full.json").write_text(json.dumps({"rows": rows}))
         said = page.full()
-        assert said.count("| 1.500 | 1.620 | -0.120 | 0.004 |") == len(ran)
+        assert said.count("| 1.500 | 1.620 | -0.120 | 0.004 | 2,000 |") == len(ran)
         left = said.partition("Not yet run at σ = 1: ")[2].partition(".")[0]
         assert left == ("" if len(ran) == 5 else "smoothadv, consistency, consistency-drf")
