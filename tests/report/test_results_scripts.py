@@ -236,13 +236,16 @@ def test_code_and_pages_follow_what_the_runs_decided():
     gains = {sigma: of[reading.FORM][0] for sigma, of in found["gain_by_sigma"].items() if of}
     for sigma, gain in gains.items():
         assert f"{gain:+.3f} over {len(found['seeds'][sigma])} seeds" in readme
+    row = json.loads((RESULTS / "full.json").read_text(encoding="utf-8"))["rows"][0]
+    acr = f"{row['acr']:.3f} ± {row['error']:.3f}, printed {row['paper']:.3f}"
+    assert f"Gaussian training so far: ACR {acr}" in readme and row["method"] == "gaussian"
     points = json.loads((RESULTS / "frontier.json").read_text(encoding="utf-8"))["points"]
     best = {}
     for method, of in points.items():
-        acr = collections.defaultdict(list)
+        curve = collections.defaultdict(list)
         for point in of:
-            acr[point["epsilon"]].append(point["acr"])
-        best[method] = max(map(np.mean, acr.values()))
+            curve[point["epsilon"]].append(point["acr"])
+        best[method] = max(map(np.mean, curve.values()))
     assert f"{best['prox']:.3f} with DRF, {best['baseline']:.3f} without" in readme
 
 
