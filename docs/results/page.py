@@ -191,20 +191,19 @@ def _where(points: Sequence[dict[str, Any]]) -> str:
 
 def _highest(found: dict[str, list[dict[str, Any]]]) -> str:
     """Says how high the ACR can be made by epsilon alone, with each method."""
-    best, said = {}, {}
+    best = {}
     for method, of in found.items():
-        curve = {
-            epsilon: [point["acr"] for point in of if point["epsilon"] == epsilon]
-            for epsilon in {point["epsilon"] for point in of}
-        }
-        means = {epsilon: sum(acr) / len(acr) for epsilon, acr in curve.items()}
-        epsilon = max(means, key=lambda at: means[at])
-        best[method] = means[epsilon]
-        said[method] = f"{means[epsilon]:.4f} at ε = {epsilon:g}"
-    text = f"The highest mean ACR is {said['prox']} with DRF and {said['baseline']} without"
-    if best["prox"] <= best["baseline"]:
-        return f"{text}."
-    return f"{text}: no ε gives SmoothAdv the ACR that DRF reaches."
+        means = []
+        for epsilon in {point["epsilon"] for point in of}:
+            acr = [point["acr"] for point in of if point["epsilon"] == epsilon]
+            means.append((sum(acr) / len(acr), epsilon))
+        best[method] = max(means)
+    (drf, at), (base, there) = best["prox"], best["baseline"]
+    beyond = ": no ε gives SmoothAdv the ACR that DRF reaches" if drf > base else ""
+    return (
+        f"The highest mean ACR is {drf:.4f} at ε = {at:g} with DRF and {base:.4f} at ε = {there:g} "
+        f"without{beyond}."
+    )
 
 
 def table1(sigma: float) -> str:

@@ -147,6 +147,8 @@ def _content(value: Any, inside: tuple[int, ...] = ()) -> Any:
     kind = type(value)
     if kind in _SIMPLE_TYPES:
         return kind, value
+    if kind is tuple and all(type(element) in _SIMPLE_TYPES for element in value):
+        return value  # as most of torch's own, such as (stride, stride)
     if id(value) in inside or isinstance(value, (torch.Tensor, nn.Module, type)):
         return _Same(value)
     inside = (*inside, id(value))

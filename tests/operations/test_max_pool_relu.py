@@ -318,6 +318,14 @@ def test_a_convolution_that_is_more_than_one_is_called(make):
     assert torch.allclose(conv_pool_relu(conv, x), plain(conv(x)), atol=1e-5)
 
 
+def test_a_hook_of_all_modules_sees_the_convolution():
+    network, seen = LeNet(), []
+    hook = nn.modules.module.register_module_forward_hook(lambda *call: seen.append(call[0]))
+    with hook:
+        network(torch.rand(2, 1, 28, 28, requires_grad=True))
+    assert network.conv1 in seen
+
+
 def test_tangents_go_through():
     network, x = LeNet().requires_grad_(False).to(memory_format=LAST), torch.rand(2, 1, 28, 28)
     with fwAD.dual_level():

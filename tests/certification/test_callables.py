@@ -1,0 +1,87 @@
+"""A callable that is no module: what SmoothedClassifier asks of it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from small_classifier import SEED, K, classifier, differences, images
+from torch import nn
+
+OPERATIONS = ("noisy_repeat", "vote", "clopper_pearson_lower", "certified_radius")
+
+
+class Normed(nn.Module):
+    """Batch norm: in training mode a row's logits depend on the rows beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, K)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(rows.flatten(1)))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_callable_that_is_no_module_must_be_in_eval_mode(backend, precision):
+    torch.manual_seed(1)
+    module = Normed()
+    for layers in (module, nn.Sequential(module, nn.Dropout(0.5))):
+        for call in (
+            lambda smoothed: smoothed.certify_batch(images(), 20, 200, 0.01, 64),
+            lambda smoothed: smoothed.certify(images()[0], 20, 200, 0.01, 2),
+            lambda smoothed: smoothed.predict(images()[0], 20, 0.01, 64),
+        ):
+            smoothed = classifier(lambda rows, f=layers: f(rows), precision=precision)
+            for _ in range(2):
+                with pytest.raises(ValueError, match="no module must itself be in eval mode: exp"):
+                    call(smoothed)
+    # The module itself is put into eval mode, and a callable may have done so before.
+    module.train()
+    expected = classifier(module).certify_batch(images(), 20, 200, 0.01, 64)
+    found = classifier(lambda rows: module(rows), seed=SEED)
+    module.eval()
+    for size in (64, 10):
+        got = found.certify_batch(images(), 20, 200, 0.01, size)
+        assert torch.equal(got.count, expected.count)
+
+
+def test_a_callable_is_tested_once_and_torchs_generator_stays():
+    calls = []
+
+    def network(rows: torch.Tensor) -> torch.Tensor:
+        calls.append(len(rows))
+        return differences(rows + torch.randn_like(rows))  # as a denoiser by diffusion
+
+    smoothed = classifier(network)
+    smoothed.certify(images()[0], 20, 200, 0.01, 1)  # rows alone: nothing to test
+    assert set(calls) == {1}
+    calls.clear()
+    torch.manual_seed(2)
+    first = smoothed.certify_batch(images(), 20, 200, 0.01, 20)
+    assert len(calls) == 6 * 11 + 2
+    torch.manual_seed(2)
+    again = smoothed.certify_batch(images(), 20, 200, 0.01, 20)
+    assert torch.equal(first.count, again.count) and len(calls) == 2 * 6 * 11 + 2
+
+
+def test_a_callable_that_changes_without_a_cause_is_not_judged():
+    drawn = np.random.default_rng(0)
+
+    def network(rows: torch.Tensor) -> torch.Tensor:
+        noise = drawn.standard_normal(tuple(rows.shape)).astype(np.float32)
+        return differences(rows + torch.from_numpy(noise))
+
+    assert classifier(network).certify_batch(images(), 20, 200, 0.01, 50).count.shape == (6,)
+
+
+def test_logits_of_masked_classes_do_not_hide_that_rows_see_each_other():
+    def masked(rows: torch.Tensor) -> torch.Tensor:
+        logits = differences(rows) + rows.mean()
+        logits[:, 2] = -math.inf
+        return logits
+
+    with pytest.raises(ValueError, match="in eval mode"):
+        classifier(masked).certify_batch(images(), 20, 200, 0.01, 50)
