@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import tyro
 
 from drf_fast.config import methods, published, recipes, tags
-from drf_fast.config.help import describe
+from drf_fast.config.help import description, sectioned
 from drf_fast.config.options import SweepConfig, TrainConfig
 from drf_fast.config.tags import Role, Tag
 from drf_fast.config.training import run_folder, uses_adversary
@@ -43,10 +43,12 @@ def parse(config_type: type[_T], command: str, words: list[str]) -> _T:
 
 
 def _cli(config_type: Any, command: str, words: list[str], **options: Any) -> Any:
-    """``tyro.cli``, with help texts only if the help is requested."""
+    """``tyro.cli``, with help texts and sections only if the help is requested."""
+    prog = f"drf-fast {command}"
     if {"-h", "--help"} & set(words):
-        options["description"] = describe(config_type)
-    return tyro.cli(config_type, prog=f"drf-fast {command}", args=words, **options)
+        text = description(config_type)
+        tyro.cli(sectioned(config_type), prog=prog, args=["--help"], description=text)
+    return tyro.cli(config_type, prog=prog, args=words, **options)
 
 
 def check_places(config: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from drf_fast.config.options import Arithmetic, Device, Format, NetworkConfig, SmoothedConfig
-from drf_fast.config.tags import Range, Role, Tag
+from drf_fast.config.tags import Range, Role, Section, Tag
 from drf_fast.errors import InputError
 
 
@@ -29,7 +29,7 @@ class AttackConfig(SmoothedConfig):
     """Noise samples with which PREDICT judges an image."""
     alpha: Annotated[float, Role.RESULT] = 0.001
     """Probability that PREDICT's judgement is wrong."""
-    precision: Annotated[Arithmetic, Role.RESULT, Tag.MEASURED] = "auto"
+    precision: Annotated[Arithmetic, Role.RESULT, Section.COMPUTATION, Tag.MEASURED] = "auto"
     """Arithmetic of the network; auto takes that of the certificates; without them fp32 or, on a
     GPU, the faster of fp32 and tf32; fastest also tries bf16."""
     sound: Annotated[bool, Role.RESULT] = False
@@ -47,12 +47,12 @@ class AttackConfig(SmoothedConfig):
     certificates: Annotated[Path | None, Role.SOURCE] = None
     """Certification log to compare with; the default is the log of this network and sigma with the
     most images in the run folder."""
-    skip: Annotated[int | None, Role.RESULT, Range.COUNT] = None  # type: ignore[assignment]
+    skip: Annotated[int | None, Role.RESULT, Section.DATA, Range.COUNT] = None  # type: ignore[assignment]
     """Take every K-th image, starting with the first; the default is that of the certificates, and
     no image beyond theirs."""
-    max_images: Annotated[int | None, Role.RESULT, Range.COUNT] = 20
+    max_images: Annotated[int | None, Role.RESULT, Section.DATA, Range.COUNT] = 20
     """Take at most this many images; for all of them: --max-images None."""
-    shard: Annotated[str | None, Role.RESULT] = None
+    shard: Annotated[str | None, Role.RESULT, Section.DATA] = None
     """Attack part i of k, written i/k, into its own log; report combines the logs."""
     out: Annotated[Path | None, Role.PLACE] = None
     """Log file; the default is beside the checkpoint, with sigma and n in its name, after the name
@@ -105,14 +105,16 @@ class ShowConfig:
     ] = None
     """Run folder, or a checkpoint with its certificates beside it; not needed if --arch
     package.module:factory makes a network with its weights."""
-    noise: Annotated[str | None, Role.RESULT] = None
+    noise: Annotated[str | None, Role.RESULT, Section.DATA] = None
     """A data set to show instead of a run, at each noise level of --sigma."""
     sigma: Annotated[str | None, Role.RESULT] = None
     """Noise level in pixel units; for a run the default is that of its training; with --noise
     several levels, by default 0.25,0.5,1."""
-    images: Annotated[int, Role.RESULT, Range.COUNT] = 8
+    images: Annotated[int, Role.RESULT, Section.DATA, Range.COUNT] = 8
     """Number of images."""
-    sort: Annotated[Literal["radius", "idx", "abstain", "broken"], Role.RESULT] = "radius"
+    sort: Annotated[Literal["radius", "idx", "abstain", "broken"], Role.RESULT, Section.DATA] = (
+        "radius"
+    )
     """Which images: radius takes them evenly from the hardest to the easiest, idx the first ones,
     abstain abstentions and smallest radii, broken those whose class 'drf-fast attack' changed."""
     epsilon: Annotated[float | None, Role.RESULT, Range.ABOVE_ZERO] = None
@@ -125,15 +127,15 @@ class ShowConfig:
     """Noise samples for the votes shown, and for PREDICT on the adversarial image."""
     certificates: Annotated[Path | None, Role.SOURCE] = None
     """Certification log to show; the default is the one with the most images in the run folder."""
-    data: Annotated[str | None, Role.RESULT] = None
+    data: Annotated[str | None, Role.RESULT, Section.DATA] = None
     """Data set; the default is that of the training run."""
-    data_dir: Annotated[Path | None, Role.PLACE] = None
+    data_dir: Annotated[Path | None, Role.PLACE, Section.DATA] = None
     """Folder of the data set; the default is that of the training run."""
-    split: Annotated[Literal["test", "train"], Role.RESULT] = "test"
+    split: Annotated[Literal["test", "train"], Role.RESULT, Section.DATA] = "test"
     """Part of the data set to take images from."""
-    arch: Annotated[str | None, Role.RESULT] = None
+    arch: Annotated[str | None, Role.RESULT, Section.DATA] = None
     """Architecture, as 'drf-fast certify' takes it."""
-    normalize: Annotated[str | None, Role.RESULT] = None
+    normalize: Annotated[str | None, Role.RESULT, Section.DATA] = None
     """Normalising first layer, as 'drf-fast certify' takes it."""
     device: Annotated[Device, Role.SPEED] = "auto"
     """Where to compute; auto takes a GPU if there is one."""

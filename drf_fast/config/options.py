@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from drf_fast.config import reading
-from drf_fast.config.tags import Of, Range, Role, Tag
+from drf_fast.config.tags import Of, Range, Role, Section, Tag
 
 Precision = Literal["fp32", "bf16"]
 Arithmetic = Literal["auto", "fastest", "fp32", "tf32", "bf16"]
@@ -38,24 +38,24 @@ class TrainConfig:
     config: Annotated[Path | None, Role.SOURCE, Tag.ONE_PER_SWEEP] = None
     """TOML file with any of these settings, named like the flags."""
 
-    data: Annotated[str, Role.RESULT, Tag.ONE_PER_SWEEP] = "mnist-mini"
+    data: Annotated[str, Role.RESULT, Section.DATA, Tag.ONE_PER_SWEEP] = "mnist-mini"
     """Data set: mnist-mini (embedded), mnist, fashion-mnist, cifar10, cifar100, svhn; or, with
     --data-dir, imagefolder (train/ and test/ or val/ with one folder per class) or imagenet (the
     same, resized to 224 x 224)."""
-    data_dir: Annotated[Path | None, Role.PLACE, Tag.ONE_PER_SWEEP] = None
+    data_dir: Annotated[Path | None, Role.PLACE, Section.DATA, Tag.ONE_PER_SWEEP] = None
     """Folder of the data set; the default is a cache folder into which it is downloaded."""
-    train_images: Annotated[int | None, Role.RESULT, Range.COUNT] = None
+    train_images: Annotated[int | None, Role.RESULT, Section.DATA, Range.COUNT] = None
     """Use only this many training images: the first ones, or evenly spaced ones of class folders;
     the default is all."""
-    augment: Annotated[Literal["none", "crop-flip"], Role.RESULT] = "none"
+    augment: Annotated[Literal["none", "crop-flip"], Role.RESULT, Section.DATA] = "none"
     """Random crops (4 pixels of padding; for imagenet, a random part of the image) and flips."""
-    arch: Annotated[str, Role.RESULT] = "lenet"
+    arch: Annotated[str, Role.RESULT, Section.DATA] = "lenet"
     """Network: lenet (28 x 28), resnet20, resnet56, resnet110, resnet50 (32 x 32 and larger), or
     one of your own: package.module:factory, called with num_classes=K, on the command line only."""
-    init: Annotated[Path | None, Role.RESULT, Tag.SAME_COST] = None
+    init: Annotated[Path | None, Role.RESULT, Section.DATA, Tag.SAME_COST] = None
     """Start from the weights in this run folder or checkpoint, ours or another program's
     (fine-tuning); network and number of classes must be the same."""
-    normalize: Annotated[str, Role.RESULT] = "auto"
+    normalize: Annotated[str, Role.RESULT, Section.DATA] = "auto"
     """Normalising first layer, after the noise: none, cifar10, cifar10-center, imagenet or
     imagenet-center; auto takes that of cifar10 or imagenet, and none for other data sets."""
 
@@ -130,32 +130,37 @@ class TrainConfig:
     catrs_n: Annotated[int, Role.RESULT, Of("catrs"), Tag.SAME_COST, Range.COUNT] = 100
     """CAT-RS: votes of the teacher on each training image, counted once before training."""
 
-    epochs: Annotated[int, Role.RESULT, Tag.SAME_COST, Range.COUNT] = 6
+    epochs: Annotated[int, Role.RESULT, Section.OPTIMISER, Tag.SAME_COST, Range.COUNT] = 6
     """Passes over the training images."""
-    batch_size: Annotated[int, Role.RESULT, Range.COUNT] = 64
+    batch_size: Annotated[int, Role.RESULT, Section.OPTIMISER, Range.COUNT] = 64
     """Clean images per step; the network sees num_samples times as many rows."""
-    split_batches: Annotated[bool, Role.RESULT] = False
+    split_batches: Annotated[bool, Role.RESULT, Section.OPTIMISER] = False
     """Split each batch into num_samples smaller ones with one optimiser step each, as published
     code does; recipes follow the paper's text and do not."""
-    accumulate: Annotated[int, Role.SPEED, Tag.ONE_PER_SWEEP, Range.COUNT] = 1
+    accumulate: Annotated[int, Role.SPEED, Section.OPTIMISER, Tag.ONE_PER_SWEEP, Range.COUNT] = 1
     """Compute a step's gradient in this many parts, to save memory. The step is the same up to
     rounding, except that batch normalisation sees each part alone."""
-    lr: Annotated[float, Role.RESULT, Tag.SAME_COST, Range.ABOVE_ZERO] = 0.05
+    lr: Annotated[float, Role.RESULT, Section.OPTIMISER, Tag.SAME_COST, Range.ABOVE_ZERO] = 0.05
     """Initial learning rate of SGD."""
-    lr_drops: Annotated[tuple[float, ...], Role.RESULT, Tag.SAME_COST] = (0.6, 0.8)
+    lr_drops: Annotated[tuple[float, ...], Role.RESULT, Section.OPTIMISER, Tag.SAME_COST] = (
+        0.6,
+        0.8,
+    )
     """Fractions of the epochs after which the learning rate is divided by 10."""
-    late_drop: Annotated[bool, Role.RESULT, Tag.SAME_COST] = False
+    late_drop: Annotated[bool, Role.RESULT, Section.OPTIMISER, Tag.SAME_COST] = False
     """Drop the learning rate one epoch later, as published code does; recipes do not."""
-    momentum: Annotated[float, Role.RESULT, Tag.SAME_COST, Range.FROM_ZERO] = 0.9
+    momentum: Annotated[float, Role.RESULT, Section.OPTIMISER, Tag.SAME_COST, Range.FROM_ZERO] = 0.9
     """Momentum of SGD."""
-    nesterov: Annotated[bool, Role.RESULT, Tag.SAME_COST] = True
+    nesterov: Annotated[bool, Role.RESULT, Section.OPTIMISER, Tag.SAME_COST] = True
     """Use Nesterov momentum, as the DRF paper says; published code does not."""
-    weight_decay: Annotated[float, Role.RESULT, Tag.SAME_COST, Range.FROM_ZERO] = 1e-4
+    weight_decay: Annotated[
+        float, Role.RESULT, Section.OPTIMISER, Tag.SAME_COST, Range.FROM_ZERO
+    ] = 1e-4
     """L2 penalty on the weights."""
 
     seed: Annotated[int, Role.RESULT, Tag.SAME_COST, Tag.ONE_PER_SWEEP] = 0
     """Seed of initialisation, image order and noise."""
-    precision: Annotated[Precision, Role.RESULT] = "fp32"
+    precision: Annotated[Precision, Role.RESULT, Section.COMPUTATION] = "fp32"
     """Arithmetic of the network: fp32, or bf16 (autocast)."""
     device: Annotated[Device, Role.SPEED, Tag.ONE_PER_SWEEP] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
@@ -165,7 +170,7 @@ class TrainConfig:
         int | Literal["auto"], Role.SPEED, Tag.MEASURED, Tag.ONE_PER_SWEEP, Range.COUNT
     ] = "auto"
     """CPU threads; the number is recorded, and a resumed run uses the recorded number."""
-    compile: Annotated[bool, Role.RESULT] = False
+    compile: Annotated[bool, Role.RESULT, Section.COMPUTATION] = False
     """Run the network through torch.compile."""
     cuda_graph: Annotated[bool, Role.SPEED, Tag.RESUMES, Tag.ONE_PER_SWEEP] = True
     """On a GPU, in one process and without --compile, run training steps as CUDA graphs."""
@@ -199,24 +204,24 @@ class TrainConfig:
 class NetworkConfig:
     """Settings shared by all commands that apply a trained network to images of a data set."""
 
-    data: Annotated[str | None, Role.RESULT] = None
+    data: Annotated[str | None, Role.RESULT, Section.DATA] = None
     """Data set; the default is that of the training run."""
-    data_dir: Annotated[Path | None, Role.PLACE] = None
+    data_dir: Annotated[Path | None, Role.PLACE, Section.DATA] = None
     """Folder of the data set; the default is that of the training run."""
-    split: Annotated[Literal["test", "train"], Role.RESULT] = "test"
+    split: Annotated[Literal["test", "train"], Role.RESULT, Section.DATA] = "test"
     """Part of the data set to take images from."""
     sigma: Annotated[float | None, Role.RESULT] = None
     """Noise level in pixel units; the default is that of the training run."""
-    arch: Annotated[str | None, Role.RESULT] = None
+    arch: Annotated[str | None, Role.RESULT, Section.DATA] = None
     """Architecture of another program's checkpoint, if the file does not record it; or your own
     network as package.module:factory, called with num_classes=K: with a checkpoint of any program,
     or without one if the factory loads the weights."""
-    normalize: Annotated[str | None, Role.RESULT] = None
+    normalize: Annotated[str | None, Role.RESULT, Section.DATA] = None
     """Normalising first layer before such a network: none, cifar10, cifar10-center, imagenet or
     imagenet-center; the default is what the file records."""
-    skip: Annotated[int, Role.RESULT, Range.COUNT] = 1
+    skip: Annotated[int, Role.RESULT, Section.DATA, Range.COUNT] = 1
     """Take every K-th image, starting with the first."""
-    max_images: Annotated[int | None, Role.RESULT, Range.COUNT] = None
+    max_images: Annotated[int | None, Role.RESULT, Section.DATA, Range.COUNT] = None
     """Take at most this many images; the default is all."""
     device: Annotated[Device, Role.SPEED] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
@@ -248,12 +253,12 @@ class SmoothedConfig(NetworkConfig):
     the program as it runs (docs/certification.md)."""
     batch_size: Annotated[int | Literal["auto"], Role.SPEED, Tag.MEASURED, Range.COUNT] = "auto"
     """Rows per forward pass; auto measures the fastest."""
-    precision: Annotated[Arithmetic, Role.RESULT, Tag.MEASURED] = "auto"
+    precision: Annotated[Arithmetic, Role.RESULT, Section.COMPUTATION, Tag.MEASURED] = "auto"
     """Arithmetic of the network; auto takes fp32 or, on a GPU, the faster of fp32 and tf32; fastest
     also tries bf16."""
     memory_format: Annotated[MemoryFormat, Role.SPEED, Tag.MEASURED] = "auto"
     """Layout of the network's weights; auto measures which is faster."""
-    compile: Annotated[bool, Role.RESULT] = False
+    compile: Annotated[bool, Role.RESULT, Section.COMPUTATION] = False
     """Run the network through torch.compile."""
     out: Annotated[Path | None, Role.PLACE] = None
     """Output file."""
@@ -281,7 +286,7 @@ class CertifyConfig(SmoothedConfig):
     """With --budget anytime: stop when n samples would add less than this to the radius."""
     skip_wrong: Annotated[bool, Role.RESULT] = False
     """Spend no samples if the chosen class is wrong; certified accuracy does not change."""
-    shard: Annotated[str | None, Role.RESULT] = None
+    shard: Annotated[str | None, Role.RESULT, Section.DATA] = None
     """Certify part i of k, written i/k, into its own log; report joins the logs."""
     timeout: Annotated[float | str, Role.CALL] = "10min"
     """With several processes: how long to wait for a sign of life from the others, in seconds or
@@ -290,7 +295,7 @@ class CertifyConfig(SmoothedConfig):
     """Print the cost of the run and the largest radius that it can prove, and stop."""
     batch_size: Annotated[int | Literal["auto"], Role.SPEED, Tag.MEASURED, Range.COUNT] = "auto"
     """Rows per forward pass; auto measures the fastest (with --shard: 256, on a GPU 2,048)."""
-    precision: Annotated[Arithmetic, Role.RESULT, Tag.MEASURED] = "auto"
+    precision: Annotated[Arithmetic, Role.RESULT, Section.COMPUTATION, Tag.MEASURED] = "auto"
     """Arithmetic of the network, and so of the certificates; auto takes fp32 or, on a GPU, the
     faster of fp32 and tf32; fastest also tries bf16 (with --shard both mean fp32)."""
     out: Annotated[Path | None, Role.PLACE] = None
@@ -342,9 +347,9 @@ class SweepConfig:
     """Noise samples that choose the class; the default is 100."""
     alpha: Annotated[float | None, Role.RESULT] = None
     """Probability that a certificate is wrong; the default is 0.001."""
-    certify_images: Annotated[int | None, Role.CERTIFICATES] = None
+    certify_images: Annotated[int | None, Role.CERTIFICATES, Section.DATA] = None
     """Number of test images to certify for each run, evenly spaced; the default is 100."""
-    skip: Annotated[int | None, Role.RESULT, Range.COUNT] = None
+    skip: Annotated[int | None, Role.RESULT, Section.DATA, Range.COUNT] = None
     """Certify every K-th test image instead; 1 takes all."""
     out: Annotated[Path | None, Role.PLACE] = None
     """Folder of the sweep; the default is runs/ and a name made of the data, method and grid."""

@@ -35,6 +35,14 @@ class Tag(Enum):
     SOFT_BALL = "without effect where DRF's soft ball is not used"
 
 
+class Section(Enum):
+    """Where the help lists a setting whose other tags do not say it; a title and a sentence."""
+
+    DATA = ("data", "The images, and the network that sees them.")
+    OPTIMISER = ("optimiser", "Stochastic gradient descent.")
+    COMPUTATION = ("computation", "Device, arithmetic, memory.")
+
+
 class Range(Enum):
     """The values that a number may have; others, such as None or 'auto', pass."""
 
@@ -51,7 +59,7 @@ class Of:
 
 
 @functools.cache
-def of(config_type: type) -> dict[str, frozenset[Role | Tag | Range | Of]]:
+def of(config_type: type) -> dict[str, frozenset[Role | Tag | Section | Range | Of]]:
     """The tags of each field of a configuration, in the order of declaration.
 
     Raises:
@@ -61,7 +69,9 @@ def of(config_type: type) -> dict[str, frozenset[Role | Tag | Range | Of]]:
     found = {}
     for field in dataclasses.fields(config_type):
         metadata = getattr(hints[field.name], "__metadata__", ())
-        tags = frozenset(tag for tag in metadata if isinstance(tag, (Role, Tag, Range, Of)))
+        tags = frozenset(
+            tag for tag in metadata if isinstance(tag, (Role, Tag, Section, Range, Of))
+        )
         where = f"{config_type.__name__}.{field.name}"
         roles = sum(isinstance(tag, Role) for tag in tags)
         if roles != 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import tyro
 
 import drf_fast
 from drf_fast.commands.cli import main
+from drf_fast.config import look, options, tags
 from drf_fast.errors import InputError
 from drf_fast.runtime import files
 
@@ -63,6 +66,31 @@ def test_the_help_of_a_flag_is_one_paragraph_without_empty_defaults(command):
         assert "the probability of the chosen class." in " ".join(lines)
     if command == "attack":
         assert "for all of them: --max-images None." in " ".join(lines)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_shows_every_flag_once_in_its_section(command):
+    said = run(command, "--help", env={**os.environ, "COLUMNS": "100"}).stdout
+    title, found, sections = "", [], []
+    for line in said.splitlines():
+        if line.startswith("╭"):
+            title = line.strip("╭─╮ ").removesuffix(" options")
+        elif line.startswith(("│ --", "│ -h")):
+            flags = re.findall(r"--[\w-]+", line.removeprefix("│ ").split("  ")[0])
+            found += [flag for flag in flags if not flag.startswith("--no-")]
+            sections += [(title, flag) for flag in flags]
+    assert len(found) == len(set(found))
+    kinds = {kind.__name__: kind for kind in (*vars(options).values(), *vars(look).values())
+             if isinstance(kind, type)}  # fmt: skip
+    settings = tags.of(kinds[f"{command.capitalize()}Config"])
+    shown = {"--" + name.replace("_", "-") for name in settings} - {"--run", "--logs"}
+    shown -= {"--checkpoint", "--checkpoints"}  # these are words without a flag
+    assert set(found) - {"--help", "--dry-run"} == shown - {"--dry-run"}
+    if command == "train" and not tyro.__version__.startswith("0."):  # older ones draw one box
+        wanted = {("macer", "--macer-lam"), ("drf", "--kappa"), ("adversary", "--epsilon"),
+                  ("data", "--data-dir"), ("optimiser", "--accumulate"), ("output", "--resume"),
+                  ("computation", "--precision"), ("certificates", "--certify-n")}  # fmt: skip
+        assert wanted <= set(sections)
 
 
 def test_version():
