@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "results.md"
 # The order of the paper's table.
@@ -165,31 +167,46 @@ def frontier() -> str:
     counts = [len({run[key] for run in runs}) for key in ("epsilon", "seed")]
     so_far = "" if counts == [6, 3] else "Some runs are missing; so far {} of 6 ε, {} of 3 seeds. "
     arithmetic = f" The arithmetic is {', '.join(found['precision'])}."
-    highest = _highest(found["points"])
-    said = f"{so_far.format(*counts)}{_where(points)} {highest}{arithmetic}"
+    where, highest = _where(found["points"], points), _highest(found["points"], points)
+    said = f"{so_far.format(*counts)}{where} {highest}{arithmetic}"
     said = textwrap.fill(said, 100)
     return f"{picture}\n\n{said}\n\n{text}"
 
 
-def _where(points: Sequence[dict[str, Any]]) -> str:
-    """Says whether DRF lies above SmoothAdv's curve: how often by more than two standard errors."""
-    known = [point for point in points if point["error"] is not None]
-    if len(known) < len(points):
-        above = sum(point["gain"] > 0 for point in points)
+def _where(found: dict[str, list[dict[str, Any]]], points: Sequence[dict[str, Any]]) -> str:
+    """Says whether DRF lies above SmoothAdv's curve, and how often by more than chance."""
+    higher = sum(point["gain"] > 0 for point in points)
+    if any(point["error"] is None for point in points):
         return (
-            f"DRF lies above SmoothAdv's curve at {above} of {len(points)} ε; with one seed no "
+            f"DRF lies above SmoothAdv's curve at {higher} of {len(points)} ε; with one seed no "
             "error is known, and this decides nothing yet."
         )
-    higher = sum(point["gain"] > 0 for point in points)
-    above = sum(point["gain"] > 2 * point["error"] for point in points)
-    below = sum(point["gain"] < -2 * point["error"] for point in points)
+    beyond = [_beyond_chance(point) for point in points]
     return (
-        f"DRF lies above SmoothAdv's curve at {higher} of {len(points)} ε, at {above} of them by "
-        f"more than two standard errors, and below it by as much at {below}."
+        f"DRF lies above SmoothAdv's curve at {higher} of {len(points)} ε, at {beyond.count(1)} of "
+        "them by more than chance over these seeds (95 %, Student's t), and below it by as much at "
+        f"{beyond.count(-1)}.{_paired(found)}"
     )
 
 
-def _highest(found: dict[str, list[dict[str, Any]]]) -> str:
+def _beyond_chance(point: dict[str, Any]) -> int:
+    """1 or -1 if the gain over seeds has 0 outside of its 95 % interval by Student's t, else 0."""
+    half = stats.t.ppf(0.975, point["seeds"] - 1) * point["error"]
+    return int(point["gain"] > half) - int(point["gain"] < -half)
+
+
+def _paired(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Says of how many pairs of the same epsilon and seed DRF has the higher ACR."""
+    base, drf = (
+        {(point["epsilon"], point["seed"]): point["acr"] for point in found[method]}
+        for method in ("baseline", "prox")
+    )
+    pairs = base.keys() & drf.keys()
+    higher = sum(drf[pair] > base[pair] for pair in pairs)
+    return f" Of {len(pairs)} pairs of the same ε and seed, its ACR is higher in {higher}."
+
+
+def _highest(found: dict[str, list[dict[str, Any]]], points: Sequence[dict[str, Any]]) -> str:
     """Says how high the ACR can be made by epsilon alone, with each method."""
     best = {}
     for method, of in found.items():
@@ -199,11 +216,14 @@ def _highest(found: dict[str, list[dict[str, Any]]]) -> str:
             means.append((sum(acr) / len(acr), epsilon))
         best[method] = max(means)
     (drf, at), (base, there) = best["prox"], best["baseline"]
-    beyond = ": no ε gives SmoothAdv the ACR that DRF reaches" if drf > base else ""
-    return (
+    said = (
         f"The highest mean ACR is {drf:.4f} at ε = {at:g} with DRF and {base:.4f} at ε = {there:g} "
-        f"without{beyond}."
+        "without"
     )
+    here = [point for point in points if point["epsilon"] == at and point["error"] is not None]
+    if here and not _beyond_chance(here[0]):
+        said += ", a difference within chance"
+    return f"{said}."
 
 
 def table1(sigma: float) -> str:

@@ -148,7 +148,8 @@ def _warnings(work: Work, largest: float, accuracy: float | None) -> list[str]:
         if accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / count):
             found.append(
                 f"accuracy under noise is {100 * accuracy:.1f} %, and chance is {100 * chance:.1f} "
-                "%: is it the right checkpoint, data set and normalisation?"
+                "%: is it the right checkpoint, data set and normalisation, and was the network "
+                "trained with noise of this sigma?"
             )
     return found
 

@@ -73,8 +73,9 @@ def run(config: AttackConfig) -> int:
     else:
         log = AttackLog.create(out, description, force=config.force)
     images = number_of(sum(map(len, work.groups())), "image")
+    before = f" ({len(log.done):,} of them done before)" if log.done else ""
     say(
-        f"attacking {images} of {work.images.name} at sigma {work.classifier.sigma:g}: "
+        f"attacking {images}{before} of {work.images.name} at sigma {work.classifier.sigma:g}: "
         f"PGD (steps {config.steps}, starts {config.restarts})"
         + (f", DDN (steps {config.ddn_steps})" if config.ddn_steps else "")
         + f", m {config.num_samples}; PREDICT with n {config.n:,}"

@@ -25,7 +25,7 @@ usage: drf-fast COMMAND [OPTIONS]
 Train and certify provably robust image classifiers by randomized smoothing.
 
   train     train a classifier, certify some test images, draw the curve
-            (no option: DRF on embedded MNIST images, two to four minutes on two cores)
+            (no option: DRF on embedded MNIST images, one to four minutes on two cores)
   certify   certify test images with a trained network, one log line each
   predict   classify test images with the smoothed classifier
   attack    attack the smoothed classifier and check its certificates

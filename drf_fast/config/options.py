@@ -24,7 +24,7 @@ Format = Literal["table", "markdown", "latex", "csv", "json"]
 class TrainConfig:
     """Train a classifier for randomized smoothing, then certify some test images.
 
-    Without flags: SmoothAdv + DRF at sigma 0.5 on 10,000 embedded MNIST images, two to four minutes
+    Without flags: SmoothAdv + DRF at sigma 0.5 on 10,000 embedded MNIST images, one to four minutes
     on two CPU cores. Flags override the TOML file, the file overrides the recipe, and the recipe
     overrides the defaults.
     """
@@ -32,7 +32,8 @@ class TrainConfig:
     recipe: Annotated[str | None, Role.SOURCE] = None
     """Hyperparameters of a published run: mnist- or cifar10- followed by gaussian, stability,
     macer, smoothmix[-drf], smoothadv[-drf], consistency[-drf] or catrs[-drf]; also
-    cifar10-consistency-adv. Values are those for the sigma of 0.25, 0.5 and 1 nearest to --sigma.
+    cifar10-consistency-adv (this, smoothmix-drf, catrs-drf and cifar10-consistency-drf are our own
+    extensions). Values are those for the sigma of 0.25, 0.5 and 1 nearest to --sigma.
     Recipes follow the DRF paper; to follow the published code on which it builds, add
     --split-batches --late-drop --no-nesterov."""
     config: Annotated[Path | None, Role.SOURCE, Tag.ONE_PER_SWEEP] = None

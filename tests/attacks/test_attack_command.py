@@ -57,7 +57,7 @@ def test_an_interrupted_run_goes_on_to_the_same_log(run, tmp_path):
         read_attacked(path)
 
 
-def test_a_first_image_that_was_not_finished_is_attacked_again(run):
+def test_a_first_image_that_was_not_finished_is_attacked_again(run, capsys):
     flags = ("--max-images", "2", "--resume")
     assert attack(run, *flags) == 0
     path = run / "attack-s0.5-n300.tsv"
@@ -65,6 +65,9 @@ def test_a_first_image_that_was_not_finished_is_attacked_again(run):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
     assert attack(run, *flags) == 0
     assert without_times(path) == whole and len(whole) == 5
+    assert "done before" not in capsys.readouterr().err
+    assert attack(run, *flags) == 0  # nothing is left
+    assert "attacking 2 images (2 of them done before) of" in capsys.readouterr().err
 
 
 def test_a_shard_without_images_is_an_empty_log(run, capsys):
