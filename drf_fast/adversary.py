@@ -1,9 +1,4 @@
-"""The smoothed adversary and its balls: HardBall is SmoothAdv, SoftBall is DRF.
-
-DRF is not another loss but another adversary, which any loss can use: instead of projecting on a
-ball of radius epsilon it prices the distance by a dual variable lambda, which training adapts until
-the mean distance is epsilon.
-"""
+"""``attack``: gradient ascent on ``smooth_ce`` from each image, within one of ``balls``."""
 
 from __future__ import annotations
 
@@ -11,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.distributed
 from torch import nn
 
 from drf_fast import functional

@@ -17,8 +17,6 @@ from drf_fast.errors import InputError
 from drf_fast.functional import noisy_repeat
 from drf_fast.runtime import machine
 
-SORTS = ("radius", "idx", "abstain", "broken")
-
 
 @dataclass(frozen=True, eq=False)
 class Card:

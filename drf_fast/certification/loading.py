@@ -16,6 +16,7 @@ from drf_fast import data, models
 from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.log import sidecar
+from drf_fast.certification.network import as_requested
 from drf_fast.certification.noise import ASSUMPTIONS
 from drf_fast.checkpoints import first_layer, given
 from drf_fast.checkpoints import ours as checkpoint
@@ -134,7 +135,8 @@ def with_recorded_choices(config: _Resumable, out: Path | None) -> _Resumable:
     if not isinstance(recorded, dict):
         return config
     auto = [key for key in _MEASURED if getattr(config, key) in _TO_MEASURE and key in recorded]
-    return updated(config, {key: recorded[key] for key in auto}, str(sidecar(out)))
+    values = {key: as_requested(recorded[key]) for key in auto}
+    return updated(config, values, str(sidecar(out)))
 
 
 def source(config: SmoothedConfig) -> Source:

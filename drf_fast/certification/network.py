@@ -25,11 +25,20 @@ from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of, one_line
 from drf_fast.runtime.machine import MEMORY_FORMATS
 from drf_fast.runtime.memory import is_out_of_memory
+from drf_fast.runtime.modules import dtype_of, has_convolutions, is_channels_last
 from drf_fast.runtime.progress import say
 from drf_fast.runtime.tensors import same_bits
 
 PRECISIONS = ("fp32", "tf32", "bf16", "bf16 autocast", "auto", "fastest")
 _REPEATS = 3  # timed forward passes per form
+
+
+def as_requested(recorded: Any) -> Any:
+    """The precision to ask for so that it becomes the ``recorded`` one: autocast is found by bf16.
+
+    A log records "bf16 autocast" for a network whose weights cannot be converted.
+    """
+    return "bf16" if recorded == "bf16 autocast" else recorded
 
 
 @dataclass(frozen=True)
@@ -311,8 +320,8 @@ class RunNetwork:
 
     def _changes_layout(self, form: Form) -> bool:
         """Whether the memory format of this form differs from that of ``base``."""
-        is_channels_last = isinstance(self.base, nn.Module) and _is_channels_last(self.base)
-        return (form.memory_format == "channels_last") != is_channels_last
+        last = isinstance(self.base, nn.Module) and is_channels_last(self.base)
+        return (form.memory_format == "channels_last") != last
 
     def _run(self, network: Any, form: Form, rows: torch.Tensor) -> torch.Tensor:
         if form.precision == "bf16":
@@ -359,23 +368,13 @@ def _dtype(base: Any, default: torch.dtype) -> torch.dtype:
     """The dtype of the network's parameters, to which its input is converted."""
     if not isinstance(base, nn.Module):
         return default
-    return next((p.dtype for p in base.parameters() if p.is_floating_point()), default)
+    return dtype_of(base, default)
 
 
 def _has_convolutions(base: Any) -> bool:
     """Whether the memory format can matter: some weight is that of a 2-D convolution."""
-    return isinstance(base, nn.Module) and any(p.dim() == 4 for p in base.parameters())
+    return isinstance(base, nn.Module) and has_convolutions(base)
 
 
 def _is_compiled(base: Any) -> bool:
     return hasattr(base, "_orig_mod")
-
-
-def _is_channels_last(base: nn.Module) -> bool:
-    """Whether weights of the network's convolutions are in channels_last order."""
-    return any(
-        parameter.dim() == 4
-        and not parameter.is_contiguous()
-        and parameter.is_contiguous(memory_format=torch.channels_last)
-        for parameter in base.parameters()
-    )

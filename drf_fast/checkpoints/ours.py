@@ -93,7 +93,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, truncated, foreign, or containing code.
     """
-    return _check_content(*tensorfile.read(path), path)
+    return checked(*tensorfile.read(path), path)
 
 
 def load_any(path: Path, arch: str | None = None, normalize: str | None = None) -> dict[str, Any]:
@@ -108,11 +108,11 @@ def load_any(path: Path, arch: str | None = None, normalize: str | None = None) 
     """
     content, digest = tensorfile.read(path)
     code = arch is not None and names_code(arch)
-    if not _is_ours(content):
+    if not is_ours(content):
         if code:
             return {**pending(content, str(arch), normalize), "sha256": digest}
         return {**foreign.convert(content, path, arch, normalize=normalize), "sha256": digest}
-    saved = _check_content(content, digest, path)
+    saved = checked(content, digest, path)
     if names_code(saved["arch"]) and normalize is None:
         _refuse_code_of_file(saved, path, arch if code else None)
         return {**saved, "arch": arch}
@@ -124,7 +124,7 @@ def load_any(path: Path, arch: str | None = None, normalize: str | None = None) 
     return saved
 
 
-def _is_ours(content: Any) -> bool:
+def is_ours(content: Any) -> bool:
     """Whether a file's content is a checkpoint of ours, perhaps damaged in its mark."""
     return isinstance(content, dict) and (
         "format" in content or content.keys() >= _KEYS - {"format"}
@@ -149,7 +149,12 @@ def _refuse_code_of_file(content: dict[str, Any], path: Path, allowed: str | Non
         )
 
 
-def _check_content(content: Any, digest: str, path: Path) -> dict[str, Any]:
+def checked(content: Any, digest: str, path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of ours as read, with its hash as ``sha256``.
+
+    Raises:
+        InputError: no such checkpoint, or a damaged one.
+    """
     known = isinstance(content, dict) and content.get("format") in (_FORMAT, _WITHOUT_CHECKSUM)
     if not known or _KEYS - set(content):
         found = sorted(map(str, content))[:6] if isinstance(content, dict) else type(content)
@@ -210,5 +215,6 @@ def load_weights(model: nn.Module, content: dict[str, Any], path: Path) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"the weights in {path} do not fit {content['arch']}: {reason[:300]}"
+            f"the weights in {path} do not fit {content['arch']}: {reason[:300]}; pass the network "
+            "that they were trained in"
         ) from error

@@ -19,6 +19,7 @@ from drf_fast.backends import dispatch
 from drf_fast.certification import loading
 from drf_fast.certification.loading import Loaded, Source
 from drf_fast.certification.log import Log, read_log
+from drf_fast.certification.network import as_requested
 from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.look import AttackConfig, numbers
 from drf_fast.config.training import check_epsilon
@@ -106,8 +107,9 @@ def prepare(
         skip = skip if isinstance(skip, int) and skip > 0 else 1
         if isinstance(total, int) and total > 0:
             most = total if most is None else min(most, total)
-    if config.precision == "auto" and recorded.get("precision") in ("fp32", "tf32", "bf16"):
-        config = dataclasses.replace(config, precision=recorded["precision"])
+    precision = as_requested(recorded.get("precision"))
+    if config.precision == "auto" and precision in ("fp32", "tf32", "bf16"):
+        config = dataclasses.replace(config, precision=precision)
     loaded = loading.load(dataclasses.replace(config, skip=skip, max_images=most, seed=key), source)
     sigma = loaded.classifier.sigma
     epsilons = (sigma, 2 * sigma, 3 * sigma)

@@ -29,12 +29,14 @@ from drf_fast.config import tags
 from drf_fast.config.certification import check_settings
 from drf_fast.config.look import GapConfig
 from drf_fast.config.options import NetworkConfig, PredictConfig
+from drf_fast.config.ranges import check_ranges
 from drf_fast.errors import InputError, RunError
 from drf_fast.functional import noisy_repeat
 from drf_fast.report import style
 from drf_fast.report.tables import draw_tables
 from drf_fast.runtime import machine
 from drf_fast.runtime.logits import logits_of
+from drf_fast.runtime.modules import dtype_of
 from drf_fast.runtime.progress import Tracker, say
 from drf_fast.runtime.text import number_of
 
@@ -104,10 +106,7 @@ def run(config: GapConfig) -> int:
         InputError: a bad checkpoint, data set, setting or output.
         RunError: a network that returns NaN, or that classifies nothing right.
     """
-    if not 1 <= config.num_samples < 2**32:
-        raise InputError(f"--num-samples must be 1 or more, got {config.num_samples}")
-    if not -(2**63) <= config.seed < 2**63:
-        raise InputError(f"--seed must fit 64 bits, got {config.seed}")
+    check_ranges(config)
     if config.plot is not None:
         style.check_path(config.plot, config.force)
     found = measure(config)
@@ -194,7 +193,7 @@ def gaps_of(loaded: loading.Loaded, num_samples: int, seed: int) -> np.ndarray:
     """
     network: Any = loaded.classifier.base
     network.eval()
-    kind = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    kind = dtype_of(network, torch.float32)
     rows = min(num_samples, _ROWS)
     together = max(1, _ROWS // rows)
     gaps = np.empty((len(loaded.indices), num_samples))

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from drf_fast import data
+from drf_fast.attacks.gallery import choose
 from drf_fast.attacks.log import Attacked
 from drf_fast.certification.log import Log
 from drf_fast.data import folders
@@ -86,15 +86,12 @@ def _gallery(summary: Summary, attacked: Sequence[Attacked]) -> tuple[list[page.
     except InputError as error:
         say(f"the page has no images: {error}")
         return [], ""
-    radius = np.where(log.correct, log.radius, -1.0)
-    order = np.lexsort((log.idx, radius))
-    if len(order) > _MOST_PICTURES:
-        order = order[np.linspace(0, len(order) - 1, _MOST_PICTURES).round().astype(int)]
-    sigma = summary.groups[0].group.sigma
-    attack_results = _attack_results(log, sigma, attacked, images)
-    return [_picture(log, int(at), images, sigma, attack_results) for at in order], str(
-        label(summary.groups[0].group)
-    )
+    positions = {int(index): at for at, index in enumerate(log.idx)}
+    chosen = [positions[index] for index, _ in choose(log, "radius", _MOST_PICTURES, epsilon=0.0)]
+    group = summary.groups[0].group
+    attack_results = _attack_results(log, group.sigma, attacked, images)
+    pictures = [_picture(log, at, images, group.sigma, attack_results) for at in chosen]
+    return pictures, label(group)
 
 
 def _images_of(log: Log) -> Dataset:

@@ -14,7 +14,7 @@ from drf_fast.certification import loading
 from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.log import sidecar
 from drf_fast.certification.log.rows import PREDICT_COLUMNS
-from drf_fast.certification.log.writer import refuse_other_files
+from drf_fast.certification.log.writer import check_path, refuse_other_files
 from drf_fast.certification.stopping import reduced_alpha
 from drf_fast.config.certification import check_settings
 from drf_fast.config.options import PredictConfig
@@ -85,11 +85,7 @@ def run(config: PredictConfig) -> int:
 
 
 def _check_out(out: Path, force: bool) -> None:
-    if out == sidecar(out):
-        raise InputError(
-            f"{out} would be its own configuration: expected a name that does not end in .json; "
-            "call it .tsv"
-        )
+    check_path(out)
     for path in (out, sidecar(out)):
         if path.exists() and not force:
             raise InputError(f"{path} exists: replace it with --force, or choose another --out")

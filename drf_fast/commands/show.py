@@ -13,9 +13,8 @@ from drf_fast.attacks.log import AttackRow, differences, is_attack_log, read_att
 from drf_fast.certification import loading
 from drf_fast.certification.loading import Source
 from drf_fast.commands import attack
-from drf_fast.config import tags
 from drf_fast.config.look import AttackConfig, ShowConfig, numbers
-from drf_fast.config.tags import Range
+from drf_fast.config.ranges import check_ranges
 from drf_fast.config.training import check_epsilon, check_sigma
 from drf_fast.errors import InputError
 from drf_fast.functional import noisy_repeat
@@ -42,13 +41,7 @@ def run(config: ShowConfig) -> int:
             "package.module:factory of one that comes with its weights) or --noise DATA, got "
             f"{'both' if network else 'neither'}; pass one of them"
         )
-    for name in tags.having(ShowConfig, Range.COUNT):
-        value = getattr(config, name)
-        if isinstance(value, int) and not 1 <= value < 2**32:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} must be 1 or more, got {value}")
-    if not -(2**63) <= config.seed < 2**63:
-        raise InputError(f"--seed must fit 64 bits, got {config.seed}")
+    check_ranges(config)
     source = None if config.noise is not None else loading.source(_as_attack(config))
     default = Path("noise.png") if source is None else source.default_path("images.png")
     out = config.out or default

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 
-from drf_fast.config import tags
 from drf_fast.config.durations import seconds
 from drf_fast.config.look import AttackConfig
 from drf_fast.config.options import CertifyConfig, SmoothedConfig
-from drf_fast.config.tags import Range
+from drf_fast.config.ranges import check_ranges
 from drf_fast.config.training import check_sigma
 from drf_fast.errors import InputError
 
@@ -21,17 +20,9 @@ def check_settings(config: SmoothedConfig) -> None:
     Raises:
         InputError: one sentence that names the flag.
     """
-    for name in tags.having(type(config), Range.COUNT, Range.FROM_ZERO):
-        value = getattr(config, name)
-        least = 1 if Range.COUNT in tags.of(type(config))[name] else 0
-        if isinstance(value, int) and not least <= value < 2**32:
-            raise InputError(
-                f"--{name.replace('_', '-')} must lie between {least} and 2^32 - 1, got {value}"
-            )
+    check_ranges(config)
     if config.sigma is not None:
         check_sigma(config.sigma)
-    if not -(2**63) <= config.seed < 2**63:
-        raise InputError(f"--seed must fit 64 bits, got {config.seed}")
     if not _LEAST_ALPHA <= config.alpha < 1:
         raise InputError(
             f"--alpha must be a probability between 0 and 1, got {config.alpha}; the least that "

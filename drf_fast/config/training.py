@@ -10,7 +10,8 @@ from typing import Any
 from drf_fast.config import methods, tags
 from drf_fast.config.durations import seconds
 from drf_fast.config.options import TrainConfig
-from drf_fast.config.tags import Range, Role, Tag
+from drf_fast.config.ranges import check_ranges
+from drf_fast.config.tags import Role, Tag
 from drf_fast.config.values import to_dict
 from drf_fast.errors import InputError
 
@@ -32,8 +33,6 @@ NOT_TRAINED = frozenset(tags.of(TrainConfig)) - frozenset(tags.having(TrainConfi
 
 _MOST_EPSILON = 64.0  # published strengths from here on are counted in 0..255
 _MOST_SIGMA = 25  # published noise levels from here on are counted in 0..255
-_MOST = 2**32  # sample indices are 32-bit words of the noise counter
-_LARGEST = 1e30  # float32 holds it, its inverse and products with what training makes of them
 
 
 def trained(recorded: dict[str, Any]) -> dict[str, Any]:
@@ -135,35 +134,17 @@ def check(config: TrainConfig, processes: int = 1) -> None:
     Raises:
         InputError: names the flag, what was expected and what came.
     """
-    for name in tags.having(TrainConfig, Range.COUNT):
-        value = getattr(config, name)
-        if isinstance(value, int) and not 1 <= value < _MOST:
-            raise InputError(
-                f"--{name.replace('_', '-')} must lie between 1 and {_MOST - 1}, got {value}"
-            )
-    for name in tags.having(TrainConfig, Range.FROM_ZERO):
-        value = getattr(config, name)
-        if not 0 <= value <= _LARGEST:
-            raise InputError(
-                f"--{name.replace('_', '-')} must be 0 or more, at most {_LARGEST:g}, got {value}"
-            )
-    for name in tags.having(TrainConfig, Range.ABOVE_ZERO):
-        value = getattr(config, name)
-        if value is not None and not 1 / _LARGEST <= value <= _LARGEST:
-            raise InputError(
-                f"--{name.replace('_', '-')} must be a finite number above 0, from "
-                f"{1 / _LARGEST:g} to {_LARGEST:g}, got {value}"
-            )
+    if isinstance(config.lambda_every, int) and not 1 <= config.lambda_every < 2**32:
+        raise InputError(
+            f"--lambda-every must be 'epoch' or lie between 1 and 2^32 - 1, got "
+            f"{config.lambda_every}"
+        )
+    check_ranges(config)
     seconds(config.timeout, "timeout")
     check_sigma(config.sigma)
     check_epsilon(config.epsilon)
     if config.momentum >= 1:
         raise InputError(f"--momentum must be below 1, got {config.momentum}")
-    if isinstance(config.lambda_every, int) and not 1 <= config.lambda_every < _MOST:
-        raise InputError(
-            f"--lambda-every must be 'epoch' or lie between 1 and {_MOST - 1}, got "
-            f"{config.lambda_every}"
-        )
     if config.tau is not None and config.form != "udr":
         raise InputError(
             f"--tau belongs to --form udr, got --form {config.form}; leave it out, or choose udr"
@@ -174,8 +155,6 @@ def check(config: TrainConfig, processes: int = 1) -> None:
         )
     if config.nesterov and config.momentum == 0:
         raise InputError("--nesterov needs --momentum above 0; pass --no-nesterov")
-    if not -(2**63) <= config.seed < 2**63:
-        raise InputError(f"--seed must fit 64 bits, got {config.seed}")
     if config.resume and config.force:
         raise InputError("--resume continues a run and --force replaces it: pass one of them")
     _check_method(config)

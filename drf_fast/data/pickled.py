@@ -77,9 +77,8 @@ def read(content: bytes, md5: str, path: Path, labels: bytes) -> tuple[np.ndarra
         images = np.frombuffer(pixels, np.uint8).reshape(shape, order="F" if fortran else "C")
         classes = np.array(batch[labels], dtype=np.uint8)
         assert images.shape == (len(classes), 3 * 32 * 32)
-    except (
-        Exception
-    ) as error:  # by its checksum it cannot be; should MD5 be broken, this is no code
+    except Exception as error:
+        # By its checksum it cannot be; should MD5 be broken, this is no code.
         raise InputError(
             f"cannot read {path}: expected the published pickle, got {type(error).__name__}; use "
             "the binary version"

@@ -18,6 +18,7 @@ from drf_fast.runtime import machine, tf32
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of, one_line
 from drf_fast.runtime.memory import is_out_of_memory
+from drf_fast.runtime.modules import dtype_of, has_convolutions, is_channels_last
 from drf_fast.runtime.progress import say
 from drf_fast.runtime.tracing import are_transforms_active
 
@@ -230,8 +231,8 @@ def _fastest(
     fused = Faster(model).fused(_in_double(model, example)) is not None
     times: dict[tuple[str, bool], float] = {}
     failures: dict[str, Exception] = {}
-    images = example.dim() == 4 and any(p.dim() == 4 for p in model.parameters())
-    before = "channels_last" if _is_channels_last(model) else "contiguous"
+    images = example.dim() == 4 and has_convolutions(model)
+    before = "channels_last" if is_channels_last(model) else "contiguous"
     names = list(machine.MEMORY_FORMATS) if images else [before]
     names = names if requested is None else [requested]
     for group in _AUTOCAST_CHOICES[precision]:
@@ -262,20 +263,11 @@ def _fastest(
 
 
 def _in_form(model: nn.Module, name: str, fused: bool, bf16: bool = False) -> nn.Module:
-    if any(p.dim() == 4 for p in model.parameters()):
+    if has_convolutions(model):
         model.to(memory_format=machine.MEMORY_FORMATS[name])  # type: ignore[call-overload]
     last = name == "channels_last"
     double = any(p.dtype == torch.float64 for p in model.parameters())
     return Faster(model, last, bf16) if fused or last or double or bf16 else model
-
-
-def _is_channels_last(model: nn.Module) -> bool:
-    return any(
-        p.dim() == 4
-        and not p.is_contiguous()
-        and p.is_contiguous(memory_format=torch.channels_last)
-        for p in model.parameters()
-    )
 
 
 def _logits(network: nn.Module, example: torch.Tensor) -> torch.Tensor:
@@ -287,7 +279,7 @@ def _logits(network: nn.Module, example: torch.Tensor) -> torch.Tensor:
 
 def _in_double(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """``x`` in float64 if the network is: it takes float32 images, too."""
-    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), x.dtype)
+    dtype = dtype_of(network, x.dtype)
     return x.to(dtype) if dtype == torch.float64 else x
 
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from drf_fast.errors import InputError
 from drf_fast.runtime.logits import logits_of, one_line
+from drf_fast.runtime.modules import dtype_of
 
 _CALL = "expected a function or class that is called with num_classes=K and returns an nn.Module"
 
@@ -104,7 +105,7 @@ def _find(arch: str) -> Any:
 
 def _try(network: nn.Module, arch: str, num_classes: int, image_shape: tuple[int, ...]) -> None:
     """Run two black images, without side effects: no gradient, statistics or random numbers."""
-    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    dtype = dtype_of(network, torch.float32)
     images = torch.zeros(2, *image_shape, dtype=dtype)
     expected = f"expected images {tuple(images.shape)} to become logits {(2, num_classes)}"
     training = [module for module in network.modules() if module.training]

@@ -12,7 +12,7 @@ from drf_fast.report import style
 from drf_fast.report.attacks import AttackCurve
 from drf_fast.report.compare import resample, statistics
 from drf_fast.report.intervals import LEVEL, clopper_pearson
-from drf_fast.report.plot import curve, ecdf, label
+from drf_fast.report.plot import curve, ecdf, label, nines, nines_ticks
 from drf_fast.report.summary import GroupSummary, Summary, certified_accuracy
 from drf_fast.report.tables import probability
 
@@ -157,7 +157,7 @@ def p_lower(summary: Summary) -> Chart | None:
             continue
         p, mean, lowest, highest = _limit_steps(*steps)
         largest = max(largest, float(p[-1]))
-        x = _nines(p)
+        x = nines(p)
         if len(entry.group.logs) > 1:
             data += _band(i, x, lowest, highest, shape="hv")
         line = _line(i, label(entry.group), x, mean, shape="hv")
@@ -167,8 +167,8 @@ def p_lower(summary: Summary) -> Chart | None:
         body.append([label(entry.group), *map(probability, entry.p_quantiles)])
     if not data:
         return None
-    ticks = [0.5, 0.8, *(1 - 10.0**-k for k in range(1, int(_nines(largest)) + 2))]
-    axis = {"tickvals": [float(_nines(p)) for p in ticks], "ticktext": [f"{p:.9g}" for p in ticks]}
+    ticks = nines_ticks(largest)
+    axis = {"tickvals": [float(nines(p)) for p in ticks], "ticktext": [f"{p:.9g}" for p in ticks]}
     layout = _layout("p_lower of the true class", "images with at most this p_lower (%)",
                      yaxis={"range": [0, 100]}, xaxis=axis)  # fmt: skip
     header = ["method", "10 %", "25 %", "50 %", "75 %", "90 %"]
@@ -273,7 +273,3 @@ def _layout(
         "xaxis": {"title": {"text": x}, "rangemode": "tozero", **(xaxis or {})},
         "yaxis": {"title": {"text": y}, **(yaxis or {})},
     }
-
-
-def _nines(p: np.ndarray | float) -> Any:
-    return -np.log10(np.maximum(1.0 - np.asarray(p), 1e-15))

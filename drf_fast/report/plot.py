@@ -112,24 +112,29 @@ def draw_p(summary: Summary, path: Path) -> None:
             p, *shares = steps
             largest = max(largest, p[-1])
             values = (np.append(p, 1.0), *(np.append(share, 100.0) for share in shares))
-            _step(axes, i, entry.group, (_nines(values[0]), *values[1:]), "post")
+            _step(axes, i, entry.group, (nines(values[0]), *values[1:]), "post")
     if largest == 0.0:
         raise InputError(
             f"cannot plot to {path}: expected logs with p_lower, or with a radius and a sigma, got "
             "none; name the logs method_sigma0.50_seed.tsv"
         )
-    ticks = [0.5, 0.8, *(1 - 10.0**-k for k in range(1, int(_nines(largest)) + 2))]
-    axes.set_xticks([_nines(p) for p in ticks], [f"{p:.15g}" for p in ticks])
-    axes.set_xlim(_nines(0.5), _nines(largest) + 0.1)
+    ticks = nines_ticks(largest)
+    axes.set_xticks([nines(p) for p in ticks], [f"{p:.15g}" for p in ticks])
+    axes.set_xlim(nines(0.5), nines(largest) + 0.1)
     axes.set_xlabel("p_lower of the true class")
     axes.set_ylabel("images with at most this p_lower (%)")
     axes.legend(frameon=False, loc="upper left")
     style.save(figure, path)
 
 
-def _nines(p: np.ndarray | float) -> Any:
+def nines(p: np.ndarray | float) -> Any:
     """The position of p on the axis, -log10(1 - p), which resolves hard and easy images."""
     return -np.log10(np.maximum(1.0 - np.asarray(p), 1e-15))
+
+
+def nines_ticks(largest: float) -> list[float]:
+    """The values of p to be marked on that axis, up to the ``largest`` shown."""
+    return [0.5, 0.8, *(1 - 10.0**-k for k in range(1, int(nines(largest)) + 2))]
 
 
 def _figure(summary: Summary) -> tuple[Figure, Axes]:

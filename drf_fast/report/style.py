@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drf_fast.errors import InputError
-from drf_fast.runtime.files import write_atomic
+from drf_fast.runtime.files import refuse_missing_folder, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,7 @@ def check_path(path: Path, force: bool, suffixes: Sequence[str] = SUFFIXES) -> N
     """Refuse the path of a figure that could not be written, before any work is done.
 
     Raises:
-        InputError: unknown format, or the file exists.
+        InputError: unknown format, the file exists, or its folder does not.
     """
     if path.suffix.lower() not in suffixes:
         raise InputError(
@@ -58,6 +58,7 @@ def check_path(path: Path, force: bool, suffixes: Sequence[str] = SUFFIXES) -> N
         raise InputError(
             f"{path} exists: expected a new file; replace it with --force or choose another name"
         )
+    refuse_missing_folder(path)
 
 
 def figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:

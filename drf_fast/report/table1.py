@@ -20,7 +20,7 @@ from drf_fast.report.best import Positions, best
 from drf_fast.report.groups import Group
 from drf_fast.report.paper import PaperRow
 from drf_fast.report.summary import GroupSummary, Summary, certified_accuracy
-from drf_fast.report.tables import Table, caption
+from drf_fast.report.tables import Table, caption, rounded
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ def cells(summary: Summary) -> Table:
             elif at == 0:
                 first = [entry.method, f"{entry.sigma:g}", "paper"]
             sign = "+" if row.source == "difference" else ""
-            acr = f"{row.acr:{sign}.3f}"
+            acr = rounded(row.acr, f"{sign}.3f")
             if row.acr_std is not None:
                 acr += f" ± {row.acr_std:.3f}"
-            body.append([*first, acr, *(_share(share, sign) for share in row.certified)])
+            body.append([*first, acr, *(rounded(share, f"{sign}.1f") for share in row.certified)])
     return header, body
 
 
@@ -123,11 +123,6 @@ def best_cells(summary: Summary) -> Positions:
     sources = [(row.source, entry.sigma) for entry in entries(summary) for row in entry.rows]
     blocks = {at: sigma for at, (source, sigma) in enumerate(sources) if source == "measured"}
     return best(body, blocks, range(3, len(header)))
-
-
-def _share(value: float, sign: str) -> str:
-    text = f"{value:{sign}.1f}"
-    return text.lstrip("+-") if float(text) == 0 else text  # a zero has no sign
 
 
 def note(summary: Summary) -> str:

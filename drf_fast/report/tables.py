@@ -179,7 +179,7 @@ def cells(summary: Summary, intervals: bool = False, envelope: bool = False) -> 
     body = []
     for line in lines(summary, intervals):
         signed = "+" if line.kind.startswith(("difference", "minus")) else ""
-        acr = "" if line.acr is None else _number(line.acr, f"{signed}.3f")
+        acr = "" if line.acr is None else rounded(line.acr, f"{signed}.3f")
         if line.acr_std is not None:
             acr += f" ± {line.acr_std:.3f}"
         first = [line.group.name, _sigma(line.group), str(line.seeds)]
@@ -233,10 +233,11 @@ def _sigma(group: Group) -> str:
 
 
 def _share(value: float | None, signed: str) -> str:
-    return "" if value is None else _number(value, f"{signed}.1f")
+    return "" if value is None else rounded(value, f"{signed}.1f")
 
 
-def _number(value: float, style: str) -> str:
+def rounded(value: float, style: str) -> str:
+    """``value`` in this format."""
     text = f"{value:{style}}"
     return text.lstrip("+-") if float(text) == 0 else text  # a zero has no sign
 

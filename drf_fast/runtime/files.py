@@ -73,6 +73,19 @@ def refuse_irregular(path: Path) -> None:
         )
 
 
+def refuse_missing_folder(path: Path) -> None:
+    """Refuse a path whose folder does not exist, before what is to be written there is computed.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not path.parent.is_dir():
+        raise InputError(
+            f"cannot write {path}: expected an existing, writable folder, got none at "
+            f"{path.parent}; create the folder or choose another one"
+        )
+
+
 def write_atomic(path: str | Path, content: bytes | str) -> None:
     """Write ``content`` (bytes, or text as UTF-8) atomically; raises as ``atomic_file``."""
     with atomic_file(path) as file:

@@ -17,6 +17,7 @@ from drf_fast.runtime import processes
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of, one_line
 from drf_fast.runtime.memory import is_out_of_memory
+from drf_fast.runtime.modules import dtype_of
 from drf_fast.runtime.progress import say
 from drf_fast.version import __version__
 
@@ -154,8 +155,7 @@ def seconds(model: nn.Module, example: torch.Tensor) -> float:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(example.shape, generator=generator, device="cpu")
     # Images of the network's dtype: it may be in double precision.
-    dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
-    x = noise.to(example.device, dtypes[0] if dtypes else None).requires_grad_()
+    x = noise.to(example.device, dtype_of(model, noise.dtype)).requires_grad_()
     with frozen(model):
         return min(_pass_seconds(model, x) for _ in range(3))
 

@@ -147,9 +147,8 @@ class Meeting:
         except RunError as reason:
             return reason
         if silent:
-            return RunError(
-                self._silent_message(silent)
-            )  # a killed one is noticed before the time-out
+            # One that was killed is noticed before the time-out.
+            return RunError(self._silent_message(silent))
         return RunError(
             f"process {self.rank} of {self.size}: a collective operation failed, expected all "
             f"processes to take part, got {' '.join(str(error).split())[:120]}; go on with --resume"

@@ -17,7 +17,9 @@ def images_of(data: object, count: int, noun: str = "image") -> str:
 
 
 def duration(seconds: float) -> str:
-    """A human-readable time: seconds, minutes or hours."""
+    """A human-readable time: seconds, minutes, hours or days."""
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} days"

@@ -15,7 +15,7 @@ from drf_fast.config.tags import Role
 from drf_fast.config.training import steps_of_an_epoch
 from drf_fast.config.values import to_dict
 from drf_fast.runtime import processes
-from drf_fast.runtime.text import number_of
+from drf_fast.runtime.text import duration, number_of
 from drf_fast.training import schedule
 from drf_fast.training.methods.common import Batch
 from drf_fast.training.run import Run
@@ -60,11 +60,11 @@ def show(
     if config.json:
         print(json.dumps({"settings": _settings(config), "predicted": predicted}, indent=2))
         return
-    votes = f"{_duration(before)} of smoothed predictions, " if before else ""
+    votes = f"{duration(before)} of smoothed predictions, " if before else ""
     print(
         f"\n# predicted: {votes}{number_of(left, 'step')} of {1000 * step:.0f} ms and "
         f"{number_of(config.epochs - run.epoch, 'test')} of {test:.1f} s on {run.device} in "
-        f"{config.precision}, {config.memory_format} make {_duration(total)}, certificates excepted"
+        f"{config.precision}, {config.memory_format} make {duration(total)}, certificates excepted"
     )
 
 
@@ -93,10 +93,3 @@ def _toml(key: str, value: Any) -> str:
     if isinstance(value, tuple):
         value = list(value)
     return f"{key} = {json.dumps(value)}"  # JSON's strings, numbers, booleans and lists are TOML's
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

@@ -31,9 +31,9 @@ def network(
         return models.build(config.arch, num_classes, image_shape, config.normalize), None
     path = checkpoint.locate(config.init)
     content, digest = tensorfile.read(path)
-    ours = isinstance(content, dict) and "format" in content
+    ours = checkpoint.is_ours(content)
     if ours:
-        content = checkpoint.load(path)
+        content = checkpoint.checked(content, digest, path)
         _refuse_other_arch(config.arch, content["arch"], path)
     model = models.build(config.arch, num_classes, image_shape)
     weights = content["model"] if ours else content

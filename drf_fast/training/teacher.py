@@ -76,7 +76,9 @@ def load(
             f"with: expected SHA-256 {sha256}, got {saved['sha256']}; pass that one, or start anew "
             "with --force"
         )
-    network = checkpoint.build_model(saved, path, config.arch).to(device)
+    # Code runs only as the network that the user names; the trained network may be another one.
+    arch = config.arch if config.arch == saved["arch"] else None
+    network = checkpoint.build_model(saved, path, arch).to(device)
     return Teacher(network.eval(), float(saved["config"]["sigma"]), saved["sha256"])
 
 

@@ -122,6 +122,10 @@ def test_the_judge_computes_in_the_precision_of_the_certificates(run):
     assert attack(run, "--max-images", "2", "--force", "--precision", "fp32") == 0
     assert precision() == "fp32"
     assert attack(run, "--max-images", "2", "--resume") == 0  # as it was begun
+    settings = json.loads((run / "certificates.json").read_text())
+    settings["precision"] = "bf16 autocast"  # of a network that cannot be converted; bf16 finds it
+    (run / "certificates.json").write_text(json.dumps(settings))
+    assert attack(run, "--max-images", "2", "--force") == 0 and precision() == "bf16"
 
 
 def test_a_class_lost_within_one_epsilon_is_lost_within_larger_ones_of_other_logs(run):

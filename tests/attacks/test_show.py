@@ -140,9 +140,10 @@ def test_noise_levels_and_bad_words(tmp_path, capsys, monkeypatch):
         (("runs", "--noise", "mnist"), "got both"),
         (("runs", "--sigma", "0.25,1"), "must be one noise level for a network"),
         (("--noise", "mnist-mini", "--sigma", "a", "--force"), "--sigma must be different numbers"),
-        (("--noise", "mnist-mini", "--images", "0", "--force"), "--images must be 1 or more"),
-        (("--noise", "mnist-mini", "--threads", "0", "--force"), "--threads must be 1 or more"),
+        (("--noise", "mnist-mini", "--images", "0", "--force"), "--images must lie between 1"),
+        (("--noise", "mnist-mini", "--threads", "0", "--force"), "--threads must lie between 1"),
         (("--noise", "mnist-mini", "--out", "x.gif"), "ends in .png, .pdf, .svg"),
+        (("--noise", "mnist-mini", "--epsilon", "0"), "--epsilon must be a finite number above 0"),
     ):
         assert main(["show", *words]) == 2
         assert said in capsys.readouterr().err

@@ -180,6 +180,11 @@ def test_a_log_records_what_was_chosen_and_resumes_with_it(has_tf32, tmp_path):
     for asked, resumed in cases:
         config = CertifyConfig(checkpoint=Path("run"), precision=asked, out=out, resume=True)
         assert loading.with_recorded_choices(config, out).precision == resumed
+    # Of a network whose weights cannot be converted; no flag names it, bf16 leads to it.
+    settings = json.loads(out.with_suffix(".json").read_text())
+    out.with_suffix(".json").write_text(json.dumps({**settings, "precision": "bf16 autocast"}))
+    config = CertifyConfig(checkpoint=Path("run"), out=out, resume=True)
+    assert loading.with_recorded_choices(config, out).precision == "bf16"
 
 
 def test_threads_switch_tf32_one_after_the_other(has_tf32):

@@ -122,7 +122,7 @@ def test_gaps_that_do_not_spread_are_drawn_too(tmp_path):
     ("flags", "message", "status"),
     [
         (["missing.pt"], "missing.pt", 2),
-        (["0.pt", "--num-samples", "0"], "--num-samples must be 1 or more", 2),
+        (["0.pt", "--num-samples", "0"], "--num-samples must lie between 1", 2),
         (["0.pt", "--plot", "a.bmp"], "ends in .png", 2),
         (["0.pt", "0.pt"], "the same network", 2),
         (["0.pt", "--sigma", "-1"], "--sigma", 2),

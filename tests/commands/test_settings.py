@@ -100,8 +100,8 @@ SETS = {
     "catrs": (methods.FLAGS["catrs"], "catrs_lam catrs_teacher catrs_n"),
     "counts": (
         tags.having(TrainConfig, Range.COUNT),
-        "num_samples epochs batch_size kappa train_images max_steps certify_n accumulate "
-        "save_every threads catrs_n",
+        "num_samples epochs batch_size kappa train_images max_steps certify_n "
+        "accumulate save_every threads catrs_n",
     ),
     "from zero": (
         tags.having(TrainConfig, Range.FROM_ZERO),

@@ -10,7 +10,7 @@ from graph_step import CLASSES, B, M, example, small_network
 from torch import nn
 
 import drf_fast
-from drf_fast.backends.triton import captured
+from drf_fast.backends.graphs import captured
 from drf_fast.certification import passes
 from drf_fast.runtime import machine
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from drf_fast.backends import triton as kernels
+from drf_fast.backends.graphs import captured
 from drf_fast.certification import passes
 from drf_fast.certification.passes import Votes
 from drf_fast.kernels import scalars  # pyright: ignore[reportMissingImports]
@@ -108,7 +108,7 @@ def test_a_capture_on_another_device_forbids_nothing(two):
 def test_a_graph_is_captured_where_its_tensors_are(two):
     seen = []
     for device in (FIRST, SECOND, FIRST):
-        with kernels.captured(object(), device):
+        with captured(object(), device):
             seen += [torch.cuda.is_current_stream_capturing(), two.current]
             assert scalars.on_device(device, HALF)[0][0] == "filled"
     assert two.captured == [(0, 0), (1, 1), (0, 0)] and two.current == 0
@@ -142,7 +142,7 @@ def test_a_capture_that_fails_leaves_the_stream_and_no_memory(two, monkeypatch, 
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_releasePool", release, raising=False)
     before = two.on
-    with pytest.raises(ValueError, match="of the network"), kernels.captured(object(), SECOND):
+    with pytest.raises(ValueError, match="of the network"), captured(object(), SECOND):
         raise ValueError("of the network")
     assert two.on is before and two.current == 0
     of_pool = (1, two.pools[0])
@@ -155,7 +155,7 @@ def test_a_capture_that_fails_leaves_the_stream_and_no_memory(two, monkeypatch, 
     ids=["torch", "random", "numpy"],
 )
 def test_random_numbers_of_the_cpu_are_not_captured(two, draw):
-    with pytest.raises(RuntimeError, match="drawn on the CPU"), kernels.captured(object(), SECOND):
+    with pytest.raises(RuntimeError, match="drawn on the CPU"), captured(object(), SECOND):
         draw()
     assert two.current == 0
 

@@ -95,6 +95,10 @@ def test_the_guide_answers_as_a_search_does(sigma):
         assert got == len(thresholds) - bisect.bisect_right(thresholds, value)
 
 
+def test_the_table_is_made_once_whatever_names_the_cpu():
+    assert level_table(0.5, torch.device("cpu")) is level_table(0.5)
+
+
 @pytest.mark.parametrize("sigma", [0.0, -1.0, 16.1, math.nan, math.inf, torch.tensor(17.0)])
 def test_a_sigma_without_a_table_is_refused(sigma):
     with pytest.raises(ValueError, match="sigma"):

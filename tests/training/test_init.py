@@ -13,6 +13,7 @@ from drf_fast import models
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
 from drf_fast.config.options import TrainConfig
+from drf_fast.errors import InputError
 from drf_fast.models import Normalize
 from drf_fast.training import initial
 
@@ -53,6 +54,16 @@ def test_the_network_starts_from_the_file(tmp_path, kind):
     config = TrainConfig(arch="lenet", normalize="none", init=path)
     network, digest = initial.network(config, 10, SHAPE)
     assert equal(network.state_dict(), weights) and digest == checkpoint.sha256(path)
+
+
+def test_a_checkpoint_of_ours_without_its_mark_is_damaged_and_not_foreign(tmp_path):
+    path = tmp_path / "a.pt"
+    ours(path, "lenet", lenet())
+    content = torch.load(path, weights_only=True)
+    content["fOrmat"] = content.pop("format")
+    torch.save(content, path)
+    with pytest.raises(InputError, match="expected the format"):
+        initial.network(TrainConfig(arch="lenet", normalize="none", init=path), 10, SHAPE)
 
 
 def train(*words: str) -> int:

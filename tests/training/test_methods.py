@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -13,6 +14,7 @@ from torch import nn
 
 import drf_fast
 from drf_fast.commands.cli import main
+from drf_fast.config.options import TrainConfig
 from drf_fast.training import methods
 from drf_fast.training.methods.common import Batch, MethodOptions
 
@@ -194,6 +196,13 @@ CASES = [
 def case_id(value: Any) -> str:
     """The same in every process, which a function's address is not."""
     return value.__name__ if callable(value) else str(value)[:40]
+
+
+def test_the_options_have_the_defaults_of_the_flags():
+    flags = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    for field in dataclasses.fields(MethodOptions):
+        if field.name in flags and field.default is not dataclasses.MISSING:
+            assert field.default == flags[field.name], field.name
 
 
 @pytest.mark.parametrize(("name", "plain", "values"), CASES, ids=case_id)

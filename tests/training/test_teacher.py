@@ -15,8 +15,11 @@ import drf_fast
 from drf_fast import data
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
+from drf_fast.config.options import TrainConfig
 from drf_fast.config.training import trained
+from drf_fast.errors import InputError
 from drf_fast.runtime.randomness import TEACHER
+from drf_fast.training.teacher import load
 
 pytestmark = pytest.mark.slow
 IMAGES, VOTES, SEED = 70, 20, 3  # more than one batch of images, more than one pass of copies
@@ -110,6 +113,16 @@ def test_a_dry_run_says_what_counting_takes_and_writes_nothing(teacher, tmp_path
     assert train(tmp_path / "run", teacher, "--dry-run") == 0
     assert " of smoothed predictions, " in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_the_code_of_a_teacher_is_not_that_of_the_trained_network(teacher, tmp_path):
+    """A teacher of the user's own is not built as the network to be trained."""
+    content = {**state(teacher), "arch": "nets:make"}
+    checkpoint.save(tmp_path / "checkpoint.pt", content)
+    for arch in ("lenet", "other:make"):
+        config = TrainConfig(method="catrs", catrs_teacher=tmp_path, arch=arch)
+        with pytest.raises(InputError, match="repeat --arch nets:make"):
+            load(config, 10, (1, 28, 28), torch.device("cpu"))
 
 
 def test_a_damaged_file_is_named(whole, teacher, tmp_path, capsys):

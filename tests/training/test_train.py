@@ -216,7 +216,7 @@ def test_force_replaces_a_run(tmp_path):
     [
         (["--sigma", "0"], "--sigma must be a finite number above 0"),
         (["--sigma", "nan"], "--sigma must be a finite number above 0"),
-        (["--epochs", "0"], "--epochs must lie between 1 and 4294967295, got 0"),
+        (["--epochs", "0"], "--epochs must lie between 1 and 2^32 - 1, got 0"),
         (["--method", "macaroni"], "--method must be one of gaussian, stability"),
         (["--arch", "vgg"], "--arch must be one of lenet"),
         (["--data", "cifar"], "mnist-mini"),

@@ -62,9 +62,8 @@ def adversary_step(
     _check(grad, x, x_adv, image_ids)
     out = torch.empty_like(x)
     channels_last = is_channels_last(out)
-    if (
-        not channels_last and not out.is_contiguous()
-    ):  # dense in an order of its own, which out must keep
+    if not channels_last and not out.is_contiguous():
+        # Dense in an order of its own, which out must keep.
         contiguous, noisy, distance = adversary_step(
             grad,
             x.contiguous(),

@@ -74,8 +74,10 @@ def level_table(sigma: float, device: torch.device | None = None) -> LevelTable:
             f"noise in whole levels needs 0 < sigma <= {MOST_SIGMA:g} in pixel units (1 is the "
             f"range of the pixels), got {sigma:g}; is sigma in levels of 0..255? divide it by 255"
         )
-    if device is not None and device.type != "cpu":
+    if device is not None:
         table = level_table(sigma)
+        if device.type == "cpu":
+            return table
         return table._replace(thresholds=table.thresholds.to(device), guide=table.guide.to(device))
     tails = _tails(Fraction(sigma))
     half_unit = 1 << (_POINT - 65)

@@ -23,7 +23,13 @@ from drf_fast.certification.log.sidecar import (
     with_environment,
 )
 from drf_fast.errors import InputError
-from drf_fast.runtime.files import lock, refuse_irregular, unlock, write_json
+from drf_fast.runtime.files import (
+    lock,
+    refuse_irregular,
+    refuse_missing_folder,
+    unlock,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
@@ -62,11 +68,7 @@ def check_path(path: Path) -> None:
             f"{path} would be its own configuration: expected a log name that does not end in "
             ".json; call it .tsv"
         )
-    if not path.parent.is_dir():
-        raise InputError(
-            f"cannot write {path}: expected an existing, writable folder, got none at "
-            f"{path.parent}; create the folder or choose another one"
-        )
+    refuse_missing_folder(path)
 
 
 def refuse_existing(path: Path) -> None:

@@ -27,7 +27,6 @@ from drf_fast.config.options import TrainConfig
 from drf_fast.config.tags import Role, Tag
 from drf_fast.config.training import steps_of_an_epoch
 from drf_fast.config.values import to_dict
-from drf_fast.errors import InputError, RunError
 from drf_fast.runtime.progress import say
 from drf_fast.training import loop, teacher
 from drf_fast.training.prepare import prepare
@@ -61,9 +60,7 @@ def measure(sweep: Sweep, download: bool = True) -> None:
                 if not download:
                     _refuse_absent_data(run.config)
                 sweep.measured[key] = _try(sweep, run.config)
-        except InputError:
-            raise
-        except (RunError, RuntimeError) as error:
+        except RuntimeError as error:  # RunError, too
             say(f"warning: the trial failed, so its time is unknown ({error})")
             sweep.measured.pop(key, None)
 

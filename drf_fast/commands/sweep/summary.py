@@ -22,7 +22,7 @@ from drf_fast.report.summary import average_certified_radius, certified_accuracy
 from drf_fast.report.tables import caption, draw_tables
 from drf_fast.runtime.files import write_atomic, write_json
 from drf_fast.runtime.text import number_of
-from drf_fast.training.metrics import last_metrics
+from drf_fast.training.metrics import read_metrics
 
 TABLE, RUNS, JSON = "summary.tsv", "runs.tsv", "summary.json"
 
@@ -92,7 +92,8 @@ def summarize(sweep: Sweep, done: Sequence[SweepRun]) -> Result:
 
 
 def _numbers(sweep: Sweep, run: SweepRun, log: Log, radii: tuple[float, ...]) -> dict[str, Any]:
-    metrics = last_metrics(sweep.folder / run.name)
+    epochs = read_metrics(sweep.folder / run.name)
+    metrics = epochs[-1] if epochs else {}
     under_noise = metrics.get("test_accuracy_under_noise")
     return {
         "seed": run.config.seed,
@@ -105,18 +106,9 @@ def _numbers(sweep: Sweep, run: SweepRun, log: Log, radii: tuple[float, ...]) ->
         "accuracy_under_noise": None if under_noise is None else 100.0 * under_noise,
         "lambda": metrics.get("lambda"),
         "distance": metrics.get("distance"),
-        "train_seconds": _train_seconds(sweep.folder / run.name),
+        "train_seconds": float(sum(row.get("seconds", 0.0) for row in epochs)),
         "certify_seconds": float(log.seconds.sum()),
     }
-
-
-def _train_seconds(folder: Path) -> float:
-    """The seconds of all complete epochs, over all interruptions."""
-    try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return float(sum(json.loads(line)["seconds"] for line in lines))
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0
 
 
 def _at(radius: float) -> str:

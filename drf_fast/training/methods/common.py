@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from drf_fast.adversary import HardBall, SoftBall, attack
+from drf_fast.adversary import attack
+from drf_fast.balls import HardBall, SoftBall
 from drf_fast.functional import noisy_repeat
 from drf_fast.runtime.logits import logits_of
 
@@ -60,7 +61,7 @@ class MethodOptions:
 
     sigma: float
     num_samples: int
-    steps: int = 10
+    steps: int = 4
     grad_norm: str = "image"
     consistency_lam: float = 1.0
     consistency_eta: float = 0.5
