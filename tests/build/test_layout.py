@@ -129,5 +129,5 @@ def test_few_lines_a_module():
 
 def test_the_reader_of_imports_sees_them():
     assert "drf_fast.ops.schemas" in IMPORTS["drf_fast.functional"]
-    assert "drf_fast.kernels.scalars" in IMPORTS["drf_fast.backends.triton"]  # inside a function
+    assert "drf_fast.kernels.scalars" in IMPORTS["drf_fast.backends.graphs"]  # inside a function
     assert room("drf_fast.balls") == "face" and room("drf_fast.ops.checks") == "ops"
