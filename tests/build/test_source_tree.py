@@ -33,10 +33,3 @@ def test_a_source_tree_where_nothing_is_built_says_so_once(tmp_path):
     )
     assert done.stderr.count(f"runs from the source tree {tmp_path}") == 1
     assert len(done.stdout.split()) == 2
-
-
-def test_the_old_place_of_the_command_line():
-    from drf_fast import cli
-    from drf_fast.commands import cli as here
-
-    assert cli.main is here.main
