@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import statistics
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -167,7 +168,7 @@ def frontier() -> str:
     counts = [len({run[key] for run in runs}) for key in ("epsilon", "seed")]
     so_far = "" if counts == [6, 3] else "Some runs are missing; so far {} of 6 ε, {} of 3 seeds. "
     arithmetic = f" The arithmetic is {', '.join(found['precision'])}."
-    where, highest = _where(found["points"], points), _highest(found["points"], points)
+    where, highest = _where(found["points"], points), _highest(found["points"])
     said = f"{so_far.format(*counts)}{where} {highest}{arithmetic}"
     said = textwrap.fill(said, 100)
     return f"{picture}\n\n{said}\n\n{text}"
@@ -206,7 +207,7 @@ def _paired(found: dict[str, list[dict[str, Any]]]) -> str:
     return f" Of {len(pairs)} pairs of the same ε and seed, its ACR is higher in {higher}."
 
 
-def _highest(found: dict[str, list[dict[str, Any]]], points: Sequence[dict[str, Any]]) -> str:
+def _highest(found: dict[str, list[dict[str, Any]]]) -> str:
     """Says how high the ACR can be made by epsilon alone, with each method."""
     best = {}
     for method, of in found.items():
@@ -220,10 +221,21 @@ def _highest(found: dict[str, list[dict[str, Any]]], points: Sequence[dict[str, 
         f"The highest mean ACR is {drf:.4f} at ε = {at:g} with DRF and {base:.4f} at ε = {there:g} "
         "without"
     )
-    here = [point for point in points if point["epsilon"] == at and point["error"] is not None]
-    if here and not _beyond_chance(here[0]):
-        said += ", a difference within chance"
+    gains = _gains(found, at, there)
+    if len(gains) > 1:
+        error = statistics.stdev(gains) / len(gains) ** 0.5
+        point = {"gain": statistics.mean(gains), "error": error, "seeds": len(gains)}
+        said += f", a difference {'beyond' if _beyond_chance(point) else 'within'} chance"
     return f"{said}."
+
+
+def _gains(found: dict[str, list[dict[str, Any]]], at: float, there: float) -> list[float]:
+    """The ACR of DRF at epsilon ``at`` minus SmoothAdv's at ``there``, for each seed of both."""
+    drf, base = (
+        {point["seed"]: point["acr"] for point in found[method] if point["epsilon"] == epsilon}
+        for method, epsilon in (("prox", at), ("baseline", there))
+    )
+    return [drf[seed] - base[seed] for seed in sorted(drf.keys() & base.keys())]
 
 
 def table1(sigma: float) -> str:

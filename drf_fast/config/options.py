@@ -184,8 +184,8 @@ class TrainConfig:
     out: Annotated[Path | None, Role.PLACE, Tag.ONE_PER_SWEEP] = None
     """Run folder; the default is runs/ and a name made of data, method, sigma and seed."""
     resume: Annotated[bool, Role.CALL, Tag.ONE_PER_SWEEP] = False
-    """Continue the run in the run folder, if there is one; ends with the same bits as an
-    uninterrupted run."""
+    """Continue the run in the run folder, if there is one; on a CPU it ends with the same bits as
+    an uninterrupted run."""
     force: Annotated[bool, Role.CALL, Tag.ONE_PER_SWEEP] = False
     """Replace the run in the run folder."""
     save_every: Annotated[int | None, Role.LIMIT, Tag.ONE_PER_SWEEP, Range.COUNT] = None

@@ -47,7 +47,7 @@ class Range(Enum):
     """The values that a number may have; others, such as None or 'auto', pass."""
 
     COUNT = "1 to 2^32 - 1"
-    FROM_ZERO = "0 to 1e30"
+    FROM_ZERO = "0 to 1e30, whole numbers to 2^32 - 1"
     ABOVE_ZERO = "1e-30 to 1e30"
 
 
@@ -82,7 +82,7 @@ def of(config_type: type) -> dict[str, frozenset[Role | Tag | Section | Range | 
     return found
 
 
-def having(config_type: type, *tags: Role | Tag | Range | Of) -> tuple[str, ...]:
+def having(config_type: type, *tags: Role | Tag | Section | Range | Of) -> tuple[str, ...]:
     """The fields with at least one of ``tags``, in the order of declaration."""
     return tuple(name for name, own in of(config_type).items() if own & set(tags))
 

@@ -20,6 +20,7 @@ from drf_fast import data
 from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config.options import TrainConfig
+from drf_fast.config.values import names_code
 from drf_fast.errors import InputError
 from drf_fast.functional import noise_key
 from drf_fast.runtime import processes
@@ -76,9 +77,13 @@ def load(
             f"with: expected SHA-256 {sha256}, got {saved['sha256']}; pass that one, or start anew "
             "with --force"
         )
-    # Code runs only as the network that the user names; the trained network may be another one.
-    arch = config.arch if config.arch == saved["arch"] else None
-    network = checkpoint.build_model(saved, path, arch).to(device)
+    if names_code(saved["arch"]) and config.arch != saved["arch"]:
+        raise InputError(
+            f"--catrs-teacher {config.catrs_teacher} is of a network of your own, whose code runs "
+            f"only where --arch names it: expected a teacher of --arch {config.arch} or of a "
+            f"built-in network, got one of {saved['arch']}; train such a teacher"
+        )
+    network = checkpoint.build_model(saved, path, config.arch).to(device)
     return Teacher(network.eval(), float(saved["config"]["sigma"]), saved["sha256"])
 
 

@@ -70,7 +70,7 @@ def room(module: str) -> str:
         return "top"
     if parts[1] in ALLOWED:
         return parts[1]
-    return "top" if parts[1] in ("__main__", "cli") else "face"
+    return "top" if parts[1] == "__main__" else "face"
 
 
 def imported(module: str) -> set[str]:

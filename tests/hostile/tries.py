@@ -3,7 +3,7 @@
 A try is a fault if it ends in a traceback, takes too long, fails with another word than one
 sentence, or accepts what must be refused. For the long form:
 
-    python tests/hostile/tries.py --seconds 1200 --seed 1
+    python tests/hostile/tries.py --seconds 420 --seed 23
 """
 
 from __future__ import annotations

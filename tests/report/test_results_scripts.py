@@ -282,6 +282,9 @@ def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path, monke
     assert page._beyond_chance({"gain": -4.31, "error": 1.0, "seeds": 3}) == -1
     best = np.mean([acr[f"1.0-prox-{seed}-2"] for seed in (0, 1)])
     assert f"The highest mean ACR is {best:.4f} at ε = 2 with DRF" in said
+    gains = [acr[f"1.0-prox-{seed}-2"] - acr[f"1.0-baseline-{seed}-2"] for seed in (0, 1)]
+    assert np.mean(gains) > 12.71 * abs(gains[1] - gains[0]) / 2
+    assert "at ε = 2 without, a difference beyond chance." in said
     assert said.partition("\n")[0].count("The arithmetic is bf16.") == 1
     (tmp_path / "frontier.json").write_text(json.dumps({"above": {"acr": []}}))
     assert page.frontier().endswith(

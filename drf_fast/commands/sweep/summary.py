@@ -106,7 +106,9 @@ def _numbers(sweep: Sweep, run: SweepRun, log: Log, radii: tuple[float, ...]) ->
         "accuracy_under_noise": None if under_noise is None else 100.0 * under_noise,
         "lambda": metrics.get("lambda"),
         "distance": metrics.get("distance"),
-        "train_seconds": float(sum(row.get("seconds", 0.0) for row in epochs)),
+        "train_seconds": sum(
+            (s for row in epochs if isinstance(s := row.get("seconds"), float)), 0.0
+        ),
         "certify_seconds": float(log.seconds.sum()),
     }
 
