@@ -11,18 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from drf_fast.backends import dispatch
-from drf_fast.certification import engine, plan
+from drf_fast.certification import engine, plan, stopping
 from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.images import DatasetImages, TensorImages
 from drf_fast.certification.loading import soundness
 from drf_fast.certification.log import CertificationLog, Row, read_log, sidecar
 from drf_fast.certification.log.sidecar import read_config
-from drf_fast.certification.stopping import Decide, Fixed, Rule, Tolerance
 from drf_fast.checkpoints.checksum import content_sha256
 from drf_fast.data.dataset import Dataset
 from drf_fast.ops import checks as check
-from drf_fast.runtime import machine
 from drf_fast.runtime.text import UNNAMED
 
 
@@ -143,7 +140,8 @@ def certify_dataset(
     data = _images(images, labels, classifier.num_classes, name)
     chosen = _check_indices(indices, len(data))
     n0, n = check.count(n0, "n0"), check.count(n, "n")  # Python's integers, as JSON takes them
-    rule = _rule(classifier, data.float_images([chosen[0]]), n, alpha, radius, tolerance)
+    distance = classifier.distance(data.float_images([chosen[0]]))
+    rule = stopping.rule(n, classifier.sigma, alpha, distance, radius, tolerance)
     device = _device(classifier.base)
     sample = data.float_images([chosen[0]]).to(device)
     if out is None and (resume or force):
@@ -213,31 +211,6 @@ def _check_indices(indices: Iterable[int] | None, count: int) -> tuple[int, ...]
     return chosen
 
 
-def _rule(
-    classifier: SmoothedClassifier,
-    sample: torch.Tensor,
-    n: int,
-    alpha: float,
-    radius: float | None,
-    tolerance: float | None,
-) -> Rule:
-    common: dict[str, Any] = {
-        "n": n,
-        "sigma": classifier.sigma,
-        "alpha": alpha,
-        "distance": classifier.distance(sample),
-    }
-    if radius is not None and tolerance is not None:
-        raise ValueError(
-            "radius and tolerance are two ways to stop: expected one of them, got both"
-        )
-    if radius is not None:
-        return Decide(**common, radius=radius)
-    if tolerance is not None:
-        return Tolerance(**common, tolerance=tolerance)
-    return Fixed(**common)
-
-
 def _device(base: Any) -> torch.device:
     tensors = [*base.parameters(), *base.buffers()] if isinstance(base, nn.Module) else []
     return tensors[0].device if tensors else torch.device("cpu")
@@ -261,12 +234,8 @@ def _description(
     work: engine.Work, data: Any, method: str | None, sample: torch.Tensor
 ) -> dict[str, Any]:
     """The configuration of the log, with the keys that ``drf-fast certify`` records."""
-    classifier, rule = work.classifier, work.rule
-    base, choices = classifier.base, classifier.choices
+    classifier, base = work.classifier, work.classifier.base
     optional = {
-        "radius": getattr(rule, "radius", None),
-        "tolerance": getattr(rule, "tolerance", None),
-        "skip_wrong": work.skip_wrong or None,
         "sound": soundness(classifier, sample, work.batch_size) if classifier.sound else None,
         # A plain function has no weights to hash.
         "checkpoint_sha256": content_sha256(dict(base.state_dict()))
@@ -282,19 +251,9 @@ def _description(
         "split": data.split,
         "fingerprint": fingerprint,
         "sigma": classifier.sigma,
-        "n0": work.n0,
-        "n": rule.n,
-        "alpha": rule.alpha,
-        "budget": rule.budget,
+        **work.settings(),
         **{key: value for key, value in optional.items() if value is not None},
-        "seed": classifier.seed,
         **_index_settings(work.indices),
-        "precision": choices["precision"],
-        "batch_size": work.batch_size,
-        "memory_format": choices["memory_format"],
-        "compile": choices["compile"],
-        "device": work.device.type,
-        "environment": machine.environment(work.device, dispatch.current(), classifier.left_out),
     }
 
 

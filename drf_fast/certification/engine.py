@@ -15,9 +15,11 @@ from typing import Any, Protocol
 
 import torch
 
+from drf_fast.backends import dispatch
 from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.log import Row
 from drf_fast.certification.stopping import Fixed, Rule
+from drf_fast.runtime import machine
 from drf_fast.runtime.progress import Tracker
 
 
@@ -79,6 +81,35 @@ class Work:
         groups = [self.indices[i : i + size] for i in range(0, len(self.indices), size)]
         part, parts = self.shard
         return groups[part - 1 :: parts]
+
+    def settings(self) -> dict[str, Any]:
+        """What a log records of how its certificates are made.
+
+        On resume all of it but the environment must agree.
+        """
+        classifier, rule = self.classifier, self.rule
+        choices = classifier.choices
+        optional = {
+            "radius": getattr(rule, "radius", None),
+            "tolerance": getattr(rule, "tolerance", None),
+            "skip_wrong": self.skip_wrong or None,
+        }
+        return {
+            "n0": self.n0,
+            "n": rule.n,
+            "alpha": rule.alpha,
+            "budget": rule.budget,
+            **{key: value for key, value in optional.items() if value is not None},
+            "seed": classifier.seed,
+            "precision": choices["precision"],
+            "batch_size": self.batch_size,
+            "memory_format": choices["memory_format"],
+            "compile": choices["compile"],
+            "device": self.device.type,
+            "environment": machine.environment(
+                self.device, dispatch.current(), classifier.left_out
+            ),
+        }
 
     @property
     def packs_groups(self) -> bool:

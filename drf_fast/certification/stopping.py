@@ -283,3 +283,27 @@ class Tolerance(Rule):
         if not 0.0 < bound.complement < 1.0:
             return math.copysign(math.inf, 0.5 - bound.complement)
         return -self.sigma * NormalDist().inv_cdf(bound.complement)
+
+
+def rule(
+    n: int,
+    sigma: float,
+    alpha: float,
+    distance: float = 0.0,
+    radius: float | None = None,
+    tolerance: float | None = None,
+) -> Rule:
+    """``Decide`` with a radius, ``Tolerance`` with a tolerance, ``Fixed`` without both.
+
+    Raises:
+        TypeError, ValueError: bad arguments, or both.
+    """
+    if radius is not None and tolerance is not None:
+        raise ValueError(
+            "radius and tolerance are two ways to stop: expected one of them, got both"
+        )
+    if radius is not None:
+        return Decide(n=n, sigma=sigma, alpha=alpha, distance=distance, radius=radius)
+    if tolerance is not None:
+        return Tolerance(n=n, sigma=sigma, alpha=alpha, distance=distance, tolerance=tolerance)
+    return Fixed(n=n, sigma=sigma, alpha=alpha, distance=distance)

@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from drf_fast.backends import dispatch
-from drf_fast.certification import engine, loading, plan
+from drf_fast.certification import engine, loading, plan, stopping
 from drf_fast.certification.loading import Loaded
 from drf_fast.certification.log import CertificationLog
 from drf_fast.certification.log.parts import collect, finished_images
 from drf_fast.certification.log.writer import check_path, refuse_existing
-from drf_fast.certification.stopping import Decide, Fixed, Rule, Tolerance
+from drf_fast.certification.stopping import Rule
 from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.options import CertifyConfig
 from drf_fast.errors import InputError
@@ -60,7 +59,7 @@ def certify(config: CertifyConfig) -> Path | None:
             print(json.dumps(planned.as_dict(), indent=1))
     if config.plan:
         return None
-    with _open_log(config, out, _description(config, loaded)) as log:
+    with _open_log(config, out, _description(config, loaded, work)) as log:
         engine.run(work, log, processes.rank(), processes.count())
     processes.wait_for_all()
     if processes.rank() == 0:
@@ -97,17 +96,11 @@ def _open_log(config: CertifyConfig, out: Path, description: dict[str, Any]) -> 
 
 def rule_of(config: CertifyConfig, sigma: float, distance: float = 0.0) -> Rule:
     """The stopping rule."""
-    common: dict[str, Any] = {
-        "n": config.n,
-        "sigma": sigma,
-        "alpha": config.alpha,
-        "distance": distance,
-    }
     asked = [name for name in ("radius", "tolerance") if getattr(config, name) is not None]
     if config.budget == "fixed":
         if asked:
             raise InputError(f"--{asked[0]} stops early: expected --budget anytime with it")
-        return Fixed(**common)
+        return stopping.rule(config.n, sigma, config.alpha, distance)
     if len(asked) != 1:
         raise InputError(
             "--budget anytime needs to know when to stop: expected one of --radius R (decide "
@@ -117,41 +110,23 @@ def rule_of(config: CertifyConfig, sigma: float, distance: float = 0.0) -> Rule:
     if not 0 < value < 1e6:
         raise InputError(f"--{asked[0]} must be above 0, in pixel units, got {value}")
     try:
-        if config.radius is not None:
-            return Decide(**common, radius=value)
-        return Tolerance(**common, tolerance=value)
+        return stopping.rule(
+            config.n, sigma, config.alpha, distance, config.radius, config.tolerance
+        )
     except ValueError as error:  # a radius larger than n samples can prove
         raise InputError(f"--{asked[0]}: {error}") from error
 
 
-def _description(config: CertifyConfig, loaded: Loaded) -> dict[str, Any]:
+def _description(config: CertifyConfig, loaded: Loaded, work: engine.Work) -> dict[str, Any]:
     """The configuration of the log; on resume all of it but the environment must agree."""
-    optional = {
-        "radius": config.radius,
-        "tolerance": config.tolerance,
-        "shard": config.shard,
-        "skip_wrong": config.skip_wrong or None,
-        "sound": loaded.sound,
-    }
+    optional = {"shard": config.shard, "sound": loaded.sound}
     return {
         **loaded.identity,
-        "n0": config.n0,
-        "n": config.n,
-        "alpha": config.alpha,
-        "budget": config.budget,
+        **work.settings(),
         **{key: value for key, value in optional.items() if value is not None},
-        "seed": config.seed,
         "skip": config.skip,
         "max_images": config.max_images,
         "indices_total": len(loaded.indices),
-        "precision": loaded.classifier.choices["precision"],
-        "batch_size": loaded.batch_size,
-        "memory_format": loaded.memory_format,
-        "compile": loaded.classifier.choices["compile"],
-        "device": loaded.device.type,
-        "environment": machine.environment(
-            loaded.device, dispatch.current(), loaded.classifier.left_out
-        ),
     }
 
 
