@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 METHODS = {"baseline": "SmoothAdv", "prox": "SmoothAdv + DRF"}  # as decide.sh names them
 SEEDS = (0, 1, 2)
@@ -143,6 +145,75 @@ def report(runs: Path) -> dict[str, Any]:
         "points": found,
         "above": {value: above(found, value) for value in VALUES},
     }
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """A ``report`` in words: is DRF above the curve, and how high does each method come?"""
+    return f"{_where(found['points'], found['above']['acr'])} {_highest(found['points'])}"
+
+
+def _where(found: dict[str, list[dict[str, Any]]], points: list[dict[str, Any]]) -> str:
+    """Says whether DRF lies above SmoothAdv's curve, and how often by more than chance."""
+    higher = sum(point["gain"] > 0 for point in points)
+    if any(point["error"] is None for point in points):
+        return (
+            f"DRF lies above SmoothAdv's curve at {higher} of {len(points)} ε; with one seed no "
+            "error is known, and this decides nothing yet."
+        )
+    beyond = [_beyond_chance(point) for point in points]
+    return (
+        f"DRF lies above SmoothAdv's curve at {higher} of {len(points)} ε, at {beyond.count(1)} of "
+        "them by more than chance over these seeds (95 %, Student's t), and below it by as much at "
+        f"{beyond.count(-1)}.{_paired(found)}"
+    )
+
+
+def _beyond_chance(point: dict[str, Any]) -> int:
+    """1 or -1 if the gain over seeds has 0 outside of its 95 % interval by Student's t, else 0."""
+    half = stats.t.ppf(0.975, point["seeds"] - 1) * point["error"]
+    return int(point["gain"] > half) - int(point["gain"] < -half)
+
+
+def _paired(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Says of how many pairs of the same epsilon and seed DRF has the higher ACR."""
+    base, drf = (
+        {(point["epsilon"], point["seed"]): point["acr"] for point in found[method]}
+        for method in ("baseline", "prox")
+    )
+    pairs = base.keys() & drf.keys()
+    higher = sum(drf[pair] > base[pair] for pair in pairs)
+    return f" Of {len(pairs)} pairs of the same ε and seed, its ACR is higher in {higher}."
+
+
+def _highest(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Says how high the ACR can be made by epsilon alone, with each method."""
+    best = {}
+    for method, of in found.items():
+        means = []
+        for epsilon in {point["epsilon"] for point in of}:
+            acr = [point["acr"] for point in of if point["epsilon"] == epsilon]
+            means.append((sum(acr) / len(acr), epsilon))
+        best[method] = max(means)
+    (drf, at), (base, there) = best["prox"], best["baseline"]
+    said = (
+        f"The highest mean ACR is {drf:.4f} at ε = {at:g} with DRF and {base:.4f} at ε = {there:g} "
+        "without"
+    )
+    gains = _gains(found, at, there)
+    if len(gains) > 1:
+        error = statistics.stdev(gains) / len(gains) ** 0.5
+        point = {"gain": statistics.mean(gains), "error": error, "seeds": len(gains)}
+        said += f", a difference {'beyond' if _beyond_chance(point) else 'within'} chance"
+    return f"{said}."
+
+
+def _gains(found: dict[str, list[dict[str, Any]]], at: float, there: float) -> list[float]:
+    """The ACR of DRF at epsilon ``at`` minus SmoothAdv's at ``there``, for each seed of both."""
+    drf, base = (
+        {point["seed"]: point["acr"] for point in found[method] if point["epsilon"] == epsilon}
+        for method, epsilon in (("prox", at), ("baseline", there))
+    )
+    return [drf[seed] - base[seed] for seed in sorted(drf.keys() & base.keys())]
 
 
 if __name__ == "__main__":

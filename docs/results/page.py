@@ -11,14 +11,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import statistics
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-from scipy import stats
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "results.md"
@@ -168,74 +165,9 @@ def frontier() -> str:
     counts = [len({run[key] for run in runs}) for key in ("epsilon", "seed")]
     so_far = "" if counts == [6, 3] else "Some runs are missing; so far {} of 6 ε, {} of 3 seeds. "
     arithmetic = f" The arithmetic is {', '.join(found['precision'])}."
-    where, highest = _where(found["points"], points), _highest(found["points"])
-    said = f"{so_far.format(*counts)}{where} {highest}{arithmetic}"
+    said = f"{so_far.format(*counts)}{script('frontier').verdict(found)}{arithmetic}"
     said = textwrap.fill(said, 100)
     return f"{picture}\n\n{said}\n\n{text}"
-
-
-def _where(found: dict[str, list[dict[str, Any]]], points: Sequence[dict[str, Any]]) -> str:
-    """Says whether DRF lies above SmoothAdv's curve, and how often by more than chance."""
-    higher = sum(point["gain"] > 0 for point in points)
-    if any(point["error"] is None for point in points):
-        return (
-            f"DRF lies above SmoothAdv's curve at {higher} of {len(points)} ε; with one seed no "
-            "error is known, and this decides nothing yet."
-        )
-    beyond = [_beyond_chance(point) for point in points]
-    return (
-        f"DRF lies above SmoothAdv's curve at {higher} of {len(points)} ε, at {beyond.count(1)} of "
-        "them by more than chance over these seeds (95 %, Student's t), and below it by as much at "
-        f"{beyond.count(-1)}.{_paired(found)}"
-    )
-
-
-def _beyond_chance(point: dict[str, Any]) -> int:
-    """1 or -1 if the gain over seeds has 0 outside of its 95 % interval by Student's t, else 0."""
-    half = stats.t.ppf(0.975, point["seeds"] - 1) * point["error"]
-    return int(point["gain"] > half) - int(point["gain"] < -half)
-
-
-def _paired(found: dict[str, list[dict[str, Any]]]) -> str:
-    """Says of how many pairs of the same epsilon and seed DRF has the higher ACR."""
-    base, drf = (
-        {(point["epsilon"], point["seed"]): point["acr"] for point in found[method]}
-        for method in ("baseline", "prox")
-    )
-    pairs = base.keys() & drf.keys()
-    higher = sum(drf[pair] > base[pair] for pair in pairs)
-    return f" Of {len(pairs)} pairs of the same ε and seed, its ACR is higher in {higher}."
-
-
-def _highest(found: dict[str, list[dict[str, Any]]]) -> str:
-    """Says how high the ACR can be made by epsilon alone, with each method."""
-    best = {}
-    for method, of in found.items():
-        means = []
-        for epsilon in {point["epsilon"] for point in of}:
-            acr = [point["acr"] for point in of if point["epsilon"] == epsilon]
-            means.append((sum(acr) / len(acr), epsilon))
-        best[method] = max(means)
-    (drf, at), (base, there) = best["prox"], best["baseline"]
-    said = (
-        f"The highest mean ACR is {drf:.4f} at ε = {at:g} with DRF and {base:.4f} at ε = {there:g} "
-        "without"
-    )
-    gains = _gains(found, at, there)
-    if len(gains) > 1:
-        error = statistics.stdev(gains) / len(gains) ** 0.5
-        point = {"gain": statistics.mean(gains), "error": error, "seeds": len(gains)}
-        said += f", a difference {'beyond' if _beyond_chance(point) else 'within'} chance"
-    return f"{said}."
-
-
-def _gains(found: dict[str, list[dict[str, Any]]], at: float, there: float) -> list[float]:
-    """The ACR of DRF at epsilon ``at`` minus SmoothAdv's at ``there``, for each seed of both."""
-    drf, base = (
-        {point["seed"]: point["acr"] for point in found[method] if point["epsilon"] == epsilon}
-        for method, epsilon in (("prox", at), ("baseline", there))
-    )
-    return [drf[seed] - base[seed] for seed in sorted(drf.keys() & base.keys())]
 
 
 def table1(sigma: float) -> str:

@@ -295,6 +295,11 @@ def rule(
 ) -> Rule:
     """``Decide`` with a radius, ``Tolerance`` with a tolerance, ``Fixed`` without both.
 
+    Args:
+        n, sigma, alpha, distance: see ``Rule``.
+        radius: the radius to be decided, in pixel units.
+        tolerance: what n samples may still add to the radius at the stop, in pixel units.
+
     Raises:
         TypeError, ValueError: bad arguments, or both.
     """

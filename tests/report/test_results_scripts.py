@@ -278,9 +278,9 @@ def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path, monke
     beyond, below = int(point["gain"] > half), int(point["gain"] < -half)
     assert f"curve at 1 of 1 ε, at {beyond} of them by more than chance over these seeds" in said
     assert f"below it by as much at {below}. Of 4 pairs of the same ε and seed, its ACR is" in said
-    assert page._beyond_chance({"gain": 1.0, "error": 0.0788, "seeds": 2}) == 0
-    assert page._beyond_chance({"gain": 1.0, "error": 0.0786, "seeds": 2}) == 1
-    assert page._beyond_chance({"gain": -4.31, "error": 1.0, "seeds": 3}) == -1
+    assert frontier._beyond_chance({"gain": 1.0, "error": 0.0788, "seeds": 2}) == 0
+    assert frontier._beyond_chance({"gain": 1.0, "error": 0.0786, "seeds": 2}) == 1
+    assert frontier._beyond_chance({"gain": -4.31, "error": 1.0, "seeds": 3}) == -1
     best = np.mean([acr[f"1.0-prox-{seed}-2"] for seed in (0, 1)])
     assert f"The highest mean ACR is {best:.4f} at ε = 2 with DRF" in said
     gains = [acr[f"1.0-prox-{seed}-2"] - acr[f"1.0-baseline-{seed}-2"] for seed in (0, 1)]
