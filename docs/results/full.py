@@ -22,11 +22,11 @@ METHODS = {
     "macer": "macer",
     "smoothmix": "smoothmix",
     "smoothadv": "smoothadv",
-    "smoothadv-published": "smoothadv",
     "smoothadv-drf": "smoothadv+drf",
     "consistency": "consistency",
     "consistency-drf": "consistency+drf",
 }  # recipes, and their methods in the paper's table
+PUBLISHED = "-published"  # what full.sh adds to a recipe read as published code reads it
 
 
 def control_variate(
@@ -69,7 +69,7 @@ def row(deep: Log, wide: Log) -> dict[str, Any] | None:
     config = deep.config or {}
     sigma, training = config["sigma"], config["training"]
     recipe = deep.path.stem.split("-", 1)[1].rpartition("-")[0]
-    printed = paper.table().get((sigma, METHODS.get(recipe, "")))
+    printed = paper.table().get((sigma, METHODS.get(recipe.removesuffix(PUBLISHED), "")))
     if printed is None:
         print(f"{deep.path.stem}: left out, not in the paper's Table 1", file=sys.stderr)
         return None
@@ -105,7 +105,7 @@ def report(runs: Path) -> list[dict[str, Any]]:
     logs = [(deep, runs / "n1000" / deep.name) for deep in (runs / "n100000").glob("*.tsv")]
     whole = [pair for pair in logs if all(map(finished, pair))]
     rows = [made for deep, wide in whole if (made := row(read_log(deep), read_log(wide)))]
-    order = list(METHODS)
+    order = [recipe + suffix for recipe in METHODS for suffix in ("", PUBLISHED)]
     return sorted(rows, key=lambda r: (-r["sigma"], order.index(r["method"]), r["seed"]))
 
 

@@ -8,7 +8,7 @@
 # recipe, nothing shortened: 90 epochs of 60,000 images, m = 4, T = 10, batch 256, one seed (SEED, 0)
 # at SIGMA (1.0). Then every 5th test image (SKIP, 5) is certified at n = 100,000, and all 10,000 at
 # n = 1,000.
-# smoothadv-published is smoothadv as published code reads it: batches split into m steps, the
+# METHOD-published is the method as published code reads the recipe: batches split into m steps, the
 # learning rate dropped an epoch late, momentum without Nesterov.
 #
 # JOBS (2) networks side by side, of one thread each; interrupted, at any place, the same command
@@ -19,11 +19,9 @@ set -Eeuo pipefail
 export OMP_NUM_THREADS=1
 if [ "$1" = one ]; then # MNIST_FOLDER RUN_FOLDER METHOD
   name=${SIGMA:-1.0}-$4-${SEED:-0}
-  run=$3/$name recipe=$4 flags=()
+  run=$3/$name recipe=${4%-published} flags=()
   trap 'echo "$run failed, see $run.log" >&2' ERR
-  if [ "$4" = smoothadv-published ]; then
-    recipe=smoothadv flags=(--split-batches --late-drop --no-nesterov)
-  fi
+  if [ "$recipe" != "$4" ]; then flags=(--split-batches --late-drop --no-nesterov); fi
   precision=(--precision "${PRECISION:-bf16}" --memory-format channels_last)
   # shellcheck disable=SC2086  # FLAGS are several words
   drf-fast train --out "$run" --resume --recipe "mnist-$recipe" "${flags[@]}" \

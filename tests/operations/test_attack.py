@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import plain
 import pytest
 import torch
 import torch.distributed
@@ -57,34 +58,18 @@ def run(model: Any, ball: Any, **options: Any) -> drf_fast.AttackResult:
 
 
 def plain_attack(
-    model: nn.Module, ball: Any, step_size: float, normalise: bool = True
+    model: nn.Module, ball: Any, step_size: float, grad_norm: str = "image"
 ) -> torch.Tensor:
-    """The loop in plain torch and float64: one fixed noise, softmax, mean, -log, ascent, ball."""
+    """The loop in plain torch and float64, under one fixed noise."""
     x, target = case()
     noise = drf_fast.noisy_repeat(torch.zeros_like(x), SIGMA, M, seed=5, image_ids=IDS)
-    noise = noise.reshape(B, M, *x.shape[1:])
+    noise = noise.unflatten(0, (B, M))
     model.eval()
-    x_adv = x
-    for _ in range(STEPS):
-        leaf = x_adv.clone().requires_grad_()
-        probabilities = model((leaf.unsqueeze(1) + noise).flatten(0, 1)).softmax(1)
-        loss = -probabilities.reshape(B, M, 5).mean(1)[range(B), target].log().sum()
-        (grad,) = torch.autograd.grad(loss, leaf)
-        moved = []
-        for b in range(B):
-            inter = x_adv[b] + step_size * grad[b] / (grad[b].norm() if normalise else 1.0)
-            if ball is None:
-                moved.append(inter.clamp(0, 1))
-            elif ball.form == "hard":
-                d = inter.clamp(0, 1) - x[b]
-                moved.append(x[b] + d * min(1.0, ball.epsilon / float(d.norm())))
-            else:  # prox
-                d = inter - x[b]
-                d = d * max(0.0, 1 - step_size * float(ball.lam) / float(d.norm()))
-                moved.append((x[b] + d).clamp(0, 1))
-        x_adv = torch.stack(moved)
+    found = plain.ascend(
+        model, x, target, lambda x: x[:, None] + noise, STEPS, ball, step_size, grad_norm
+    )
     model.train()
-    return x_adv
+    return found
 
 
 @pytest.mark.parametrize(
@@ -108,7 +93,7 @@ def test_it_is_the_plain_loop_also_in_its_default_step_size(backend, model, ball
 
 def test_the_raw_gradient_is_that_of_the_sum_over_the_batch(backend, model):
     ball = drf_fast.HardBall(0.5)
-    expected = plain_attack(model, ball, 3.0, normalise=False)
+    expected = plain_attack(model, ball, 3.0, "none")
     got = run(model, ball, step_size=3.0, grad_norm="none")
     assert torch.allclose(got.x, expected, rtol=0, atol=1e-12)
 

@@ -63,14 +63,15 @@ def test_a_row_of_the_full_protocol_is_made_of_both_logs(tmp_path):
     full, trained = script("full"), {"seed": 0, "epochs": 90, "precision": "bf16"}
     wide = [900, 950, 990, 700, 400, 999]
     deep = {0: 90_100, 4: 41_000, 2: 99_050}
-    name = "1.0-smoothadv-drf-0.tsv"
     options = {"training": trained}
-    certified(tmp_path / "n1000" / name, list(range(6)), wide, 1000, **options)
-    certified(tmp_path / "n100000" / name, list(deep), list(deep.values()), 100_000, **options)
+    for name in ("1.0-smoothadv-drf-0.tsv", "1.0-smoothadv-drf-published-0.tsv"):
+        certified(tmp_path / "n1000" / name, list(range(6)), wide, 1000, **options)
+        certified(tmp_path / "n100000" / name, list(deep), list(deep.values()), 100_000, **options)
     certified(tmp_path / "n100000" / "1.0-gaussian-0.tsv", [0], [90_000], 100_000, **options)
     for n in (1000, 100_000):  # not in the paper's table
         certified(tmp_path / f"n{n}" / "1-catrs-0.tsv", [0, 1], [900, 900], n, **options)
-    (row,) = full.report(tmp_path)  # of gaussian one log is not there
+    row, published = full.report(tmp_path)  # of gaussian one log is not there
+    assert published == row | {"method": "smoothadv-drf-published"}
 
     def radius(count: int, n: int) -> float:
         return float(drf_fast.certified_radius(count, n, sigma=1.0, alpha=0.001))
@@ -312,7 +313,7 @@ printf '%s\\n' "$@" >"$RECORDED/$$"
     [
         ("decide", {"train": 25, "certify": 25}),
         ("frontier", {"train": 36, "certify": 36}),
-        ("full", {"train": 9, "certify": 18}),
+        ("full", {"train": 10, "certify": 20}),
     ],
 )
 def test_every_command_of_a_script_is_one_that_there_is(tmp_path, name, commands):
@@ -323,7 +324,10 @@ def test_every_command_of_a_script_is_one_that_there_is(tmp_path, name, commands
     recorder = tmp_path / "bin" / "drf-fast"
     recorder.write_text(RECORDER)
     recorder.chmod(0o755)
-    methods = {"METHODS": " ".join(script("full").METHODS)} if name == "full" else {}
+    full, methods = script("full"), {}
+    if name == "full":
+        published = [f"{method}{full.PUBLISHED}" for method in ("smoothadv", "smoothadv-drf")]
+        methods = {"METHODS": " ".join([*full.METHODS, *published])}
     environment = {
         **os.environ, **methods, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "RECORDED": str(recorded), "FLAGS": "--device cpu",
@@ -338,6 +342,8 @@ def test_every_command_of_a_script_is_one_that_there_is(tmp_path, name, commands
             training.check(config)
             assert config.resume and config.threads == 1 and config.device == "cpu"
             assert name != "full" or (config.epochs, config.batch_size) == (90, 256)
+            reading = (config.split_batches, config.late_drop, not config.nesterov)
+            assert reading == 3 * (full.PUBLISHED in str(config.out),)
         else:
             config = arguments.parse(CertifyConfig, "certify", rest)
             assert config.resume and config.n in (1000, 100_000) and config.device == "cpu"

@@ -8,6 +8,7 @@ import json
 import math
 from typing import Any
 
+import plain
 import pytest
 import torch
 from torch import nn
@@ -48,97 +49,6 @@ def batch() -> Batch:
     return Batch(x, target, drf_fast.noise_key(5, 7), torch.arange(20, 20 + B), smoothed)
 
 
-def noisy(x: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """(B, m, ...) copies of x under the noise of the batch."""
-    return drf_fast.noisy_repeat(x, SIGMA, M, **batch.noise).unflatten(0, (B, M))
-
-
-def cross_entropy(logits: torch.Tensor, label: int) -> torch.Tensor:
-    return torch.logsumexp(logits, 0) - logits[label]
-
-
-def plain_gaussian(net: Net, batch: Batch, o: MethodOptions) -> torch.Tensor:
-    total = torch.zeros((), dtype=torch.float64)
-    for copies, y in zip(noisy(batch.x, batch), batch.target.tolist(), strict=True):
-        for row in net(copies):
-            total = total + cross_entropy(row, y) / (B * M)
-    return total
-
-
-def plain_stability(net: Net, batch: Batch, o: MethodOptions) -> torch.Tensor:
-    total = torch.zeros((), dtype=torch.float64)
-    for b, y in enumerate(batch.target.tolist()):
-        clean = net(batch.x[b : b + 1])[0]
-        total = total + cross_entropy(clean, y) / B
-        p = clean.exp() / clean.exp().sum()
-        for row in net(noisy(batch.x, batch)[b]):
-            log_q = row - torch.logsumexp(row, 0)
-            total = total - o.stability_lam * (p * log_q).sum() / (B * M)
-    return total
-
-
-def plain_macer(net: Net, batch: Batch, o: MethodOptions) -> torch.Tensor:
-    total = torch.zeros((), dtype=torch.float64)
-    for copies, y in zip(noisy(batch.x, batch), batch.target.tolist(), strict=True):
-        logits = net(copies)
-        total = total - torch.log(logits.softmax(1).mean(0)[y] + 1e-10)
-        p, classes = (o.macer_beta * logits).softmax(1).mean(0).topk(2)
-        if int(classes[0]) != y:
-            continue
-        xi = torch.special.ndtri(p[0]) - torch.special.ndtri(p[1])
-        if math.isfinite(xi.item()) and abs(xi.item()) <= o.macer_gamma:
-            total = total + o.macer_lam * o.sigma / 2 * (o.macer_gamma - xi)
-    return total / B
-
-
-def ascend(net: Net, x: torch.Tensor, batch: Batch, o: MethodOptions, steps: int) -> torch.Tensor:
-    """Unbounded: x + alpha g/||g||, clamped, g the gradient of -log of the mean probability."""
-    for _ in range(steps):
-        x = x.detach().requires_grad_()
-        probability = net(noisy(x, batch).flatten(0, 1)).softmax(1).unflatten(0, (B, M)).mean(1)
-        loss = -probability[range(B), batch.target].log().sum()
-        (g,) = torch.autograd.grad(loss, x)
-        x = (x + o.mix_alpha * g / g.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).clamp(0, 1)
-    return x.detach()
-
-
-def plain_smoothmix(net: Net, batch: Batch, o: MethodOptions) -> torch.Tensor:
-    from drf_fast.training.methods.smoothmix import _mixing_weight
-
-    far = ascend(net, batch.x, batch, o, o.steps)
-    near = batch.x
-    if o.mix_step:
-        near = ascend(net, batch.x, batch, o, 1)
-        for b in range(B):
-            shift = near[b] - batch.x[b]
-            near[b] = batch.x[b] + shift * min(1.0, o.mix_radius / float(shift.norm()))
-        near = near.clamp(0, 1)
-    u = _mixing_weight(batch, M).double()
-    total = torch.zeros((), dtype=torch.float64)
-    for b, y in enumerate(batch.target.tolist()):
-        logits = net(noisy(near, batch)[b])
-        mean = logits.softmax(1).mean(0)
-        mix = (1 - u[b]) * near + u[b] * far  # of all images; b's is used
-        goal = (1 - u[b]) * mean + u[b] / K
-        for row, mixed in zip(logits, net(noisy(mix, batch)[b]), strict=True):
-            total = total + cross_entropy(row, y) / (B * M)
-            if int(mean.argmax()) == y:
-                log_q = mixed - torch.logsumexp(mixed, 0)
-                total = total + o.mix_eta * (goal * (goal.log() - log_q)).sum() / (B * M)
-    return total
-
-
-def plain_consistency(net: Net, batch: Batch, o: MethodOptions) -> torch.Tensor:
-    total = plain_gaussian(net, batch, o)
-    for copies in noisy(batch.x, batch):
-        p = net(copies).softmax(1)
-        mean = p.mean(0)
-        divergence = (mean * (mean.log() - p.log())).sum(1).mean()
-        entropy = -(mean * mean.log()).sum()
-        total = total + (o.consistency_lam * divergence + o.consistency_eta * entropy) / B
-    return total
-
-
 def kl(q: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     log_p = logits - torch.logsumexp(logits, 0)
     terms = [q[k] * (q[k].log() - log_p[k]) for k in range(K) if q[k] > 0]
@@ -164,14 +74,16 @@ def worst_noise(net: Net, x: torch.Tensor, q: torch.Tensor, first: torch.Tensor,
     return noise
 
 
-def plain_catrs(net: Net, batch: Batch, o: MethodOptions, attacked: bool = True) -> torch.Tensor:
+def plain_catrs(
+    net: Net, batch: Batch, o: MethodOptions, ball: Any = None, attacked: bool = True
+) -> torch.Tensor:
     assert batch.smoothed is not None
     total = torch.zeros((), dtype=torch.float64)
     for b, y in enumerate(batch.target.tolist()):
-        x, q, copies = batch.x[b], batch.smoothed[b], noisy(batch.x, batch)[b]
+        x, q, copies = batch.x[b], batch.smoothed[b], plain.noisy(batch.x, batch, o)[b]
         logits = net(copies)
         kept = kept_copies(batch, b, int((logits.argmax(1) == y).sum()))
-        losses = sorted((cross_entropy(row, y) for row in logits), key=torch.Tensor.item)
+        losses = sorted((plain.cross_entropy(row, y) for row in logits), key=torch.Tensor.item)
         total = total + torch.stack(losses[:kept]).sum() / (B * M)
         if kept == M:
             noise = [c - x if not attacked else worst_noise(net, x, q, c - x, o) for c in copies]
@@ -180,16 +92,26 @@ def plain_catrs(net: Net, batch: Batch, o: MethodOptions, attacked: bool = True)
     return total
 
 
+HARD = drf_fast.HardBall(EPSILON)
+PRICED = drf_fast.SoftBall(EPSILON, lambda0=0.4)
+UDR = drf_fast.SoftBall(EPSILON, lambda0=0.9, form="udr", tau=0.3)
 CASES = [
-    ("gaussian", plain_gaussian, {}),
-    ("stability", plain_stability, {"stability_lam": 1.7}),
-    ("macer", plain_macer, {"macer_lam": 3.0, "macer_gamma": 6.0, "macer_beta": 2.0}),
-    ("macer", plain_macer, {"macer_lam": 0.0}),
-    ("smoothmix", plain_smoothmix, {"mix_eta": 5.0}),
-    ("smoothmix", plain_smoothmix, {"mix_eta": 2.0, "mix_step": 1, "mix_radius": 0.15}),
-    ("consistency", plain_consistency, {"consistency_lam": 4.0, "consistency_eta": 0.7}),
-    ("catrs", plain_catrs, {"catrs_lam": 0.0}),
-    ("catrs", plain_catrs, {"catrs_lam": 1.7}),
+    ("gaussian", plain.smoothadv, None, {}),
+    ("stability", plain.stability, None, {"stability_lam": 1.7}),
+    ("macer", plain.macer, None, {"macer_lam": 3.0, "macer_gamma": 6.0, "macer_beta": 2.0}),
+    ("macer", plain.macer, None, {"macer_lam": 0.0}),
+    ("smoothmix", plain.smoothmix, None, {"mix_eta": 5.0}),
+    ("smoothmix", plain.smoothmix, None, {"mix_eta": 2.0, "mix_step": 1, "mix_radius": 0.15}),
+    ("smoothadv", plain.smoothadv, HARD, {}),
+    ("smoothadv", plain.smoothadv, HARD, {"grad_norm": "none"}),
+    ("smoothadv", plain.smoothadv, PRICED, {"steps": 2}),
+    ("smoothadv", plain.smoothadv, PRICED, {"grad_norm": "batch"}),
+    ("smoothadv", plain.smoothadv, UDR, {}),
+    ("consistency", plain.consistency, None, {"consistency_lam": 4.0, "consistency_eta": 0.7}),
+    ("consistency", plain.consistency, HARD, {"consistency_lam": 2.0, "consistency_eta": 0.3}),
+    ("consistency", plain.consistency, PRICED, {}),
+    ("catrs", plain_catrs, HARD, {"catrs_lam": 0.0}),
+    ("catrs", plain_catrs, HARD, {"catrs_lam": 1.7}),
 ]
 
 
@@ -205,19 +127,25 @@ def test_the_options_have_the_defaults_of_the_flags():
             assert field.default == flags[field.name], field.name
 
 
-@pytest.mark.parametrize(("name", "plain", "values"), CASES, ids=case_id)
-def test_value_and_gradient_are_those_of_the_formula(batch, monkeypatch, name, plain, values):
-    options = MethodOptions(**OPTIONS, **values)
+@pytest.mark.parametrize(("name", "formula", "ball", "values"), CASES, ids=case_id)
+def test_value_and_gradient_are_those_of_the_formula(
+    batch, monkeypatch, name, formula, ball, values
+):
+    options = MethodOptions(**{**OPTIONS, **values})
     # Losses that lift half precision by .float() would lower float64.
     monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
     net, twin = Net(), Net()
-    ball = drf_fast.HardBall(EPSILON) if name == "catrs" else None
     got = methods.get(name).step(net, batch, options, ball)
-    expected = plain(twin, batch, options)
+    expected = formula(twin, batch, options, ball)
     got.loss.backward()
     expected.backward()
     assert got.logits.shape == (B * M, K) and not got.logits.requires_grad
     assert got.loss.item() == pytest.approx(expected.item(), rel=1e-6)  # u and noise are float32
+    if name in ("smoothadv", "consistency") and ball is not None:
+        moved = plain.adversarial(twin, batch, options, ball).x - batch.x
+        distance = moved.flatten(1).norm(dim=1)
+        assert float(distance.min()) > 0.02
+        assert torch.allclose(got.distance, distance, rtol=0, atol=1e-9)
     for a, b in zip(net.parameters(), twin.parameters(), strict=True):
         assert a.grad is not None and b.grad is not None
         assert float((a.grad - b.grad).abs().max()) < 1e-6 * float(b.grad.abs().max())
@@ -225,16 +153,20 @@ def test_value_and_gradient_are_those_of_the_formula(batch, monkeypatch, name, p
 
 def test_the_batch_of_these_cases_reaches_every_term(batch):
     net = Net()
-    right = net(noisy(batch.x, batch).flatten(0, 1)).softmax(1).unflatten(0, (B, M)).mean(1)
-    assert 0 < int((right.argmax(1) == batch.target).sum()) < B
     whole = MethodOptions(**OPTIONS, macer_lam=3.0, macer_gamma=6.0, macer_beta=2.0)
+    logits = net(plain.noisy(batch.x, batch, whole).flatten(0, 1)).unflatten(0, (B, M))
+    right = logits.softmax(2).mean(1).argmax(1)
+    assert 0 < int((right == batch.target).sum()) < B
     none = MethodOptions(**OPTIONS, macer_lam=0.0)
-    assert (plain_macer(net, batch, whole) - plain_macer(net, batch, none)).item() > 0.05
-    classes = net(noisy(batch.x, batch).flatten(0, 1)).argmax(1).view(B, M)
-    right = (classes == batch.target[:, None]).sum(1)
+    assert (plain.macer(net, batch, whole) - plain.macer(net, batch, none)).item() > 0.05
+    right = (logits.argmax(2) == batch.target[:, None]).sum(1)
     kept = [kept_copies(batch, b, int(r)) for b, r in enumerate(right)]
     assert {1, M} <= set(kept) and set(right.tolist()) - {0, M}  # also where K is left to chance
-    one = ascend(net, batch.x, batch, whole, 1)
+
+    def copies(x: torch.Tensor) -> torch.Tensor:
+        return plain.noisy(x, batch, whole)
+
+    one = plain.ascend(net, batch.x, batch.target, copies, 1, None, whole.mix_alpha)
     assert float((one - batch.x).flatten(1).norm(dim=1).max()) > 0.15  # mix_radius cuts
 
 
