@@ -150,8 +150,8 @@ def build_tool(name: str) -> Any:
 def host_flags(host: Host, env: Mapping[str, str] = os.environ) -> tuple[list[str], list[str]]:
     """Flags to compile and to link a C++ source of ours.
 
-    Results must not depend on how a compiler optimises: no contraction into FMA, no -ffast-math, no
-    -march=native (instruction sets are chosen at run time).
+    Results must not depend on how a compiler optimises: no contraction into FMA and no -ffast-math,
+    also not from CXXFLAGS; instruction sets are chosen at run time.
     """
     python = sysconfig.get_paths()["include"]
     if not Path(python, "Python.h").exists():
@@ -162,21 +162,23 @@ def host_flags(host: Host, env: Mapping[str, str] = os.environ) -> tuple[list[st
     headers = [python, build_tool("pybind11").get_include()]
     strict = env.get("DRF_FAST_WERROR") == "1"
     if host.msvc:
-        compile_ = ["/nologo", "/O2", "/std:c++17", "/EHsc", "/fp:precise", "/MD", "/utf-8", "/W3"]
+        compile_ = ["/nologo", "/O2", "/std:c++17", "/EHsc", "/MD", "/utf-8", "/W3"]
+        exact = ["/fp:precise"]
         compile_ += [f"/I{folder}" for folder in (ROOT / "csrc", *headers)] + host.openmp
         compile_ += ["/WX"] if strict else []
         link = [f"/LIBPATH:{Path(sys.base_prefix, 'libs')}"]
     else:
-        compile_ = ["-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno"]
-        # No code reads floating-point exception flags; without this GCC does not vectorise.
-        compile_ += ["-fno-trapping-math", *([] if host.openmp else ["-Wno-unknown-pragmas"])]
+        compile_ = ["-O3", "-std=c++17", "-fPIC"]
+        compile_ += [] if host.openmp else ["-Wno-unknown-pragmas"]
+        # No code reads floating-point exception flags; without the last GCC does not vectorise.
+        exact = ["-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
         compile_ += ["-fvisibility=hidden", "-Wall", "-Wextra", *host.openmp]
         compile_ += ["-Werror"] if strict else []
         compile_ += [f"-I{ROOT / 'csrc'}", *(f"-isystem{folder}" for folder in headers)]
         mac = sys.platform == "darwin"
         link = ["-bundle", "-undefined", "dynamic_lookup"] if mac else ["-shared", "-Wl,-s"]
         link += host.openmp
-    return compile_ + shlex.split(env.get("CXXFLAGS", "")), link
+    return compile_ + shlex.split(env.get("CXXFLAGS", "")) + exact, link
 
 
 def find_nvcc(env: Mapping[str, str] = os.environ) -> Path | None:
@@ -296,9 +298,8 @@ def build_cpu(folder: Path, output: Path, env: Mapping[str, str] = os.environ) -
     host = find_host(env)
     compile_, link = host_flags(host, env)
     shown = shlex.join(flag for flag in compile_ if not flag.startswith(("-I", "-isystem", "/I")))
-    defined = [*compile_, f'-DDRF_FAST_FLAGS="{shown}"']
     sources = [ROOT / "csrc" / "bindings.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
-    run_ninja(folder, ninja_file(host_rules(host, defined, link), sources, output))
+    run_ninja(folder, ninja_file(host_rules(host, compile_, link), sources, output))
     return {"compiler": shlex.join(host.compiler), "flags": shown}
 
 

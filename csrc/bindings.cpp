@@ -9,9 +9,6 @@
 #include "cpu/isa.h"
 #include "cpu/operations.h"
 
-#ifndef DRF_FAST_FLAGS
-#define DRF_FAST_FLAGS "unknown"
-#endif
 
 namespace py = pybind11;
 
@@ -215,7 +212,6 @@ py::dict build_info() {
 #else
   info["compiler"] = "unknown";
 #endif
-  info["flags"] = DRF_FAST_FLAGS;
 #if defined(_MSVC_LANG)
   info["cxx_standard"] = static_cast<long>(_MSVC_LANG);
 #else

@@ -90,6 +90,8 @@ def attack(
                 image_ids=image_ids, start=start,
             )  # fmt: skip
     check.images(x)
+    check.labels(target, x.shape[0], check.count(num_samples, "num_samples"))
+    check.same_device(x.device, target=target)
     check.count(steps, "steps")
     wrapped = getattr(model, "_orig_mod", model)  # the module that torch.compile has wrapped
     if isinstance(wrapped, (nn.parallel.DistributedDataParallel, nn.DataParallel)):

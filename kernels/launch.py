@@ -50,7 +50,7 @@ _ADVICE = (
 
 
 class KernelUnavailableError(RunError):
-    """A kernel cannot run in this installation or on this GPU, whatever its arguments."""
+    """A kernel cannot run in this installation, on this GPU, or with arguments of these shapes."""
 
 
 @dataclass(frozen=True)

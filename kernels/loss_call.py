@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import triton
 
-from drf_fast.kernels.launch import launch
+from drf_fast.kernels.launch import KernelUnavailableError, launch
 from drf_fast.kernels.rows import reduce_losses
 from drf_fast.kernels.scalars import on_device
 from drf_fast.runtime.tensors import FLOATS, arithmetic_dtype
@@ -118,8 +118,8 @@ def _tile(
         warp_bytes = _PASSING_ROWS
         capacity = warp_bytes * _COLUMNS_WARPS // size
         if samples > capacity:
-            raise ValueError(
-                f"the kernels of the losses take at most {capacity} noise samples of an image of "
+            raise KernelUnavailableError(
+                f"losses: their kernels take at most {capacity} noise samples of an image of "
                 f"{logits.dtype}, got {samples}; use fewer, or the backend 'reference'"
             )
         width = capacity // rows

@@ -133,7 +133,7 @@ DRF_HD inline LowerBound clopper_pearson_bound(double k, double n, const Level& 
     const double s = root.at.s + root.margin;
     const double half = 0.5 * (k - m) / n;
     const double p = root.at.p - root.margin -
-                     (root.at.p < root.at.s ? 4.0 * kUnit * root.at.p : 2.0 * kUnit * k / n);
+                     (root.at.p < root.at.s ? 4.0 * kUnit * root.at.p : 4.0 * kUnit * k / n);
     return safe_bound(p, (m / n + s) * kUp,
                       (half - s) - 2.0 * kUnit * (std::fabs(half) + std::fabs(s)));
   }
@@ -143,7 +143,7 @@ DRF_HD inline LowerBound clopper_pearson_bound(double k, double n, const Level& 
   const double half = 0.5 * (mirror_m - mirror_k) / n;
   const double complement =
       root.at.p + root.margin +
-      (root.at.p < root.at.s ? 4.0 * kUnit * root.at.p : 2.0 * kUnit * mirror_k / n);
+      (root.at.p < root.at.s ? 4.0 * kUnit * root.at.p : 4.0 * kUnit * mirror_k / n);
   return safe_bound((mirror_m / n + s) * kDown, complement,
                     (half + s) - 4.0 * kUnit * (std::fabs(half) + std::fabs(s)));
 }

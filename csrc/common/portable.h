@@ -1,6 +1,11 @@
 // Macros that let one header compile for the host, for CUDA devices and for CPU tests of kernels.
 #pragma once
 
+// Bounds are safe because every rounding error is known.
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+#error "expected IEEE arithmetic, got -ffast-math or /fp:fast: compile drf_fast without it"
+#endif
+
 #if defined(__CUDACC__)
 #define DRF_HD __host__ __device__
 #else

@@ -171,7 +171,7 @@ DRF_INLINE void spread_row(const T* grad, const std::uint8_t* index, const float
     Lanes even[kTile] = {}, odd[kTile] = {};
     const auto add = [&](Lanes* sums, std::int64_t c) {
       const float factor = static_cast<float>(widen(g[c]));
-      const float* tile = tiles + (c * 5 + place[c]) * kSize;
+      const float* tile = tiles + (c * 5 + (place[c] < 4 ? place[c] : 4)) * kSize;
       for (int i = 0; i < kTile; ++i) {
         Lanes part;
         std::memcpy(&part, tile + i * kLanes, sizeof part);

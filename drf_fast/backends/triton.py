@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import re
 import warnings
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 # Operation -> module of drf_fast.kernels.
 MODULES = {
@@ -30,6 +33,11 @@ OLDEST = (3, 2)
 
 def why_not(device_type: str) -> str | None:
     """The reason, in one sentence, why no kernel can run on ``device_type``; None if they can."""
+    if importlib.util.find_spec("drf_fast.kernels") is None:
+        return (
+            "the kernels are no part of a source tree where nothing is installed; install it: pip "
+            "install -e ."
+        )
     try:
         import triton
         import triton.language as tl
@@ -55,8 +63,6 @@ def why_not(device_type: str) -> str | None:
 
 
 def _why_no_cuda() -> str | None:
-    import torch
-
     if torch.version.cuda is None:
         return "the kernels need a torch built for CUDA, got one without; install such a torch"
     if not torch.cuda.is_available():
@@ -72,25 +78,29 @@ def load(operation: str) -> Callable[..., Any]:
 
 @functools.cache
 def load_or_fall_back(operation: str) -> Callable[..., Any]:
-    """As ``load``, but falls back to the reference once a kernel cannot run here.
+    """As ``load``, but falls back to the reference where a kernel cannot run.
 
     This is known only at its launch, when Triton compiles it, with a C compiler and for the
-    installed driver.
+    installed driver; it is not tried again with arguments of these dtypes and shapes.
     """
     from drf_fast.backends.reference import operations as reference
 
     launching = importlib.import_module("drf_fast.kernels.launch")
+    kernels, plain = load(operation), getattr(reference, operation)
+    failed: set[tuple[Any, ...]] = set()
 
-    chosen = load(operation)
+    def kinds(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple((a.dtype, a.shape) for a in arguments if isinstance(a, torch.Tensor))
 
     def run(*arguments: Any) -> Any:
-        nonlocal chosen
+        if failed and kinds(arguments) in failed:
+            return plain(*arguments)
         try:
-            return chosen(*arguments)
+            return kernels(*arguments)
         except launching.KernelUnavailableError as error:
-            chosen = getattr(reference, operation)
+            failed.add(kinds(arguments))
             warn_once(str(error))
-            return chosen(*arguments)
+            return plain(*arguments)
 
     run.__name__ = operation
     return run

@@ -49,8 +49,8 @@ class SmoothedClassifier:
     names, with batch normalisation folded into convolutions. That is a copy: ``base`` is never
     changed, and changes of its parameters or buffers between calls take effect.
 
-    A callable that is no module runs as it is, so it must itself be in eval mode. At first use it
-    is refused if a row's logits depend on the other rows by more than rounding.
+    A callable that is no module runs as it is, so it must itself be in eval mode. At first use a
+    network is refused if a row's logits depend on the other rows by more than rounding.
 
     Args:
         base: network (N, ...) -> (N, K), taking images with noise; normalisation belongs inside.
@@ -142,9 +142,8 @@ class SmoothedClassifier:
             image_id: determines this image's noise; must differ between images.
 
         Raises:
-            TypeError, ValueError: bad arguments, or a network of another width; ``sound``: images
-                that are not of whole levels; ``sound``, or a callable that is no module: rows that
-                depend on each other.
+            TypeError, ValueError: bad arguments, a network of another width, or one whose rows
+                depend on each other; ``sound``: images that are not of whole levels.
         """
         x = inputs.one_image(x)
         result = self.certify_batch(

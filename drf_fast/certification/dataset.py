@@ -131,7 +131,8 @@ def certify_dataset(
 
     Raises:
         TypeError, ValueError: bad arguments, images or labels; a log that exists, or that was made
-            with another network, other images or settings; a network of another width.
+            with another network (of a callable that is no module nothing tells), other images or
+            settings; a network of another width.
         OSError: the disk is full.
 
     Reference:
@@ -142,8 +143,9 @@ def certify_dataset(
     n0, n = check.count(n0, "n0"), check.count(n, "n")  # Python's integers, as JSON takes them
     distance = classifier.distance(data.float_images([chosen[0]]))
     rule = stopping.rule(n, classifier.sigma, alpha, distance, radius, tolerance)
-    device = _device(classifier.base)
-    sample = data.float_images([chosen[0]]).to(device)
+    sample = data.float_images([chosen[0]])
+    device = _device(classifier.base, sample)
+    sample = sample.to(device)
     if out is None and (resume or force):
         raise ValueError("resume and force are of a log: expected out= with them, got none")
     recorded = {}
@@ -211,9 +213,10 @@ def _check_indices(indices: Iterable[int] | None, count: int) -> tuple[int, ...]
     return chosen
 
 
-def _device(base: Any) -> torch.device:
+def _device(base: Any, sample: torch.Tensor) -> torch.device:
+    """That of the network; where it has no tensors of its own, that of the images."""
     tensors = [*base.parameters(), *base.buffers()] if isinstance(base, nn.Module) else []
-    return tensors[0].device if tensors else torch.device("cpu")
+    return tensors[0].device if tensors else sample.device
 
 
 def _log(out: Path, description: dict[str, Any], resume: bool, force: bool) -> CertificationLog:

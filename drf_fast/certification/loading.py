@@ -128,7 +128,10 @@ def _identity(saved: dict[str, Any], images: Dataset, sigma: float) -> dict[str,
 
 
 def with_recorded_choices(config: _Resumable, out: Path | None) -> _Resumable:
-    """``config`` with what is to be measured replaced by what the resumed log ``out`` records."""
+    """``config`` with what is to be measured replaced by what the resumed log ``out`` records.
+
+    And with its number of threads, on which sums in the network depend.
+    """
     if not config.resume or out is None or not sidecar(out).exists():
         return config
     recorded: Any = read_json(sidecar(out))
@@ -136,6 +139,11 @@ def with_recorded_choices(config: _Resumable, out: Path | None) -> _Resumable:
         return config
     auto = [key for key in _MEASURED if getattr(config, key) in _TO_MEASURE and key in recorded]
     values = {key: as_requested(recorded[key]) for key in auto}
+    environment = recorded.get("environment")
+    if config.threads == "auto" and isinstance(environment, dict) and "threads" in environment:
+        values["threads"] = environment["threads"]
+        if values["threads"] != torch.get_num_threads():
+            say(f"threads: {values['threads']}, as recorded in {sidecar(out)}; see --threads")
     return updated(config, values, str(sidecar(out)))
 
 

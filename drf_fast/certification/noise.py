@@ -17,6 +17,7 @@ import torch
 from drf_fast import functional
 from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification import inputs
+from drf_fast.errors import InputError
 from drf_fast.models.faster import same
 from drf_fast.ops import level_checks
 
@@ -174,14 +175,15 @@ def rows_to_test(size: int) -> int:
     return size * max(2, -(-_ROWS // size))
 
 
-def check_callable(
+def check_alone(
     forward: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, bf16: bool = False
 ) -> None:
-    """Refuse a callable whose logits of a row depend on the other rows by more than rounding.
+    """Refuse a network whose logits of a row depend on the other rows by more than rounding.
 
-    As those of a module in training mode, which only its owner can put into eval mode. The second
-    half of a batch is replaced by zeros. A callable may draw random numbers: of torch's generator
-    both batches get the same, and one whose logits change without a cause is not judged.
+    Its votes would not be independent samples. Such is a module in training mode that ``eval`` does
+    not reach, inside a callable or a list, and batch normalisation without running statistics. The
+    second half of a batch is replaced by zeros. A network may draw random numbers: of torch's
+    generator both batches get the same, and one whose logits change without a cause is not judged.
 
     Args:
         forward: (N, ...) to (N, K).
@@ -189,7 +191,7 @@ def check_callable(
         bf16: whether it rounds to bfloat16.
 
     Raises:
-        ValueError: some differ; says how many, and what to do.
+        InputError: some differ; says how many, and what to do.
     """
     devices = [rows.device] if rows.device.type == "cuda" else []
 
@@ -202,10 +204,11 @@ def check_callable(
     got = logits(torch.cat([rows[:half], torch.zeros_like(rows[half:])]))[:half]
     if _agree(got, expected[:half], bf16) or not _agree(logits(rows), expected, bf16):
         return
-    raise ValueError(
-        "a callable that is no module must itself be in eval mode: expected equal logits of a row "
-        f"beside any other rows, got other ones for {_different_rows(got, expected[:half])} of "
-        f"{half} rows; call eval() of the module in it, or pass that module"
+    raise InputError(
+        "votes are independent samples only of a network in eval mode: expected equal logits of a "
+        f"row beside any other rows, got other ones for {_different_rows(got, expected[:half])} of "
+        f"{half} rows; call eval() of modules inside a callable or a list, and leave out layers "
+        "that use statistics of the batch"
     )
 
 

@@ -19,7 +19,7 @@ from drf_fast.certification.network import RunNetwork
 from drf_fast.certification.noise import (
     GaussianNoise,
     RowTest,
-    check_callable,
+    check_alone,
     check_rows,
     rows_to_test,
 )
@@ -64,8 +64,7 @@ class NoisyVotes:
         self._network_version = 0  # that the graphs of ``passes`` were captured with
         self._best_batch: dict[tuple[object, ...], int] = {}
         self._row_tests: dict[tuple[object, ...], tuple[RowTest, int, list[torch.Tensor]]] = {}
-        # A module is put into eval mode; of other callables only a test tells, of sound ones each.
-        self._to_test = not noise.sound and not isinstance(network.base, torch.nn.Module)
+        self._to_test = not noise.sound  # else each form is tested, and to the bit
 
     @_one_at_a_time
     def counts(
@@ -93,7 +92,7 @@ class NoisyVotes:
 
         Raises:
             TypeError, ValueError: the network returns no (N, K) logits; its rows depend on each
-                other, and the noise is sound or the network no module.
+                other.
         """
         self.prepare(x)
         if self._network_version != self.network.version:
@@ -118,7 +117,7 @@ class NoisyVotes:
             if self._to_test and min(size, num) > 1:
                 images = slice(images_per_pass)
                 rows = self._copies(x[images], min(size, num), image_ids[images], 0, "prediction")
-                self._test_callable(rows, size if pad else None)
+                self._test_alone(rows, size if pad else None)
             for first in range(0, x.shape[0], images_per_pass):
                 part = slice(first, first + images_per_pass)
                 start = torch.zeros((), dtype=torch.int64, device=x.device)
@@ -135,10 +134,10 @@ class NoisyVotes:
             torch.cuda.current_stream(x.device).synchronize()
         return counts, drawn
 
-    def _test_callable(self, rows: torch.Tensor, size: int | None) -> None:
-        """Refuse a callable in training mode once, with rows as of the first forward pass."""
+    def _test_alone(self, rows: torch.Tensor, size: int | None) -> None:
+        """Test once that a row's logits are its own, with rows as of the first forward pass."""
         bf16 = self.network.choices["precision"] == "bf16 autocast"
-        check_callable(lambda part: self._logits(part, size), rows, bf16)
+        check_alone(lambda part: self._logits(part, size), rows, bf16)
         self._to_test = False
 
     def _step(self, stream: str, size: int | None, votes: Votes, rows: int) -> None:

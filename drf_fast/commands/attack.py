@@ -261,9 +261,12 @@ def _description(
         "precision": loaded.classifier.choices["precision"],
         "batch_size": loaded.batch_size,
         "memory_format": loaded.memory_format,
+        **({"compile": True} if config.compile else {}),  # which logs of older versions lack
         "device": loaded.device.type,
         "certificates": _names_of(certificates),
-        "environment": machine.environment(loaded.device, dispatch.current()),
+        "environment": machine.environment(
+            loaded.device, dispatch.current(), loaded.classifier.left_out
+        ),
     }
 
 

@@ -114,5 +114,10 @@ def _description(config: PredictConfig, loaded: loading.Loaded) -> dict[str, Any
         "indices_total": len(loaded.indices),
         "precision": loaded.classifier.choices["precision"],
         "batch_size": loaded.batch_size,
-        "environment": machine.environment(loaded.device, dispatch.current()),
+        "memory_format": loaded.memory_format,
+        "compile": loaded.classifier.choices["compile"],
+        "device": loaded.device.type,
+        "environment": machine.environment(
+            loaded.device, dispatch.current(), loaded.classifier.left_out
+        ),
     }

@@ -57,20 +57,30 @@ def run(config: TrainConfig) -> int:
 
 
 def _certify(config: TrainConfig, folder: Path) -> Path:
-    """Certify some test images into the run folder; a log of an earlier network is replaced."""
+    """Certify some test images into the run folder.
+
+    A log of another network, of other images or with another n is replaced.
+    """
     out = folder / "certificates.tsv"
     network = checkpoint.sha256(folder / checkpoint.FILE_NAME)
-    same = config.resume and sidecar(out).exists()
-    same = same and read_json(sidecar(out)).get("checkpoint_sha256") == network
-    same = processes.broadcast(same)
     test_images = len(data.load(config.data, "test", data_dir=config.data_dir))
+    skip = max(1, test_images // config.certify_images)
+    wanted = {
+        "checkpoint_sha256": network,
+        "n": config.certify_n,
+        "skip": skip,
+        "indices_total": len(range(0, test_images, skip)[: config.certify_images]),
+    }
+    same = config.resume and sidecar(out).exists()
+    same = same and wanted.items() <= read_json(sidecar(out)).items()
+    same = processes.broadcast(same)
     log = certify.certify(
         CertifyConfig(
             checkpoint=folder / checkpoint.FILE_NAME,
             data_dir=config.data_dir,  # the images may have moved since the checkpoint was written
             arch=config.arch if names_code(config.arch) else None,
             n=config.certify_n,
-            skip=max(1, test_images // config.certify_images),
+            skip=skip,
             max_images=config.certify_images,
             precision="auto" if config.precision == "fp32" else config.precision,
             device=config.device,

@@ -14,6 +14,7 @@ import torch
 
 from drf_fast.ops import checks as check
 from drf_fast.ops import schemas
+from drf_fast.runtime.tracing import is_batched
 
 
 def _once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,7 +85,10 @@ class NoisyRepeat(torch.autograd.Function):
     @staticmethod
     @_once_differentiable
     def backward(ctx: Any, grad):
-        grad_x = schemas.noisy_repeat_backward(grad, ctx.num_samples)
+        if is_batched(grad):  # the gradients of a whole Jacobian at once are for plain torch
+            grad_x = grad.unflatten(0, (-1, ctx.num_samples)).sum(1)
+        else:
+            grad_x = schemas.noisy_repeat_backward(grad, ctx.num_samples)
         return grad_x, None, None, None, None, None, None
 
 
@@ -98,6 +102,9 @@ def loss(
 ) -> torch.Tensor:
     """The loss computed by ``function``, one of the classes below, differentiable where needed."""
     if requires_backward(logits):
+        if logits.dtype == torch.float16:
+            # Its gradient is rounded to float16 only after a gradient scaler has scaled it.
+            logits = logits.float()
         return function.apply(view_for_dynamo(logits), target, num_samples, sample_dim, *options)
     images = images_first(logits, num_samples, sample_dim)
     return function.operation(images, target, *options, False)[0]
@@ -133,8 +140,11 @@ def _forward_and_save(
     if ctx.compiled:  # the compiler manages the memory: no need to give the gradient away
         ctx.save_for_backward(grad)
     else:
-        ctx.save_for_backward(logits, target)
-        ctx.recompute = operation, options
+        # Saved as tensors where they are tensors, so that torch notices a change in between.
+        tensors = [option for option in options if isinstance(option, torch.Tensor)]
+        ctx.save_for_backward(logits, target, *tensors)
+        others = [None if isinstance(option, torch.Tensor) else option for option in options]
+        ctx.recompute = operation, others
         ctx.grad = grad
     return loss
 
@@ -154,9 +164,13 @@ def _scaled_grad(ctx: Any, grad_loss: torch.Tensor) -> torch.Tensor:
         return (grad.to(scale.dtype) * scale).to(grad.dtype)
     grad, ctx.grad = ctx.grad, None
     if grad is None:
-        operation, options = ctx.recompute
-        logits, target = ctx.saved_tensors
+        operation, others = ctx.recompute
+        logits, target, *tensors = ctx.saved_tensors
+        saved = iter(tensors)
+        options = [next(saved) if option is None else option for option in others]
         grad = operation(images_first(logits, *ctx.layout), target, *options, True)[1]
+    if is_batched(scale):  # the gradients of a whole Jacobian at once
+        return (grad.to(scale.dtype) * scale).to(grad.dtype)
     # loss.backward() multiplies by 1; on the CPU reading that value costs nothing.
     if scale.is_cpu and not any(scale.stride()[:1]) and scale.view(-1)[0].item() == 1.0:
         return grad

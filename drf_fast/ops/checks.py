@@ -301,12 +301,15 @@ def logits_and_target(logits: Any, target: Any, num_samples: Any, sample_dim: An
     return samples
 
 
-def labels(target: Any, batch: int, samples: int, classes: int) -> None:
-    """Check the type and shape of (B,) labels; what looks like a known mistake is named."""
+def labels(target: Any, batch: int, samples: int, classes: int | None = None) -> None:
+    """Check the type and shape of (B,) labels; what looks like a known mistake is named.
+
+    ``classes`` is None before the network has run.
+    """
     if is_tensor(target, "target").shape != (batch,):
         shape = tuple(target.shape)
         how = "check num_samples and sample_dim"
-        if shape == (batch, classes):
+        if target.dim() == 2 and shape[1] > 1 and shape == (batch, classes or shape[1]):
             how = "of one-hot labels pass target.argmax(1); soft labels are not supported"
         elif shape == (batch, 1):
             how = "pass target.squeeze(1)"

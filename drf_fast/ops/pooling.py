@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
@@ -32,10 +31,7 @@ from drf_fast.runtime.tracing import (
 
 
 def max_pool_relu(x: torch.Tensor) -> torch.Tensor:
-    """relu(max_pool2d(x, 2)): (B, C, H, W) -> (B, C, H // 2, W // 2), equal to torch's.
-
-    Where our kernel runs, it can be differentiated once only.
-    """
+    """relu(max_pool2d(x, 2)): (B, C, H, W) -> (B, C, H // 2, W // 2), equal to torch's."""
     if not _has_own_kernel() or not is_supported(x):
         return F.relu(F.max_pool2d(x, 2))
     if not (torch.is_grad_enabled() and x.requires_grad):
@@ -98,7 +94,8 @@ def _has_own_backward(conv: nn.Conv2d, x: torch.Tensor) -> bool:
 
 
 def _pool_backward(grad: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    if is_batched(grad):  # the gradients of a whole Jacobian at once are for plain torch
+    # Second derivatives, and the gradients of a whole Jacobian at once, are for plain torch.
+    if torch.is_grad_enabled() or is_batched(grad):
         return reference.unpooled(grad, index)
     return schemas.max_pool_relu_backward(grad, index)
 
@@ -111,7 +108,6 @@ class _MaxPoolReLU(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
         return _pool_backward(grads[0], ctx.saved_tensors[0])
 
@@ -123,13 +119,14 @@ class _ConvPoolReLU(torch.autograd.Function):
     ) -> torch.Tensor:
         y = F.conv2d(x, weight, bias).contiguous(memory_format=torch.channels_last)
         out, index = schemas.max_pool_relu(y, True)
-        ctx.save_for_backward(x, weight, index)
+        ctx.save_for_backward(x, weight, bias, index)
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, index = ctx.saved_tensors
+        x, weight, bias, index = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable_backward(ctx.needs_input_grad, grads[0], x, weight, bias)
         x_needs_grad, weight_needs_grad, bias_needs_grad = ctx.needs_input_grad
         grads_in: list[torch.Tensor | None] = [None, None, None]
         if x_needs_grad:
@@ -140,3 +137,13 @@ class _ConvPoolReLU(torch.autograd.Function):
             grads_in[1] = conv2d_weight(x, list(weight.shape), grad) if weight_needs_grad else None
             grads_in[2] = grad.sum((0, 2, 3)) if bias_needs_grad else None
         return tuple(grads_in)
+
+
+def _differentiable_backward(
+    needed: tuple[bool, ...], grad: torch.Tensor, *tensors: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of x, weight and bias in torch's operations, for second derivatives."""
+    out = F.relu(F.max_pool2d(F.conv2d(*tensors), 2))
+    wanted = [tensor for tensor, needs in zip(tensors, needed, strict=True) if needs]
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    return tuple(next(found) if needs else None for needs in needed)

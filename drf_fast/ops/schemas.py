@@ -163,12 +163,12 @@ def _(logits, counts):
 
 @register_fake("drf_fast::clopper_pearson_lower", lib=_library)
 def _(successes, trials, alpha):
-    return torch.empty_like(successes, dtype=torch.float64)
+    return successes.new_empty(successes.shape, dtype=torch.float64)
 
 
 @register_fake("drf_fast::certified_radius", lib=_library)
 def _(successes, trials, sigma, alpha):
-    return torch.empty_like(successes, dtype=torch.float64)
+    return successes.new_empty(successes.shape, dtype=torch.float64)
 
 
 # Types of arguments that may bypass the dispatcher: no symbolic numbers, no tensor subclasses.

@@ -24,10 +24,10 @@ from drf_fast.config.training import (
     steps_of_an_epoch,
     uses_adversary,
 )
-from drf_fast.errors import RunError
+from drf_fast.errors import InputError, RunError
 from drf_fast.functional import noise_key, noisy_repeat
 from drf_fast.runtime import machine, processes, signals
-from drf_fast.runtime.files import locked, new_folder
+from drf_fast.runtime.files import locked, new_folder, read_json
 from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.progress import Tracker
 from drf_fast.training import schedule, state, teacher
@@ -37,9 +37,10 @@ from drf_fast.training.prepare import prepare
 from drf_fast.training.run import Run, announce
 from drf_fast.training.step import one_step
 
+_SETTINGS, _EVENTS = "config.json", "tensorboard"
 _FILES = (
     checkpoint.FILE_NAME,
-    "config.json",
+    _SETTINGS,
     teacher.FILE_NAME,
     "metrics.jsonl",
     "certificates.tsv",
@@ -55,7 +56,30 @@ def _remove_run(folder: Path) -> None:
     """Remove the files of an earlier run, and nothing else."""
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    shutil.rmtree(folder / _EVENTS, ignore_errors=True)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder with files of our names that another program has written.
+
+    Damaged settings are no reason: replacing such a run is what --force is for.
+
+    Raises:
+        InputError: its settings are not those of a run, or there are none.
+    """
+    names = [name for name in (*_FILES, _EVENTS) if (folder / name).exists()]
+    ours = not names or checkpoint.FILE_NAME in names
+    if _SETTINGS in names:
+        try:
+            saved = read_json(folder / _SETTINGS)
+        except InputError:
+            return
+        ours = not isinstance(saved, dict) or "method_label" in saved
+    if not ours:
+        raise InputError(
+            f"{folder} holds no run of drf_fast: expected a run folder or an empty one, got "
+            f"{', '.join(names)} of another program; choose another --out"
+        )
 
 
 def _remove_temporary_files(folder: Path) -> None:
@@ -78,6 +102,8 @@ def train(config: TrainConfig) -> Path:
     with contextlib.ExitStack() as stack:
         stack.enter_context(machine.same_threads())
         existed = folder.is_dir()
+        if existed and (config.force or config.resume):
+            _refuse_foreign(folder)
         if first and existed:  # before its checkpoint is read
             stack.enter_context(locked(folder))
         run, log = prepare(config, folder), None
@@ -99,14 +125,14 @@ def train(config: TrainConfig) -> Path:
         while run.epoch < config.epochs and not _finished(run):
             _train_epoch(run, tracker)
             if run.batch:  # --max-steps ended within the epoch
-                state.save(run)
+                _save(run)
                 break
             metrics = _epoch_metrics(run)
             if log is not None:
                 log.write(metrics)
             run.epoch += 1
             run.totals = run.empty_totals()
-            state.save(run)
+            _save(run)
             _stop_if_signalled(run, saved=True)
         processes.barrier()
     announce(f"run folder: {folder}")
@@ -136,13 +162,33 @@ def _train_epoch(run: Run, tracker: Tracker) -> None:
         if _finished(run):
             return
         if config.save_every and run.step % config.save_every == 0:
-            state.save(run)
+            _save(run)
     if run.device.type == "cuda":  # kernels still run after their launches
         torch.cuda.synchronize(run.device)
         run.totals.seconds += time.perf_counter() - began
     run.batch = 0
     if isinstance(run.ball, SoftBall):
         run.ball.end_epoch()
+
+
+def _save(run: Run) -> None:
+    """Save the state of the run, over an older one.
+
+    Raises:
+        RunError: training diverged; the older one stays.
+    """
+    _refuse_divergence(run)
+    state.save(run)
+
+
+def _refuse_divergence(run: Run) -> None:
+    """Raise RunError if the loss of this epoch or a weight is no finite number."""
+    loss = float(run.totals.sums[0]) / max(1, run.totals.images)
+    wrong = None if math.isfinite(loss) else f"the loss of epoch {run.epoch + 1} is {loss}"
+    if wrong is None and not all(bool(p.isfinite().all()) for p in run.model.parameters()):
+        wrong = f"a weight is no finite number in epoch {run.epoch + 1}"
+    if wrong is not None:
+        raise RunError(f"{wrong}: training diverged; lower --lr or --epsilon")
 
 
 def _progress_note(run: Run) -> str:
@@ -168,7 +214,7 @@ def _stop_if_signalled(run: Run, saved: bool = False) -> None:
         number = _signal_of_any_process(run, number)
     if number is not None:
         if not saved:
-            state.save(run)
+            _save(run)
         raise signals.Stopped(number)
 
 
@@ -210,11 +256,7 @@ def _finished(run: Run) -> bool:
 def _epoch_metrics(run: Run) -> dict[str, Any]:
     images, seconds = run.totals.images, run.totals.seconds
     loss, hits, distance = (value / images for value in run.totals.sums.tolist())
-    if not math.isfinite(loss):
-        raise RunError(
-            f"the loss of epoch {run.epoch + 1} is {loss}: training diverged; lower --lr or "
-            "--epsilon"
-        )
+    _refuse_divergence(run)
     metrics = {
         "epoch": run.epoch + 1,
         "step": run.step,

@@ -1,4 +1,4 @@
-"""A callable that is no module: what SmoothedClassifier asks of it."""
+"""What SmoothedClassifier asks of a network: that a row's logits are its own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_callable_that_is_no_module_must_be_in_eval_mode(backend, precision):
         ):
             smoothed = classifier(lambda rows, f=layers: f(rows), precision=precision)
             for _ in range(2):
-                with pytest.raises(ValueError, match="no module must itself be in eval mode: exp"):
+                with pytest.raises(ValueError, match="only of a network in eval mode: expected"):
                     call(smoothed)
     # The module itself is put into eval mode, and a callable may have done so before.
     module.train()
@@ -46,6 +46,22 @@ def test_a_callable_that_is_no_module_must_be_in_eval_mode(backend, precision):
     for size in (64, 10):
         got = found.certify_batch(images(), 20, 200, 0.01, size)
         assert torch.equal(got.count, expected.count)
+
+
+def test_a_module_that_eval_does_not_reach_is_refused():
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = [Normed()]  # no ModuleList
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return self.layers[0](rows)
+
+    without_statistics = Normed()
+    without_statistics.norm = nn.BatchNorm1d(8, track_running_stats=False)
+    for module in (Hidden(), without_statistics):
+        with pytest.raises(ValueError, match="leave out layers that use statistics of the batch"):
+            classifier(module).certify_batch(images(), 20, 200, 0.01, 64)
 
 
 def test_a_callable_is_tested_once_and_torchs_generator_stays():

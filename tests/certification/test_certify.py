@@ -275,3 +275,24 @@ def test_the_checkpoint_is_read_and_hashed_once(named, trained, tmp_path, monkey
     out = ["--out", str(tmp_path / "log.tsv")] if named else []
     assert main(["certify", str(folder), *FLAGS, *out]) == 0
     assert reads == [folder / "checkpoint.pt"]
+
+
+def test_a_resumed_log_keeps_its_number_of_threads(trained, tmp_path, capsys):
+    out, before = tmp_path / "log.tsv", torch.get_num_threads()
+    recorded = 2 if before == 1 else 1
+    assert certify(trained, out, "--threads", str(recorded)) == 0
+    out.write_text("".join(out.read_text().splitlines(keepends=True)[:3]))
+    assert certify(trained, out, "--resume") == 0
+    assert f"threads: {recorded}, as recorded in" in capsys.readouterr().err
+    settings = json.loads((tmp_path / "log.json").read_text())
+    assert settings["environment"]["threads"] == recorded
+    assert "environments_resumed" not in settings  # nothing has changed
+    assert torch.get_num_threads() == before
+
+
+def test_a_log_made_for_a_radius_goes_on_for_that_radius_only(trained, tmp_path, capsys):
+    flags = ["--budget", "anytime", "--radius", "0.05"]
+    assert certify(trained, tmp_path / "log.tsv", *flags) == 0
+    assert json.loads((tmp_path / "log.json").read_text())["radius"] == 0.05
+    assert certify(trained, tmp_path / "log.tsv", *flags[:-1], "0.06", "--resume") == 2
+    assert "radius (0.05 there, 0.06 now)" in capsys.readouterr().err

@@ -13,12 +13,15 @@ import mpmath
 import pytest
 import torch
 from half_spaces import ALPHA, SIGMA, above, classifier, two_classes
+from scipy.stats import binomtest
 
 import drf_fast
 from drf_fast.backends.reference.levels import level_table
 from drf_fast.backends.reference.noise import cos_sin_turns, groups_per_image
 from drf_fast.certification import stopping
+from drf_fast.certification.noise import LevelNoise
 from drf_fast.certification.stopping import Decide, certificate
+from drf_fast.certification.votes import NoisyVotes
 
 ABSTAIN = drf_fast.SmoothedClassifier.ABSTAIN
 
@@ -180,3 +183,57 @@ def test_predict_takes_the_distance_of_all_samples_off_alpha():
     assert left <= 0.01 - 1e-3 < left + 1e-12
     with pytest.raises(ValueError, match="raise alpha or lower n"):
         stopping.reduced_alpha(1e-3, 10**6, 1e-9)
+
+
+@pytest.fixture
+def far(monkeypatch) -> float:
+    """As if sound noise were far from Gaussian noise: the true distance is below a log's digits."""
+    distance = 1e-3
+    monkeypatch.setattr(LevelNoise, "distance", lambda self, pixels: distance)
+    return distance
+
+
+def grey(count: int) -> torch.Tensor:
+    return torch.full((count, 1, 2, 4), 160, dtype=torch.uint8)
+
+
+def test_certificates_are_lowered_by_the_distance_of_their_noise(far):
+    found = classifier(above, sound=True).certify_batch(grey(3), 10, 500, ALPHA, 64)
+    terms: dict[str, Any] = {"sigma": SIGMA, "alpha": ALPHA, "budget": "fixed"}
+    for count, p_lower, radius in zip(found.count, found.p_lower, found.radius, strict=True):
+        proof = certificate(int(count), 500, 500, distance=far, **terms)
+        assert (float(p_lower), float(radius)) == proof
+        assert proof.radius < certificate(int(count), 500, 500, **terms).radius
+
+
+@pytest.mark.parametrize("rule", [{}, {"radius": 0.05}, {"tolerance": 0.1}], ids=str)
+def test_certificates_of_a_data_set_are_too(far, rule):
+    found = drf_fast.certify_dataset(
+        classifier(above, sound=True), grey(3), torch.zeros(3, dtype=torch.int64), n0=10, n=500,
+        alpha=ALPHA, batch_size=64, progress=False, **rule,
+    )  # fmt: skip
+    budget = "anytime" if rule else "fixed"
+    terms: dict[str, Any] = {"sigma": SIGMA, "alpha": ALPHA, "budget": budget}
+    for count, n, p_lower, radius in zip(
+        found.count, found.n, found.p_lower, found.radius, strict=True
+    ):
+        proof = certificate(int(count), int(n), 500, distance=far, **terms)
+        assert (float(p_lower), float(radius)) == proof
+        assert proof.radius < certificate(int(count), int(n), 500, **terms).radius
+
+
+def test_predictions_have_less_of_alpha(monkeypatch):
+    """Of alpha = 0.021 the distance of 200 samples leaves 0.001."""
+    votes = next(k for k in range(100, 200) if binomtest(k, 200).pvalue <= 0.021)
+
+    def of_the_first(rows: torch.Tensor) -> torch.Tensor:
+        return two_classes(torch.arange(len(rows)) < votes)
+
+    def predicted(sound: bool) -> int:
+        x = grey(1)[0] if sound else grey(1)[0].float() / 255
+        return classifier(of_the_first, sound).predict(x, 200, 0.021, 200)
+
+    monkeypatch.setattr(NoisyVotes, "row_test", lambda self, x, size: None)
+    assert predicted(False) == predicted(True) == 0
+    monkeypatch.setattr(LevelNoise, "distance", lambda self, pixels: 1e-4)
+    assert predicted(False) == 0 and predicted(True) == ABSTAIN

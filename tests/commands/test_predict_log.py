@@ -32,6 +32,8 @@ def test_its_settings_lie_beside_it_and_report_reads_both(network, tmp_path, cap
     config = json.loads((tmp_path / "p.json").read_text())
     assert config["training"]["lr"] == 0.1  # so that another training is another row
     assert (config["n"], config["alpha"], config["sigma"]) == (20, 0.001, 0.5)
+    assert config["memory_format"] in ("contiguous", "channels_last")
+    assert (config["compile"], config["device"]) == (False, "cpu")
     capsys.readouterr()
     assert main(["report", str(out), "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)

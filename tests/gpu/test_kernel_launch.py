@@ -248,6 +248,35 @@ def test_auto_falls_back_with_one_warning_that_explains(monkeypatch, case):
     assert torch.equal(total, torch.full((2, 2), 3.0))
 
 
+def test_a_kernel_that_fails_for_some_arguments_goes_on_with_others(monkeypatch):
+    class Small(Kernel):
+        def __getitem__(self, grid: Any) -> Any:
+            def run(x: torch.Tensor, **options: Any) -> None:
+                self.launches.append((len(x),))
+                if len(x) > 4:
+                    raise UNAVAILABLE["too little shared memory"][0]
+
+            return run
+
+    kernel = Small()
+    install(monkeypatch, kernel, "noisy_repeat_backward")
+    backward = dispatch.implementation("noisy_repeat_backward", "cuda")
+    with pytest.warns(RuntimeWarning, match="^CUDA tensors run on the reference"):
+        found = [backward(torch.ones(rows, 2), 2) for rows in (4, 8, 4, 8)]
+    # The stand-in of the kernel returns its arguments.
+    assert [isinstance(result, torch.Tensor) for result in found] == [False, True, False, True]
+    assert kernel.launches == [(4,), (8,), (4,)]
+
+
+def test_more_samples_than_a_kernel_takes_are_for_the_reference():
+    pytest.importorskip("triton")
+    from drf_fast.kernels import loss_call  # pyright: ignore[reportMissingImports]
+
+    logits = torch.empty((1, 5000, 10), device="meta")
+    with pytest.raises(KernelUnavailableError, match="^losses: .* at most 4096 .* got 5000; use"):
+        loss_call._tile(logits, 1, True)
+
+
 @pytest.mark.parametrize("case", UNAVAILABLE)
 def test_triton_by_name_raises_instead(monkeypatch, case):
     error, words = UNAVAILABLE[case]

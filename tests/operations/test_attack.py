@@ -195,6 +195,23 @@ def test_a_network_under_autocast_can_be_attacked(backend, model):
     assert bool((got.distance > 0.05).all())
 
 
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (torch.eye(5)[:B], ValueError, r"of one-hot labels pass target\.argmax\(1\)"),
+        (torch.zeros(B), TypeError, r"int64 labels, got torch.float32; use target\.long\(\)"),
+        (torch.zeros(B * M, dtype=torch.int64), ValueError, "not repeated for the noisy copies"),
+    ],
+)
+def test_labels_are_checked_before_the_network_runs(model, labels, error, message):
+    x, _ = case()
+    with pytest.raises(error, match=message):
+        drf_fast.attack(
+            model, x, labels, sigma=SIGMA, num_samples=M, steps=1, ball=drf_fast.HardBall(0.5)
+        )
+    assert not model.inputs
+
+
 def test_a_network_without_a_gradient_is_refused(model):
     with pytest.raises(ValueError, match=r"needs the gradient.*leave torch\.no_grad"):
         run(torch.no_grad()(model), drf_fast.HardBall(0.5))

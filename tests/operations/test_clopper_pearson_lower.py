@@ -204,3 +204,9 @@ def test_the_raw_operation_refuses_such_an_alpha_too(alpha: float) -> None:
     one = torch.ones(1, dtype=torch.int64)
     with pytest.raises(ValueError, match="expected 0 < alpha < 1, got"):
         bounds_reference.clopper_pearson_lower(one, one, torch.tensor(alpha, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("k, n", [(6004, 18056), (7743, 27551), (11902, 33248), (18079, 48862)])
+def test_the_rounding_of_k_by_n_is_allowed_for(backend: str, k: int, n: int) -> None:
+    """In these, three roundings add up to more than one unit in the last place."""
+    assert_safe_and_tight(k, n, 0.001, lower([k], n, 0.001)[0])

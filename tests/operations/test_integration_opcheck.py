@@ -121,6 +121,13 @@ def test_vote_and_bounds():
         check("certified_radius", successes, trials, number(0.5), number(0.001))
 
 
+def test_bounds_of_transposed_counts():
+    successes = torch.tensor([[1, 2], [3, 4], [5, 6]]).t()
+    trials = torch.full((3, 2), 9).t()
+    check("clopper_pearson_lower", successes, trials, number(0.01))
+    check("certified_radius", successes, trials, number(0.5), number(0.01))
+
+
 def test_a_fake_that_lies_is_noticed():
     library = torch.library.Library("drf_fast_lies", "DEF")
     library.define("double(Tensor x) -> Tensor")

@@ -87,3 +87,42 @@ def test_logits_that_change_before_a_retained_second_backward_are_noticed(backen
         logits.mul_(2.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(value, logits)
+
+
+@pytest.mark.parametrize("name", ["consistency_loss", "macer_loss"])
+def test_a_weight_that_changes_before_a_retained_second_backward_is_noticed(backend, name):
+    logits, target = case()
+    lam = torch.tensor(2.0, dtype=torch.float64)
+    options = {"sigma": 0.5} if name == "macer_loss" else {}
+    value = getattr(drf_fast, name)(logits, target, lam=lam, **options)
+    torch.autograd.grad(value, logits, retain_graph=True)
+    lam.fill_(20.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(value, logits)
+
+
+@each_loss
+def test_a_vectorised_jacobian_is_that_of_each_row(backend, loss):
+    logits, target = case()
+
+    def twice(z: torch.Tensor) -> torch.Tensor:
+        return torch.stack([loss(z, target), 3 * loss(z, target)])
+
+    jacobian = torch.autograd.functional.jacobian(twice, logits, vectorize=True)
+    (row,) = torch.autograd.grad(loss(logits, target), logits)
+    assert torch.allclose(jacobian, torch.stack([row, 3 * row]), rtol=1e-6, atol=0)
+
+
+@each_loss
+def test_a_gradient_scaler_reaches_the_gradient_of_float16_before_it_is_rounded(backend, loss):
+    """Of a batch of 256 images, entries are below the smallest float16 without its factor."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(256, 16, 10, generator=generator)
+    target = logits.mean(1).argmax(1)
+    half = logits.half().requires_grad_()
+    (got,) = torch.autograd.grad(loss(half, target) * 1024, half)
+    full = half.detach().float().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(full, target) * 1024, full)
+    assert got.dtype == torch.float16
+    assert torch.equal(got, expected.half())
+    assert float((got == 0).float().mean()) < 0.01

@@ -230,7 +230,7 @@ def test_what_is_not_ours_is_torchs():
     x = torch.rand(2, 1, 28, 28, requires_grad=True)
     model = LeNet()
     with drf_fast.use_backend("reference"):
-        assert "Function" not in type(max_pool_relu(x).grad_fn).__name__
+        assert "MaxPoolReLU" not in type(max_pool_relu(x).grad_fn).__name__
         expected = model(x)
     assert torch.allclose(model(x), expected, rtol=1e-5, atol=1e-6)
     assert max_pool_relu(torch.rand(1, 2, 5, 7)).shape == (1, 2, 2, 3)  # odd sizes
@@ -241,11 +241,25 @@ def test_what_is_not_ours_is_torchs():
 
 
 @needs_native
-def test_a_second_derivative_is_refused():
+@pytest.mark.parametrize("head", [True, False], ids=["trained head", "frozen head"])
+def test_second_derivatives_are_torchs(head):
     x = torch.rand(2, 1, 28, 28, requires_grad=True)
-    (grad,) = torch.autograd.grad(LeNet()(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    model = LeNet()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(head or name.startswith("conv"))
+
+    def with_a_penalty_on_the_gradient() -> list[torch.Tensor]:
+        out = model(x)
+        (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        inputs = [x, *(p for p in model.parameters() if p.requires_grad)]
+        return list(torch.autograd.grad(out.sum() + grad.square().sum(), inputs))
+
+    with drf_fast.use_backend("reference"):
+        expected = with_a_penalty_on_the_gradient()
+    assert "MaxPoolReLU" in type(max_pool_relu(x).grad_fn).__name__
+    for got, plain in zip(with_a_penalty_on_the_gradient(), expected, strict=True):
+        assert float(plain.abs().max()) > 0
+        assert float((got - plain).abs().max()) <= 1e-4 * float(plain.abs().max())
 
 
 @needs_native
@@ -270,6 +284,15 @@ def test_a_second_derivative_is_refused():
 def test_the_native_calls_refuse_what_would_be_unsafe(call):
     with pytest.raises(ValueError, match="expected .* got .*"):
         call()
+
+
+@needs_native
+def test_an_index_of_no_window_reads_no_memory_of_others():
+    grad = torch.rand(1, 2, 3, 3).contiguous(memory_format=torch.channels_last)
+    nowhere = torch.full_like(grad, 4, dtype=torch.uint8)
+    weight = torch.rand(2, 1, 3, 3)
+    got = native.pooled_image_gradient(grad, torch.full_like(nowhere, 255), weight)
+    assert torch.equal(got, native.pooled_image_gradient(grad, nowhere, weight))
 
 
 def test_a_batch_of_no_images_is_torchs():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
+from drf_fast.errors import RunError
+from drf_fast.training import loop
 
 SMALL = [
     "--train-images", "192", "--epochs", "2", "--steps", "1", "--device", "cpu",
@@ -201,6 +204,59 @@ def test_force_removes_the_old_network_before_it_trains(tmp_path):
     assert {path.name for path in (tmp_path / "r").iterdir()} == {
         "config.json", "metrics.jsonl", "tensorboard",
     }  # fmt: skip
+
+
+def test_a_diverged_run_is_not_saved(tmp_path, capsys):
+    flags = ["--method", "gaussian", "--train-images", "320", "--save-every", "1", *UNCERTIFIED]
+    words = ["train", "--out", str(tmp_path / "r"), "--device", "cpu", *flags]
+    assert main([*words, "--max-steps", "3", "--lr", "1e12"]) == 1
+    assert "training diverged; lower --lr" in capsys.readouterr().err
+    saved = load(tmp_path / "r")  # of the step before
+    assert all(bool(weight.isfinite().all()) for weight in saved["model"].values())
+
+
+def test_a_weight_or_a_loss_that_is_no_number_is_not_saved(monkeypatch):
+    def never(run: Any) -> None:
+        raise AssertionError("saved")
+
+    monkeypatch.setattr(loop.state, "save", never)
+    for weight, loss in ((torch.inf, 1.0), (1.0, torch.nan)):
+        model = torch.nn.Linear(1, 1)
+        model.weight.data.fill_(weight)
+        totals = SimpleNamespace(sums=torch.tensor([loss, 0, 0]), images=1)
+        run: Any = SimpleNamespace(totals=totals, epoch=0, model=model)
+        with pytest.raises(RunError, match="in epoch 1: training diverged|of epoch 1 is nan"):
+            loop._save(run)
+
+
+@pytest.mark.parametrize("flag", ["--force", "--resume"])
+@pytest.mark.parametrize("name", ["config.json", "tensorboard"])
+def test_files_of_another_program_are_not_replaced(tmp_path, capsys, name, flag):
+    if name == "config.json":
+        (tmp_path / name).write_text('{"model_type": "vit"}')
+    else:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "events").write_text("theirs")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    assert train(tmp_path, flag, "--max-steps", "1", *UNCERTIFIED) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path} holds no run of drf_fast" in error and f"got {name} of another" in error
+    assert before == {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_certified_anew_with_other_settings(tmp_path):
+    for flags in (
+        ["--certify-n", "100", "--certify-images", "2"],
+        ["--certify-n", "200", "--certify-images", "2"],
+        ["--certify-n", "200", "--certify-images", "3"],
+    ):
+        assert train(tmp_path / "r", "--resume", "--max-steps", "1", *flags) == 0
+        sidecar = json.loads((tmp_path / "r" / "certificates.json").read_text())
+        assert [str(sidecar[name]) for name in ("n", "indices_total")] == flags[1::2]
+        written = (tmp_path / "r" / "certificates.tsv").stat().st_mtime_ns
+    assert train(tmp_path / "r", "--resume", "--max-steps", "1", *flags) == 0
+    assert (tmp_path / "r" / "certificates.tsv").stat().st_mtime_ns == written
 
 
 @pytest.mark.slow

@@ -133,14 +133,14 @@ def _inner_bound(k: Tensor, n: Tensor, level: _Level) -> _LowerBound:
         at, margin = _solve_tail(k, m, n, level)
         s = at.s + margin
         half = 0.5 * (k - m) / n
-        rounding = torch.where(at.p < at.s, 4.0 * UNIT * at.p, 2.0 * UNIT * k / n)
+        rounding = torch.where(at.p < at.s, 4.0 * UNIT * at.p, 4.0 * UNIT * k / n)
         excess = (half - s) - 2.0 * UNIT * (half.abs() + s.abs())
         return _safe_bound(at.p - margin - rounding, (m / n + s) * (1.0 + 8.0 * UNIT), excess)
     k, m = n - k + 1.0, k - 1.0
     at, margin = _solve_tail(k, m, n, level)
     s = at.s - margin
     half = 0.5 * (m - k) / n
-    rounding = torch.where(at.p < at.s, 4.0 * UNIT * at.p, 2.0 * UNIT * k / n)
+    rounding = torch.where(at.p < at.s, 4.0 * UNIT * at.p, 4.0 * UNIT * k / n)
     excess = (half + s) - 4.0 * UNIT * (half.abs() + s.abs())
     return _safe_bound((m / n + s) * (1.0 - 8.0 * UNIT), at.p + margin + rounding, excess)
 
