@@ -140,10 +140,14 @@ class _ConvPoolReLU(torch.autograd.Function):
 
 
 def _differentiable_backward(
-    needed: tuple[bool, ...], grad: torch.Tensor, *tensors: torch.Tensor
+    needed: tuple[bool, ...],
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients of x, weight and bias in torch's operations, for second derivatives."""
-    out = F.relu(F.max_pool2d(F.conv2d(*tensors), 2))
-    wanted = [tensor for tensor, needs in zip(tensors, needed, strict=True) if needs]
+    out = F.relu(F.max_pool2d(F.conv2d(x, weight, bias), 2))
+    wanted = [t for t, needs in zip((x, weight, bias), needed, strict=True) if needs]
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
     return tuple(next(found) if needs else None for needs in needed)

@@ -115,7 +115,10 @@ LOOPS = {
         options={"stability_lam": 3.0},
     ),
 }  # fmt: skip
-LOSSES = {"gaussian": plain.smoothadv}
+LOSSES = {
+    "gaussian": plain.smoothadv, "smoothadv": plain.smoothadv, "consistency": plain.consistency,
+    "macer": plain.macer, "smoothmix": plain.smoothmix, "stability": plain.stability,
+}  # fmt: skip
 
 
 class Plainly:
@@ -151,9 +154,7 @@ class Plainly:
                 self.ball.epsilon = loop.epsilon[number]
                 if loop.ball is not None:
                     self.ball.lam = self.lam
-            loss = LOSSES.get(loop.method, getattr(plain, loop.method, None))(
-                self.net, batch, options, self.ball
-            )
+            loss = LOSSES[loop.method](self.net, batch, options, self.ball)
             distance = self.distance(batch, options)
             self.descend(loss, loop.lr[number])
             self.step += 1
