@@ -110,6 +110,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture
+def instruction_sets() -> Iterator[list[str]]:
+    """Those of the C++ core that this machine has, for ``use_isa``; afterwards it has its own."""
+    from drf_fast.backends.native import library
+
+    def used(name: str) -> str:
+        core.use_isa(name)
+        return core.build_info()["isa"]
+
+    if not library.available():
+        pytest.skip(library.why_not() or "needs the C++ core")
+    core = library.load()
+    yield [name for name in ("baseline", "avx2", "avx512") if used(name) == name]
+    core.use_isa(os.environ.get("DRF_FAST_ISA", ""))
+
+
+@pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test on one backend, without a fallback."""
     with drf_fast.use_backend(request.param):

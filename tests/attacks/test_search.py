@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import drf_fast
+from drf_fast.attacks import ddn as ddn_module
 from drf_fast.attacks import engine
 from drf_fast.attacks.ddn import ddn
 from drf_fast.attacks.search import Search, random_start, scaled_to, worst
@@ -41,6 +42,25 @@ def test_ddn_finds_the_distance_to_a_plane(half_spaces):
     noisy = drf_fast.noisy_repeat(found, 0.25, 64, seed=3, image_ids=ids)
     mean = network(noisy).softmax(1).reshape(3, 64, 2).mean(1)
     assert (mean.argmax(1) == 0).all()  # and each is on the other side
+
+
+def test_ddn_gives_the_nearest_of_all_that_misled(half_spaces, monkeypatch):
+    network, x, _ = half_spaces
+    plain, seen = ddn_module._gradient_and_misled, []
+
+    def recorded(model, images, *others):
+        gradient, misled = plain(model, images, *others)
+        seen.append(torch.where(misled, (images.detach() - x).norm(dim=1), torch.inf))
+        return gradient, misled
+
+    monkeypatch.setattr(ddn_module, "_gradient_and_misled", recorded)
+    target, ids = torch.ones(3, dtype=torch.int64), torch.arange(3)
+    found = ddn(network, x, target, sigma=0.25, num_samples=64, steps=100, seed=3, image_ids=ids)
+    misled_at = torch.stack(seen)
+    nearest = misled_at.amin(0)
+    assert torch.allclose((found - x).norm(dim=1), nearest, rtol=0, atol=1e-6)
+    last = torch.stack([column[column.isfinite()][-1] for column in misled_at.T])
+    assert bool((last > nearest + 1e-3).any())
 
 
 def test_ddn_gives_its_last_image_where_nothing_misleads():

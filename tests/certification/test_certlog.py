@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from written import CONFIG, FIELD, OURS, row, write_log
 
@@ -38,6 +38,7 @@ def test_a_line_has_the_columns_of_the_field_first():
     assert OURS.startswith(FIELD.rstrip("\n"))
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.floats(min_value=0, max_value=1e9), st.floats(min_value=0, max_value=1))
 def test_radius_and_bound_are_never_rounded_up(radius, p_lower):
     fields = format_row(row(0, radius=radius, p_lower=p_lower)).split("\t")

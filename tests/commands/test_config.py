@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from drf_fast.config import methods, recipes
 from drf_fast.config.arguments import parse_train
 from drf_fast.config.options import TrainConfig
+from drf_fast.config.training import uses_drf
 from drf_fast.config.values import updated
 from drf_fast.errors import InputError
 
@@ -67,17 +69,41 @@ PUBLISHED = [
     ("mnist-smoothmix", "steps", (2, 4, 8)),
     ("mnist-smoothmix", "mix_alpha", (1.0, 1.0, 1.0)),
     ("mnist-smoothmix", "mix_step", (0, 0, 0)),
+    ("mnist-smoothmix", "num_samples", (4, 4, 4)),
+    ("mnist-smoothmix", "mix_eta", (5.0, 5.0, 5.0)),
+    ("mnist-smoothmix", "mix_warmup", (10, 10, 10)),
+    ("mnist-macer", "macer_beta", (16.0, 16.0, 16.0)),
+    ("mnist-macer", "macer_gamma", (8.0, 8.0, 8.0)),
+    ("mnist-smoothadv", "num_samples", (4, 4, 4)),
+    ("mnist-smoothadv", "steps", (10, 10, 10)),
+    ("mnist-smoothadv", "epsilon", (255 / 256,) * 3),
+    ("mnist-smoothadv", "warmup_epochs", (10, 10, 10)),
     ("mnist-smoothadv-drf", "lambda0", (1.0, 1.0, 1.0)),
+    ("mnist-smoothadv-drf", "lambda_lr", (0.02, 0.02, 0.02)),
+    ("mnist-smoothadv-drf", "kappa", (100, 100, 100)),
     ("mnist-consistency-drf", "lambda0", (2.0, 2.0, 2.0)),
     ("mnist-consistency-drf", "form", ("prox", "prox", "prox")),
     ("mnist-consistency-drf", "lambda_every", (1, 1, 1)),
     ("mnist-consistency", "consistency_lam", (1.0, 1.0, 1.0)),
     ("mnist-consistency", "epsilon", (255 / 256,) * 3),
+    ("mnist-consistency", "consistency_eta", (0.5, 0.5, 0.5)),
+    ("mnist-consistency", "num_samples", (4, 4, 4)),
+    ("mnist-consistency", "steps", (10, 10, 10)),
+    ("mnist-consistency", "warmup_epochs", (10, 10, 10)),
+    ("mnist-consistency-drf", "lambda_lr", (0.02, 0.02, 0.02)),
+    ("mnist-consistency-drf", "kappa", (100, 100, 100)),
     ("cifar10-stability", "stability_lam", (2.0, 2.0, 1.0)),
     ("cifar10-macer", "macer_lam", (12.0, 6.0, 12.0)),
     ("cifar10-smoothmix", "mix_alpha", (0.5, 1.0, 2.0)),
     ("cifar10-smoothmix", "mix_step", (0, 1, 1)),
     ("cifar10-smoothmix", "steps", (4, 4, 4)),
+    ("cifar10-smoothmix", "num_samples", (2, 2, 2)),
+    ("cifar10-smoothmix", "mix_eta", (5.0, 5.0, 5.0)),
+    ("cifar10-macer", "num_samples", (16, 16, 16)),
+    ("cifar10-macer", "macer_after_drop", (False, False, False)),
+    ("cifar10-smoothadv", "steps", (10, 10, 10)),
+    ("cifar10-smoothadv", "epsilon", (1.0, 1.0, 2.0)),
+    ("cifar10-smoothadv", "warmup_epochs", (10, 10, 10)),
     ("cifar10-smoothadv", "num_samples", (4, 8, 2)),
     ("cifar10-smoothadv-drf", "epsilon", (1.0, 1.0, 2.0)),
     ("cifar10-consistency", "consistency_lam", (20.0, 10.0, 10.0)),
@@ -97,6 +123,25 @@ PUBLISHED = [
 def test_a_recipe_has_the_published_values_of_its_sigma(name, field, values):
     for sigma, value in zip(recipes.SIGMAS, values, strict=True):
         assert getattr(parse_train(["--recipe", name, "--sigma", str(sigma)]), field) == value
+
+
+COMMON: dict[str, dict[str, Any]] = {
+    "mnist": {"arch": "lenet", "augment": "none", "lr": 0.01, "epochs": 90},
+    "cifar10": {"arch": "resnet110", "augment": "crop-flip", "lr": 0.1, "epochs": 150},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", recipes.NAMES)
+def test_all_recipes_of_a_data_set_have_its_optimiser(name):
+    expected = {
+        **COMMON[name.partition("-")[0]],
+        "batch_size": 256, "lr_drops": (1 / 3, 2 / 3), "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4,
+        "split_batches": False, "late_drop": False, "train_images": None, "grad_norm": "image",
+    }  # fmt: skip
+    for sigma in recipes.SIGMAS:
+        config = parse_train(["--recipe", name, "--sigma", str(sigma)])
+        assert {field: getattr(config, field) for field in expected} == expected
+        assert uses_drf(config) == name.endswith("-drf")
 
 
 @pytest.mark.parametrize(

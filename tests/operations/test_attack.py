@@ -195,6 +195,17 @@ def test_a_network_under_autocast_can_be_attacked(backend, model):
     assert bool((got.distance > 0.05).all())
 
 
+def test_a_pixel_beyond_the_range_by_a_rounding_is_the_end_of_the_range(backend, model):
+    x, target = case()
+    x = x.float()
+    x[0, 0, 0, 0], x[1, 0, 2, 2] = -3e-8, 1 + 1e-7
+    options: dict[str, Any] = {"sigma": SIGMA, "num_samples": M, "steps": 2, "seed": 5}
+    options |= {"ball": drf_fast.HardBall(0.5), "image_ids": IDS}
+    got = drf_fast.attack(model.float(), x, target, **options)
+    expected = drf_fast.attack(model, x.clamp(0, 1), target, **options)
+    assert torch.equal(got.x, expected.x) and torch.equal(got.distance, expected.distance)
+
+
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [

@@ -93,7 +93,7 @@ def test_every_choice_agrees_with_the_reference(shape, dtype, layout):
         assert_rounds_as_the_reference(tensors, parameters(5, ball, grad_norm, clamp))
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 @hypothesis.given(
     batch=st.integers(1, 9),
     samples=st.integers(1, 6),
@@ -116,15 +116,15 @@ def test_any_shape_in_any_mixture_of_memory_formats(
 @pytest.mark.parametrize("grad_norm", NORMS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("batch, shape", [(7, (3, 5, 7)), (33, (1, 9, 9)), (1, (2, 37, 29))])
-def test_threads_and_instruction_sets_change_no_bit(monkeypatch, batch, shape, dtype, grad_norm):
+def test_threads_and_instruction_sets_change_no_bit(
+    instruction_sets, monkeypatch, batch, shape, dtype, grad_norm
+):
     for layout, ball in itertools.product(LAYOUTS, ("excess", "prox", "udr")):
         tensors = case(batch, 3, shape, dtype, layout)
         rest = parameters(batch, ball, grad_norm)
         results: list[Any] = []
-        for isa, threads in itertools.product(("baseline", "avx2", "avx512"), (1, 2, 3, 8)):
+        for isa, threads in itertools.product(instruction_sets, (1, 2, 3, 8)):
             library.load().use_isa(isa)
-            used = library.load().build_info()["isa"]
-            assert used == isa or isa != "baseline"  # a processor without the others uses less
             monkeypatch.setattr(
                 "drf_fast.backends.native.adversary.threads_for", lambda *_, n=threads: n
             )

@@ -133,6 +133,17 @@ def test_philox_gives_the_known_answers_of_random123(counter, key, expected):
     assert tuple(int(word) for word in philox(counter, key)) == expected
 
 
+def test_every_instruction_set_gives_the_same_normals(instruction_sets):
+    names: dict[str, Any] = {"images": 2, "sample_offset": 2**32 - 9, "stream": "estimation"}
+    for pixels in (1, 33, 1000):
+        with drf_fast.use_backend("reference"):
+            expected = noise(pixels, 5, **names)
+        for isa in instruction_sets:
+            library.load().use_isa(isa)
+            with drf_fast.use_backend("native"):
+                assert torch.equal(noise(pixels, 5, **names), expected), isa
+
+
 def test_the_first_normals_follow_from_a_known_answer(backend):
     w = RANDOM123[0][2]
     u = float(F(w[0])) * 2.0**-32 + 2.0**-33

@@ -150,13 +150,14 @@ def test_one_signal_stops_all_after_the_same_step(tmp_path, job, told):
 
 
 @pytest.fixture
-def met(monkeypatch: pytest.MonkeyPatch) -> tuple[Meeting, Meeting]:
-    """Processes 0 and 1 of two, with a time-out of a second."""
+def met(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Meeting, Meeting]:
+    """Processes 0 and 1 of two, with a time-out of a second, or of the parameter."""
     monkeypatch.setattr(meeting, "_HEARTBEAT_INTERVAL", 0.05)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-    return Meeting(0, 2, 1.0), Meeting(1, 2, 1.0)
+    timeout = getattr(request, "param", 1.0)
+    return Meeting(0, 2, timeout), Meeting(1, 2, timeout)
 
 
 @needs_distributed
@@ -189,6 +190,7 @@ def test_a_silent_process_is_not_waited_for(met):
 
 
 @needs_distributed
+@pytest.mark.parametrize("met", [60.0], indirect=True)  # however late the timer is
 def test_who_refuses_while_the_others_wait_is_heard(met):
     threading.Timer(0.3, met[1].refuse, ["the disk is full"]).start()
     with pytest.raises(RunError, match="got the end of process 1: the disk is full"):
