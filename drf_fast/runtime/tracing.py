@@ -38,7 +38,12 @@ except ImportError:
 else:
 
     def is_batched(tensor: torch.Tensor) -> bool:
-        """Whether it stands for several tensors, inside vmap or ``is_grads_batched``."""
+        """Whether it stands for several tensors, inside vmap or ``is_grads_batched``.
+
+        Never in compiled code, where Dynamo cannot ask.
+        """
+        if torch.compiler.is_compiling():
+            return False
         return is_batchedtensor(tensor) or is_legacy_batchedtensor(tensor)
 
 

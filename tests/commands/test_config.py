@@ -135,7 +135,8 @@ COMMON: dict[str, dict[str, Any]] = {
 def test_all_recipes_of_a_data_set_have_its_optimiser(name):
     expected = {
         **COMMON[name.partition("-")[0]],
-        "batch_size": 256, "lr_drops": (1 / 3, 2 / 3), "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4,
+        "batch_size": 256, "lr_drops": (1 / 3, 2 / 3), "momentum": 0.9, "nesterov": True,
+        "weight_decay": 1e-4,
         "split_batches": False, "late_drop": False, "train_images": None, "grad_norm": "image",
     }  # fmt: skip
     for sigma in recipes.SIGMAS:
