@@ -9,7 +9,6 @@
 #include "cpu/isa.h"
 #include "cpu/operations.h"
 
-
 namespace py = pybind11;
 
 namespace {
@@ -283,5 +282,5 @@ PYBIND11_MODULE(_C, module) {
               "gamma", "beta");
   module.def("use_isa", &use_isa, py::arg("name"),
              "Use no more than this instruction set; all that the processor has for \"\".");
-  module.def("build_info", &build_info, "Compiler, flags and features of this build.");
+  module.def("build_info", &build_info, "Compiler and features of this build.");
 }

@@ -21,6 +21,7 @@ from drf_fast.errors import RunError
 # CUDA's limit of the first grid dimension, the only one in use here.
 MAX_PROGRAMS = 2**31 - 1
 
+_TOO_LARGE = r"OutOfResources"
 # Errors of Triton, its compilers and the driver where a kernel cannot run at all, and the remedy:
 # patterns for the error's classes and text. All else (an illegal address, an exception in the
 # interpreter) is a bug and is raised as it is.
@@ -45,12 +46,16 @@ _ADVICE = (
         "folder in TRITON_LIBCUDA_PATH",
     ),
     (r"Cannot find ptxas", "triton's own ptxas is missing; reinstall triton"),
-    (r"OutOfResources", "this GPU has too little shared memory or too few registers for it"),
+    (_TOO_LARGE, "this GPU has too little shared memory or too few registers for it"),
 )
 
 
 class KernelUnavailableError(RunError):
-    """A kernel cannot run in this installation, on this GPU, or with arguments of these shapes."""
+    """A kernel cannot run in this installation or on this GPU, whatever its arguments."""
+
+
+class KernelTooLargeError(KernelUnavailableError):
+    """A kernel cannot run with arguments of these shapes and dtypes."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,6 @@ def _explained(name: str, error: Exception) -> Exception | None:
     for pattern, advice in _ADVICE:
         if "InterpreterError" not in classes and re.search(pattern, f"{classes}: {text}"):
             reason = f"{type(error).__name__}: {text}"
-            return KernelUnavailableError(
-                f"{name}: this Triton kernel cannot run here ({reason}); {advice}"
-            )
+            kind = KernelTooLargeError if pattern == _TOO_LARGE else KernelUnavailableError
+            return kind(f"{name}: this Triton kernel cannot run here ({reason}); {advice}")
     return None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import triton
 
-from drf_fast.kernels.launch import KernelUnavailableError, launch
+from drf_fast.kernels.launch import KernelTooLargeError, launch
 from drf_fast.kernels.rows import reduce_losses
 from drf_fast.kernels.scalars import on_device
 from drf_fast.runtime.tensors import FLOATS, arithmetic_dtype
@@ -57,8 +57,9 @@ def run_loss(
             not, rows are split into chunks, so that warps are spread over rows before classes.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape or device; too many samples; with DRF_FAST_DEBUG=1
-            also labels out of range and rows of logits that are not a valid distribution.
+        TypeError, ValueError: wrong dtype, shape or device; with DRF_FAST_DEBUG=1 also labels out
+            of range and rows of logits that are not a valid distribution.
+        KernelTooLargeError: too many samples of an image.
     """
     _check(kernel.fn.__name__.removesuffix("_kernel"), logits, target)
     batch, samples, classes = logits.shape
@@ -118,7 +119,7 @@ def _tile(
         warp_bytes = _PASSING_ROWS
         capacity = warp_bytes * _COLUMNS_WARPS // size
         if samples > capacity:
-            raise KernelUnavailableError(
+            raise KernelTooLargeError(
                 f"losses: their kernels take at most {capacity} noise samples of an image of "
                 f"{logits.dtype}, got {samples}; use fewer, or the backend 'reference'"
             )

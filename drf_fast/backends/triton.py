@@ -78,29 +78,34 @@ def load(operation: str) -> Callable[..., Any]:
 
 @functools.cache
 def load_or_fall_back(operation: str) -> Callable[..., Any]:
-    """As ``load``, but falls back to the reference where a kernel cannot run.
+    """As ``load``, but falls back to the reference once a kernel cannot run here.
 
     This is known only at its launch, when Triton compiles it, with a C compiler and for the
-    installed driver; it is not tried again with arguments of these dtypes and shapes.
+    installed driver. A kernel that is too large for some arguments stays for those of other dtypes
+    and shapes.
     """
     from drf_fast.backends.reference import operations as reference
 
     launching = importlib.import_module("drf_fast.kernels.launch")
     kernels, plain = load(operation), getattr(reference, operation)
-    failed: set[tuple[Any, ...]] = set()
+    too_large: set[tuple[Any, ...]] = set()
 
     def kinds(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple((a.dtype, a.shape) for a in arguments if isinstance(a, torch.Tensor))
 
     def run(*arguments: Any) -> Any:
-        if failed and kinds(arguments) in failed:
+        nonlocal kernels
+        if too_large and kinds(arguments) in too_large:
             return plain(*arguments)
         try:
             return kernels(*arguments)
-        except launching.KernelUnavailableError as error:
-            failed.add(kinds(arguments))
+        except launching.KernelTooLargeError as error:
+            too_large.add(kinds(arguments))
             warn_once(str(error))
-            return plain(*arguments)
+        except launching.KernelUnavailableError as error:
+            kernels = plain
+            warn_once(str(error))
+        return plain(*arguments)
 
     run.__name__ = operation
     return run

@@ -257,7 +257,8 @@ class SmoothedClassifier:
         ``sound`` n D tau is subtracted from alpha, the distance of n samples from Gaussian ones.
 
         Raises:
-            TypeError, ValueError: bad arguments, or a network of another width.
+            TypeError, ValueError: bad arguments, a network of another width, or one whose rows
+                depend on each other.
 
         Reference:
             Cohen, Rosenfeld, Kolter 2019, PREDICT; Hung, Fithian 2019.
@@ -282,7 +283,8 @@ class SmoothedClassifier:
         Each image has error probability alpha; ``image_ids`` as in ``certify_batch``.
 
         Raises:
-            TypeError, ValueError: bad arguments, or a network of another width.
+            TypeError, ValueError: bad arguments, a network of another width, or one whose rows
+                depend on each other.
         """
         check.count(n, "n")
         check.probability(alpha)
@@ -312,7 +314,8 @@ class SmoothedClassifier:
         votes needs fresh samples.
 
         Raises:
-            TypeError, ValueError: bad arguments, or a network of another width.
+            TypeError, ValueError: bad arguments, a network of another width, or one whose rows
+                depend on each other.
         """
         return self._counts(x, check.count(n, "n"), "prediction", batch_size, image_ids)[0].cpu()
 

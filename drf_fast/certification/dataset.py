@@ -144,7 +144,7 @@ def certify_dataset(
     distance = classifier.distance(data.float_images([chosen[0]]))
     rule = stopping.rule(n, classifier.sigma, alpha, distance, radius, tolerance)
     sample = data.float_images([chosen[0]])
-    device = _device(classifier.base, sample)
+    device = _device(classifier.base, getattr(data, "images", sample))
     sample = sample.to(device)
     if out is None and (resume or force):
         raise ValueError("resume and force are of a log: expected out= with them, got none")
@@ -213,10 +213,12 @@ def _check_indices(indices: Iterable[int] | None, count: int) -> tuple[int, ...]
     return chosen
 
 
-def _device(base: Any, sample: torch.Tensor) -> torch.device:
+def _device(base: Any, images: Any) -> torch.device:
     """That of the network; where it has no tensors of its own, that of the images."""
     tensors = [*base.parameters(), *base.buffers()] if isinstance(base, nn.Module) else []
-    return tensors[0].device if tensors else sample.device
+    if not tensors and isinstance(images, torch.Tensor):
+        return images.device
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def _log(out: Path, description: dict[str, Any], resume: bool, force: bool) -> CertificationLog:

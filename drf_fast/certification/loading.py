@@ -39,6 +39,8 @@ _Resumable = TypeVar("_Resumable", CertifyConfig, AttackConfig)
 # Settings that are measured and recorded in a log, and the values that request a measurement.
 _MEASURED = tags.having(SmoothedConfig, Tag.MEASURED)
 _TO_MEASURE = ("auto", "fastest")
+_PROBE = 64  # samples, enough to see that rows depend on each other
+_MOST_THREADS = 4096  # that a log may record, far above any machine
 _SHARD_BATCH = {"cpu": 256, "cuda": 2048}
 
 
@@ -139,12 +141,21 @@ def with_recorded_choices(config: _Resumable, out: Path | None) -> _Resumable:
         return config
     auto = [key for key in _MEASURED if getattr(config, key) in _TO_MEASURE and key in recorded]
     values = {key: as_requested(recorded[key]) for key in auto}
-    environment = recorded.get("environment")
-    if config.threads == "auto" and isinstance(environment, dict) and "threads" in environment:
-        values["threads"] = environment["threads"]
-        if values["threads"] != torch.get_num_threads():
-            say(f"threads: {values['threads']}, as recorded in {sidecar(out)}; see --threads")
+    threads = _recorded_threads(recorded) if config.threads == "auto" else None
+    if threads is not None:
+        values["threads"] = threads
+        if threads != torch.get_num_threads() and processes.rank() == 0:
+            say(f"threads: {threads}, as recorded in {sidecar(out)}; see --threads")
     return updated(config, values, str(sidecar(out)))
+
+
+def _recorded_threads(recorded: dict[str, Any]) -> int | None:
+    """The number of threads of each process, if a log of as many processes names one."""
+    environment = recorded.get("environment")
+    if not isinstance(environment, dict) or environment.get("processes") != processes.count():
+        return None
+    threads = environment.get("threads")
+    return threads if type(threads) is int and 1 <= threads <= _MOST_THREADS else None
 
 
 def source(config: SmoothedConfig) -> Source:
@@ -245,6 +256,8 @@ def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
     if batch_size == "auto":
         most = max(config.n, getattr(config, "n0", 1))
         batch_size = processes.broadcast(min(classifier.batch_size(sample), most))
+    # Here, so that a network whose rows depend on each other is refused before a log is begun.
+    classifier.select(sample, min(batch_size, _PROBE), batch_size)
     sound = None
     if config.sound:
         with _as_input_error():

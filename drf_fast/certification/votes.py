@@ -29,6 +29,7 @@ from drf_fast.runtime.memory import is_out_of_memory
 
 _BATCH_SIZES = {"cpu": (64, 128, 256, 512), "cuda": (512, 1024, 2048, 4096, 8192, 16384)}
 _PROBE_ROWS = 128  # rows of the forward passes that choose the network's form
+_TESTED_ROWS = 256  # of a network, at most: all that a pass may have would need memory twice
 _MAX_PIXELS = 2**28  # of a measured forward pass, so that measuring does not exhaust a GPU's memory
 
 
@@ -115,9 +116,7 @@ class NoisyVotes:
         enough = machine.memory_for(min(size, num * len(x)), tuple(x.shape[1:]), "--batch-size")
         with self.network.frozen_base(), enough:
             if self._to_test and min(size, num) > 1:
-                images = slice(images_per_pass)
-                rows = self._copies(x[images], min(size, num), image_ids[images], 0, "prediction")
-                self._test_alone(rows, size if pad else None)
+                self._test_alone(x[:1], min(size, num, _TESTED_ROWS), size if pad else None)
             for first in range(0, x.shape[0], images_per_pass):
                 part = slice(first, first + images_per_pass)
                 start = torch.zeros((), dtype=torch.int64, device=x.device)
@@ -134,8 +133,9 @@ class NoisyVotes:
             torch.cuda.current_stream(x.device).synchronize()
         return counts, drawn
 
-    def _test_alone(self, rows: torch.Tensor, size: int | None) -> None:
-        """Test once that a row's logits are its own, with rows as of the first forward pass."""
+    def _test_alone(self, x: torch.Tensor, number: int, size: int | None) -> None:
+        """Test once that a row's logits are its own, with noisy copies of x (1, ...)."""
+        rows = self._probe_rows(x, number)
         bf16 = self.network.choices["precision"] == "bf16 autocast"
         check_alone(lambda part: self._logits(part, size), rows, bf16)
         self._to_test = False

@@ -261,7 +261,8 @@ def _description(
         "precision": loaded.classifier.choices["precision"],
         "batch_size": loaded.batch_size,
         "memory_format": loaded.memory_format,
-        **({"compile": True} if config.compile else {}),  # which logs of older versions lack
+        # Only if so: logs of older versions lack the key.
+        **({"compile": True} if loaded.classifier.choices["compile"] else {}),
         "device": loaded.device.type,
         "certificates": _names_of(certificates),
         "environment": machine.environment(

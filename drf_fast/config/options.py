@@ -227,8 +227,8 @@ class NetworkConfig:
     device: Annotated[Device, Role.SPEED] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     threads: Annotated[int | Literal["auto"], Role.SPEED, Range.COUNT] = "auto"
-    """CPU threads; the number is recorded; auto takes torch's number or, with --resume, the
-    recorded one."""
+    """CPU threads; the number is recorded; auto takes torch's number, or the recorded one of a log
+    that is resumed."""
     seed: Annotated[int, Role.RESULT] = 0
     """Seed of the noise."""
     force: Annotated[bool, Role.CALL] = False

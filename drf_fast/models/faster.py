@@ -157,7 +157,7 @@ def faster(model: _Network, example: torch.Tensor, *, precision: str = "fp32") -
 
     Convolution, max pooling and ReLU are fused where torch.fx can trace the code, and weights and
     images get the faster memory format. Values and gradients are those of ``model`` up to rounding;
-    the first batch in each mode is compared. Fused pooling on the CPU has no second derivative.
+    the first batch in each mode is compared.
 
     The parameters are the same objects, whose memory format changes **in place**, so an optimizer
     made before or after keeps working, except a ``fused=True`` one that has taken steps: its state

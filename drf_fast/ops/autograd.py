@@ -86,7 +86,7 @@ class NoisyRepeat(torch.autograd.Function):
     @_once_differentiable
     def backward(ctx: Any, grad):
         if is_batched(grad):  # the gradients of a whole Jacobian at once are for plain torch
-            grad_x = grad.unflatten(0, (-1, ctx.num_samples)).sum(1)
+            grad_x = grad.reshape(-1, ctx.num_samples, *grad.shape[1:]).sum(1)
         else:
             grad_x = schemas.noisy_repeat_backward(grad, ctx.num_samples)
         return grad_x, None, None, None, None, None, None
@@ -176,7 +176,7 @@ def _scaled_grad(ctx: Any, grad_loss: torch.Tensor) -> torch.Tensor:
         return grad
     if grad.dtype == scale.dtype:
         return grad.mul_(scale)
-    # Multiplied in float32, the dtype of the loss: a gradient scaler's 2^16 is inf in float16.
+    # Multiplied in the dtype of the loss: half precision would round the factor, too.
     return (grad.to(scale.dtype) * scale).to(grad.dtype)
 
 

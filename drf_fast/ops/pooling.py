@@ -147,6 +147,8 @@ def _differentiable_backward(
     bias: torch.Tensor,
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients of x, weight and bias in torch's operations, for second derivatives."""
+    # Of views: hooks of the tensors themselves are for the pass that called this one.
+    x, weight, bias = (tensor.view_as(tensor) for tensor in (x, weight, bias))
     out = F.relu(F.max_pool2d(F.conv2d(x, weight, bias), 2))
     wanted = [t for t, needs in zip((x, weight, bias), needed, strict=True) if needs]
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))

@@ -62,24 +62,30 @@ def _remove_run(folder: Path) -> None:
 def _refuse_foreign(folder: Path) -> None:
     """Refuse a folder with files of our names that another program has written.
 
-    Damaged settings are no reason: replacing such a run is what --force is for.
-
     Raises:
-        InputError: its settings are not those of a run, or there are none.
+        InputError: it holds some, and they are not those of a run.
     """
     names = [name for name in (*_FILES, _EVENTS) if (folder / name).exists()]
-    ours = not names or checkpoint.FILE_NAME in names
-    if _SETTINGS in names:
-        try:
-            saved = read_json(folder / _SETTINGS)
-        except InputError:
-            return
-        ours = not isinstance(saved, dict) or "method_label" in saved
-    if not ours:
+    if names and not _is_run(folder, names):
         raise InputError(
             f"{folder} holds no run of drf_fast: expected a run folder or an empty one, got "
             f"{', '.join(names)} of another program; choose another --out"
         )
+
+
+def _is_run(folder: Path, names: list[str]) -> bool:
+    """Whether the files in the folder are those of a run, by its settings, else its checkpoint."""
+    if _SETTINGS in names:
+        try:
+            saved = read_json(folder / _SETTINGS)
+        except InputError:
+            return True  # damaged: replacing such a run is what --force is for
+        return not isinstance(saved, dict) or "method_label" in saved
+    if checkpoint.FILE_NAME in names:
+        with contextlib.suppress(InputError):
+            checkpoint.load(folder / checkpoint.FILE_NAME)
+            return True
+    return set(names) <= {"certificates.tsv", "certificates.json"}  # written by certify
 
 
 def _remove_temporary_files(folder: Path) -> None:
@@ -185,7 +191,8 @@ def _refuse_divergence(run: Run) -> None:
     """Raise RunError if the loss of this epoch or a weight is no finite number."""
     loss = float(run.totals.sums[0]) / max(1, run.totals.images)
     wrong = None if math.isfinite(loss) else f"the loss of epoch {run.epoch + 1} is {loss}"
-    if wrong is None and not all(bool(p.isfinite().all()) for p in run.model.parameters()):
+    trained = (p for p in run.model.parameters() if p.requires_grad)  # masks may hold infinity
+    if wrong is None and not all(bool(p.isfinite().all()) for p in trained):
         wrong = f"a weight is no finite number in epoch {run.epoch + 1}"
     if wrong is not None:
         raise RunError(f"{wrong}: training diverged; lower --lr or --epsilon")

@@ -288,6 +288,10 @@ def test_a_resumed_log_keeps_its_number_of_threads(trained, tmp_path, capsys):
     assert settings["environment"]["threads"] == recorded
     assert "environments_resumed" not in settings  # nothing has changed
     assert torch.get_num_threads() == before
+    for odd in (0, -1, "two", True, 10**9):  # a damaged log
+        settings["environment"]["threads"] = odd
+        (tmp_path / "log.json").write_text(json.dumps(settings))
+        assert certify(trained, out, "--resume") == 0
 
 
 def test_a_log_made_for_a_radius_goes_on_for_that_radius_only(trained, tmp_path, capsys):

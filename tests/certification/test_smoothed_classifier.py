@@ -261,7 +261,7 @@ def test_a_network_of_another_width_is_named(backend, width):
 )
 def test_a_network_of_another_number_of_rows_is_refused(backend, rows_of_logits):
     smoothed = classifier(lambda rows: rows_of_logits(differences(rows)))
-    with pytest.raises(ValueError, match=r"must return \(60, 3\) logits.*each image has one row"):
+    with pytest.raises(ValueError, match=r"must return \(10, 3\) logits.*each image has one row"):
         smoothed.certify_batch(images(), 10, 100, 0.01, 128)
 
 

@@ -47,6 +47,14 @@ def pretrained(num_classes):
     return net.double()
 
 
+def of_the_batch(num_classes):
+    torch.manual_seed(5)
+    net = Net(num_classes)
+    net.norm = nn.BatchNorm2d(4, track_running_stats=False)
+    net(torch.zeros(2, {channels}, 28, 28))
+    return net
+
+
 def compiled(num_classes):
     return torch.compile(Net(num_classes), backend="eager")
 """
@@ -295,3 +303,13 @@ def test_the_command_that_a_refused_checkpoint_suggests_works(module, integers, 
     assert main(["predict", "a.pt", *SETTINGS, *FEW]) == 2
     flag = re.findall(r"with (--arch) package.module:factory$", capsys.readouterr().err.strip())[0]
     assert main(["predict", "a.pt", *SETTINGS, *FEW, flag, f"{module}:make"]) == 0
+
+
+@pytest.mark.parametrize("command", ["certify", "predict"])
+def test_a_network_whose_rows_depend_on_each_other_is_refused_before_a_log_is_begun(
+    module, tmp_path, capsys, command
+):
+    words = ["--arch", f"{module}:of_the_batch", *SETTINGS, *FEW, "--out", str(tmp_path / "c.tsv")]
+    assert main([command, *words]) == 2
+    assert "independent samples only of a network in eval mode" in capsys.readouterr().err
+    assert not [*tmp_path.glob("c.*")]

@@ -268,15 +268,6 @@ def test_a_kernel_that_fails_for_some_arguments_goes_on_with_others(monkeypatch)
     assert kernel.launches == [(4,), (8,), (4,)]
 
 
-def test_more_samples_than_a_kernel_takes_are_for_the_reference():
-    pytest.importorskip("triton")
-    from drf_fast.kernels import loss_call  # pyright: ignore[reportMissingImports]
-
-    logits = torch.empty((1, 5000, 10), device="meta")
-    with pytest.raises(KernelUnavailableError, match="^losses: .* at most 4096 .* got 5000; use"):
-        loss_call._tile(logits, 1, True)
-
-
 @pytest.mark.parametrize("case", UNAVAILABLE)
 def test_triton_by_name_raises_instead(monkeypatch, case):
     error, words = UNAVAILABLE[case]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from loss_cases import call, case, each_loss, kernel, reduced, truth
 
-from drf_fast.kernels.launch import recording
+from drf_fast.kernels.launch import KernelTooLargeError, recording
 
 
 def poisoned(poison: Any, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,10 +87,16 @@ def test_a_call_that_could_not_be_safe_is_refused(name):
         (logits[..., :1], target),
         (logits[:0], target[:0]),
         (logits.to("meta"), target),
-        (torch.zeros(1, 2**15, 2).expand(4, -1, -1), target),
     ):
         with pytest.raises((TypeError, ValueError), match=r"loss|smooth_ce|kernels"):
             kernel(name, bad_logits, bad_target)
+
+
+@each_loss
+def test_more_samples_than_a_program_holds_are_for_the_reference(name):
+    many = torch.zeros(1, 2**15, 2).expand(4, -1, -1)
+    with pytest.raises(KernelTooLargeError, match=r"^losses: their kernels take at most \d+ noise"):
+        kernel(name, many, case((4, 3, 5))[1])
 
 
 @each_loss

@@ -248,6 +248,8 @@ def test_second_derivatives_are_torchs(head):
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(head or name.startswith("conv"))
 
+    model.conv1.weight.register_hook(lambda grad: 0.5 * grad)
+
     def with_a_penalty_on_the_gradient() -> list[torch.Tensor]:
         out = model(x)
         (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)

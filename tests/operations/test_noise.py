@@ -377,3 +377,13 @@ def test_the_core_reads_no_ids_that_are_elsewhere():
     elsewhere = torch.arange(2, device="meta")
     with pytest.raises(ValueError, match=r"ids of torch.int64 \(2,\) on meta"):
         cpu.noisy_repeat(torch.zeros(2, 4), number, key, elsewhere, key, 3, "train")
+
+
+def test_a_vectorised_jacobian_is_a_repeated_identity(backend):
+    x = torch.rand(2, 3, dtype=torch.float64)
+    options: dict[str, Any] = {"seed": 7, "image_ids": torch.arange(2)}
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: drf_fast.noisy_repeat(x, 1.0, 4, **options), x, vectorize=True
+    )
+    expected = torch.eye(6, dtype=torch.float64).reshape(2, 3, 2, 3).repeat_interleave(4, 0)
+    assert torch.equal(jacobian, expected)
