@@ -153,6 +153,14 @@ def pick(saved: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
     }
 
 
+class _ReachedError(Exception):
+    """Ends a forward pass at the layer whose input is wanted: the rest may take minutes."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        super().__init__()
+        self.rows = rows
+
+
 @torch.no_grad()
 def _misfit(model: nn.Module, rows: torch.Tensor) -> float:
     """The mismatch between input and running statistics of the first batch norm; inf without one.
@@ -163,11 +171,19 @@ def _misfit(model: nn.Module, rows: torch.Tensor) -> float:
     norm = next((module for module in model.modules() if isinstance(module, nn.BatchNorm2d)), None)
     if norm is None or norm.running_mean is None or norm.running_var is None:
         return math.inf
-    inputs: list[torch.Tensor] = []
-    hook = norm.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-    model.eval()(rows.float().cpu())
-    hook.remove()
-    var, mean = torch.var_mean(inputs[0], (0, 2, 3))
+
+    def stop(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        raise _ReachedError(args[0])
+
+    hook = norm.register_forward_pre_hook(stop)
+    try:
+        model.eval()(rows.float().cpu())
+    except _ReachedError as reached:
+        var, mean = torch.var_mean(reached.rows, (0, 2, 3))
+    else:
+        return math.inf  # the network does not use it
+    finally:
+        hook.remove()
     training_var = norm.running_var.clamp(min=1e-30)  # 0 if a channel never varied
     scale = (var.clamp(min=1e-30) / training_var).log().abs()
     shift = (mean - norm.running_mean).abs() / training_var.sqrt()

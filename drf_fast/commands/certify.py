@@ -9,10 +9,12 @@ from typing import Any
 
 from drf_fast.certification import engine, loading, plan, stopping
 from drf_fast.certification.loading import Loaded
-from drf_fast.certification.log import CertificationLog
+from drf_fast.certification.log import CertificationLog, sidecar
 from drf_fast.certification.log.parts import collect, finished_images
+from drf_fast.certification.log.sidecar import read_config
 from drf_fast.certification.log.writer import check_path, refuse_existing
 from drf_fast.certification.stopping import Rule
+from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.options import CertifyConfig
 from drf_fast.errors import InputError
@@ -92,6 +94,17 @@ def _open_log(config: CertifyConfig, out: Path, description: dict[str, Any]) -> 
     if problem:
         raise InputError(problem)
     return CertificationLog.part(out, processes.rank(), done, guard=whole)
+
+
+def is_of_network(out: Path, network: Path) -> bool:
+    """Whether there is a log at ``out``, and of the network in this checkpoint.
+
+    Raises:
+        InputError: its settings cannot be read.
+    """
+    if not sidecar(out).exists():
+        return False
+    return read_config(out).get("checkpoint_sha256") == checkpoint.sha256(network)
 
 
 def rule_of(config: CertifyConfig, sigma: float, distance: float = 0.0) -> Rule:

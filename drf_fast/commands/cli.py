@@ -98,7 +98,7 @@ def _show(words: list[str]) -> int:
 
 
 def _report(words: list[str]) -> int:
-    from drf_fast.config.arguments import parse
+    from drf_fast.config.arguments import given, parse
     from drf_fast.config.look import ReportConfig
 
     config = parse(ReportConfig, "report", words)
@@ -113,7 +113,7 @@ def _report(words: list[str]) -> int:
         plot_p=config.plot_p,
         html=config.html,
         paper=None if config.paper else False,
-        table1=config.table1 or None,
+        table1=config.table1 if "table1" in given(words) else None,
         radii=config.radii,
         envelope=config.envelope,
         force=config.force,

@@ -139,6 +139,14 @@ def _attack_results(
     return attack_results
 
 
+def _state(log: Log, at: int) -> str:
+    if log.predict[at] == -1:
+        return "abstains"
+    if log.n is not None and log.n[at] == 0:  # --skip-wrong
+        return "skipped"
+    return "right" if log.correct[at] else "wrong"
+
+
 def _picture(
     log: Log,
     at: int,
@@ -158,7 +166,7 @@ def _picture(
         label=images.class_name(int(log.label[at])),
         predict="" if predict == -1 else images.class_name(predict),
         radius=float(log.radius[at]),
-        state="abstains" if predict == -1 else "right" if log.correct[at] else "wrong",
+        state=_state(log, at),
         attacked=said,
         changed=changed,
         sources=tuple(map(_source, shown)),

@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 
 from drf_fast import data
-from drf_fast.certification.log import sidecar
+from drf_fast.certification.log.sidecar import read_config
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands import certify, page, report
 from drf_fast.config.options import CertifyConfig, TrainConfig
 from drf_fast.config.training import run_folder
 from drf_fast.config.values import names_code
 from drf_fast.runtime import machine, processes
-from drf_fast.runtime.files import read_json
 from drf_fast.training import dry_run, loop, teacher
 from drf_fast.training.metrics import last_metrics
 from drf_fast.training.prepare import prepare
@@ -62,17 +61,15 @@ def _certify(config: TrainConfig, folder: Path) -> Path:
     A log of another network, of other images or with another n is replaced.
     """
     out = folder / "certificates.tsv"
-    network = checkpoint.sha256(folder / checkpoint.FILE_NAME)
     test_images = len(data.load(config.data, "test", data_dir=config.data_dir))
     skip = max(1, test_images // config.certify_images)
     wanted = {
-        "checkpoint_sha256": network,
         "n": config.certify_n,
         "skip": skip,
         "max_images": config.certify_images,
     }
-    same = config.resume and sidecar(out).exists()
-    same = same and wanted.items() <= read_json(sidecar(out)).items()
+    same = config.resume and certify.is_of_network(out, folder / checkpoint.FILE_NAME)
+    same = same and wanted.items() <= read_config(out).items()
     same = processes.broadcast(same)
     log = certify.certify(
         CertifyConfig(

@@ -41,14 +41,17 @@ def crop_flip(images: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
     """
     height, width = images.shape[-2:]
     draws = torch.tensor(
-        [uniforms(seed, epoch, image_id)[:3] for image_id in ids.tolist()], dtype=torch.float64
+        [uniforms(seed, epoch, image_id)[:3] for image_id in ids.tolist()],
+        dtype=torch.float64,
+        device="cpu",
     ).reshape(-1, 3)
     offsets = (draws[:, :2] * (2 * PADDING + 1)).long()
-    rows = offsets[:, :1] + torch.arange(height)
-    columns = torch.arange(width).expand(len(images), width)
+    rows = offsets[:, :1] + torch.arange(height, device="cpu")
+    columns = torch.arange(width, device="cpu").expand(len(images), width)
     columns = offsets[:, 1:] + torch.where(draws[:, 2:] < 0.5, columns, width - 1 - columns)
     padded = F.pad(images, (PADDING,) * 4)
-    picked = padded[torch.arange(len(images))[:, None, None], :, rows[:, :, None], columns[:, None]]
+    image = torch.arange(len(images), device="cpu")[:, None, None]
+    picked = padded[image, :, rows[:, :, None], columns[:, None]]
     return picked.permute(0, 3, 1, 2).contiguous()
 
 

@@ -143,8 +143,8 @@ def _iterate(
 
 def _order(size: int, shuffle_seed: int | None, epoch: int) -> Tensor:
     if shuffle_seed is None:
-        return torch.arange(size)
+        return torch.arange(size, device="cpu")
     # Hashed rather than added: seed 1, epoch 0 must not repeat the order of seed 0, epoch 1.
     digest = hashlib.sha256(f"{int(shuffle_seed)},{int(epoch)}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
-    return torch.randperm(size, generator=generator)
+    return torch.randperm(size, generator=generator, device="cpu")

@@ -135,8 +135,8 @@ def _holds_image(folder: Path) -> bool:
 
 
 def _decoded(images: ImageFiles) -> Tensor:
-    result = torch.empty(tuple(images.shape), dtype=torch.uint8)
-    chunks = torch.arange(len(images)).split(256)
+    result = torch.empty(tuple(images.shape), dtype=torch.uint8, device="cpu")
+    chunks = torch.arange(len(images), device="cpu").split(256)
     for ids, batch in zip(chunks, images.stream(chunks), strict=True):
         result[ids] = batch
     return result

@@ -60,7 +60,7 @@ class ImageFiles:
         else:
             positions = list(index)
         if not positions:
-            return torch.empty((0, *self.shape[1:]), dtype=torch.uint8)
+            return torch.empty((0, *self.shape[1:]), dtype=torch.uint8, device="cpu")
         (images,) = _read_ahead([positions], self._decoded)
         return images
 

@@ -92,7 +92,7 @@ NAMES: tuple[str, ...] = (*_SOURCES, *folders.NAMES)
 
 def default_data_dir() -> Path:
     """``$DRF_FAST_DATA``, or ``~/.cache/drf_fast/data``."""
-    return Path(os.environ.get("DRF_FAST_DATA") or "~/.cache/drf_fast/data").expanduser()
+    return Path(os.path.expanduser(os.environ.get("DRF_FAST_DATA") or "~/.cache/drf_fast/data"))
 
 
 def load(
@@ -128,7 +128,7 @@ def load(
         raise InputError(f"unknown split '{split}': expected train or test")
     if limit is not None and limit < 1:
         raise InputError(f"the limit must be at least 1 image, got {limit}")
-    folder = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
+    folder = default_data_dir() if data_dir is None else Path(os.path.expanduser(data_dir))
     if name in folders.NAMES:
         where = None if data_dir is None else folder
         images, labels, class_names = folders.read_folder(name, split, where, limit)

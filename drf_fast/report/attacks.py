@@ -85,6 +85,14 @@ def curves_of(
             warnings += [f"BROKEN CERTIFICATE in {log.path}: {one}" for one in broken(rows, log)]
         if networks:
             curves.append(_curve(entry.group, networks))
+            shown = set(curves[-1].epsilon.tolist())
+            asked = {row.epsilon for rows, _ in networks for row in rows}
+            if lacking := sorted(asked - shown):
+                strengths = ", ".join(f"{epsilon:g}" for epsilon in lacking)
+                warnings.append(
+                    f"{entry.group.name}: not all of its networks were attacked within "
+                    f"{strengths}: left out"
+                )
     warnings += [
         f"{one.path} attacks a network, images or a sigma that no log here certifies: left out"
         for one in logs

@@ -73,13 +73,24 @@ def statistics(group: Group, radii: Sequence[float]) -> np.ndarray:
 
 
 def compare(baseline: Group, group: Group, radii: Sequence[float]) -> Comparison:
-    """The paired difference of two methods on the same images; see the module's docstring."""
+    """The paired difference of two methods on the same images; see the module's docstring.
+
+    That in abstentions is NaN where one of them does not know its own.
+    """
     first, second = statistics(baseline, radii), statistics(group, radii)
     resampled = resample(first, second, np.random.default_rng(_SEED))
     tail = (1 - LEVEL) / 2
     lower, upper = np.quantile(resampled, [tail, 1 - tail], axis=0)
     difference = second.mean(axis=(0, 1)) - first.mean(axis=(0, 1))
+    if not (baseline.knows_abstentions and group.knows_abstentions):
+        for values in (difference, lower, upper):
+            values[-1] = np.nan
     return Comparison(baseline, group, difference, lower, upper)
+
+
+def none_for_nan(values: np.ndarray) -> list[float | None]:
+    """The numbers of a comparison; None where one is unknown."""
+    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def resample(first: np.ndarray, second: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -55,11 +55,17 @@ class Group:
         n, alpha = self.setting("n"), self.setting("alpha")
         if self.sigma is None or n is None or alpha is None or self.logs[0].predictions:
             return None
-        if self.setting("budget") not in (None, "fixed"):  # the anytime bound takes a part of alpha
+        # The anytime bound takes a part of alpha, the distance of sound noise lowers p.
+        if self.setting("budget") not in (None, "fixed") or self.setting("sound"):
             unanimous = certificates(self.logs[0].config or {}, [n], [n])
             if unanimous is not None:
                 return float(unanimous[1][0])
         return largest_radius(self.sigma, n, alpha)
+
+    @property
+    def knows_abstentions(self) -> bool:
+        """Not where images whose chosen class is wrong were skipped: these might have abstained."""
+        return not any((log.config or {}).get("skip_wrong") for log in self.logs)
 
     def missing(self) -> list[Missing]:
         """Images and shards that the configurations of its logs name but the logs lack."""

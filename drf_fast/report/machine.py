@@ -13,7 +13,7 @@ import numpy as np
 from drf_fast.certification.log import Log
 from drf_fast.report import paper
 from drf_fast.report.attacks import AttackCurve, as_dicts
-from drf_fast.report.compare import RESAMPLES, Comparison
+from drf_fast.report.compare import RESAMPLES, Comparison, none_for_nan
 from drf_fast.report.summary import (
     QUANTILES,
     GroupSummary,
@@ -128,13 +128,15 @@ def _log(log: Log, radii: tuple[float, ...]) -> dict[str, Any]:
         "files": [str(path) for path in log.parts.values()] or [str(log.path)],
         "acr": None if log.predictions else average_certified_radius(log),
         "certified_accuracy": (100.0 * certified_accuracy(log, radii)).tolist(),
-        "abstained": 100.0 * float(np.mean(log.predict == -1)),
+        "abstained": None
+        if (log.config or {}).get("skip_wrong")
+        else 100.0 * float(np.mean(log.predict == -1)),
     }
 
 
 def _comparison(found: Comparison) -> dict[str, Any]:
     def named(values: np.ndarray) -> dict[str, Any]:
-        acr, *certified, abstained = values.tolist()
+        acr, *certified, abstained = none_for_nan(values)
         return {"acr": acr, "certified_accuracy": certified, "abstained": abstained}
 
     return {

@@ -11,6 +11,7 @@ A seed is what follows the sigma at the end of a name (``noise_0.50_880``), or i
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ Path_ = tuple[str, ...]
 
 def _parts(path: Path) -> Path_:
     """The folders and the bare name of a log, with seeds removed."""
-    path = path.resolve()
+    path = Path(os.path.abspath(path))  # links keep their names, whatever stores their content
     return tuple(map(_without_seed, (*path.parent.parts[1:], bare_name(path))))
 
 

@@ -34,7 +34,7 @@ class Picture:
         idx: its position in the data set.
         label, predict: names of its true and its certified class.
         radius: certified L2 radius.
-        state: "right", "wrong" or "abstains".
+        state: "right", "wrong", "abstains" or "skipped" (wrong, and not certified).
         attacked: result of an attack on it; empty if it was not attacked.
         changed: whether the attack changed its class.
         sources: data: URIs of the image and of a noisy copy.
@@ -113,7 +113,7 @@ def write(
         plotly=get_plotlyjs(),
         version=__version__,
     )
-    write_atomic(path, text)
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))  # names of files may be no UTF-8
 
 
 def figures(summary: Summary, attacks: Sequence[AttackCurve]) -> list[tuple[str, str]]:
@@ -134,7 +134,9 @@ def figures(summary: Summary, attacks: Sequence[AttackCurve]) -> list[tuple[str,
                 f"right under attack within {attacks[0].epsilon[-1]:g}",
             )
         )
-    return [*found, (f"{entry.abstained:.1f} %", "abstentions")]
+    if entry.abstained is not None:
+        found.append((f"{entry.abstained:.1f} %", "abstentions"))
+    return found
 
 
 def words(entry: GroupSummary, summary: Summary, attacks: Sequence[AttackCurve]) -> str:
@@ -153,8 +155,9 @@ def words(entry: GroupSummary, summary: Summary, attacks: Sequence[AttackCurve])
         f"{label(entry.group)}: over {images}{seeds} the average certified radius is "
         f"{entry.acr_mean:.3f}.",
         f"{share} of the images {kept if radius else 'are certified right'}.",
-        f"The classifier abstains on {entry.abstained:.1f} %.",
     ]
+    if entry.abstained is not None:
+        said.append(f"The classifier abstains on {entry.abstained:.1f} %.")
     attacked = next((one for one in attacks if one.belongs_to(entry.group)), None)
     if attacked is not None:
         said.append(

@@ -75,11 +75,15 @@ def join_shards(logs: Sequence[Log]) -> list[Log]:
 
 
 def fullest(logs: Sequence[Log]) -> Log:
-    """The log that stands for a network with several: most images, and of these the largest n."""
+    """The log that stands for a network with several.
 
-    def size(log: Log) -> tuple[int, float]:
+    Of most images, of these the largest n, and of these one that did not stop early.
+    """
+
+    def size(log: Log) -> tuple[int, float, bool]:
         n = _setting(log, "n")
-        return len(log), n if is_usable("n", n) else 0
+        whole = _setting(log, "budget") in (None, "fixed")
+        return len(log), n if is_usable("n", n) else 0, whole
 
     return max(logs, key=size)
 

@@ -11,13 +11,14 @@ import dataclasses
 import glob
 import itertools
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from drf_fast.attacks.log import Attacked, differences, is_attack_log, read_attacked
-from drf_fast.certification.log import Log, bare_name, is_log, read_log
+from drf_fast.certification.log import Log, is_log, read_log
 from drf_fast.certification.log.sidecar import MOST_LOG
 from drf_fast.errors import InputError
 from drf_fast.report.shards import fullest, join_shards
@@ -77,13 +78,15 @@ def read_all(words: Sequence[str | Path]) -> Found:
         if place == "-":
             logs.append(dataclasses.replace(_from_standard_input(), name=name))
             continue
+        named = [Path(os.path.expanduser(path)) for path in _matches(place) or [place]]
         paths, others = _files(place)
         certified = [path for path in paths if not is_attack_log(path)]
         found = [dataclasses.replace(read_log(path), name=name) for path in certified]
-        if Path(place).expanduser().is_dir():
-            found, chosen = _one_of_each_network(found)
-            choices += chosen
-        logs += found
+        in_folders = [log for log in found if log.path not in named]
+        taken, chosen = _one_of_each_network(in_folders)
+        choices += chosen
+        left_out = {log.path for log in in_folders} - {log.path for log in taken}
+        logs += [log for log in found if log.path not in left_out]
         attacks += [path for path in [*paths, *others] if is_attack_log(path)]
         skipped += [path for path in others if path not in attacks]
     attacked = tuple(read_attacked(path) for path in dict.fromkeys(attacks))
@@ -154,10 +157,12 @@ def _from_standard_input() -> Log:
 
 
 def _split(word: str) -> tuple[str | None, str]:
-    """Name and path of ``NAME=PATH``; no name if the whole word is an existing path."""
+    """Name and path of ``NAME=PATH``; no name if the whole word is a path."""
     name, equals, place = word.partition("=")
-    if not equals or os.path.exists(word) or _matches(word):
+    if not equals or os.path.exists(os.path.expanduser(word)) or _matches(word):
         return None, word
+    if name.startswith(("/", "~", ".")) or os.path.isdir(os.path.dirname(name)):
+        return None, word  # a folder's name may have the sign, as those of a sweep's runs
     if not name.strip() or not place:
         raise InputError(
             f"cannot read {word!r}: expected PATH or NAME=PATH, got an empty "
@@ -167,18 +172,19 @@ def _split(word: str) -> tuple[str | None, str]:
 
 
 def _matches(pattern: str) -> list[str]:
+    pattern = os.path.expanduser(pattern)
     return sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
 
 
 def _files(place: str) -> tuple[list[Path], list[Path]]:
     """(logs, other files) at a path, folder or pattern; a file named itself counts as a log."""
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))  # which leaves the name of an unknown user as it is
     if path.is_dir():
         found = _split_logs(_below(path))
     elif path.exists() or not glob.has_magic(place):
         return [path], []
     else:
-        matches = [Path(match) for match in _matches(str(path))]
+        matches = [Path(match) for match in _matches(place)]
         if not matches:
             raise InputError(f"{place} matches no file: expected logs; check the pattern")
         found = _split_logs(
@@ -212,7 +218,7 @@ def _split_logs(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
             continue
         if path.name in _OF_A_SWEEP and path.with_name("sweep.json").exists():
             continue
-        if is_log(path) and ".part-" not in path.name[len(bare_name(path)) :]:
+        if is_log(path) and not re.search(r"\.part-\d+$", path.name):
             logs.append(path)
         else:
             others.append(path)

@@ -121,8 +121,11 @@ def grid(
 
 
 def literal(text: str) -> str:
-    """A name as Matplotlib shows it unchanged: two dollar signs would make a formula of it."""
-    return text.replace("$", r"\$")
+    """A name as Matplotlib shows it: two dollar signs would make a formula of it.
+
+    Bytes of a file's name that are no UTF-8, which Matplotlib refuses, are written as numbers.
+    """
+    return text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
 def title(axes: Axes, text: str) -> None:

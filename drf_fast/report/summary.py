@@ -30,7 +30,7 @@ class GroupSummary:
         acr_std: their sample standard deviation; ``None`` for a single log.
         certified: certified accuracy in % at each radius of the report.
         lower, upper: its 95 % interval over images (not over seeds) in %, see ``intervals``.
-        abstained: share of abstentions in %.
+        abstained: share of abstentions in %; None if unknown (``Group.knows_abstentions``).
         at_cap: share in % of images that are predicted right with the largest radius that sigma, n
             and alpha allow; ``None`` where one is unknown.
         p_quantiles: of p_lower over images and seeds at ``QUANTILES``; each is the p_lower of an
@@ -46,7 +46,7 @@ class GroupSummary:
     certified: tuple[float, ...]
     lower: tuple[float, ...]
     upper: tuple[float, ...]
-    abstained: float
+    abstained: float | None
     at_cap: float | None
     p_quantiles: tuple[float | None, ...]
     paper: PaperRow | None
@@ -178,12 +178,18 @@ def _summarize_group(
         certified=_percent(certified),
         lower=_percent(lower),
         upper=_percent(upper),
-        abstained=100.0 * float(np.mean([np.mean(log.predict == -1) for log in group.logs])),
+        abstained=_abstained(group),
         at_cap=_at_cap(group),
         p_quantiles=_p_quantiles(group),
         paper=paper_row(group, paper),
         comparison=comparison,
     )
+
+
+def _abstained(group: Group) -> float | None:
+    if not group.knows_abstentions:
+        return None
+    return 100.0 * float(np.mean([np.mean(log.predict == -1) for log in group.logs]))
 
 
 def _percent(shares: np.ndarray) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from drf_fast.report import paper
 from drf_fast.report.best import Positions, best
-from drf_fast.report.compare import RESAMPLES
+from drf_fast.report.compare import RESAMPLES, none_for_nan
 from drf_fast.report.groups import Group
 from drf_fast.report.summary import QUANTILES, Summary
 from drf_fast.runtime.text import images_of
@@ -65,7 +65,7 @@ def lines(summary: Summary, intervals: bool) -> list[Line]:
                 ("minus lower", found.lower),
                 ("minus upper", found.upper),
             ):
-                mean, *certified, abstained = values.tolist()
+                mean, *certified, abstained = none_for_nan(values)
                 mean = None if summary.predictions else mean
                 rows.append(Line(kind, group, None, mean, None, abstained, tuple(certified)))
         if row is not None:

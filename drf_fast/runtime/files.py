@@ -225,6 +225,11 @@ def locked(folder: Path) -> Iterator[None]:
         unlock(guard)
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but the lock that a killed process may have left."""
+    return all(entry.name == _FOLDER_LOCK for entry in folder.iterdir())
+
+
 def new_folder(path: str | Path, *, force: bool = False, resume: bool = False) -> Path:
     """Create an output folder; one that already holds files needs ``force`` or ``resume``.
 
@@ -236,7 +241,7 @@ def new_folder(path: str | Path, *, force: bool = False, resume: bool = False) -
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        in_use = any(entry.name != _FOLDER_LOCK for entry in path.iterdir())
+        in_use = not is_empty(path)
         writable = os.access(path, os.W_OK | os.X_OK)
     except OSError as error:
         raise InputError(

@@ -369,3 +369,15 @@ def test_certify_takes_a_published_checkpoint_and_asks_for_what_it_lacks(tmp_pat
     words = ["certify", str(path), *flags, "--sigma", "0.5", "--data", "mnist-mini"]
     assert main([*words, "--out", str(out)]) == 0
     assert len(out.read_text().splitlines()) == 3
+
+
+def test_the_first_layer_is_told_without_the_layers_behind_it():
+    class Never(torch.nn.Module):
+        def forward(self, x):
+            raise AssertionError("the rest of the network ran")
+
+    norm = torch.nn.BatchNorm2d(3)
+    rows = torch.randn(64, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    network = torch.nn.Sequential(norm, Never())
+    assert first_layer._misfit(network, rows) < 0.2 < first_layer._misfit(network, 3 * rows + 1)
+    assert not norm._forward_pre_hooks

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from drf_fast.certification.log import read_log
+from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
-from drf_fast.commands.sweep import cost, figures, grid, plan
+from drf_fast.commands.sweep import cost, figures, grid, plan, summary
 from drf_fast.commands.sweep.run import Clock
 from drf_fast.commands.sweep.summary import Result, Setting
 from drf_fast.config import arguments
@@ -350,3 +351,63 @@ def test_time_left_follows_what_runs_really_take(monkeypatch):
     now[0] = 20.0  # twice as slow as predicted
     clock.advance()
     assert clock.left() == "about 70 s"
+
+
+def test_files_can_be_varied(tmp_path):
+    values = grid.parse_vary(["init=a/run,b/run", "lambda0=1,2"])
+    assert values["init"] == (Path("a/run"), Path("b/run"))
+    saved = json.loads(json.dumps(grid.plain(values)))
+    assert {name: grid.check_values(name, of) for name, of in saved.items()} == values
+
+
+def test_more_values_and_seeds_extend_a_sweep(whole):
+    words = ["--resume", "--out", str(whole), "--seeds", "1,7", "--vary", "lambda0=3"]
+    sweep = plan.make(*arguments.parse_sweep(words))
+    assert sweep.seeds == (0, 1, 7) and sweep.grid == {"lambda0": (0.5, 2.0, 3.0)}
+    assert [plan.finished(sweep, run) for run in sweep.runs] == 2 * [True, True, False] + 3 * [
+        False
+    ]
+    words = ["--resume", "--out", str(whole), "--vary", "lambda-lr=0.1"]
+    other = plan.make(*arguments.parse_sweep(words))
+    assert set(other.earlier) == {run.name for run in sweep.runs if plan.finished(sweep, run)}
+
+
+@pytest.mark.slow
+def test_a_trial_sweep_goes_on_without_its_limit(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "s")]
+    assert main(["sweep", "--seeds", "0", *SMALL, "--max-steps", "1", *out]) == 0
+    assert main(["sweep", "--resume", "--max-steps", "3", *out]) == 0
+    network = checkpoint.load(tmp_path / "s" / "seed=0" / "checkpoint.pt")
+    config = json.loads((tmp_path / "s" / "seed=0" / "certificates.json").read_text())
+    assert network["step"] == 3 and config["checkpoint_sha256"] == network["sha256"]
+    capsys.readouterr()
+    assert main(["sweep", "--resume", *out]) == 0
+    assert "1 of 1 runs are finished already" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_folder_with_nothing_but_a_lock_is_a_new_one(tmp_path):
+    for flag in ("--force", "--resume", "--plan"):
+        folder = tmp_path / flag
+        folder.mkdir()
+        (folder / ".lock").touch()
+        assert main(["sweep", "--seeds", "0", *SMALL, "--out", str(folder), flag]) == 0
+        assert (folder / "summary.tsv").exists() == (flag != "--plan")
+
+
+@pytest.mark.parametrize(
+    ("varied", "expected"),
+    [
+        (
+            "lambda0",
+            "smoothadv+drf with lenet on the first 64 images of mnist-mini, sigma = 0.5, 1",
+        ),
+        ("arch", "smoothadv+drf on the first 64 images of mnist-mini, sigma = 0.5, 1 epoch"),
+        ("train_images", "smoothadv+drf with lenet on mnist-mini, sigma = 0.5, 1 epoch"),
+    ],
+)
+def test_the_label_has_what_all_runs_share(varied, expected):
+    config = arguments.merged(SMALL[:4], "sweep", None)
+    run = grid.SweepRun("a", {}, config)
+    sweep: Any = SimpleNamespace(grid={varied: (1, 2)}, runs=[run])
+    assert summary.label(Result(sweep, (), (), "")).startswith(expected)

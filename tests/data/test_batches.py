@@ -70,3 +70,19 @@ def test_the_last_batch_is_dropped_only_on_request_and_only_if_short(small):
 def test_wrong_numbers_raise_before_the_first_batch(small, size, epoch, start):
     with pytest.raises(ValueError, match="must be"):
         data.batches(small, size, shuffle_seed=0, epoch=epoch, start=start)
+
+
+def test_torchs_default_device_decides_nothing():
+    images = data.load("mnist-mini", "train", limit=40)
+
+    def epoch() -> list[torch.Tensor]:
+        chosen = {"shuffle_seed": 3, "epoch": 1, "augment": "crop-flip"}
+        return [tensor for batch in data.batches(images, 16, **chosen) for tensor in batch]
+
+    expected = epoch()
+    torch.set_default_device("meta")  # as "cuda", where there is one
+    try:
+        found = epoch()
+    finally:
+        torch.set_default_device(None)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

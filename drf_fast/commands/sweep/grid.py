@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from drf_fast.config import arguments, tags, training
@@ -60,6 +61,14 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.12g}"
     return " ".join(map(format_value, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def plain(values: Grid) -> dict[str, list[Any]]:
+    """The grid as JSON holds it; ``check_values`` restores it."""
+    return {
+        field: [str(value) if isinstance(value, Path) else value for value in of_field]
+        for field, of_field in values.items()
+    }
 
 
 def parse_vary(texts: Sequence[str]) -> Grid:

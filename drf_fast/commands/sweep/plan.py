@@ -26,7 +26,7 @@ from drf_fast.config.values import names_code, to_dict, updated
 from drf_fast.errors import InputError
 from drf_fast.report.shards import missing
 from drf_fast.runtime import processes
-from drf_fast.runtime.files import locked, new_folder, read_json, write_json
+from drf_fast.runtime.files import is_empty, locked, new_folder, read_json, write_json
 
 FILE_NAME = "sweep.json"
 _WRITTEN = (
@@ -55,6 +55,7 @@ class Sweep:
         runs: all runs, in order.
         measured: measured choices and times, by cost key; see ``cost.py``.
         failed: error messages by run.
+        earlier: names of further runs that the sweep in the folder had.
     """
 
     folder: Path
@@ -65,16 +66,17 @@ class Sweep:
     runs: list[SweepRun]
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    earlier: tuple[str, ...] = ()
 
     def save(self) -> None:
         """Write ``sweep.json``."""
         content = {
             "format": _FORMAT,
-            "vary": self.grid,
+            "vary": grid.plain(self.grid),
             "seeds": self.seeds,
             "bases": {recipe: to_dict(base) for recipe, base in self.bases.items()},
             "certification": self.certification,
-            "runs": [run.name for run in self.runs],
+            "runs": list(dict.fromkeys([*(run.name for run in self.runs), *self.earlier])),
             "measured": self.measured,
             "failed": self.failed,
         }
@@ -129,7 +131,7 @@ def make(config: SweepConfig, words: list[str]) -> Sweep:
             "--certify-images and --skip both choose the test images: pass one of them"
         )
     saved = _saved(config)
-    values = grid.parse_vary(config.vary) if config.vary else _saved_grid(saved)
+    values = _extended(_saved_grid(saved), grid.parse_vary(config.vary))
     flags = arguments.given(words)
     if config.seeds is not None and "seed" in flags:
         raise InputError("--seed and --seeds both name training seeds: pass one of them")
@@ -140,7 +142,8 @@ def make(config: SweepConfig, words: list[str]) -> Sweep:
         )
     bases = _bases(config, words, values, saved)
     if config.seeds is not None:
-        seeds = grid.parse_seeds(config.seeds)
+        before = saved["seeds"] if saved else []
+        seeds = tuple(dict.fromkeys([*before, *grid.parse_seeds(config.seeds)]))
     else:
         seeds = tuple(saved["seeds"]) if saved else (next(iter(bases.values())).seed,)
     runs = grid.expand(bases, values, seeds, flags)
@@ -153,6 +156,7 @@ def make(config: SweepConfig, words: list[str]) -> Sweep:
         runs=runs,
         measured=saved["measured"] if saved else {},
         failed=saved["failed"] if saved else {},
+        earlier=tuple(saved["runs"]) if saved else (),
     )
     check_settings(sweep.certify_config(Path(), runs[0].config, _IMAGES))
     return sweep
@@ -173,7 +177,7 @@ def _saved(config: SweepConfig) -> dict[str, Any] | None:
     if not config.out.is_dir():
         return None
     path = config.out / FILE_NAME
-    if not path.exists() and not any(config.out.iterdir()):
+    if not path.exists() and is_empty(config.out):
         return None
     return _check_saved(read_json(path), path)
 
@@ -207,6 +211,13 @@ def _saved_grid(saved: dict[str, Any] | None) -> Grid:
     if saved is None:
         return {}
     return {name: grid.check_values(name, values) for name, values in saved["vary"].items()}
+
+
+def _extended(saved: Grid, asked: Grid) -> Grid:
+    """The grid of the folder with the values asked for; another grid if it varies other fields."""
+    if not asked or saved.keys() != asked.keys():
+        return asked or saved
+    return {name: tuple(dict.fromkeys([*saved[name], *asked[name]])) for name in saved}
 
 
 def _bases(
@@ -281,7 +292,7 @@ def clear(folder: Path) -> None:
 
 def _old_runs(folder: Path) -> list[Path]:
     path = folder / FILE_NAME
-    if not path.exists() and any(folder.iterdir()):
+    if not path.exists() and not is_empty(folder):
         raise InputError(
             f"{folder} holds no sweep: expected one to replace, got other files; choose another "
             "--out"
@@ -301,8 +312,12 @@ def finished(sweep: Sweep, run: SweepRun) -> bool:
         described = log.config or {}
         if missing(log) is not None or described.get("indices_total") is None:
             return False
-        if described.get("checkpoint_sha256") != checkpoint.sha256(network):
+        trained = checkpoint.load(network)
+        if described.get("checkpoint_sha256") != trained["sha256"]:
             return False
+        limit = run.config.max_steps
+        if trained["epoch"] < run.config.epochs and (limit is None or trained["step"] < limit):
+            return False  # by a limit that no longer holds
         recorded = read_json(sweep.folder / run.name / "config.json")
     except InputError:
         return False  # running it again reports the error

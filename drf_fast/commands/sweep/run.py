@@ -17,6 +17,7 @@ from drf_fast.commands.sweep.plan import Sweep
 from drf_fast.config.options import SweepConfig
 from drf_fast.errors import InputError, RunError
 from drf_fast.runtime import machine
+from drf_fast.runtime.files import is_empty
 from drf_fast.runtime.progress import say
 from drf_fast.runtime.text import duration
 from drf_fast.training import loop
@@ -72,11 +73,7 @@ def run(config: SweepConfig, words: list[str]) -> int:
 
 def _refuse_folder_in_use(sweep: Sweep, config: SweepConfig) -> None:
     """Refuse ``--plan``, too, for a folder in which the sweep could not start."""
-    if (
-        sweep.folder.is_dir()
-        and any(sweep.folder.iterdir())
-        and not (config.force or config.resume)
-    ):
+    if sweep.folder.is_dir() and not is_empty(sweep.folder) and not (config.force or config.resume):
         raise InputError(
             f"{sweep.folder} already holds files: expected a new or empty output folder; plan with "
             "--resume, --force or another --out"
@@ -144,7 +141,9 @@ def _run_one(sweep: Sweep, run: SweepRun) -> None:
     with machine.same_threads():
         if config.threads != "auto":
             machine.set_threads(config.threads)
-        certify.certify(dataclasses.replace(terms, out=sweep.log_of(run), resume=True))
+        out = sweep.log_of(run)
+        same = certify.is_of_network(out, folder / checkpoint.FILE_NAME)
+        certify.certify(dataclasses.replace(terms, out=out, resume=same, force=not same))
 
 
 class Clock:

@@ -14,7 +14,7 @@ import numpy as np
 
 from drf_fast import report
 from drf_fast.certification.log import Log, read_log
-from drf_fast.commands.sweep.grid import SweepRun, flag, format_value
+from drf_fast.commands.sweep.grid import SweepRun, flag, format_value, plain
 from drf_fast.commands.sweep.plan import Sweep
 from drf_fast.config import training
 from drf_fast.report.groups import Group
@@ -165,9 +165,12 @@ def label(result: Result) -> str:
         "sigma": f"sigma = {config.sigma:g}",
         "epochs": number_of(config.epochs, "epoch"),
     }
-    images = "" if config.train_images is None else f"the first {config.train_images:,} images of "
-    parts = [f"{', '.join(methods)} with {config.arch} on {images}{config.data}"]
-    parts += [text for field, text in fixed.items() if field not in result.sweep.grid]
+    grid = result.sweep.grid
+    limited = config.train_images is not None and "train_images" not in grid
+    images = f"the first {config.train_images:,} images of " if limited else ""
+    network = "" if "arch" in grid else f" with {config.arch}"
+    parts = [f"{', '.join(methods)}{network} on {images}{config.data}"]
+    parts += [text for field, text in fixed.items() if field not in grid]
     return ", ".join(parts)
 
 
@@ -186,13 +189,16 @@ def as_dict(result: Result) -> dict[str, Any]:
     return {
         "label": label(result),
         "note": result.note,
-        "vary": {flag(field): values for field, values in result.sweep.grid.items()},
+        "vary": {flag(field): values for field, values in plain(result.sweep.grid).items()},
         "seeds": result.sweep.seeds,
         "certification": result.sweep.certification,
         "radii": result.radii,
         "settings": [
             {
-                "values": {flag(field): value for field, value in point.values.items()},
+                "values": {
+                    flag(field): value
+                    for field, (value,) in plain({k: (v,) for k, v in point.values.items()}).items()
+                },
                 "mean": {name: point.mean(name) for name in averaged},
                 "std": {name: point.spread(name) for name in averaged},
                 "runs": point.runs,
