@@ -75,8 +75,10 @@ def load_into(network: nn.Module, content: Any, path: Path, what: str) -> Fit:
             f"the weights in {path} do not fit {what}: {list_differences(differences)}; {fix}"
         )
     rounded = set()
+    trained = dict(network.named_parameters(remove_duplicate=False)).keys()
     for key, value in fit.weights.items():
-        check_weights(key, value, path)
+        mask = key not in trained and key.split(".")[-1] not in _STATISTICS
+        check_weights(key, value, path, mask=mask)
         if value.dtype == torch.float64 and expected[key].dtype != torch.float64:
             rounded.add(value.dtype)
     network.load_state_dict(fit.weights, strict=False)
@@ -90,7 +92,9 @@ def _are_constants(network: nn.Module, keys: list[str]) -> bool:
     return all(key in buffers and key.split(".")[-1] not in _STATISTICS for key in keys)
 
 
-def check_weights(key: str, value: torch.Tensor, path: Path, floats: bool = False) -> None:
+def check_weights(
+    key: str, value: torch.Tensor, path: Path, floats: bool = False, mask: bool = False
+) -> None:
     """Refuse a tensor that cannot be a weight.
 
     Args:
@@ -98,6 +102,7 @@ def check_weights(key: str, value: torch.Tensor, path: Path, floats: bool = Fals
         value: the tensor.
         path: of the file, for messages.
         floats: whether to refuse integers, which some networks have in their buffers.
+        mask: whether it may hold infinity, as a buffer that masks attention does.
 
     Raises:
         InputError: a tensor that is sparse, not on the CPU, overlaps itself, or is not finite.
@@ -113,7 +118,7 @@ def check_weights(key: str, value: torch.Tensor, path: Path, floats: bool = Fals
         raise InputError(
             f"{where} {value.numel()} values, got fewer that its strides repeat; save it contiguous"
         )
-    if not value.isfinite().all():
+    if (value.isnan() if mask else ~value.isfinite()).any():
         raise InputError(
             f"{where} finite weights, got NaN or infinity; its training diverged or the file is "
             "damaged"

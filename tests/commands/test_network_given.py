@@ -313,3 +313,22 @@ def test_a_network_whose_rows_depend_on_each_other_is_refused_before_a_log_is_be
     assert main([command, *words]) == 2
     assert "independent samples only of a network in eval mode" in capsys.readouterr().err
     assert not [*tmp_path.glob("c.*")]
+
+
+def test_a_mask_may_hold_infinity_and_a_weight_or_a_statistic_may_not():
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+            self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+            self.register_buffer("running_mean", torch.zeros(2))
+
+    state = Masked().state_dict()
+    path = Path("w.pt")
+    assert torch.equal(
+        fitting.load_into(Masked(), state, path, "it").weights["mask"], state["mask"]
+    )
+    for key, value in (("mask", torch.nan), ("weight", torch.inf), ("running_mean", torch.inf)):
+        wrong = {**state, key: torch.full_like(state[key], value)}
+        with pytest.raises(InputError, match=f"cannot use {key} in w.pt: expected finite weights"):
+            fitting.load_into(Masked(), wrong, path, "it")
