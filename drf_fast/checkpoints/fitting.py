@@ -77,7 +77,7 @@ def load_into(network: nn.Module, content: Any, path: Path, what: str) -> Fit:
     rounded = set()
     trained = dict(network.named_parameters(remove_duplicate=False)).keys()
     for key, value in fit.weights.items():
-        mask = key not in trained and key.split(".")[-1] not in _STATISTICS
+        mask = key not in trained and bool(expected[key].isinf().any())
         check_weights(key, value, path, mask=mask)
         if value.dtype == torch.float64 and expected[key].dtype != torch.float64:
             rounded.add(value.dtype)
@@ -102,7 +102,7 @@ def check_weights(
         value: the tensor.
         path: of the file, for messages.
         floats: whether to refuse integers, which some networks have in their buffers.
-        mask: whether it may hold infinity, as a buffer that masks attention does.
+        mask: whether it may hold infinity, as a buffer that masks attention does from the start.
 
     Raises:
         InputError: a tensor that is sparse, not on the CPU, overlaps itself, or is not finite.

@@ -358,8 +358,8 @@ class SweepConfig:
     plan: Annotated[bool, tyro.conf.arg(aliases=("--dry-run",)), Role.CALL] = False
     """List the runs and their estimated time, and stop; write and download nothing."""
     resume: Annotated[bool, Role.CALL] = False
-    """Continue the sweep in the folder, with its own settings if no other flags are given. More
-    values or seeds extend it."""
+    """Continue the sweep in the folder, with its own settings if no other flags are given. Values
+    and seeds are added to its own; another set of names in --vary replaces its grid."""
     force: Annotated[bool, Role.CALL] = False
     """Replace the sweep in the folder."""
     json: Annotated[bool, Role.CALL] = False

@@ -135,6 +135,11 @@ def load(
         found = fingerprint(images, labels)
         return Dataset(images, labels, len(class_names), name, split, class_names, found)
     source = _SOURCES[name]
+    if str(folder).startswith("~") and name != "mnist-mini":
+        raise InputError(
+            f"the images of {name} need a folder: expected a home folder (HOME) for {folder}, got "
+            "none; pass --data-dir, or name one in DRF_FAST_DATA"
+        )
     image_array, label_array = source.read(split, folder, download)
 
     images = torch.from_numpy(image_array)

@@ -108,6 +108,7 @@ def write(
         caption=caption(summary) + (f" {UNDER_ATTACK}" if attacks else ""),
         gallery=gallery,
         attacked=any(one.attacked for one in gallery),
+        skipped=any(one.state == "skipped" for one in gallery),
         gallery_of=gallery_of,
         settings=[(label(entry.group), _settings(entry)) for entry in summary.groups],
         plotly=get_plotlyjs(),

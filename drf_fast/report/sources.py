@@ -113,8 +113,8 @@ def _one_of_each_network(logs: Sequence[Log]) -> tuple[list[Log], list[str]]:
         if others:
             choices.append(
                 f"{taken[0].parent} holds several logs of one network: took {_names(taken)}, with "
-                f"the most images (then the largest n), left out {_names(others)}; name a log to "
-                "choose it"
+                "the most images (then the largest n, then one that did not stop early), left out "
+                f"{_names(others)}; name a log to choose it"
             )
             left_out += others
     return [log for log in logs if log.path not in left_out], choices

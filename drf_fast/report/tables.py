@@ -124,8 +124,11 @@ def caption(summary: Summary, details: bool = False) -> str:
         listed = ", ".join(f"{cap:.3f} at sigma = {sigma:g}" for sigma, cap in caps.items())
         reached = max(entry.at_cap or 0.0 for entry in summary.groups)
         by = f"reached by up to {reached:.1f} % of images" if reached else "reached by no image"
-        formula = " sigma*Phi^-1(alpha^(1/n))" if budget in (None, "fixed") else ""
+        plain = budget in (None, "fixed") and not summary.setting("sound")
+        formula = " sigma*Phi^-1(alpha^(1/n))" if plain else ""
         parts.append(f"largest possible radius{formula}: {listed}, {by}")
+    if any(entry.abstained is None for entry in summary.groups):
+        parts.append("abstentions of methods certified with --skip-wrong are unknown")
     if details:
         parts.append(
             "q % of images have a p_lower of at most that in column p q% (- where nothing is "

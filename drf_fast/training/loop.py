@@ -53,10 +53,10 @@ _STEPS_BETWEEN_SIGNAL_CHECKS = 16  # where several processes use GPUs
 
 
 def _remove_run(folder: Path) -> None:
-    """Remove the files of an earlier run, and nothing else."""
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
+    """Remove the files of an earlier run, and nothing else; last what tells that it is ours."""
     shutil.rmtree(folder / _EVENTS, ignore_errors=True)
+    for name in sorted(_FILES, key=lambda name: name == _SETTINGS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _refuse_foreign(folder: Path) -> None:

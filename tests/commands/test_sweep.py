@@ -367,8 +367,9 @@ def test_more_values_and_seeds_extend_a_sweep(whole):
     assert [plan.finished(sweep, run) for run in sweep.runs] == 2 * [True, True, False] + 3 * [
         False
     ]
-    words = ["--resume", "--out", str(whole), "--vary", "lambda-lr=0.1"]
+    words = ["--resume", "--out", str(whole), "--vary", "lambda-lr=0.1", "--seeds", "7"]
     other = plan.make(*arguments.parse_sweep(words))
+    assert other.seeds == (7,) and other.grid == {"lambda_lr": (0.1,)}
     assert set(other.earlier) == {run.name for run in sweep.runs if plan.finished(sweep, run)}
 
 
@@ -380,6 +381,9 @@ def test_a_trial_sweep_goes_on_without_its_limit(tmp_path, capsys):
     network = checkpoint.load(tmp_path / "s" / "seed=0" / "checkpoint.pt")
     config = json.loads((tmp_path / "s" / "seed=0" / "certificates.json").read_text())
     assert network["step"] == 3 and config["checkpoint_sha256"] == network["sha256"]
+    assert main(["sweep", "--resume", *out]) == 0
+    network = checkpoint.load(tmp_path / "s" / "seed=0" / "checkpoint.pt")
+    assert (network["step"], network["epoch"]) == (4, 1)
     capsys.readouterr()
     assert main(["sweep", "--resume", *out]) == 0
     assert "1 of 1 runs are finished already" in capsys.readouterr().err

@@ -19,9 +19,10 @@ from drf_fast.certification.log import read_log, sidecar
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.sweep import grid
 from drf_fast.commands.sweep.grid import Grid, SweepRun
-from drf_fast.config import arguments, training
+from drf_fast.config import arguments, tags, training
 from drf_fast.config.certification import check_settings
 from drf_fast.config.options import CertifyConfig, SweepConfig, TrainConfig
+from drf_fast.config.tags import Tag
 from drf_fast.config.values import names_code, to_dict, updated
 from drf_fast.errors import InputError
 from drf_fast.report.shards import missing
@@ -142,7 +143,7 @@ def make(config: SweepConfig, words: list[str]) -> Sweep:
         )
     bases = _bases(config, words, values, saved)
     if config.seeds is not None:
-        before = saved["seeds"] if saved else []
+        before = saved["seeds"] if saved and values.keys() == saved["vary"].keys() else []
         seeds = tuple(dict.fromkeys([*before, *grid.parse_seeds(config.seeds)]))
     else:
         seeds = tuple(saved["seeds"]) if saved else (next(iter(bases.values())).seed,)
@@ -243,8 +244,16 @@ def _bases(
 
 
 def _without_code(base: dict[str, Any], source: str) -> TrainConfig:
-    """Settings of a file, without an ``arch`` that names code: only the command line may."""
-    known = {k: v for k, v in base.items() if k != "arch" or not names_code(str(v))}
+    """Settings of a file, without limits of one call, which ``train --resume`` forgets, too.
+
+    And without an ``arch`` that names code: only the command line may.
+    """
+    limits = tags.having(TrainConfig, Tag.RENEWED)
+    known = {
+        name: value
+        for name, value in base.items()
+        if name not in limits and not (name == "arch" and names_code(str(value)))
+    }
     return updated(TrainConfig(), known, source)
 
 
@@ -312,19 +321,15 @@ def finished(sweep: Sweep, run: SweepRun) -> bool:
         described = log.config or {}
         if missing(log) is not None or described.get("indices_total") is None:
             return False
-        trained = checkpoint.load(network)
-        if described.get("checkpoint_sha256") != trained["sha256"]:
+        if described.get("checkpoint_sha256") != checkpoint.sha256(network):
             return False
-        limit = run.config.max_steps
-        if trained["epoch"] < run.config.epochs and (limit is None or trained["step"] < limit):
-            return False  # by a limit that no longer holds
         recorded = read_json(sweep.folder / run.name / "config.json")
     except InputError:
         return False  # running it again reports the error
     now = json.loads(json.dumps(to_dict(run.config)))
     then = described.get("training")
     terms = {key: sweep.certification[key] for key in ("n", "n0", "alpha")}
-    return (
+    alike = (
         isinstance(then, dict)
         and all(
             now[key] in (value, "auto")
@@ -334,3 +339,14 @@ def finished(sweep: Sweep, run: SweepRun) -> bool:
         )
         and all(described.get(key) == value for key, value in terms.items())
     )
+    return alike and _is_trained(network, run.config)
+
+
+def _is_trained(network: Path, config: TrainConfig) -> bool:
+    """Whether training has come to its end, or to the limit that holds now."""
+    try:
+        state = checkpoint.load(network)
+    except InputError:
+        return False
+    epoch, step = state.get("epoch", config.epochs), state.get("step", 0)
+    return epoch >= config.epochs or (config.max_steps is not None and step >= config.max_steps)
