@@ -18,6 +18,7 @@ CONFIG = {
     "split": "test",
     "fingerprint": "aa",
 }
+HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
 # (label, predict, radius): right, right, wrong, abstained, right with radius exactly 0.25
 FIRST = [(3, 3, 1.0), (1, 1, 0.5), (2, 5, 0.75), (4, -1, 0.0), (0, 0, 0.25)]
 SECOND = [(3, 3, 0.7625), (1, -1, 0.0), (2, 2, 0.125), (4, -1, 0.0), (0, 0, 0.0)]
@@ -29,6 +30,13 @@ def ours(path: Path, certificates=FIRST, first_idx: int = 0, **config) -> Path:
     with CertificationLog.create(path, settings) as log:
         for idx, (label, predict, radius) in enumerate(certificates, start=first_idx):
             log.append(Row(idx, label, predict, radius, 1.0, 900, settings.get("n", 1000), 0.5))
+    return path
+
+
+def published(path: Path, radius: float = 0.3, time: str = "0:00:01") -> Path:
+    """Four certificates of one radius, as the published code writes them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(HEADER + "".join(f"{i}\t3\t3\t{radius}\t1\t{time}\n" for i in range(4)))
     return path
 
 

@@ -63,12 +63,14 @@ def format_value(value: Any) -> str:
     return " ".join(map(format_value, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
+def plain_value(value: Any) -> Any:
+    """A value of the grid as JSON holds it; ``check_values`` restores it."""
+    return str(value) if isinstance(value, Path) else value
+
+
 def plain(values: Grid) -> dict[str, list[Any]]:
-    """The grid as JSON holds it; ``check_values`` restores it."""
-    return {
-        field: [str(value) if isinstance(value, Path) else value for value in of_field]
-        for field, of_field in values.items()
-    }
+    """The grid as JSON holds it."""
+    return {field: list(map(plain_value, of_field)) for field, of_field in values.items()}
 
 
 def parse_vary(texts: Sequence[str]) -> Grid:

@@ -14,7 +14,7 @@ import numpy as np
 
 from drf_fast import report
 from drf_fast.certification.log import Log, read_log
-from drf_fast.commands.sweep.grid import SweepRun, flag, format_value, plain
+from drf_fast.commands.sweep.grid import SweepRun, flag, format_value, plain, plain_value
 from drf_fast.commands.sweep.plan import Sweep
 from drf_fast.config import training
 from drf_fast.report.groups import Group
@@ -195,10 +195,7 @@ def as_dict(result: Result) -> dict[str, Any]:
         "radii": result.radii,
         "settings": [
             {
-                "values": {
-                    flag(field): value
-                    for field, (value,) in plain({k: (v,) for k, v in point.values.items()}).items()
-                },
+                "values": {flag(field): plain_value(v) for field, v in point.values.items()},
                 "mean": {name: point.mean(name) for name in averaged},
                 "std": {name: point.spread(name) for name in averaged},
                 "runs": point.runs,
