@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -102,6 +103,10 @@ def start(device: torch.device, timeout: float = DEFAULT_TIMEOUT) -> None:
     _group_count += 1
     if device.type == "cuda":
         torch.cuda.set_device(_from_environment("LOCAL_RANK", 0, 0))
+    # Functions of this module have the group of the moment of import as a default. Imported later,
+    # by the first optimizer, they would keep the group and its threads alive after ``finish``, and
+    # a thread that lets go of a tensor while Python ends aborts the process.
+    importlib.import_module("torch.distributed.nn")
     with _collective():
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",

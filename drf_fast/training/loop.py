@@ -222,6 +222,7 @@ def _stop_if_signalled(run: Run, saved: bool = False) -> None:
     if number is not None:
         if not saved:
             _save(run)
+        processes.finish()  # all stop after this step
         raise signals.Stopped(number)
 
 

@@ -132,7 +132,14 @@ def worker(words: list[str], folder: Path) -> int:
         step(run, *arguments)
 
     command._epoch_metrics, command.one_step = recording, failing
-    return main(words)
+    status = main(words)
+    (folder / f"threads{rank}").write_text(" ".join(threads()))
+    return status
+
+
+def threads() -> list[str]:
+    """The names of the threads of this process, those of libraries included."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 def torchrun(folder: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -181,6 +188,14 @@ def test_all_processes_hold_one_lambda_and_one_network(two):
 
 @pytest.mark.slow
 @pytestmark_distributed
+def test_the_threads_of_the_group_end_before_python_does(two):
+    for rank in (0, 1):
+        names = (two[0] / f"threads{rank}").read_text()
+        assert "python" in names and "gloo" not in names, names
+
+
+@pytest.mark.slow
+@pytestmark_distributed
 def test_one_process_alone_writes_and_reports(whole, two):
     folder, stdout = two
     files = {path.name for path in (folder / "run").iterdir()}
@@ -193,7 +208,8 @@ def test_one_process_alone_writes_and_reports(whole, two):
 @pytest.mark.slow
 @pytestmark_distributed
 def test_several_processes_resume_to_the_same_bits(two, tmp_path):
-    assert torchrun(tmp_path, "--max-steps", "6").returncode == 0
+    first = torchrun(tmp_path, "--max-steps", "6")
+    assert first.returncode == 0, first.stderr
     assert state(tmp_path / "run")["batch"] == 2
     done = torchrun(tmp_path, "--resume")
     assert done.returncode == 0, done.stderr
