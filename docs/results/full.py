@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,34 +64,64 @@ def control_variate(
     return float(wide.mean() + left.mean()), error
 
 
-def row(deep: Log, wide: Log) -> dict[str, Any] | None:
-    """One network: the estimate for all images, and what it is made of; None if not in Table 1."""
-    config = deep.config or {}
-    sigma, training = config["sigma"], config["training"]
-    recipe = deep.path.stem.split("-", 1)[1].rpartition("-")[0]
-    printed = paper.table().get((sigma, METHODS.get(recipe.removesuffix(PUBLISHED), "")))
-    if printed is None:
-        print(f"{deep.path.stem}: left out, not in the paper's Table 1", file=sys.stderr)
-        return None
-    radii = [np.where(log.correct, log.radius, 0.0) for log in (deep, wide)]
-    of_all = dict(zip(wide.idx.tolist(), radii[1].tolist(), strict=True))
-    same = np.array([of_all[index] for index in deep.idx.tolist()])
-    acr, error = control_variate(radii[0], same, radii[1])
+class Network(NamedTuple):
+    """A trained network: its recipe, and its logs at the large and at the small n."""
+
+    sigma: float
+    recipe: str
+    seed: int
+    deep: Log
+    wide: Log
+
+    @property
+    def printed(self) -> paper.PaperRow | None:
+        """The row of the paper's Table 1."""
+        return paper.table().get((self.sigma, METHODS.get(self.recipe.removesuffix(PUBLISHED), "")))
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Where its row stands: as in the paper's table."""
+        recipe = self.recipe.removesuffix(PUBLISHED)
+        return -self.sigma, list(METHODS).index(recipe), self.recipe, self.seed
+
+
+def radii(log: Log) -> dict[int, float]:
+    """The certified radius of each image, 0 where it is misclassified or abstained on."""
+    found = np.where(log.correct, log.radius, 0.0)
+    return dict(zip(log.idx.tolist(), found.tolist(), strict=True))
+
+
+def estimate(deep: dict[int, float], wide: dict[int, float]) -> tuple[float, float]:
+    """``control_variate`` of values by image; ``wide`` has every image of ``deep``."""
+    parts = deep.values(), [wide[image] for image in deep], wide.values()
+    return control_variate(*(np.array(list(values)) for values in parts))
+
+
+def row(network: Network) -> dict[str, Any]:
+    """One network: the estimate for all images, and what it is made of."""
+    deep, wide, printed = network.deep, network.wide, network.printed
+    assert printed is not None and deep.config is not None and wide.config is not None
+    training, of_part, of_all = deep.config["training"], radii(deep), radii(wide)
+    acr, error = estimate(of_part, of_all)
     return {
-        "sigma": sigma,
-        "method": recipe,
-        "seed": training["seed"],
+        "sigma": network.sigma,
+        "method": network.recipe,
+        "seed": network.seed,
         "epochs": training["epochs"],
         "precision": training["precision"],
         "acr": acr,
         "error": error,
         "paper": printed.acr,
         "difference": acr - printed.acr,
-        "of_the_part": {"images": len(deep.idx), "n": config["n"], "acr": float(radii[0].mean())},
+        "of_the_part": {
+            "images": len(of_part),
+            "n": deep.config["n"],
+            "acr": float(np.mean(list(of_part.values()))),
+        },
         "of_all": {
-            "images": len(wide.idx),
-            "n": (wide.config or {})["n"],
-            "acr": float(radii[1].mean()),
+            "images": len(of_all),
+            "n": wide.config["n"],
+            "acr": float(np.mean(list(of_all.values()))),
         },
         "certified": {
             f"{radius:.2f}": 100 * float((deep.correct & (deep.radius >= radius)).mean())
@@ -100,13 +130,50 @@ def row(deep: Log, wide: Log) -> dict[str, Any] | None:
     }
 
 
-def report(runs: Path) -> list[dict[str, Any]]:
-    """A row for each network of Table 1 whose logs are both whole, in the order of METHODS."""
-    logs = [(deep, runs / "n1000" / deep.name) for deep in (runs / "n100000").glob("*.tsv")]
-    whole = [pair for pair in logs if all(map(finished, pair))]
-    rows = [made for deep, wide in whole if (made := row(read_log(deep), read_log(wide)))]
-    order = [recipe + suffix for recipe in METHODS for suffix in ("", PUBLISHED)]
-    return sorted(rows, key=lambda r: (-r["sigma"], order.index(r["method"]), r["seed"]))
+def pair(drf: Network, baseline: Network) -> dict[str, Any]:
+    """DRF minus its baseline, image by image: two networks of one sigma, seed and reading."""
+    assert drf.printed is not None and baseline.printed is not None
+    deep, wide = (
+        {image: value - without[image] for image, value in with_drf.items() if image in without}
+        for with_drf, without in (
+            (radii(drf.deep), radii(baseline.deep)),
+            (radii(drf.wide), radii(baseline.wide)),
+        )
+    )
+    difference, error = estimate(deep, wide)
+    return {
+        "sigma": drf.sigma,
+        "method": drf.recipe,
+        "baseline": baseline.recipe,
+        "seed": drf.seed,
+        "images": len(deep),
+        "difference": difference,
+        "error": error,
+        "paper": drf.printed.acr - baseline.printed.acr,
+    }
+
+
+def report(runs: Path) -> dict[str, list[dict[str, Any]]]:
+    """Of the networks of Table 1 whose logs are both whole: a row each, and the pairs with DRF."""
+    networks = []
+    for path in (runs / "n100000").glob("*.tsv"):
+        if not (finished(path) and finished(runs / "n1000" / path.name)):
+            continue
+        deep, wide = read_log(path), read_log(runs / "n1000" / path.name)
+        recipe, _, seed = path.stem.split("-", 1)[1].rpartition("-")
+        network = Network((deep.config or {})["sigma"], recipe, int(seed), deep, wide)
+        if network.printed is None:
+            print(f"{path.stem}: left out, not in the paper's Table 1", file=sys.stderr)
+        else:
+            networks.append(network)
+    networks.sort(key=lambda network: network.order)
+    named = {(n.sigma, n.recipe, n.seed): n for n in networks}
+    pairs = [
+        pair(network, named[baseline])
+        for (sigma, recipe, seed), network in named.items()
+        if "-drf" in recipe and (baseline := (sigma, recipe.replace("-drf", ""), seed)) in named
+    ]
+    return {"rows": [row(network) for network in networks], "pairs": pairs}
 
 
 def finished(log: Path) -> bool:
@@ -118,5 +185,5 @@ def finished(log: Path) -> bool:
 
 
 if __name__ == "__main__":
-    json.dump({"rows": report(Path(sys.argv[1]))}, sys.stdout, indent=1)
+    json.dump(report(Path(sys.argv[1])), sys.stdout, indent=1)
     print()

@@ -87,10 +87,23 @@ def test_the_full_protocol_says_which_of_its_rows_are_missing(tmp_path, monkeypa
     row = {"sigma": 1.0, "seed": 0, "precision": "bf16", "acr": 1.5, "paper": 1.62,
            "difference": -0.12, "error": 0.004, "of_the_part": {"images": 2000}}  # fmt: skip
     monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
-    for ran in (["gaussian", "smoothadv-drf"], list(page.PROTOCOL)):
+    published = [f"{method}-published" for method in ("smoothadv", "smoothadv-drf")]
+    pair = {"sigma": 1.0, "seed": 0, "method": published[1], "baseline": published[0],
+            "difference": 0.02, "error": 0.003, "paper": 0.012, "images": 250}  # fmt: skip
+    for ran, pairs, expected in (
+        (["gaussian", "smoothadv-drf"], [], "smoothadv, consistency, consistency-drf"),
+        (["gaussian", *published], [pair],
+         "smoothadv by the paper's text, smoothadv-drf by the paper's text, consistency, "
+         "consistency-drf"),
+        (list(page.PROTOCOL), [], ""),
+    ):  # fmt: skip
         rows = [{**row, "method": method} for method in ran]
-        (tmp_path / "full.json").write_text(json.dumps({"rows": rows}))
+        (tmp_path / "full.json").write_text(json.dumps({"rows": rows, "pairs": pairs}))
         said = page.full()
         assert said.count("| 1.500 | 1.620 | -0.120 | 0.004 | 2,000 |") == len(ran)
-        left = said.partition("Not yet run at σ = 1: ")[2].partition(".")[0]
-        assert left == ("" if len(ran) == 5 else "smoothadv, consistency, consistency-drf")
+        between = (
+            "| smoothadv-drf-published − smoothadv-published | 1 | 0 | +0.020 | 0.003 | +0.012 |"
+        )
+        assert said.count(f"{between} 250 |") == said.count("DRF − baseline") == len(pairs)
+        left = said.partition("Not yet run at σ = 1: ")[2].partition(". With")[0]
+        assert left == expected

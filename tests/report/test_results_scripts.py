@@ -70,7 +70,7 @@ def test_a_row_of_the_full_protocol_is_made_of_both_logs(tmp_path):
     certified(tmp_path / "n100000" / "1.0-gaussian-0.tsv", [0], [90_000], 100_000, **options)
     for n in (1000, 100_000):  # not in the paper's table
         certified(tmp_path / f"n{n}" / "1-catrs-0.tsv", [0, 1], [900, 900], n, **options)
-    row, published = full.report(tmp_path)  # of gaussian one log is not there
+    row, published = full.report(tmp_path)["rows"]  # of gaussian one log is not there
     assert published == row | {"method": "smoothadv-drf-published"}
 
     def radius(count: int, n: int) -> float:
@@ -83,6 +83,42 @@ def test_a_row_of_the_full_protocol_is_made_of_both_logs(tmp_path):
     printed = paper.table()[1.0, "smoothadv+drf"].acr
     assert row["difference"] == pytest.approx(acr - printed) and row["paper"] == printed
     assert row["certified"]["1.00"] == pytest.approx(200 / 3)
+
+
+def test_a_pair_of_the_full_protocol_is_compared_image_by_image(tmp_path):
+    """Of the images at the large n those that both have; no other reading, seed or sigma."""
+    full = script("full")
+    options = {"training": {"seed": 0, "epochs": 90, "precision": "bf16"}}
+    wide = {"consistency": [900, 950, 990, 700, 400, 999],
+            "consistency-drf": [910, 940, 991, 400, 700, 998]}  # fmt: skip
+    deep = {"consistency": {0: 90_100, 1: 95_020, 2: 99_050, 4: 41_000},
+            "consistency-drf": {4: 69_000, 2: 99_150, 0: 91_000}}  # fmt: skip
+    for recipe in wide:
+        name = f"1.0-{recipe}-published-0.tsv"
+        certified(tmp_path / "n1000" / name, list(range(6)), wide[recipe], 1000, **options)
+        certified(tmp_path / "n100000" / name, list(deep[recipe]), list(deep[recipe].values()),
+                  100_000, **options)  # fmt: skip
+    for name in ("1.0-consistency-drf-0", "1.0-consistency-drf-published-1"):
+        certified(tmp_path / "n1000" / f"{name}.tsv", [0, 1], [900, 900], 1000, **options)
+        certified(tmp_path / "n100000" / f"{name}.tsv", [0, 1], [90_000, 9], 100_000, **options)
+    (pair,) = full.report(tmp_path)["pairs"]
+
+    def radius(count: int, n: int) -> float:
+        return max(0.0, float(drf_fast.certified_radius(count, n, sigma=1.0, alpha=0.001)))
+
+    gains = [radius(b, 1000) - radius(a, 1000) for a, b in zip(*wide.values(), strict=True)]
+    left = [
+        radius(deep["consistency-drf"][image], 100_000)
+        - radius(deep["consistency"][image], 100_000)
+        - gains[image]
+        for image in (0, 2, 4)
+    ]
+    assert pair["difference"] == pytest.approx(np.mean(gains) + np.mean(left), abs=1e-9)
+    assert pair["error"] == pytest.approx(np.std(left, ddof=1) / math.sqrt(3) * math.sqrt(0.5))
+    names = pair["method"], pair["baseline"], pair["seed"], pair["images"]
+    assert names == ("consistency-drf-published", "consistency-published", 0, 3)
+    printed = [paper.table()[1.0, method].acr for method in ("consistency+drf", "consistency")]
+    assert pair["paper"] == pytest.approx(printed[0] - printed[1])
 
 
 # ------------------------------------------------------------------------------- which form wins
