@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from drf_fast.attacks.log import AttackRow
 from drf_fast.certification.log import Log
+from drf_fast.runtime.text import rounded_down
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class Broken:
     distance: float
 
     def __str__(self) -> str:
+        radius = rounded_down(self.radius, 6)
         return (
-            f"image {self.idx} is certified class {self.certified} within {self.radius:.6f}, and "
+            f"image {self.idx} is certified class {self.certified} within {radius}, and "
             f"at distance {self.distance:.6f} it is class {self.predict}"
         )
 

@@ -27,6 +27,7 @@ ASSUMPTIONS = (
     "tested on rows_tested rows before the first image"
 )
 _ROWS = 256  # to be tested, at least
+_COPIES = 16  # of one row, to see whether all rows of a pass share a random number
 
 
 class GaussianNoise:
@@ -177,50 +178,64 @@ def rows_to_test(size: int) -> int:
 
 def check_alone(
     forward: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, bf16: bool = False
-) -> None:
-    """Refuse a network whose logits of a row depend on the other rows by more than rounding.
+) -> bool:
+    """Refuse a network whose votes are not independent samples; by more than rounding.
 
-    Its votes would not be independent samples. Such is a module in training mode that ``eval`` does
-    not reach, inside a callable or a list, and batch normalisation without running statistics. The
-    second half of a batch is replaced by zeros. A network may draw random numbers: of torch's
-    generator both batches get the same, and one whose logits change without a cause is not judged.
+    The logits of a row must not depend on the other rows, as they do in a module in training mode
+    that ``eval`` does not reach, inside a callable or a list, and in batch normalisation without
+    running statistics: one half of a batch is replaced, by zeros and by copies of one row. Nor may
+    all rows of a pass share a random number: copies of one row in two passes.
+
+    A network may draw random numbers for each row. Of torch's generators both passes get the same;
+    one that draws its own cannot be judged.
 
     Args:
         forward: (N, ...) to (N, K).
-        rows: (N, ...), of one forward pass; of fewer than two nothing is asked.
+        rows: (N, ...), of one forward pass, two at least.
         bf16: whether it rounds to bfloat16.
 
+    Returns:
+        Whether it could be judged.
+
     Raises:
-        InputError: some differ; says how many, and what to do.
+        InputError: they are not; says why, and what to do.
     """
     devices = [rows.device] if rows.device.type == "cuda" else []
 
-    def logits(rows: torch.Tensor) -> torch.Tensor:
+    def logits(rows: torch.Tensor, draws: int = 0) -> torch.Tensor:
         with torch.random.fork_rng(devices):
-            return forward(rows)  # a copy: a network may normalise its input in place
+            for device in ("cpu", *devices):
+                torch.rand(draws, device=device)  # so that the network draws other numbers
+            return forward(rows.clone())  # a network may normalise its input in place
 
+    few = rows[:1].expand(min(len(rows), _COPIES), *rows.shape[1:])
+    one, other = logits(few), logits(few, draws=1)
+    alike = all(same(got, got[:1].expand_as(got), bf16) for got in (one, other))
+    if alike and not same(one, other, bf16):
+        raise InputError(
+            "votes are independent samples only of a network that changes for every row or never: "
+            "expected equal logits of copies of one image in all forward passes, got equal ones "
+            "within a pass and others in the next; draw random numbers for each row, and keep the "
+            "network's state fixed"
+        )
     half = (len(rows) + 1) // 2
-    expected = logits(rows.clone())
-    got = logits(torch.cat([rows[:half], torch.zeros_like(rows[half:])]))[:half]
-    if _agree(got, expected[:half], bf16) or not _agree(logits(rows.clone()), expected, bf16):
-        return
-    raise InputError(
-        "votes are independent samples only of a network in eval mode: expected equal logits of a "
-        f"row beside any other rows, got other ones for {_different_rows(got, expected[:half])} of "
-        f"{half} rows; call eval() of modules inside a callable or a list, and leave out layers "
-        "that use statistics of the batch"
-    )
-
-
-def _agree(got: torch.Tensor, expected: torch.Tensor, bf16: bool) -> bool:
-    """Whether logits agree up to rounding; NaN and infinity, as of masked classes, in their place.
-
-    Only finite ones have a largest, to which rounding is relative.
-    """
-    finite = expected.isfinite()
-    return torch.equal(got.isfinite(), finite) and same(
-        got.where(finite, 0.0), expected.where(finite, 0.0), bf16
-    )
+    expected = logits(rows)
+    for kept, beside in (
+        (slice(None, half), [rows[:half], torch.zeros_like(rows[half:])]),
+        (slice(half, None), [rows[:1].expand_as(rows[:half]), rows[half:]]),
+    ):
+        got = logits(torch.cat(beside))[kept]
+        if same(got, expected[kept], bf16):
+            continue
+        if not same(logits(rows), expected, bf16):
+            return False  # changes without a cause
+        raise InputError(
+            "votes are independent samples only of a network in eval mode: expected equal logits "
+            "of a row beside any other rows, got other ones for "
+            f"{_different_rows(got, expected[kept])} of {len(got)} rows; call eval() of modules "
+            "inside a callable or a list, and leave out layers that use statistics of the batch"
+        )
+    return True
 
 
 def _different_rows(got: torch.Tensor, expected: torch.Tensor) -> int:

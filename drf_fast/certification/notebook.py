@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from drf_fast.runtime.text import rounded_down
+
 _MOST_ROWS = 50
 _BAR = 8.0  # em
 
@@ -18,10 +20,10 @@ def as_html(
         label, radius = int(labels[i]), float(radii[i])
         prediction = "abstains" if label == -1 else str(label)
         bar = f"<meter min='0' max='{largest:.6g}' value='{radius:.6g}' style='width:{_BAR}em'>"
-        shown, p_lower = int(radius * 1e3) / 1e3, int(float(bounds[i]) * 1e5) / 1e5
+        shown, p_lower = rounded_down(radius, 3), rounded_down(float(bounds[i]), 5)
         rows.append(
-            f"<tr><td>{i}</td><td>{prediction}</td><td>{shown:.3f}</td><td>{bar}</meter></td>"
-            f"<td>{int(counts[i]):,}</td><td>{p_lower:.5f}</td></tr>"
+            f"<tr><td>{i}</td><td>{prediction}</td><td>{shown}</td><td>{bar}</meter></td>"
+            f"<td>{int(counts[i]):,}</td><td>{p_lower}</td></tr>"
         )
     left = len(labels) - len(rows)
     more = f"<tr><td colspan='6'>and {left:,} more</td></tr>" if left else ""

@@ -12,7 +12,7 @@ import torch
 from drf_fast.certification.engine import Work
 from drf_fast.certification.stopping import Rule, certificate
 from drf_fast.runtime.progress import say
-from drf_fast.runtime.text import duration, images_of, number_of
+from drf_fast.runtime.text import duration, images_of, number_of, rounded_down
 
 _PROBES = 256  # images on which the accuracy under noise is estimated
 
@@ -99,7 +99,7 @@ def show(plan: Plan, work: Work) -> None:
     say(
         f"certifying {images_of(work.images.name, plan.images - plan.done)} ({work.images.split}) "
         f"at sigma {rule.sigma:g}, n {rule.n:,}, alpha {rule.alpha:g}; "
-        f"the largest radius these allow is {plan.largest_radius:.3f}"
+        f"the largest radius these allow is {rounded_down(plan.largest_radius, 3)}"
     )
     say(
         f"{at_most}{plan.samples:,} samples in {plan.forward_passes:,} forward passes of "

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from drf_fast import functional
 from drf_fast.certification.network import RunNetwork
@@ -26,10 +27,12 @@ from drf_fast.certification.noise import (
 from drf_fast.certification.passes import Passes, Votes
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.memory import is_out_of_memory
+from drf_fast.runtime.progress import say
 
 _BATCH_SIZES = {"cpu": (64, 128, 256, 512), "cuda": (512, 1024, 2048, 4096, 8192, 16384)}
 _PROBE_ROWS = 128  # rows of the forward passes that choose the network's form
 _TESTED_ROWS = 256  # of a network, at most: all that a pass may have would need memory twice
+_TESTED_AGAIN = 16  # of a callable, at each later call
 _MAX_PIXELS = 2**28  # of a measured forward pass, so that measuring does not exhaust a GPU's memory
 
 
@@ -65,7 +68,9 @@ class NoisyVotes:
         self._network_version = 0  # that the graphs of ``passes`` were captured with
         self._best_batch: dict[tuple[object, ...], int] = {}
         self._row_tests: dict[tuple[object, ...], tuple[RowTest, int, list[torch.Tensor]]] = {}
-        self._to_test = not noise.sound  # else each form is tested, and to the bit
+        self._rows_to_test = _TESTED_ROWS
+        if noise.sound:  # each form is tested, and to the bit
+            self._rows_to_test = self._rows_to_test_again()
 
     @_one_at_a_time
     def counts(
@@ -115,8 +120,9 @@ class NoisyVotes:
         graph_key = None if memory is None or for_bound else (stream, size, memory)
         enough = machine.memory_for(min(size, num * len(x)), tuple(x.shape[1:]), "--batch-size")
         with self.network.frozen_base(), enough:
-            if self._to_test and min(size, num) > 1:
-                self._test_alone(x[:1], min(size, num, _TESTED_ROWS), size if pad else None)
+            tested = min(size, num, self._rows_to_test)
+            if tested > 1 and (stream != "selection" or self._rows_to_test == _TESTED_ROWS):
+                self._test_alone(x[:1], tested, size if pad else None)
             for first in range(0, x.shape[0], images_per_pass):
                 part = slice(first, first + images_per_pass)
                 start = torch.zeros((), dtype=torch.int64, device=x.device)
@@ -134,11 +140,19 @@ class NoisyVotes:
         return counts, drawn
 
     def _test_alone(self, x: torch.Tensor, number: int, size: int | None) -> None:
-        """Test once that a row's logits are its own, with noisy copies of x (1, ...)."""
+        """Test that votes are independent samples, with noisy copies of x (1, ...)."""
         rows = self._probe_rows(x, number)
         bf16 = self.network.choices["precision"] == "bf16 autocast"
-        check_alone(lambda part: self._logits(part, size), rows, bf16)
-        self._to_test = False
+        if not check_alone(lambda part: self._logits(part, size), rows, bf16):
+            reason = "it draws random numbers that are not torch's"
+            if "row test" not in self.network.left_out:
+                say(f"whether the network's rows depend on each other was not tested: {reason}")
+            self.network.left_out["row test"] = reason
+        self._rows_to_test = self._rows_to_test_again()
+
+    def _rows_to_test_again(self) -> int:
+        """Rows of the test at later calls: modules inside a plain callable may be trained on."""
+        return 0 if isinstance(self.network.base, nn.Module) else _TESTED_AGAIN
 
     def _step(self, stream: str, size: int | None, votes: Votes, rows: int) -> None:
         noisy = self._copies(votes.x, rows, votes.image_ids, votes.offset, stream)

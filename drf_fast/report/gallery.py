@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from drf_fast.report import style
+from drf_fast.runtime.text import rounded_down
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +84,7 @@ def scaled(change: np.ndarray) -> tuple[np.ndarray, float]:
 def _about(card: Card) -> str:
     wrong = "" if card.predict in (-1, card.label) else " (wrong)"
     said = "abstains" if card.predict == -1 else f"certified {card.class_name(card.predict)}{wrong}"
-    radius = "" if card.predict == -1 else f"\nradius {card.radius:.3f}"
+    radius = "" if card.predict == -1 else f"\nradius {rounded_down(card.radius, 3)}"
     return f"#{card.idx}\ntrue {card.class_name(card.label)}\n{said}{radius}"
 
 

@@ -20,7 +20,7 @@ from drf_fast.report.plot import label
 from drf_fast.report.summary import GroupSummary, Summary
 from drf_fast.report.tables import best_cells, caption, cells, incompleteness
 from drf_fast.runtime.files import write_atomic
-from drf_fast.runtime.text import images_of, number_of
+from drf_fast.runtime.text import images_of, number_of, rounded_down
 from drf_fast.version import __version__
 
 NEEDS = ("jinja2", "plotly")
@@ -97,6 +97,7 @@ def write(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["rounded_down"] = rounded_down
     text = environment.get_template("page.html.j2").render(
         title=_title(summary),
         figures=figures(summary, attacks),

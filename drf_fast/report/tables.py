@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from drf_fast.report.best import Positions, best
 from drf_fast.report.compare import RESAMPLES, none_for_nan
 from drf_fast.report.groups import Group
 from drf_fast.report.summary import QUANTILES, Summary
-from drf_fast.runtime.text import images_of
+from drf_fast.runtime.text import images_of, rounded_down
 
 Table = tuple[list[str], list[list[str]]]
 ENVELOPE = "best at each radius"
@@ -247,7 +246,7 @@ def rounded(value: float, style: str) -> str:
 
 def probability(p: float | None) -> str:
     """A lower bound with 5 decimals, never rounded up; "-" for None."""
-    return "-" if p is None else f"{math.floor(p * 1e5) / 1e5:.5f}"
+    return "-" if p is None else rounded_down(p, 5)
 
 
 def draw_tables(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_FLOOR, Decimal
+
 UNNAMED = "images"  # what logs record as the name of data in memory that got none
 
 
@@ -23,3 +25,9 @@ def duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} days"
+
+
+def rounded_down(value: float, decimals: int) -> str:
+    """What was certified, never shown larger than its shortest decimal form, which a log holds."""
+    exact = Decimal(repr(float(value)))
+    return f"{exact.quantize(Decimal(1).scaleb(-decimals), ROUND_FLOOR):f}"

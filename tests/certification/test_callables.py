@@ -64,7 +64,7 @@ def test_a_module_that_eval_does_not_reach_is_refused():
             classifier(module).certify_batch(images(), 20, 200, 0.01, 64)
 
 
-def test_a_callable_is_tested_once_and_torchs_generator_stays():
+def test_a_callable_is_tested_at_each_call_and_torchs_generator_stays():
     calls = []
 
     def network(rows: torch.Tensor) -> torch.Tensor:
@@ -77,26 +77,83 @@ def test_a_callable_is_tested_once_and_torchs_generator_stays():
     calls.clear()
     torch.manual_seed(2)
     first = smoothed.certify_batch(images(), 20, 200, 0.01, 20)
-    assert len(calls) == 6 * 11 + 2
+    assert len(calls) == 6 * 11 + 2 * 5  # at first for each of two streams
     torch.manual_seed(2)
     again = smoothed.certify_batch(images(), 20, 200, 0.01, 20)
-    assert torch.equal(first.count, again.count) and len(calls) == 2 * 6 * 11 + 2
+    assert torch.equal(first.count, again.count) and len(calls) == 2 * 6 * 11 + 3 * 5
 
 
-def test_a_callable_that_changes_without_a_cause_is_not_judged():
+def test_a_module_is_tested_once():
+    torch.manual_seed(1)
+    calls, module = [], Normed()
+    module.register_forward_hook(lambda *_: calls.append(0))
+    smoothed = classifier(module, compile=False, memory_format="contiguous")
+    smoothed.certify_batch(images(), 20, 200, 0.01, 20)
+    first = len(calls)
+    smoothed.certify_batch(images(), 20, 200, 0.01, 20)
+    assert len(calls) - first == 6 * 11 < first - 4
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_a_callable_whose_module_is_trained_on_is_refused_then(sound):
+    torch.manual_seed(1)
+    module = Normed().eval()
+    smoothed = classifier(lambda rows: module(rows), sound=sound)
+    x = (255 * images().clamp(0, 1)).to(torch.uint8) if sound else images()
+    smoothed.certify_batch(x, 20, 200, 0.01, 64)
+    module.train()
+    with pytest.raises(ValueError, match="only of a network in eval mode: expected"):
+        smoothed.certify_batch(x, 20, 200, 0.01, 64)
+
+
+@pytest.mark.parametrize("source", ["torch", "numpy", "torch, for every image"])
+def test_rows_of_a_pass_must_not_share_a_random_number(source):
+    """Else the votes of a pass are one sample."""
+    drawn = np.random.default_rng(0)
+
+    def network(rows: torch.Tensor) -> torch.Tensor:
+        number = torch.randn(len(rows) if "every" in source else 1, 1)
+        if source == "numpy":
+            number = torch.tensor(drawn.standard_normal((1, 1)), dtype=torch.float32)
+        return differences(rows) + number * torch.tensor([1.0] + [0.0] * (K - 1))
+
+    if "every" in source:
+        assert classifier(network).certify_batch(images(), 20, 200, 0.01, 50).count.shape == (6,)
+        return
+    with pytest.raises(ValueError, match="that changes for every row or never"):
+        classifier(network).certify_batch(images(), 20, 200, 0.01, 50)
+
+
+@pytest.mark.parametrize("seen", ["first", "last"])
+def test_rows_may_see_neither_those_before_nor_those_behind_them(seen):
+    def network(rows: torch.Tensor) -> torch.Tensor:
+        others = rows.flatten(1).sum(1)
+        return differences(rows) + (others.cumsum(0) if seen == "first" else
+                                    others.flip(0).cumsum(0).flip(0))[:, None]  # fmt: skip
+
+    with pytest.raises(ValueError, match="beside any other rows"):
+        classifier(network).certify_batch(images(), 20, 200, 0.01, 50)
+
+
+def test_a_callable_that_changes_without_a_cause_is_not_judged(capsys):
     drawn = np.random.default_rng(0)
 
     def network(rows: torch.Tensor) -> torch.Tensor:
         noise = drawn.standard_normal(tuple(rows.shape)).astype(np.float32)
         return differences(rows + torch.from_numpy(noise))
 
-    assert classifier(network).certify_batch(images(), 20, 200, 0.01, 50).count.shape == (6,)
+    smoothed = classifier(network)
+    for _ in range(2):
+        assert smoothed.certify_batch(images(), 20, 200, 0.01, 50).count.shape == (6,)
+    assert "random numbers" in smoothed.left_out["row test"]
+    assert capsys.readouterr().err.count("was not tested: it draws random numbers") == 1
 
 
-def test_logits_of_masked_classes_do_not_hide_that_rows_see_each_other():
+@pytest.mark.parametrize("mask", [-math.inf, -1e4, -1e9, torch.finfo(torch.float32).min])
+def test_logits_of_masked_classes_do_not_hide_that_rows_see_each_other(mask):
     def masked(rows: torch.Tensor) -> torch.Tensor:
         logits = differences(rows) + rows.mean()
-        logits[:, 2] = -math.inf
+        logits[:, 2] = mask
         return logits
 
     with pytest.raises(ValueError, match="in eval mode"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from small_classifier import SEED, SIGMA, K, classifier, differences, images
+from small_classifier import SEED, SIGMA, K, as_module, classifier, differences, images
 from torch import nn
 
 import drf_fast
@@ -151,8 +151,8 @@ def test_no_forward_pass_is_larger_than_the_batch_size_and_all_rows_are_seen(bac
         rows.append(len(batch))
         return differences(batch)
 
-    smoothed = classifier(network)
-    smoothed.select(images(), 20, 60)  # tests once that rows do not see each other
+    smoothed = classifier(as_module(network))
+    smoothed.certify_batch(images(), 20, 130, 0.01, 60)  # measures and tests the network, once
     rows.clear()
     smoothed.certify_batch(images(), 20, 130, 0.01, 60)
     assert max(rows) == 60 and sum(rows) == 6 * (20 + 130)
@@ -165,7 +165,7 @@ def test_a_measured_batch_size_changes_no_result_and_is_measured_once(backend):
         calls.append(len(batch))
         return differences(batch)
 
-    smoothed, x = classifier(network), images()
+    smoothed, x = classifier(as_module(network)), images()
     first = smoothed.certify_batch(x, 20, 200, 0.01)
     size, measured = smoothed.batch_size(x), len(calls)
     assert size in calls
@@ -193,8 +193,8 @@ def test_selection_estimation_and_prediction_never_share_noise(backend):
         seen.extend(batch.flatten(1).clone())
         return differences(batch)
 
-    smoothed, x = classifier(network), images()
-    smoothed.select(x, 30, 32)  # tests once that rows do not see each other
+    smoothed, x = classifier(as_module(network)), images()
+    smoothed.certify_batch(x, 30, 50, 0.01, 32)  # measures and tests the network, once
     seen.clear()
     smoothed.certify_batch(x, 30, 50, 0.01, 32)
     for b in range(len(x)):
