@@ -15,6 +15,7 @@ import torch.distributed
 from drf_fast.config import reading
 from drf_fast.ops import checks as check
 from drf_fast.ops.checks import Scalar
+from drf_fast.runtime import processes
 
 FORMS = get_args(reading.Form)
 
@@ -158,7 +159,8 @@ class SoftBall:
         known = ~self._window.isnan()
         total = torch.stack([self._window.nansum(), known.sum().double()])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(total)
+            with processes.collective():
+                torch.distributed.all_reduce(total)
         # Not as_tensor, which would move the tensor to torch's default device.
         epsilon = self.epsilon
         if isinstance(epsilon, torch.Tensor):

@@ -59,14 +59,16 @@ def certify(config: CertifyConfig) -> Path | None:
         plan.show(planned, work)
         if config.plan and config.json:
             print(json.dumps(planned.as_dict(), indent=1))
+    processes.wait_for_all()  # for process 0, which has measured
     if config.plan:
+        processes.finish()
         return None
     with _open_log(config, out, _description(config, loaded, work)) as log:
         engine.run(work, log, processes.rank(), processes.count())
-    processes.wait_for_all()
-    if processes.rank() == 0:
-        collect(out)
-        say(f"log: {out}")
+        processes.wait_for_all()
+        if processes.rank() == 0:  # while no other job may write to the log
+            collect(out)
+            say(f"log: {out}")
     processes.barrier()
     processes.finish()
     return out
@@ -82,6 +84,8 @@ def _open_log(config: CertifyConfig, out: Path, description: dict[str, Any]) -> 
 
     if processes.count() == 1:
         return of_first()
+    shared = {key: value for key, value in description.items() if key != "environment"}
+    processes.refuse_differences(shared, "certify with another network, images or settings")
     whole, done = None, None
     problem = ""
     if processes.rank() == 0:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from drf_fast.errors import InputError, RunError
 from drf_fast.runtime import signals
 from drf_fast.runtime.memory import is_out_of_memory
+from drf_fast.runtime.streams import discard
 from drf_fast.version import __version__
 
 _USAGE = """\
@@ -188,12 +189,13 @@ def _main(words: list[str]) -> int:
         sys.stdout.flush()  # raises here for a full device, not when Python exits
         return status
     except BrokenPipeError:  # the reader, "head" for example, has closed the pipe
-        _drop_output()
+        discard(sys.stdout)
+        _tell_others(words, "nobody reads its output any more")
         return 0
     except (InputError, RunError) as error:
         return _ended(words, str(error), 2 if isinstance(error, InputError) else 1)
     except OSError as error:
-        _drop_output()
+        discard(sys.stdout)
         where = f" ({error.filename!r})" if error.filename else ""
         return _ended(
             words, f"{error.strerror or error}{where}; what was written before is kept", 1
@@ -251,12 +253,6 @@ def _open_streams() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # its encoding may lack the plus-minus sign
             stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
-
-
-def _drop_output() -> None:
-    """Discard buffered output: Python would otherwise fail again to write it at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _can_be_resumed(words: list[str]) -> bool:

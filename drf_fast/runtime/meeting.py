@@ -93,10 +93,14 @@ class Meeting:
                 )
             time.sleep(_POLL_INTERVAL)
 
-    def refuse(self, reason: str) -> None:
-        """Tell the others why this process ends, and wait until they have read it. Never raises."""
+    def refuse(self, reason: str, then: Callable[[], None] = lambda: None) -> None:
+        """Tell the others why this process ends, and wait until they have read it. Never raises.
+
+        ``then`` is called when it is told, and before the wait.
+        """
         with contextlib.suppress(RunError, RuntimeError):
             self._call_store(lambda: self.store.set(f"status/{self.rank}", reason or "an error"))
+            then()
             if self.host:  # the store ends together with this process
                 until = time.monotonic() + min(_REFUSAL_READ_TIMEOUT, self.timeout)
                 while time.monotonic() < until and any(

@@ -27,6 +27,7 @@ _unreachable = False  # nobody answered at the meeting place, so nobody can be t
 _group_count = 0  # process groups joined so far, which number the stores of the groups
 _wait_count = 0  # calls of ``wait_for_all`` so far
 _finished = False  # the others no longer wait for this process
+_in_collective = False  # or a collective operation of this process has failed
 
 
 def rank() -> int:
@@ -93,21 +94,27 @@ def start(device: torch.device, timeout: float = DEFAULT_TIMEOUT) -> None:
         InputError: invalid environment variables, see ``check_environment``.
         RunError: another process ended, or did not start.
     """
-    global _group_count, _finished
+    global _group_count, _finished, _in_collective
     check_environment()
     if count() == 1 or dist.is_initialized():
         return
-    _finished = False
+    local = _from_environment("LOCAL_RANK", 0, 0)
+    if device.type == "cuda" and local >= torch.cuda.device_count():
+        raise InputError(
+            f"LOCAL_RANK is {local}, and this machine has {torch.cuda.device_count()} GPUs: "
+            "expected one for each process; start fewer processes, or pass --device cpu"
+        )
+    _finished = _in_collective = False
     if _group_count == 0:
         _get_meeting(timeout).arrive()
     _group_count += 1
     if device.type == "cuda":
-        torch.cuda.set_device(_from_environment("LOCAL_RANK", 0, 0))
+        torch.cuda.set_device(local)
     # Functions of this module have the group of the moment of import as a default. Imported later,
     # by the first optimizer, they would keep the group and its threads alive after ``finish``, and
     # a thread that lets go of a tensor while Python ends aborts the process.
     importlib.import_module("torch.distributed.nn")
-    with _collective():
+    with collective():
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=_get_meeting(timeout).namespace(f"group-{_group_count}"),
@@ -131,7 +138,13 @@ def refuse(reason: str) -> None:
     with contextlib.suppress(InputError, RunError):
         check_environment()
         if count() > 1 and not (_finished or _unreachable):
-            _get_meeting(_REFUSE_TIMEOUT).refuse(reason)
+            _get_meeting(_REFUSE_TIMEOUT).refuse(reason, then=_wake_others)
+
+
+def _wake_others() -> None:
+    """Leave the group of CPU processes: others in a collective operation see that, and ask why."""
+    if dist.is_initialized() and dist.get_backend() == "gloo" and not _in_collective:
+        dist.destroy_process_group()
 
 
 def broadcast(value: Any) -> Any:
@@ -139,7 +152,7 @@ def broadcast(value: Any) -> Any:
     if count() == 1:
         return value
     values = [value]
-    with _collective():
+    with collective():
         dist.broadcast_object_list(values, src=0)
     return values[0]
 
@@ -147,15 +160,35 @@ def broadcast(value: Any) -> Any:
 def all_reduce_sum(values: torch.Tensor) -> None:
     """Replace ``values`` by their sum over the processes, the same bits in all of them."""
     if count() > 1:
-        with _collective():
+        with collective():
             dist.all_reduce(values)
 
 
 def barrier() -> None:
     """Return when all processes have called it."""
     if count() > 1:
-        with _collective():
+        with collective():
             dist.barrier()
+
+
+def refuse_differences(values: dict[str, Any], work: str) -> None:
+    """Refuse values that are not those of process 0, before any process goes on.
+
+    Args:
+        values: by name.
+        work: what this process would do with them, "train with other settings" for example.
+
+    Raises:
+        InputError: some differ.
+        RunError: those of another process do.
+    """
+    first = broadcast(values)
+    if other := [name for name in values if name not in first or first[name] != values[name]]:
+        raise InputError(
+            f"process {rank()} is to {work} than process 0: expected the same, got other "
+            f"{', '.join(other)}; start all with the same flags and files"
+        )
+    barrier()
 
 
 def wait_for_all() -> None:
@@ -177,14 +210,17 @@ def heartbeat() -> None:
 
 
 @contextlib.contextmanager
-def _collective() -> Iterator[None]:
+def collective() -> Iterator[None]:
     """Explain the failure of a collective operation: which process ended or does not answer.
 
     Raises:
         RunError: names that process, and its reason if it has given one.
     """
+    global _in_collective
+    _in_collective = True
     try:
         yield
+        _in_collective = False
     except RuntimeError as error:
         if isinstance(error, RunError) or _meeting is None:
             raise

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from drf_fast.runtime.streams import discard
 from drf_fast.runtime.text import duration
 
 _PLAIN_SECONDS, _BAR_SECONDS = 10.0, 0.5
@@ -27,8 +28,11 @@ _WIDE = 110  # columns of a terminal that has room for a bar beside the figures
 
 
 def say(message: str) -> None:
-    """Print one line for the user, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Print one line for the user, on stderr; if nobody reads it any more, the work goes on."""
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
 
 
 class _TimeLeft(TimeRemainingColumn):

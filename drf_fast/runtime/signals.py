@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
+_SAME_SIGNAL = 0.5  # seconds
 _received: int | None = None
 
 
@@ -33,15 +35,19 @@ def sigterm_interrupts() -> Iterator[None]:
 def deferred() -> Iterator[None]:
     """Inside the block, a first SIGINT or SIGTERM is only remembered, for ``received``.
 
-    A second one raises ``Stopped``.
+    A second one raises ``Stopped``, unless it comes at once: torchrun passes on the signal that a
+    service manager has sent to its processes, too.
     """
     global _received
+    since = 0.0
 
     def remember(number: int, frame: object) -> None:
         global _received
-        if _received is not None:
+        nonlocal since
+        if _received is None:
+            _received, since = number, time.monotonic()
+        elif number != _received or time.monotonic() - since > _SAME_SIGNAL:
             raise Stopped(number)
-        _received = number
 
     try:
         with _handled({signal.SIGINT: remember, signal.SIGTERM: remember}):

@@ -132,6 +132,7 @@ def train(config: TrainConfig) -> Path:
             _train_epoch(run, tracker)
             if run.batch:  # --max-steps ended within the epoch
                 _save(run)
+                _stop_if_signalled(run, saved=True)
                 break
             metrics = _epoch_metrics(run)
             if log is not None:
@@ -218,17 +219,19 @@ def _stop_if_signalled(run: Run, saved: bool = False) -> None:
     """
     number = signals.received()
     if processes.count() > 1:
-        number = _signal_of_any_process(run, number)
+        number = _signal_of_any_process(run, number, now=saved)
     if number is not None:
         if not saved:
             _save(run)
-        processes.finish()  # all stop after this step
+        # All stop after this step; torchrun ends the others as soon as one of them has.
+        processes.barrier()
+        processes.finish()
         raise signals.Stopped(number)
 
 
-def _signal_of_any_process(run: Run, number: int | None) -> int | None:
+def _signal_of_any_process(run: Run, number: int | None, now: bool) -> int | None:
     """The signal to stop with if any process got one, so that all stop after the same step."""
-    if run.device.type == "cuda" and run.step % _STEPS_BETWEEN_SIGNAL_CHECKS:
+    if run.device.type == "cuda" and run.step % _STEPS_BETWEEN_SIGNAL_CHECKS and not now:
         return None  # reading the result synchronises with the GPU, too slow for every step
     signalled = torch.tensor([number is not None], dtype=torch.float32, device=run.device)
     processes.all_reduce_sum(signalled)

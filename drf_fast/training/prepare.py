@@ -38,6 +38,9 @@ from drf_fast.training.graphs import GraphedSteps
 from drf_fast.training.run import Run, Totals, announce
 from drf_fast.training.step import descend
 
+# Of all processes, though the network does not depend on them: they decide what is done together.
+_OF_ALL = ("max_steps", "accumulate", "certify_images", "certify_n")
+
 
 def prepare(config: TrainConfig, folder: Path) -> Run:
     """Build data, network, optimizer and ball; restore the checkpoint in the folder if resuming."""
@@ -54,7 +57,7 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     test_set = data.load(config.data, "test", data_dir=config.data_dir, download=not config.dry_run)
     device = machine.pick_device(config.device)
     processes.start(device, seconds(config.timeout, "timeout"))
-    _refuse_other_processes(config, train_set.fingerprint)
+    _refuse_other_processes(config, train_set.fingerprint, test_set.fingerprint)
     saved = processes.broadcast(state.read(folder) if config.resume else None)
     if saved:
         refuse_other_settings(config, saved["config"], train_set.fingerprint, folder)
@@ -127,16 +130,16 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     return run
 
 
-def _refuse_other_processes(config: TrainConfig, fingerprint: str) -> None:
+def _refuse_other_processes(config: TrainConfig, training: str, test: str) -> None:
     """Refuse settings or images that are not those of process 0."""
-    mine = {**trained(to_dict(config)), "training images": fingerprint}
-    first = processes.broadcast(mine)
-    if other := [name for name, value in mine.items() if first.get(name) != value]:
-        raise InputError(
-            f"process {processes.rank()} is to train with other settings or images than process 0: "
-            f"expected the same, got other {', '.join(other)}; start all with the same flags and "
-            "files"
-        )
+    settings = to_dict(config)
+    mine = {
+        **trained(settings),
+        **{name: settings[name] for name in _OF_ALL},
+        "training images": training,
+        "test images": test,
+    }
+    processes.refuse_differences(mine, "train with other settings or images")
 
 
 def _choose_memory_format(

@@ -13,9 +13,12 @@ import torch
 from drf_fast import data
 from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.log import CertificationLog, read_log
+from drf_fast.certification.log.sidecar import read_config
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.checkpoints import tensorfile
+from drf_fast.commands import certify as certify_command
 from drf_fast.commands.cli import main
+from drf_fast.errors import InputError
 from drf_fast.functional import certified_radius
 from drf_fast.runtime import processes
 
@@ -234,6 +237,33 @@ def test_one_process_at_a_time_writes_a_log(trained, tmp_path, capsys):
     with CertificationLog.resume(tmp_path / "log.tsv", config):
         assert certify(trained, tmp_path / "log.tsv", "--resume") == 2
     assert "is being written by another process" in capsys.readouterr().err
+
+
+def test_the_log_is_merged_before_another_process_may_write_it(trained, tmp_path, monkeypatch):
+    seen = []
+
+    def merged(out: Path) -> None:
+        with pytest.raises(InputError, match="is being written by another"):
+            CertificationLog.resume(out, read_config(out))
+        seen.append(out)
+
+    monkeypatch.setattr(certify_command, "collect", merged)
+    assert certify(trained, tmp_path / "a.tsv") == 0 and seen == [tmp_path / "a.tsv"]
+
+
+def test_process_0_is_waited_for_while_it_measures(trained, tmp_path, monkeypatch):
+    """Before the log is opened, and with a sign of life in every measured pass."""
+    events = []
+    monkeypatch.setattr(
+        processes, "wait_for_all", lambda: events.append((tmp_path / "a.tsv").exists())
+    )
+    monkeypatch.setattr(processes, "finish", lambda: events.append("finished"))
+    monkeypatch.setattr(processes, "heartbeat", lambda: events.append("heartbeat"))
+    assert certify(trained, tmp_path / "a.tsv", "--plan") == 0
+    assert events == ["heartbeat"] * (len(events) - 2) + [False, "finished"] and len(events) > 5
+    events.clear()
+    assert certify(trained, tmp_path / "a.tsv") == 0
+    assert [event for event in events if event != "heartbeat"] == [False, True, "finished"]
 
 
 def test_a_process_that_cannot_run_the_network_as_process_0_does_says_so(

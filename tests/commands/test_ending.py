@@ -12,9 +12,14 @@ import pytest
 
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands import cli
+from drf_fast.runtime import signals
+from drf_fast.training import state
 
 COMMAND = [sys.executable, "-m", "drf_fast"]
 FULL = Path("/dev/full")
+SHORT = [
+    "train", "--train-images", "99", "--batch-size", "9", "--steps", "1", "--device", "cpu",
+]  # fmt: skip
 
 
 def run(words, **options):
@@ -47,6 +52,47 @@ def test_a_signal_ends_training_with_the_step_saved(tmp_path, number):
     assert further.returncode == 0, further.stderr
     assert f"at epoch {epoch}, step {step}\n" in further.stderr
     assert checkpoint.load(tmp_path / "r" / "checkpoint.pt")["step"] == step + 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_in_the_last_save_is_heard(tmp_path, capsys, monkeypatch, number):
+    save = state.save
+
+    def saved(run):
+        os.kill(os.getpid(), number)
+        save(run)
+
+    monkeypatch.setattr(state, "save", saved)
+    words = [*SHORT, "--max-steps", "2", "--out", str(tmp_path / "r")]
+    assert cli.main(words) == 128 + number
+    assert "goes on" in capsys.readouterr().err
+    assert checkpoint.load(tmp_path / "r" / "checkpoint.pt")["step"] == 2
+    assert not (tmp_path / "r" / "certificates.tsv").exists()
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_signal(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    with signals.deferred():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.received() == signal.SIGTERM
+        with pytest.raises(signals.Stopped):
+            os.kill(os.getpid(), signal.SIGINT)
+        now[0] = 1.0
+        with pytest.raises(signals.Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_reader_of_progress_that_leaves_does_not_end_the_work(tmp_path):
+    words = [*SHORT, "--epochs", "2", "--certify-images", "0", "--out", str(tmp_path / "r")]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*COMMAND, *words], stdout=subprocess.PIPE, stderr=writing, text=True)
+    os.close(writing)
+    assert done.returncode == 0 and "accuracy under noise" in done.stdout
+    assert checkpoint.load(tmp_path / "r" / "checkpoint.pt")["epoch"] == 2
 
 
 @pytest.mark.parametrize(

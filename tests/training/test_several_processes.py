@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import torch
 import torch.distributed
 
 from drf_fast.checkpoints import ours as checkpoint
@@ -146,7 +147,46 @@ def test_one_signal_stops_all_after_the_same_step(tmp_path, job, told):
     assert saved["step"] == 80 * saved["epoch"] + saved["batch"] > 0
 
 
+@needs_distributed
+@pytest.mark.slow
+def test_why_process_0_ends_reaches_one_that_waits_for_it(tmp_path, job):
+    """It waits in a collective operation, and process 0 takes the meeting place along."""
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "notes.txt").write_text("an occupied folder, which process 0 alone looks at")
+    began = time.monotonic()
+    both = [job.start(rank, [*TRAIN, "--out", str(tmp_path / "r")]) for rank in (0, 1)]
+    assert end_of(both[0])[0] == 2
+    status, error = end_of(both[1])
+    assert status == 1 and "got the end of process 0: " in error
+    assert time.monotonic() - began < 15 + 20  # the start of both, but not the whole wait
+
+
+@needs_distributed
+@pytest.mark.slow
+def test_processes_that_certify_something_else_are_refused_and_nothing_is_replaced(tmp_path, job):
+    words = [*TRAIN[:-2], "--max-steps", "1", "--out", str(tmp_path / "r"), "--certify-images", "2"]
+    assert main(words) == 0
+    log = tmp_path / "r" / "certificates.tsv"
+    before = log.read_bytes()
+    certify = ["certify", str(tmp_path / "r"), "--n", "100", "--max-images", "2", "--device", "cpu",
+               "--out", str(log), "--force"]  # fmt: skip
+    first = job.start(0, certify)
+    status, error = end_of(job.start(1, [*certify, "--seed", "7", "--skip", "3"]))
+    assert status == 2 and "expected the same, got other seed, skip; start all with" in error
+    assert end_of(first)[0] == 1 and log.read_bytes() == before
+
+
 # ---- two of them in one process
+
+
+def test_fewer_gpus_than_processes_is_a_sentence(monkeypatch):
+    job = {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1,
+           "LOCAL_RANK": 1}  # fmt: skip
+    for name, value in job.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="LOCAL_RANK is 1, and this machine has 1 GPUs"):
+        processes.start(torch.device("cuda"))
 
 
 @pytest.fixture
