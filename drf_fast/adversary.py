@@ -130,7 +130,7 @@ def attack(
         for _ in range(steps):
             # The raw operation: the checks of adversary_step were made above, once for all steps.
             x_adv, noisy, distance = schemas.adversary_step(
-                _gradient(model, noisy, target, num_samples),
+                _gradient(model, noisy, target, num_samples, grad_norm),
                 x,
                 x_adv,
                 step_size,
@@ -162,6 +162,7 @@ def _gradient(
     noisy: torch.Tensor,
     target: torch.Tensor,
     num_samples: int,
+    grad_norm: str,
 ) -> torch.Tensor:
     """The gradient of the sum of ``smooth_ce`` at the noisy copies; in compiled code too."""
     if torch.compiler.is_dynamo_compiling():
@@ -185,5 +186,17 @@ def _gradient(
     # The loss itself is not needed: its gradient for the logits comes from the raw operation,
     # without a sum over images and without an autograd.Function.
     images = autograd.images_first(logits.detach(), num_samples, 1)
-    _, grad_logits = schemas.smooth_ce(images, target, "none", True)
-    return torch.autograd.grad(logits, noisy, grad_logits.reshape(logits.shape))[0]
+    if logits.dtype != torch.float16:
+        _, grad_logits = schemas.smooth_ce(images, target, "none", True)
+        return torch.autograd.grad(logits, noisy, grad_logits.reshape(logits.shape))[0]
+    # Small entries would become 0 in float16, so each image's gradient is scaled to about 1, by a
+    # power of two, as a gradient scaler does for a training step.
+    _, grad_logits = schemas.smooth_ce(images.float(), target, "none", True)
+    largest = grad_logits.flatten(1).abs().amax(1).clamp(min=2.0**-100)
+    scale = torch.exp2(-torch.floor(torch.log2(largest)))
+    scaled = (grad_logits * scale[:, None, None]).reshape(logits.shape).to(logits.dtype)
+    grad = torch.autograd.grad(logits, noisy, scaled)[0]
+    if noisy.dtype == torch.float16 and grad_norm == "image":
+        return grad  # which the step divides by its norm
+    rows = scale.repeat_interleave(num_samples).view(-1, *[1] * (grad.dim() - 1))
+    return (grad.float() / rows).to(grad.dtype)

@@ -238,7 +238,8 @@ def adversary_step(
     """One ascent step of the smoothed adversary, and the noisy batch for the next forward pass.
 
     Everything between two passes of the network, in this order: g = sum over the m copies of
-    ``grad``; x_adv + step_size * g/||g||; ball; clamp; distance; noise.
+    ``grad``; x_adv + step_size * g/||g||; ball and clamp (the clamp first, where the ball shrinks
+    towards x: with HardBall, None and the form "excess"); distance; noise.
 
     Args:
         grad: (B*m, ...) gradient of the loss, summed over the batch, at the noisy copies.

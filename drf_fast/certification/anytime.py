@@ -19,6 +19,7 @@ Reference:
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import torch
@@ -181,14 +182,16 @@ def check_counts(successes: Any, trials: Any, fewest: int = 1) -> None:
 
 
 def check_level(alpha: Any, least: float = 1e-300) -> float:
-    if not least <= check_positive(alpha, "alpha") < 1.0:
+    level = check_positive(alpha, "alpha")
+    if not least <= level < 1.0:
         raise ValueError(f"alpha must be an error probability in [{least:g}, 1), got {alpha}")
-    return float(alpha)
+    return level
 
 
 def check_positive(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
-    if not 0.0 < value < math.inf:
+    number = float(value)
+    if not 0.0 < number < math.inf:
         raise ValueError(f"{name} must be finite and above 0, got {value}")
-    return float(value)
+    return number

@@ -152,7 +152,7 @@ class SmoothedClassifier:
             n,
             alpha,
             batch_size,
-            image_ids=torch.tensor([image_id], device=x.device),
+            image_ids=inputs.one_id(image_id, x.device),
         )
         return int(result.label[0]), float(result.radius[0])
 
@@ -173,7 +173,7 @@ class SmoothedClassifier:
         """
         check.count(n0, "n0")
         check.count(n, "n")
-        check.probability(alpha)
+        alpha = float(check.probability(alpha))
         x = self._noise.images(x)
         choice = self.select(x, n0, batch_size, image_ids=image_ids)
         count, _ = self.estimate(x, choice, n, batch_size, image_ids=image_ids)
@@ -264,9 +264,8 @@ class SmoothedClassifier:
             Cohen, Rosenfeld, Kolter 2019, PREDICT; Hung, Fithian 2019.
         """
         check.count(n, "n")
-        check.probability(alpha)
         x = inputs.one_image(x)
-        ids = torch.tensor([image_id], device=x.device)
+        ids = inputs.one_id(image_id, x.device)
         return int(self.predict_batch(x.unsqueeze(0), n, alpha, batch_size, image_ids=ids)[0])
 
     def predict_batch(
@@ -287,7 +286,7 @@ class SmoothedClassifier:
                 depend on each other.
         """
         check.count(n, "n")
-        check.probability(alpha)
+        alpha = float(check.probability(alpha))
         x = self._noise.images(x)
         level = reduced_alpha(alpha, n, self.distance(x)) / 2
         counts = self._counts(x, n, "prediction", batch_size, image_ids)[0].cpu()

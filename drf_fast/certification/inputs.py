@@ -94,4 +94,10 @@ def level_images(x: Any) -> torch.Tensor:
 def _tensor(x: Any) -> torch.Tensor:
     if isinstance(x, np.ndarray):
         x = torch.from_numpy(np.ascontiguousarray(x))
-    return check.is_tensor(x, "x")
+    return check.is_tensor(x, "x").detach()
+
+
+def one_id(image_id: Any, device: torch.device) -> torch.Tensor:
+    """(1,) int64 of one image id, a number of Python, NumPy or a 0-dim tensor."""
+    number = image_id.item() if isinstance(image_id, torch.Tensor) else image_id
+    return torch.tensor([check.count(number, "image_id", 0, 2**32 - 1)], device=device)

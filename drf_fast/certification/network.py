@@ -148,8 +148,8 @@ class RunNetwork:
         assert self.form is not None
         try:
             logits = self._run(self._network, self.form, rows)
-        except (RuntimeError, ValueError, IndexError) as error:
-            if self._has_run or is_out_of_memory(error):
+        except Exception as error:  # whatever a network of the user's own raises
+            if self._has_run or isinstance(error, InputError) or is_out_of_memory(error):
                 raise
             self.form = None  # is chosen again, with the next images
             self.left_out.clear()

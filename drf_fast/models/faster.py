@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from drf_fast.errors import InputError
 from drf_fast.models import fusing
@@ -30,7 +31,8 @@ _AUTOCAST_CHOICES: dict[str, list[tuple[bool, ...]]] = {
     "fastest": [(False, True)],
 }
 # Attributes of a ``Faster`` itself, not of the network it runs.
-_OWN = frozenset(vars(nn.Module())) - {"training"} | {"_wrapped", "_last", "_bf16", "_forwards"}
+_FIELDS = {"_wrapped", "_last", "_bf16", "_forwards", "_stable"}
+_OWN = frozenset(vars(nn.Module())) - {"training"} | _FIELDS
 _MAX_STATES = 8  # traced states of a network: an attribute that counts calls would give many
 
 
@@ -49,7 +51,8 @@ class Faster(nn.Module):
         super().__init__()
         # Past nn.Module.__setattr__, which would make the network a submodule, and give the keys of
         # the state dict a prefix; it also refuses names that layers of the network have.
-        self.__dict__.update(_wrapped=network, _last=last, _bf16=bf16, _forwards={})
+        own = {"_wrapped": network, "_last": last, "_bf16": bf16, "_forwards": {}, "_stable": True}
+        self.__dict__.update(own)
         self._modules = network._modules
         self._parameters, self._buffers = network._parameters, network._buffers
         self._non_persistent_buffers_set = network._non_persistent_buffers_set
@@ -83,9 +86,7 @@ class Faster(nn.Module):
         if not self._bf16:
             return self._run(x)
         with torch.autocast(x.device.type, torch.bfloat16):
-            logits = self._run(x)
-        half = isinstance(logits, torch.Tensor) and logits.dtype == torch.bfloat16
-        return logits.float() if half else logits
+            return tree_map(_in_float, self._run(x))
 
     def _run(self, x: torch.Tensor) -> Any:
         network = self._wrapped
@@ -103,6 +104,8 @@ class Faster(nn.Module):
 
         That of a new state is compared with the network's own, on ``x``.
         """
+        if not self._stable:
+            return None
         if not isinstance(x, torch.Tensor):  # a trace of this call, to be fused as a whole
             return None
         try:
@@ -114,6 +117,10 @@ class Faster(nn.Module):
                 forward = fusing.rewritten(self._wrapped)
                 if _agrees(forward, self._wrapped, x):
                     self._forwards[state] = forward
+        except fusing.UnstableError:  # each pass would be a new state, with tensors of that pass
+            self._stable = False
+            self._forwards.clear()
+            return None
         except fusing.TracingError:
             return None
         return self._forwards.get(state)
@@ -173,7 +180,7 @@ def faster(model: _Network, example: torch.Tensor, *, precision: str = "fp32") -
     Returns:
         A module to be trained instead of ``model``, with the choices as attributes ``last``
         (channels_last) and ``bf16``, unless the network has attributes of these names; ``model``
-        itself where no other form is faster.
+        itself where nothing can be fused and no other form is faster.
 
     Raises:
         TypeError, ValueError: bad arguments, or a network that does not take ``example``.
@@ -283,27 +290,36 @@ def _in_double(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return x.to(dtype) if dtype == torch.float64 else x
 
 
+def _in_float(output: Any) -> Any:
+    """A part of a network's output, in float32 if it is a bfloat16 tensor."""
+    half = isinstance(output, torch.Tensor) and output.dtype == torch.bfloat16
+    return output.float() if half else output
+
+
 def _agrees(forward: fusing.Forward, network: nn.Module, x: torch.Tensor) -> bool:
-    """Whether ``forward`` gives the network's logits of ``x`` in its present mode, up to rounding.
+    """Whether ``forward`` gives the network's output for ``x`` in its present mode, up to rounding.
 
     Each runs on a copy and from the same random state: in training mode a pass may draw a mask and
     changes running statistics.
     """
 
-    def logits(run: fusing.Forward) -> torch.Tensor:
+    def outputs(run: fusing.Forward) -> list[torch.Tensor]:
         exact = tf32.switched(x.device, False)
         devices = [x.device] if x.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices), exact:
             # A copy of the images, too: the network may normalise in place.
-            return logits_of(run(copy.deepcopy(network), x.detach().clone()))
+            output = run(copy.deepcopy(network), x.detach().clone())
+            others = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+            return [logits_of(output), *others]
 
     try:
         with _Reshaping():
-            expected = logits(nn.Module.__call__)
+            expected = outputs(nn.Module.__call__)
         with warnings.catch_warnings():  # of code that does something else than the network's
             warnings.simplefilter("ignore")
-            got = logits(forward)
-        return same(got, expected, torch.is_autocast_enabled(x.device.type))
+            got = outputs(forward)
+        half = torch.is_autocast_enabled(x.device.type)
+        return all(same(*pair, half) for pair in zip(got, expected, strict=True))
     except Exception:  # an error of the network itself shows when it runs
         return False
 

@@ -41,7 +41,13 @@ class TracingError(Exception):
     """The network's code cannot be traced, or there is nothing to fuse."""
 
 
+class UnstableError(TracingError):
+    """A pass of the network changes what the next one depends on."""
+
+
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # else a trace would fix what is computed from a buffer
+
     def __init__(self) -> None:
         super().__init__()
         self._modes = _modes()
@@ -109,7 +115,7 @@ def state(network: nn.Module) -> tuple[Any, ...]:
     """All that a trace of ``network`` depends on: the attributes of its modules, modes among them.
 
     Containers and objects count by their content, at any depth; tensors, modules, functions and
-    what has no attributes, by identity.
+    what has no attributes, by identity; children by name and type, parameters and buffers by name.
 
     Raises:
         TracingError: a module has hooks, which a fused pass would skip or run at the wrong time, or
@@ -122,8 +128,18 @@ def state(network: nn.Module) -> tuple[Any, ...]:
         if has_own_forward(module) and not is_compiled(module):
             raise TracingError("its forward was replaced")
         content = vars(module).items()
-        values.append(tuple(_content(v) for name, v in content if name not in _OF_EVERY_MODULE))
+        # Not the values of children and parameters, which the fused pass reads from the network.
+        names = tuple((name, v is None) for part in _parts(module) for name, v in part.items())
+        attributes = tuple(_content(v) for name, v in content if name not in _OF_EVERY_MODULE)
+        values.append((type(module), names, attributes))
     return tuple(values)
+
+
+def _parts(module: nn.Module) -> list[dict[str, Any]]:
+    """Children, parameters and buffers by name; none of a ScriptModule, which has no such dicts."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return []
+    return [module._modules, module._parameters, module._buffers]  # type: ignore[list-item]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +204,9 @@ def rewritten(network: nn.Module, *, fold: bool = False) -> Forward:
 
 
 def _trace(network: nn.Module) -> fx.Graph:
+    attributes = [vars(module) for module in network.modules()]
+    tensors = [part for module in network.modules() for part in _parts(module)[1:]]
+    copies = [dict(values) for values in (*attributes, *tensors)]
     try:
         before = state(network)
         graphs = []
@@ -195,21 +214,32 @@ def _trace(network: nn.Module) -> fx.Graph:
             with _LOCK, _switched(on), _NoValues():
                 graphs.append(_Tracer().trace(network))
         same = state(network) == before
+        written = any(map(_differ, tensors, copies[len(attributes) :]))
     except TracingError:
         raise
     except Exception as error:  # whatever the code raises for an fx.Proxy
         raise TracingError(f"{type(error).__name__} while tracing") from error
     finally:
-        for name in [name for name in vars(network) if name.startswith("_tensor_constant")]:
-            delattr(network, name)
+        # What the code has set would be an fx.Proxy, or a tensor that torch.fx has put there.
+        for values, old in zip((*attributes, *tensors), copies, strict=True):
+            if _differ(values, old):
+                values.clear()
+                values.update(old)
     graph = graphs[0]
     if not same or str(graph) != str(graphs[1]):
-        raise TracingError("its code does something else every time")
+        raise UnstableError("its code does something else every time")
+    if written:
+        raise TracingError("its code replaces a buffer")
     if any(n.op == "get_attr" and "_tensor_constant" in str(n.target) for n in graph.nodes):
         raise TracingError("its code makes tensors")
     if sum(n.op == "placeholder" for n in graph.nodes) != 1:
         raise TracingError("it takes more than images")
     return graph
+
+
+def _differ(values: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether a name is new, gone, or that of another object."""
+    return values.keys() != before.keys() or any(v is not before[n] for n, v in values.items())
 
 
 # ---- convolution and batch normalisation
@@ -252,6 +282,8 @@ def _pool(graph: fx.Graph, modules: dict[str, nn.Module]) -> int:
         if (True, True) not in pairs:
             continue
         source = first.args[0]
+        if _is_in_place(first, modules) and isinstance(source, fx.Node) and len(source.users) > 1:
+            continue  # others see what it writes
         conv = _module(source, modules, nn.Conv2d)
         with graph.inserting_before(last):
             if conv is not None and isinstance(source, fx.Node) and len(source.users) == 1:
@@ -282,6 +314,16 @@ def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_function":
         return node.target in _RELUS
     return _module(node, modules, nn.ReLU) is not None
+
+
+def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a ReLU writes to its argument."""
+    relu = _module(node, modules, nn.ReLU)
+    return (
+        node.target in ("relu_", F.relu_, torch.relu_)
+        or True in (*node.args[1:], node.kwargs.get("inplace"))
+        or (relu is not None and relu.inplace)
+    )
 
 
 def _is_pool(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

@@ -39,23 +39,36 @@ def frozen(model: Any) -> Iterator[None]:
             modules = _held(model.modules(), "training")
             parameters = _held(model.parameters(), "requires_grad")
         try:
-            model.eval()
+            with contextlib.suppress(NotImplementedError):  # of exported programs, in one mode only
+                model.eval()
             for parameter in parameters:
                 parameter.requires_grad_(False)
             yield
         finally:
             with _LOCK:
-                for module in _released(modules):
-                    module.training = True
+                _train(_released(modules))
                 for parameter in _released(parameters):
                     parameter.requires_grad_(True)
 
 
 def _held(owners: Iterable[Any], flag: str) -> list[Any]:
     """The owners whose ``flag`` is to be restored, by this block or by one around or beside it."""
-    held = [owner for owner in owners if getattr(owner, flag) or _BLOCKS[id(owner)]]
+    # A frozen ScriptModule has no mode.
+    held = [owner for owner in owners if getattr(owner, flag, False) or _BLOCKS[id(owner)]]
     _BLOCKS.update(map(id, held))
     return held
+
+
+def _train(modules: list[nn.Module]) -> None:
+    """Put these modules, and no others, into training mode."""
+    for module in modules:
+        if type(module).train is not nn.Module.train:  # it may merge weights in eval mode, as LoRA
+            evaluated = [child for child in module.modules() if not child.training]
+            module.train()
+            for child in evaluated:
+                child.training = False
+    for module in modules:
+        module.training = True
 
 
 def _released(owners: list[Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -354,3 +355,42 @@ def test_bad_arguments_raise_before_the_network_runs(backend, call):
 
     with pytest.raises(ValueError, match="got"):
         call(classifier(never), images())
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_numbers_of_numpy_and_tensors_name_images_and_errors(sound):
+    levels = (images()[2] * 255).clamp(0, 255).to(torch.uint8)
+    x, smoothed = levels if sound else levels / 255, classifier(sound=sound)
+    expected = smoothed.certify(x, 20, 200, 0.25, 50, image_id=7)
+    sevens = np.int32(7), np.uint8(7), torch.tensor(7), torch.tensor(7, dtype=torch.int32)
+    for seven in sevens:
+        assert smoothed.certify(x, 20, 200, 0.25, 50, image_id=seven) == expected
+    for alpha in (np.float32(0.25), np.float64(0.25), torch.tensor(0.25)):
+        assert smoothed.certify(x, 20, 200, alpha, 50, image_id=7) == expected
+    for wrong in (2**70, -1, True, 1.0):
+        with pytest.raises((TypeError, ValueError), match="image_id must"):
+            smoothed.certify(x, 20, 200, 0.25, 50, image_id=wrong)
+
+
+def test_an_image_with_a_gradient_is_not_held():
+    x = (images()[0] * torch.ones((), requires_grad=True)).requires_grad_()
+    smoothed = classifier(nn.Sequential(nn.Flatten(), nn.Linear(8, K)))
+    expected = smoothed.certify(x, 20, 200, 0.25, 50)
+    assert copy.deepcopy(smoothed).certify(images()[0], 20, 200, 0.25, 50) == expected
+
+
+def test_images_that_the_network_asserts_against_are_a_sentence_and_change_nothing():
+    class Asserting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, K)
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            torch._assert(rows.shape[-1] == 4, "the wrong size")
+            return self.head(rows.flatten(1))
+
+    smoothed = classifier(Asserting(), precision="bf16")
+    with pytest.raises(ValueError, match="must take images of shape .*the wrong size"):
+        smoothed.certify(torch.zeros(1, 4, 2), 20, 200, 0.25, 50)
+    smoothed.certify(images()[0], 20, 200, 0.25, 50)
+    assert smoothed.choices["precision"] == "bf16" and smoothed.left_out == {}

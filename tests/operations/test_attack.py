@@ -261,3 +261,64 @@ def test_images_stay_in_their_range_and_another_range_may_be_given(backend, mode
     assert -2 <= float(got.x.min()) < -1 and 1 < float(got.x.max()) <= 2
     free = drf_fast.attack(model, wide, target, clamp=None, **options)
     assert bool(free.x.isfinite().all())
+
+
+@pytest.mark.parametrize("loss", [1e-2, 1e-5])
+@pytest.mark.parametrize(
+    "half_images, grad_norm", [(False, "image"), (False, "none"), (True, "image")]
+)
+def test_small_gradients_are_found_in_float16(loss, grad_norm, half_images):
+    """An image that is classified right has a gradient far below the smallest float16."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
+    x, _ = case()
+    x, target = x.float().half().float(), torch.zeros(B, dtype=torch.int64)
+    with torch.no_grad():
+        model[1].weight.mul_(0.1)
+        model[1].bias[0] = -torch.log(torch.tensor(loss))
+    options: Any = {"sigma": 0.1, "num_samples": 2, "steps": 1, "step_size": 0.5, "clamp": None,
+                    "grad_norm": grad_norm, "ball": None, "seed": 5, "image_ids": IDS}  # fmt: skip
+    if grad_norm == "none":
+        options["step_size"] = 0.5 / loss
+    expected = drf_fast.attack(model, x, target, **options)
+    if half_images:
+        model.half()
+        found = drf_fast.attack(model, x.half(), target, **options)
+    else:
+        with torch.autocast("cpu", torch.float16):
+            found = drf_fast.attack(model, x, target, **options)
+    moves = [(result.x.float() - x).flatten(1) for result in (found, expected)]
+    assert bool((torch.cosine_similarity(*moves) > 0.999).all())
+    assert found.distance.float().tolist() == pytest.approx(expected.distance.tolist(), rel=0.01)
+
+
+class Merging(nn.Linear):
+    """Weights that are merged in eval mode, as those of LoRA layers."""
+
+    merged = False
+
+    def train(self, mode: bool = True) -> Any:
+        self.merged = not mode
+        return super().train(mode)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_layer_with_a_mode_of_its_own_is_in_it_again(before):
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), Merging(36, 5)).double().train(before)
+    model[1].eval()
+    run(model, drf_fast.HardBall(0.5))
+    assert (model[2].training, model[2].merged) == (before, not before)
+    assert not model[1].training and model.training == before
+
+
+@pytest.mark.parametrize("kind", ["frozen script", "exported"])
+def test_a_network_without_modes_is_attacked(kind):
+    torch.manual_seed(0)
+    plain_net = nn.Sequential(nn.Flatten(), nn.Linear(36, 5)).double().eval()
+    noisy = torch.zeros(B * M, 1, 6, 6, dtype=torch.float64)
+    if kind == "exported":
+        net = torch.export.export(plain_net, (noisy,)).module()
+    else:
+        net = torch.jit.freeze(torch.jit.trace(plain_net, noisy))
+    expected = run(plain_net, drf_fast.HardBall(0.5))
+    assert torch.equal(run(net, drf_fast.HardBall(0.5)).x, expected.x)

@@ -1,0 +1,150 @@
+"""faster follows what is changed in the network, and changes nothing in it itself."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from networks import SHAPE, K, Views
+from torch import nn
+
+import drf_fast
+from drf_fast.models import fusing, normalize
+from drf_fast.models.faster import Faster
+
+X = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+class Pooled(nn.Module):
+    """Convolution, activation and pooling, which are fused; subclasses use ``features``."""
+
+    def __init__(self, act: nn.Module | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.conv, self.act = nn.Conv2d(1, 4, 3), act or nn.ReLU()
+        self.pool, self.fc = nn.MaxPool2d(2), nn.LazyLinear(K)
+        self.register_parameter("gain", None)
+        self.fc(self.features(X))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pool(self.act(self.conv(x))).flatten(1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits = self.fc(self.features(x))
+        return logits if self.gain is None else self.gain * logits
+
+
+def both(network: nn.Module) -> tuple[nn.Module, Faster]:
+    fast = Faster(copy.deepcopy(network).eval())
+    assert fast.fused(X) is not None
+    return network.eval(), fast
+
+
+def assert_same(plain: nn.Module, fast: nn.Module) -> None:
+    for got, expected in zip(*(net(X) if isinstance(net(X), tuple) else (net(X),)
+                               for net in (fast, plain)), strict=True):  # fmt: skip
+        torch.testing.assert_close(got, expected)
+
+
+def test_a_module_or_a_parameter_that_is_put_in_is_used():
+    plain, fast = both(Pooled())
+    for network in (plain, fast):
+        network.act = nn.SiLU()  # has the attributes of a ReLU
+    assert_same(plain, fast)
+    for network in (plain, fast):
+        network.gain = nn.Parameter(torch.tensor(5.0))
+    assert_same(plain, fast)
+
+
+def test_a_relu_in_place_is_seen_in_the_other_outputs():
+    class Two(Pooled):
+        def forward(self, x: torch.Tensor) -> Any:
+            h = self.conv(x)
+            return self.fc(self.pool(self.act(h)).flatten(1)), h
+
+    plain = Two(nn.ReLU(inplace=True)).eval()
+    fast = drf_fast.faster(copy.deepcopy(plain), X)
+    assert_same(plain, fast)
+    assert bool((fast(X)[1] >= 0).all())
+
+
+def test_what_the_code_keeps_between_passes_is_a_tensor():
+    class Cached(Pooled):
+        bias: torch.Tensor | None = None
+
+        def forward(self, x: torch.Tensor) -> Any:
+            h = self.features(x)
+            if self.bias is None:
+                self.bias = h.mean().detach()
+            return self.fc(h) + self.bias
+
+    network = Cached().eval()
+    fast = drf_fast.faster(network, X)
+    fast(X)
+    for again in (X, 2 * X):
+        network.bias = None
+        expected = network(again)
+        network.bias = None
+        torch.testing.assert_close(fast(again), expected)
+        assert isinstance(network.bias, torch.Tensor)
+
+
+def test_features_that_the_code_keeps_are_not_kept_longer():
+    class Kept(Pooled):
+        def forward(self, x: torch.Tensor) -> Any:
+            self.kept = self.features(x)
+            return self.fc(self.kept)
+
+    network = Kept().eval()
+    fast, seen = Faster(network, last=True), []
+    for _ in range(5):
+        fast(X)
+        seen.append(weakref.ref(network.kept))
+    assert [kept() is not None for kept in seen] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_batch_normalisation_behind_a_normalize_is_folded(own):
+    class Norms(Views):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(1, 1, 3, padding=1, bias=False), nn.BatchNorm2d(1)
+
+        def forward(self, x):
+            return super().forward(self.norm(self.first(x)))
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.tensor([0.3]))
+
+        def forward(self, x):
+            return x - self.mean.view(-1, 1, 1)
+
+    torch.manual_seed(3)
+    network = nn.Sequential(normalize.Normalize([0.3], [0.2]) if own else Scaled(), Norms()).eval()
+    network[1].norm.running_var.fill_(0.3)
+    folded = copy.deepcopy(network)
+    run = fusing.rewritten(folded, fold=True)
+    assert not torch.equal(folded[1].first.weight, network[1].first.weight)
+    torch.testing.assert_close(run(folded, X), network(X))
+    for net in (folded, network):  # the trace has not fixed what is computed from a buffer
+        for buffer in net[0].buffers():
+            buffer.fill_(0.7)
+    torch.testing.assert_close(run(folded, X), network(X))
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_other_outputs_are_float32_too(kind):
+    class Several(Pooled):
+        def forward(self, x: torch.Tensor) -> Any:
+            h = self.features(x)
+            return (self.fc(h), h) if kind is tuple else {"logits": self.fc(h), "features": h}
+
+    network = drf_fast.faster(Several(), X, precision="bf16")
+    assert network.bf16
+    got = network(X)
+    assert {part.dtype for part in (got if kind is tuple else got.values())} == {torch.float32}
