@@ -355,7 +355,8 @@ def clopper_pearson_lower(
         alpha: error probability in (0, 1), one-sided; the double is taken as exact.
 
     Returns:
-        float64 of the broadcast shape, below the true bound by at most 1e-12 (1-p) + 2 ulp.
+        float64 of the broadcast shape, below the true bound; for alpha from 1e-12 to 1 - 1e-12,
+        where this is proved, by at most 1e-12 (1-p) + 2 ulp.
 
     Raises:
         TypeError, ValueError: counts outside 0..trials, alpha outside (0, 1). On a GPU, where
@@ -382,7 +383,8 @@ def certified_radius(
         sigma: noise level in pixel units, above 0; the radius has the same units.
 
     Returns:
-        float64 of the broadcast shape; 0 where p_lower <= 1/2 (CERTIFY abstains there).
+        float64 of the broadcast shape; 0 where p_lower <= 1/2 (CERTIFY abstains there). That it is
+        never above the exact value is proved for alpha from 1e-12 to 1/2.
 
     Raises:
         TypeError, ValueError: as ``clopper_pearson_lower``, on a GPU too; sigma not above 0.

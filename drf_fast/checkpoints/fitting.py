@@ -184,7 +184,7 @@ def list_differences(found: dict[str, list[str]]) -> str:
     return "; ".join(f"{what} {first_of(keys)}" for what, keys in found.items())
 
 
-def first_of(words: list[str], count: int = 3) -> str:
-    """The first ``count`` words and the number of the others, as text."""
-    more = f" and {len(words) - count} more" if len(words) > count else ""
-    return ", ".join(words[:count]) + more
+def first_of(words: list[str]) -> str:
+    """The first three words and the number of the others, as text."""
+    more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+    return ", ".join(words[:3]) + more

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from drf_fast.certification.log import read_log
 from drf_fast.commands import page
+from drf_fast.config.look import numbers
 from drf_fast.errors import InputError
 from drf_fast.report import machine
 from drf_fast.report import table1 as layout
@@ -76,7 +76,7 @@ def run(
     """
     if format not in FORMATS:
         raise InputError(f"unknown format '{format}': expected one of {', '.join(FORMATS)}")
-    chosen = _radii(radii)
+    chosen = None if radii is None else numbers(radii, "radii", zero=True)
     unfit = {"--details": details, "--compare": compare, "--no-paper": paper is False,
              "--radii": radii is not None, "--envelope": envelope}  # fmt: skip
     if table1 and any(unfit.values()):
@@ -132,21 +132,6 @@ def run(
     for path in [*pictures, *([html] if html is not None else [])]:
         print(f"wrote {path}", file=sys.stderr)
     return 0
-
-
-def _radii(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        radii = tuple(float(word) for word in text.split(","))
-    except ValueError:
-        radii = (math.nan,)
-    if not all(0 <= radius < math.inf for radius in radii) or len(set(radii)) < len(radii):
-        raise InputError(
-            f"--radii must be different numbers of 0 or more with commas between them, 0.25,0.5,1 "
-            f"for example, got {text!r}"
-        )
-    return radii
 
 
 def _refuse_for_predictions(summary: Summary, **asked: object) -> None:

@@ -1,4 +1,4 @@
-"""Checks of the settings of certify and predict; nothing here imports torch."""
+"""Checks of the settings of commands that smooth a network; nothing here imports torch."""
 
 from __future__ import annotations
 

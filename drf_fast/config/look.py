@@ -193,8 +193,10 @@ class ReportConfig:
     """Replace the files of plots and page."""
 
 
-def numbers(text: str, flag: str, example: str = "0.25,0.5,1") -> tuple[float, ...]:
-    """Different numbers above 0 with commas between them, ascending.
+def numbers(
+    text: str, flag: str, example: str = "0.25,0.5,1", *, zero: bool = False
+) -> tuple[float, ...]:
+    """Different numbers above 0 with commas between them, ascending; ``zero``: 0 as well.
 
     Raises:
         InputError: anything else.
@@ -203,9 +205,11 @@ def numbers(text: str, flag: str, example: str = "0.25,0.5,1") -> tuple[float, .
         found = tuple(float(word) for word in text.split(","))
     except ValueError:
         found = (math.nan,)
-    if not all(0 < value < 1e6 for value in found) or len(set(found)) < len(found):
+    known = all(0 < value < 1e6 or (zero and value == 0) for value in found)
+    if not known or len(set(found)) < len(found):
+        least = "of 0 or more" if zero else "above 0"
         raise InputError(
-            f"--{flag} must be different numbers above 0 with commas between them, {example} for "
+            f"--{flag} must be different numbers {least} with commas between them, {example} for "
             f"example, got {text!r}"
         )
     return tuple(sorted(found))

@@ -239,7 +239,7 @@ class NetworkConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SmoothedConfig(NetworkConfig):
-    """Settings shared by certify and predict: one network, smoothed."""
+    """Settings of all commands that smooth one network, certify for example."""
 
     checkpoint: Annotated[
         tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]"), Role.SOURCE

@@ -22,6 +22,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from drf_fast.ops.pooling import conv_pool_relu, max_pool_relu
 from drf_fast.runtime.modules import has_hooks, has_own_forward
@@ -220,11 +221,8 @@ def _trace(network: nn.Module) -> fx.Graph:
     except Exception as error:  # whatever the code raises for an fx.Proxy
         raise TracingError(f"{type(error).__name__} while tracing") from error
     finally:
-        # What the code has set would be an fx.Proxy, or a tensor that torch.fx has put there.
         for values, old in zip((*attributes, *tensors), copies, strict=True):
-            if _differ(values, old):
-                values.clear()
-                values.update(old)
+            _forget_trace(values, old)
     graph = graphs[0]
     if not same or str(graph) != str(graphs[1]):
         raise UnstableError("its code does something else every time")
@@ -235,6 +233,19 @@ def _trace(network: nn.Module) -> fx.Graph:
     if sum(n.op == "placeholder" for n in graph.nodes) != 1:
         raise TracingError("it takes more than images")
     return graph
+
+
+def _forget_trace(values: dict[str, Any], before: dict[str, Any]) -> None:
+    """Take back what a trace has left: each fx.Proxy, and the tensors that torch.fx puts there.
+
+    Nothing else, since other threads may have set it.
+    """
+    for name, value in list(values.items()):
+        left = any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves(value))
+        if name in before and left:
+            values[name] = before[name]
+        elif left or (name.startswith("_tensor_constant") and name not in before):
+            del values[name]
 
 
 def _differ(values: dict[str, Any], before: dict[str, Any]) -> bool:
@@ -321,7 +332,7 @@ def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     relu = _module(node, modules, nn.ReLU)
     return (
         node.target in ("relu_", F.relu_, torch.relu_)
-        or True in (*node.args[1:], node.kwargs.get("inplace"))
+        or any(value is True for value in (*node.args[1:], node.kwargs.get("inplace")))
         or (relu is not None and relu.inplace)
     )
 

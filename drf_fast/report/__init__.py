@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from drf_fast.report.summary import GroupSummary, Summary, summarize
+from drf_fast.report.summary import summarize
 
-__all__ = ["GroupSummary", "Summary", "summarize"]
+__all__ = ["summarize"]

@@ -33,16 +33,12 @@ def paper_row(group: Group, compare: bool | None) -> PaperRow | None:
         return None
     if compare is None and not _is_comparable(group):
         return None
-    return _table().get((group.sigma, group.method))
-
-
-def table() -> dict[tuple[float, str], PaperRow]:
-    """All 24 rows by sigma and method, in the order of the paper."""
-    return _table()
+    return table().get((group.sigma, group.method))
 
 
 @functools.cache
-def _table() -> dict[tuple[float, str], PaperRow]:
+def table() -> dict[tuple[float, str], PaperRow]:
+    """All 24 rows by sigma and method, in the order of the paper."""
     text = (resources.files("drf_fast.report") / "table1_mnist.csv").read_text("utf-8")
     return {
         (float(row["sigma"]), row["method"]): PaperRow(

@@ -125,6 +125,7 @@ def test_kills_and_resumes_give_the_uninterrupted_log(network, expected, tmp_pat
     out = tmp_path / "log.tsv"
     words = [sys.executable, "-m", "drf_fast", "certify", str(network), "--out", str(out), *FLAGS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    kills = 0
     for kill in range(10):
         process = subprocess.Popen(
             [*words, "--resume"], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
@@ -137,6 +138,9 @@ def test_kills_and_resumes_give_the_uninterrupted_log(network, expected, tmp_pat
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        unfinished = out.read_text().count("\n") < 1 + len(expected)
+        kills += process.returncode == -signal.SIGKILL and unfinished
+    assert kills >= 3, "the runs ended before they were killed"
     assert main([*words[3:], "--resume"]) == 0
     assert without_time(out) == expected
 

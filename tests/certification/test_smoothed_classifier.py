@@ -360,7 +360,8 @@ def test_bad_arguments_raise_before_the_network_runs(backend, call):
 @pytest.mark.parametrize("sound", [False, True])
 def test_numbers_of_numpy_and_tensors_name_images_and_errors(sound):
     levels = (images()[2] * 255).clamp(0, 255).to(torch.uint8)
-    x, smoothed = levels if sound else levels / 255, classifier(sound=sound)
+    x = levels if sound else levels / 255
+    smoothed: Any = classifier(sound=sound)
     expected = smoothed.certify(x, 20, 200, 0.25, 50, image_id=7)
     sevens = np.int32(7), np.uint8(7), torch.tensor(7), torch.tensor(7, dtype=torch.int32)
     for seven in sevens:

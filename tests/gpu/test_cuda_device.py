@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from values import scalar
 
 import drf_fast
 from drf_fast.backends.native import counting, library
@@ -39,10 +40,6 @@ def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-def number(value: float) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
-
 def random_counts(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(size)
     trials = (10 ** (15.9 * torch.rand(size, generator=generator, dtype=torch.float64))).long()
@@ -61,15 +58,15 @@ def on_every_device(successes: torch.Tensor, trials: torch.Tensor, alpha: float)
     """Bounds and radii on each GPU, on a stream of its own, have the bits of the CPU."""
     sigma = 0.37
     if library.available():
-        lower = counting.clopper_pearson_lower(successes, trials, number(alpha))
-        radius = counting.certified_radius(successes, trials, number(sigma), number(alpha))
+        lower = counting.clopper_pearson_lower(successes, trials, scalar(alpha))
+        radius = counting.certified_radius(successes, trials, scalar(sigma), scalar(alpha))
     else:
         pytest.skip(f"needs the C++ core: {library.why_not()}")
     for index in range(torch.cuda.device_count()):
         counts = successes.cuda(index), trials.cuda(index)
         with torch.cuda.stream(torch.cuda.Stream(index)):
             found = drf_fast.clopper_pearson_lower(*counts, alpha)
-            radii = drf_fast.certified_radius(*counts, sigma=sigma, alpha=number(alpha).cuda(index))
+            radii = drf_fast.certified_radius(*counts, sigma=sigma, alpha=scalar(alpha).cuda(index))
         torch.cuda.synchronize(index)
         assert found.device.index == index and torch.equal(found.cpu(), lower)
         assert torch.equal(radii.cpu(), radius)
@@ -94,10 +91,10 @@ def test_what_the_cpu_refuses_gives_0_or_its_error(monkeypatch) -> None:
     assert lower[:-1].count_nonzero() == 0 == radius[:-1].count_nonzero()
     assert lower[-1] > 0.7 and radius[-1] > 0.1
     for bad in (0.0, 1.0, math.nan, math.inf, -0.5):
-        alpha = number(bad).cuda()
+        alpha = scalar(bad).cuda()
         assert drf_fast.clopper_pearson_lower(successes, trials, alpha).count_nonzero() == 0
     for bad in (0.0, -1.0, math.nan, math.inf):
-        sigma = number(bad).cuda()
+        sigma = scalar(bad).cuda()
         radius = drf_fast.certified_radius(successes, trials, sigma=sigma, alpha=0.1)
         assert radius.count_nonzero() == 0
     monkeypatch.setenv("DRF_FAST_DEBUG", "1")
@@ -119,7 +116,7 @@ def test_nothing_waits_for_the_device(no_waiting: None) -> None:
 def test_a_graph_counts_again_and_follows_alpha_and_sigma() -> None:
     logits, counts = torch.randn(900, 10, device="cuda"), torch.zeros(3, 10).long().cuda()
     trials = torch.full((3,), 300, device="cuda")
-    alpha, sigma = number(0.001).cuda(), number(0.5).cuda()
+    alpha, sigma = scalar(0.001).cuda(), scalar(0.5).cuda()
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
         drf_fast.vote(logits, counts)
@@ -138,7 +135,7 @@ def test_a_graph_counts_again_and_follows_alpha_and_sigma() -> None:
     with torch.cuda.graph(graph):
         lower, radius = step()
         with pytest.raises(RuntimeError, match="graph is being captured"):
-            drf_fast.clopper_pearson_lower(trials, trials, number(0.001))
+            drf_fast.clopper_pearson_lower(trials, trials, scalar(0.001))
     for level, noise in ((0.001, 0.5), (0.2, 0.5), (0.2, 0.25)):
         logits.normal_()
         logits[:, 4] += 3  # a class that wins most rows
@@ -151,9 +148,9 @@ def test_a_graph_counts_again_and_follows_alpha_and_sigma() -> None:
         reference.vote(logits.cpu(), plain)
         assert torch.equal(counts.cpu(), plain)
         top = plain.amax(1)
-        truth = bounds.clopper_pearson_lower(top, trials.cpu(), number(level))
+        truth = bounds.clopper_pearson_lower(top, trials.cpu(), scalar(level))
         assert torch.allclose(lower.cpu(), truth, rtol=0, atol=1e-12)
-        truth = bounds.certified_radius(top, trials.cpu(), number(noise), number(level))
+        truth = bounds.certified_radius(top, trials.cpu(), scalar(noise), scalar(level))
         assert torch.allclose(radius.cpu(), truth, rtol=1e-9, atol=1e-12) and (truth > 0).all()
 
 

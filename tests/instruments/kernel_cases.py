@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from drf_fast import balls
 from drf_fast.backends import triton
 from drf_fast.backends.reference.levels import level_table
 from drf_fast.kernels.launch import Launch, recording
 
 OPERATIONS = tuple(triton.MODULES)
 NOISE = ("noisy_repeat", "noisy_levels", "adversary_step")  # those whose bits are fixed
-BALLS = ("none", "hard", "prox", "shrink", "excess", "udr")
+BALLS = ("none", *balls.BALLS)
 
 
 @dataclass(frozen=True)

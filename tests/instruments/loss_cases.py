@@ -15,16 +15,13 @@ import on_gpu
 import on_ptx
 import pytest
 import torch
+from values import same_bits, scalar
 
 from drf_fast.backends.reference import operations as reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Whether this session computes as hardware does: approximate functions, sums in layout order.
 HARDWARE = like_gpu.CHOSEN or on_gpu.CHOSEN or on_ptx.CHOSEN
-
-
-def scalar(value: float) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64)
 
 
 # Name, and the arguments between target and need_grad.
@@ -155,7 +152,3 @@ def same_but_for_the_order_of_sums(
         allowed = allowed + (2 * of_logarithms / rows if b.dim() else of_logarithms)
         within.append(bool(((a.double() - b.double()).abs() <= allowed).all()))
     return all(within)
-
-
-def same_bits(got: Any, expected: Any) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))

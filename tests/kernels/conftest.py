@@ -25,6 +25,7 @@ import on_gpu
 import on_ptx
 import pytest
 import torch
+from values import same_bits
 
 import drf_fast
 
@@ -84,15 +85,6 @@ def program_order(order: str) -> Iterator[None]:
 
     with mock.patch.object(interpreter_builder, "set_grid_idx", moved):
         yield
-
-
-def same_bits(a: Any, b: Any) -> bool:
-    """Whether two results, tensors or tuples of tensors, agree in every bit."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(
-            a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)
-        )
-    return len(a) == len(b) and all(map(same_bits, a, b))
 
 
 @pytest.fixture

@@ -12,13 +12,15 @@ from typing import Any
 import phantom
 import pytest
 import torch
+from values import scalar
 
 import drf_fast
+from drf_fast import balls
 from drf_fast.backends.reference import operations as reference
 from drf_fast.kernels import adversary_step as kernels
 from drf_fast.kernels.launch import recording
 
-BALLS = ("none", "hard", "prox", "shrink", "excess", "udr")
+BALLS = ("none", *balls.BALLS)
 NORMS = ("image", "batch", "none")
 CLAMPS = ((0.0, 1.0), (0.1, 0.9), None)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -31,10 +33,6 @@ def form(request, monkeypatch):
     if request.param == "in passes":
         monkeypatch.setattr(kernels, "_IN_REGISTERS", 0)
         monkeypatch.setattr(kernels, "_TILE", 64)
-
-
-def scalar(value: float) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64)
 
 
 def case(

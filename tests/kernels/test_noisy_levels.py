@@ -5,10 +5,12 @@ tests/operations, which runs on this backend too, tests what the operation compu
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
+import values
 
 from drf_fast.backends.reference import operations as reference
 from drf_fast.backends.reference.levels import level_table
@@ -17,6 +19,7 @@ from drf_fast.kernels.launch import recording
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
+same_bits = functools.partial(values.same_bits, strides=True)
 IDS = torch.tensor([0, 2**32 - 1, 77])
 
 
@@ -29,14 +32,6 @@ def arguments(m: int, offset: int = 0, sigma: float = 0.5, dtype: Any = DTYPES[0
 def images(*shape: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(sum(shape))
     return torch.randint(0, 256, (3, *shape), generator=generator, dtype=torch.uint8)
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return (
-        a.dtype == b.dtype
-        and a.stride() == b.stride()
-        and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
-    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

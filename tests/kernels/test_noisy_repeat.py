@@ -5,6 +5,7 @@ tests/operations/test_noise.py, which runs on this backend too, tests what the o
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+import values
 
 from drf_fast.backends.reference import noise
 from drf_fast.backends.reference import operations as reference
@@ -24,16 +26,8 @@ from drf_fast.runtime.tensors import FLOATS as DTYPES
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 KEYS = (0, -1, 2**62, -(2**63))
+same_bits = functools.partial(values.same_bits, strides=True)
 IDS = torch.tensor([0, 2**32 - 1, 77])
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal bits, dtypes and strides; signed zeros are distinguished."""
-    return (
-        a.dtype == b.dtype
-        and a.stride() == b.stride()
-        and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
-    )
 
 
 def integer(value: int) -> torch.Tensor:

@@ -117,6 +117,8 @@ def test_batch_normalisation_behind_a_normalize_is_folded(own):
             return super().forward(self.norm(self.first(x)))
 
     class Scaled(nn.Module):
+        mean: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("mean", torch.tensor([0.3]))
@@ -125,8 +127,8 @@ def test_batch_normalisation_behind_a_normalize_is_folded(own):
             return x - self.mean.view(-1, 1, 1)
 
     torch.manual_seed(3)
-    network = nn.Sequential(normalize.Normalize([0.3], [0.2]) if own else Scaled(), Norms()).eval()
-    network[1].norm.running_var.fill_(0.3)
+    network: Any = nn.Sequential(normalize.Normalize([0.3], [0.2]) if own else Scaled(), Norms())
+    network.eval()[1].norm.running_var.fill_(0.3)
     folded = copy.deepcopy(network)
     run = fusing.rewritten(folded, fold=True)
     assert not torch.equal(folded[1].first.weight, network[1].first.weight)

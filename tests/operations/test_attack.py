@@ -270,7 +270,7 @@ def test_images_stay_in_their_range_and_another_range_may_be_given(backend, mode
 def test_small_gradients_are_found_in_float16(loss, grad_norm, half_images):
     """An image that is classified right has a gradient far below the smallest float16."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
+    model: Any = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
     x, _ = case()
     x, target = x.float().half().float(), torch.zeros(B, dtype=torch.int64)
     with torch.no_grad():
@@ -287,8 +287,8 @@ def test_small_gradients_are_found_in_float16(loss, grad_norm, half_images):
     else:
         with torch.autocast("cpu", torch.float16):
             found = drf_fast.attack(model, x, target, **options)
-    moves = [(result.x.float() - x).flatten(1) for result in (found, expected)]
-    assert bool((torch.cosine_similarity(*moves) > 0.999).all())
+    got, true = ((result.x.float() - x).flatten(1) for result in (found, expected))
+    assert bool((torch.cosine_similarity(got, true) > 0.999).all())
     assert found.distance.float().tolist() == pytest.approx(expected.distance.tolist(), rel=0.01)
 
 

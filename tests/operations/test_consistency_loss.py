@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from formulas import assert_close, assert_gradients_close, case, with_gradient
 from loss_cases import error_of_slopes
 
 import drf_fast
@@ -25,40 +26,6 @@ def plain(logits: torch.Tensor, target: torch.Tensor, lam: float, eta: float) ->
     kl = (mean * (mean.log() - p.log())).sum(2).mean(1)
     entropy = -(mean * mean.log()).sum(2).squeeze(1)
     return ce + lam * kl + eta * entropy
-
-
-def case(shape: tuple[int, int, int], scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(sum(shape))
-    logits = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
-    return logits, torch.randint(shape[2], shape[:1], generator=generator)
-
-
-def with_gradient(function, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The value, and the gradient of its weighted sum when it is a vector."""
-    logits = logits.detach().clone().requires_grad_()
-    value = function(logits)
-    weights = torch.arange(1.0, value.numel() + 1, dtype=value.dtype).reshape(value.shape)
-    (grad,) = torch.autograd.grad((value * weights).sum(), logits)
-    return value.detach(), grad
-
-
-def assert_close(
-    got: torch.Tensor, expected: torch.Tensor, tolerance: float, beyond: float = 0.0
-) -> None:
-    """Within ``tolerance`` of the largest value, at least of 1, + ``beyond``."""
-    scale = max(1.0, float(expected.abs().max()))
-    assert float((got.double() - expected).abs().max()) <= tolerance * scale + beyond
-
-
-def assert_gradients_close(
-    got: torch.Tensor,
-    expected: torch.Tensor,
-    tolerance: float,
-    beyond: torch.Tensor | float = 0.0,
-) -> None:
-    """Each component within ``tolerance`` of the largest one, + ``beyond``."""
-    scale = float(expected.abs().max())
-    assert bool(((got.double() - expected).abs() <= tolerance * scale + beyond).all())
 
 
 @pytest.mark.parametrize("lam, eta", [(10.0, 0.5), (1.0, 0.5), (0.0, 2.0), (20.0, 0.0)])

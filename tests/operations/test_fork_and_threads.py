@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
+from values import scalar
 
 import drf_fast
 from drf_fast.backends.native import cpu, library
@@ -43,11 +44,7 @@ TRIALS = torch.full((300,), 1000)
 KEY, OFFSET = torch.tensor(-9), torch.tensor(5)
 
 
-def number(value: float) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
-
-SIGMA, LAM, ALPHA = number(0.5), number(2.0), number(0.001)
+SIGMA, LAM, ALPHA = scalar(0.5), scalar(2.0), scalar(0.001)
 ATTACK = (SIGMA, SIGMA, LAM, SIGMA, KEY, IDS, "hard", "batch", [0.0, 1.0])
 
 

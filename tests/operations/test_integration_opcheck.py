@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from values import scalar
 
-from drf_fast.balls import FORMS
+from drf_fast import balls
 from drf_fast.ops import schemas
 from drf_fast.runtime.randomness import STREAMS
 
@@ -21,13 +22,9 @@ TESTS = (
     "test_faketensor",
     "test_aot_dispatch_dynamic",
 )
-BALLS = ("none", "hard", *FORMS)
+BALLS = ("none", *balls.BALLS)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 KEY = torch.tensor(-7)
-
-
-def number(value: float) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64)
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -45,7 +42,7 @@ def check(name: str, *arguments: Any) -> None:
 @pytest.mark.parametrize("name, scalars", [("smooth_ce", 0), ("consistency_loss", 2)])
 def test_losses(name, scalars, reduction, need_grad):
     target = torch.tensor([2, 0])
-    weights = [number(0.5)] * scalars
+    weights = [scalar(0.5)] * scalars
     # Image-major; sample-major, which is a transposed view; one image of one sample.
     for logits in (random(2, 3, 4), random(3, 2, 4).transpose(0, 1), random(1, 1, 4)):
         check(name, logits, target[: len(logits)], *weights, reduction, need_grad)
@@ -53,7 +50,7 @@ def test_losses(name, scalars, reduction, need_grad):
 
 @pytest.mark.parametrize("need_grad", [True, False])
 def test_macer_loss(need_grad):
-    numbers = [number(value) for value in (0.5, 2.0, 8.0, 16.0)]
+    numbers = [scalar(value) for value in (0.5, 2.0, 8.0, 16.0)]
     for logits in (random(3, 2, 4).transpose(0, 1), random(1, 1, 2).bfloat16()):
         check("macer_loss", logits, torch.tensor([1, 0])[: len(logits)], *numbers, need_grad)
 
@@ -62,7 +59,7 @@ def test_macer_loss(need_grad):
 @pytest.mark.parametrize("ball", BALLS)
 def test_adversary_step(ball, layout):
     x = random(2, 3, 4, 4).contiguous(memory_format=LAYOUTS[layout])
-    numbers = [number(value) for value in (0.1, 1.0, 0.5, 0.25)]
+    numbers = [scalar(value) for value in (0.1, 1.0, 0.5, 0.25)]
     ids = torch.tensor([4, 2**32 - 1])
     for norm, clamp, samples in (("image", [0.0, 1.0], 3), ("batch", None, 1), ("none", None, 3)):
         grad = random(2 * samples, 3, 4, 4).contiguous(memory_format=LAYOUTS[layout])
@@ -71,7 +68,7 @@ def test_adversary_step(ball, layout):
 
 def test_adversary_step_of_mixed_layouts():
     x, x_adv, grad = random(2, 3, 4, 4), random(2, 3, 4, 4), random(6, 3, 4, 4)
-    numbers = [number(value) for value in (0.1, 1.0, 0.5, 0.25)]
+    numbers = [scalar(value) for value in (0.1, 1.0, 0.5, 0.25)]
     for which in range(3):
         tensors = [grad, x, x_adv]
         tensors[which] = tensors[which].contiguous(memory_format=torch.channels_last)
@@ -83,7 +80,7 @@ def test_noisy_repeat_and_its_backward(layout):
     for stream, samples in zip(STREAMS, (1, 2, 3, 2), strict=True):
         x = random(2, 3, 4, 4).contiguous(memory_format=LAYOUTS[layout])
         offset = torch.tensor(2**32 - samples)
-        check("noisy_repeat", x, number(0.5), KEY, torch.arange(2), offset, samples, stream)
+        check("noisy_repeat", x, scalar(0.5), KEY, torch.arange(2), offset, samples, stream)
         rows = random(2 * samples, 3, 4, 4).contiguous(memory_format=LAYOUTS[layout])
         check("noisy_repeat_backward", rows, samples)
 
@@ -117,15 +114,15 @@ def test_vote_and_bounds():
         (torch.tensor(90), torch.tensor(100)),
         (torch.tensor([[0, 1, 50], [51, 99, 100]]), torch.full((2, 3), 100)),
     ):
-        check("clopper_pearson_lower", successes, trials, number(0.001))
-        check("certified_radius", successes, trials, number(0.5), number(0.001))
+        check("clopper_pearson_lower", successes, trials, scalar(0.001))
+        check("certified_radius", successes, trials, scalar(0.5), scalar(0.001))
 
 
 def test_bounds_of_transposed_counts():
     successes = torch.tensor([[1, 2], [3, 4], [5, 6]]).t()
     trials = torch.full((3, 2), 9).t()
-    check("clopper_pearson_lower", successes, trials, number(0.01))
-    check("certified_radius", successes, trials, number(0.5), number(0.01))
+    check("clopper_pearson_lower", successes, trials, scalar(0.01))
+    check("certified_radius", successes, trials, scalar(0.5), scalar(0.01))
 
 
 def test_a_fake_that_lies_is_noticed():

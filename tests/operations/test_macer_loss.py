@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from formulas import assert_close, assert_gradients_close, with_gradient
 
 import drf_fast
 
@@ -48,25 +49,6 @@ def case(shape: tuple[int, int, int], scale: float = 0.15) -> tuple[torch.Tensor
     target = torch.softmax(16 * logits, 2).mean(1).argmax(1)
     target[::4] = torch.randint(shape[2], target[::4].shape, generator=generator)
     return logits, target
-
-
-def with_gradient(function, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = logits.detach().clone().requires_grad_()
-    value = function(logits)
-    (grad,) = torch.autograd.grad(value, logits)
-    return value.detach(), grad
-
-
-def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Within ``tolerance`` of the largest expected value, or of 1 for values below it."""
-    scale = max(1.0, float(expected.abs().max()))
-    assert float((got.double() - expected).abs().max()) <= tolerance * scale
-
-
-def assert_gradients_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Within ``tolerance`` of the largest component."""
-    scale = float(expected.abs().max())
-    assert float((got.double() - expected).abs().max()) <= tolerance * scale
 
 
 def hinges(logits: torch.Tensor, target: torch.Tensor) -> float:

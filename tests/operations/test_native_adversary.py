@@ -12,7 +12,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
+from values import scalar
 
+from drf_fast import balls
 from drf_fast.backends.native import cpu, library
 from drf_fast.backends.reference import operations as reference
 
@@ -20,17 +22,13 @@ pytestmark = pytest.mark.skipif(
     not library.available(), reason=library.why_not() or "the C++ core is available"
 )
 
-BALLS = ("none", "hard", "prox", "shrink", "excess", "udr")
+BALLS = ("none", *balls.BALLS)
 NORMS = ("image", "batch", "none")
 CLAMPS = ((0.0, 1.0), (0.1, 0.9), None)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 # Odd sizes: below a lane, beside a chunk of 1024 pixels, several chunks and blocks of noise.
 SHAPES = ((1, 1, 1), (3, 5, 7), (1, 31, 33), (2, 37, 29))
-
-
-def scalar(value: float) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64)
 
 
 def case(batch: int, samples: int, shape: tuple[int, ...], dtype: torch.dtype, layout: Any) -> Any:

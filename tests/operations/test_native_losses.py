@@ -14,6 +14,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from loss_cases import DTYPES, LOSSES, case, each_loss, in_other_layouts, scalar
+from values import same_bits
 
 from drf_fast.backends.native import cpu, library, losses
 from drf_fast.backends.reference import operations as reference
@@ -29,10 +30,6 @@ CLASSES = (2, 3, 4, 5, 7, 8, 9, 10, 15, 16, 17, 31, 33, 100, 1000, 1024, 1025)
 
 def native(name: str, logits: torch.Tensor, target: torch.Tensor, need_grad: bool = True) -> Any:
     return getattr(cpu, name)(logits, target, *LOSSES[name], need_grad)
-
-
-def same_bits(got: Any, expected: Any) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 # ------------------------------------------------------------------------------------------- bits

@@ -8,15 +8,12 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from values import scalar
 
 import drf_fast
 from drf_fast.ops import schemas
 
 OPERATIONS = tuple(schemas._SCHEMAS)
-
-
-def number(value: float) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64)
 
 
 KEY, IDS, OFFSET = torch.tensor(5), torch.tensor([3, 1]), torch.tensor(2)
@@ -43,13 +40,13 @@ def logits(dtype: torch.dtype = torch.float32, sample_major: bool = False) -> to
 
 
 def step(grad: torch.Tensor, x: torch.Tensor, ball: str, norm: str, clamp: Any) -> tuple[Any, ...]:
-    scalars = (number(0.1), number(1.0), number(0.5), number(0.25))
+    scalars = (scalar(0.1), scalar(1.0), scalar(0.5), scalar(0.25))
     return grad, x, x.clone(), *scalars, KEY, IDS, ball, norm, clamp
 
 
 CASES: list[tuple[str, tuple[Any, ...]]] = [
     *[
-        ("noisy_repeat", (x, number(0.5), KEY, IDS, OFFSET, 3, "train"))
+        ("noisy_repeat", (x, scalar(0.5), KEY, IDS, OFFSET, 3, "train"))
         for x in (
             image(2, 5),
             image(2, 3, 4, 4, last=True),
@@ -86,7 +83,7 @@ CASES: list[tuple[str, tuple[Any, ...]]] = [
         )
     ],
     *[
-        ("consistency_loss", (z, TARGET, number(2.0), number(0.5), reduction, need_grad))
+        ("consistency_loss", (z, TARGET, scalar(2.0), scalar(0.5), reduction, need_grad))
         for z, reduction, need_grad in (
             (logits(), "mean", True),
             (logits(torch.bfloat16, sample_major=True), "none", True),
@@ -94,7 +91,7 @@ CASES: list[tuple[str, tuple[Any, ...]]] = [
         )
     ],
     *[
-        ("macer_loss", (z, TARGET, number(0.5), number(2.0), number(8.0), number(16.0), need_grad))
+        ("macer_loss", (z, TARGET, scalar(0.5), scalar(2.0), scalar(8.0), scalar(16.0), need_grad))
         for z, need_grad in ((logits(), True), (logits(torch.float64), False))
     ],
     *[
@@ -114,10 +111,10 @@ CASES: list[tuple[str, tuple[Any, ...]]] = [
         )
     ],
     ("vote", (image(6, 4), torch.zeros(2, 4, dtype=torch.int64))),
-    ("clopper_pearson_lower", (torch.tensor([3, 9]), torch.tensor([10, 10]), number(0.01))),
+    ("clopper_pearson_lower", (torch.tensor([3, 9]), torch.tensor([10, 10]), scalar(0.01))),
     (
         "certified_radius",
-        (torch.tensor([3, 9]), torch.tensor([10, 10]), number(0.5), number(0.01)),
+        (torch.tensor([3, 9]), torch.tensor([10, 10]), scalar(0.5), scalar(0.01)),
     ),
 ]
 

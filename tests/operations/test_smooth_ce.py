@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from formulas import assert_close, assert_gradients_close, case, with_gradient
 from loss_cases import same_but_for_the_order_of_sums
 
 import drf_fast
@@ -20,33 +21,6 @@ def plain(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """(B,): -log((1/m) sum_i softmax(logits_i)[y]) of float64 (B, m, K), as it is written."""
     mean = torch.softmax(logits, dim=2).mean(dim=1)
     return -torch.log(mean[torch.arange(len(target)), target])
-
-
-def case(shape: tuple[int, int, int], scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(sum(shape))
-    logits = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
-    return logits, torch.randint(shape[2], shape[:1], generator=generator)
-
-
-def with_gradient(function, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The value, and the gradient of its weighted sum when it is a vector."""
-    logits = logits.detach().clone().requires_grad_()
-    value = function(logits)
-    weights = torch.arange(1.0, value.numel() + 1, dtype=value.dtype).reshape(value.shape)
-    (grad,) = torch.autograd.grad((value * weights).sum(), logits)
-    return value.detach(), grad
-
-
-def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Within ``tolerance`` of the largest expected value, or of 1 for values below it."""
-    scale = max(1.0, float(expected.abs().max()))
-    assert float((got.double() - expected).abs().max()) <= tolerance * scale
-
-
-def assert_gradients_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Within ``tolerance`` of the largest component."""
-    scale = float(expected.abs().max())
-    assert float((got.double() - expected).abs().max()) <= tolerance * scale
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

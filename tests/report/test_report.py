@@ -140,7 +140,7 @@ def whole_mnist(monkeypatch) -> None:
 
 
 def test_the_embedded_table_has_its_24_rows():
-    table = paper._table()
+    table = paper.table()
     assert len(table) == 24
     assert table[0.5, "smoothadv+drf"].acr == 1.693
     assert table[1.0, "consistency+drf"].certified[2.75] == 20.0

@@ -1,1 +1,1 @@
-"""Calls of the compiled cores: the only code with addresses, streams and thread counts."""
+"""Calls of the compiled cores: the only code that passes addresses, streams and threads to them."""

@@ -1,7 +1,7 @@
 """Clopper-Pearson bound and certified radius in plain torch: fallback and reference.
 
 The same algorithm, step by step, as csrc/common/{clopper_pearson,certified_radius}.h, where the
-error analysis is; function names agree. All in float64.
+error analysis is; functions that exist in both have one name. All in float64.
 """
 
 from __future__ import annotations

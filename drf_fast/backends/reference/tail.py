@@ -1,9 +1,9 @@
 """The numerical core of bounds.py: binomial tail and normal quantile in plain torch.
 
 The same algorithm, step by step, as csrc/common/{elementary,half_line_rule,binomial_tail,
-normal_quantile}.h, where the error analysis is; function names agree. Here exp and log are torch's
-(within 1 ulp, less than the bounds assumed there), and tensors of rows replace the loops. All in
-float64.
+normal_quantile}.h, where the error analysis is; functions in both have one name. Here exp and log
+are torch's (within 1 ulp, less than the bounds assumed there), and tensors of rows replace the
+loops. All in float64.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def decode(path: Path, content: bytes) -> str:
         return content.decode("utf-8-sig")  # some editors on Windows add a byte order mark
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not a certification log: expected text, got binary data; check the path"
+            f"{path} is no log: expected text, got binary data; check the path"
         ) from error
 
 
