@@ -149,7 +149,8 @@ class RunNetwork:
         try:
             logits = self._run(self._network, self.form, rows)
         except Exception as error:  # whatever a network of the user's own raises
-            if self._has_run or isinstance(error, InputError) or is_out_of_memory(error):
+            explained = isinstance(error, (InputError, TypeError))  # such as what it returns
+            if self._has_run or explained or is_out_of_memory(error):
                 raise
             self.form = None  # is chosen again, with the next images
             self.left_out.clear()
