@@ -146,6 +146,11 @@ def attack(
     return AttackResult(x_adv, noisy, distance)
 
 
+def _is_float16_autocast(device: torch.device) -> bool:
+    enabled = torch.is_autocast_enabled(device.type)
+    return enabled and torch.get_autocast_dtype(device.type) == torch.float16
+
+
 def _check_start(start: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The images to start from, detached; they must have the shape, dtype and device of x."""
     start = check.images(start, "start")
@@ -186,11 +191,11 @@ def _gradient(
     # The loss itself is not needed: its gradient for the logits comes from the raw operation,
     # without a sum over images and without an autograd.Function.
     images = autograd.images_first(logits.detach(), num_samples, 1)
-    if logits.dtype != torch.float16:
+    if not (torch.float16 in (logits.dtype, noisy.dtype) or _is_float16_autocast(noisy.device)):
         _, grad_logits = schemas.smooth_ce(images, target, "none", True)
         return torch.autograd.grad(logits, noisy, grad_logits.reshape(logits.shape))[0]
-    # Small entries would become 0 in float16, so each image's gradient is scaled to about 1, by a
-    # power of two, as a gradient scaler does for a training step.
+    # Small entries would become 0 in float16, here or in the network, so each image's gradient is
+    # scaled to about 1, by a power of two, as a gradient scaler does for a training step.
     _, grad_logits = schemas.smooth_ce(images.float(), target, "none", True)
     largest = grad_logits.flatten(1).abs().amax(1).clamp(min=2.0**-100)
     scale = torch.exp2(-torch.floor(torch.log2(largest)))

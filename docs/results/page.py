@@ -25,7 +25,10 @@ METHODS = (
     "consistency+drf",
 )  # fmt: skip
 # What full.sh runs at sigma = 1 unless told otherwise.
-PROTOCOL = ("gaussian", "smoothadv", "smoothadv-drf", "consistency", "consistency-drf")
+PROTOCOL = (
+    "gaussian", "stability", "macer", "smoothmix", "smoothadv", "smoothadv-drf", "consistency",
+    "consistency-drf",
+)  # fmt: skip
 PUBLISHED = "-published"  # after a recipe that is read as published code reads it
 CATRS = ("catrs", "catrs+drf")  # not in the paper's table
 

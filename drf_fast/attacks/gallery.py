@@ -81,6 +81,12 @@ def choose(
             was_right = row.idx in certified and row.clean == row.label
             if was_right and row.changed:
                 changed.setdefault(row.idx, row.epsilon)
+        if not changed and attacked:
+            raise InputError(
+                "--sort broken shows images whose class an attack changed: expected one, got none "
+                "in the attacks beside the checkpoint; attack with larger --epsilons, or choose "
+                "another --sort"
+            )
         if not changed:
             raise InputError(
                 "--sort broken shows images whose class an attack changed: expected an attack log "

@@ -189,6 +189,8 @@ def check_level(alpha: Any, least: float = 1e-300) -> float:
 
 
 def check_positive(value: Any, name: str) -> float:
+    if getattr(value, "ndim", None) == 0:  # a 0-dim tensor or array
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
     number = float(value)

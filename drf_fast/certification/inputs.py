@@ -14,7 +14,7 @@ from drf_fast.ops import level_checks
 
 # The levels 0..255 as pixels, correctly rounded: on the CPU, since a GPU may multiply by 1/255.
 _PIXELS = torch.arange(256, dtype=torch.float32, device="cpu") / 255
-_MAX_OUTSIDE = 4.0  # distance from [0, 1] that rounding and usual normalisations do not exceed
+_MAX_OUTSIDE = 0.5  # distance from [0, 1] that normalised images exceed, and rounding does not
 
 
 def one_image(x: Any) -> torch.Tensor:
@@ -49,7 +49,7 @@ def images(x: Any) -> torch.Tensor:
 
 
 def warn_if_out_of_range(x: torch.Tensor) -> bool:
-    """Warn of images far outside [0, 1], at the caller's line; return whether it did."""
+    """Warn of images in other units than [0, 1], at the caller's line; return whether it did."""
     low, high = (float(value) for value in torch.aminmax(x.detach()))
     if low >= -_MAX_OUTSIDE and high <= 1 + _MAX_OUTSIDE:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,7 @@ _TO_MEASURE = ("auto", "fastest")
 _PROBE = 64  # samples, enough to see that rows depend on each other
 _MOST_THREADS = 4096  # that a log may record, far above any machine
 _SHARD_BATCH = {"cpu": 256, "cuda": 2048}
+_SHARD_PIXELS = 2**27  # of a forward pass: 8 GB of the largest activations of a ResNet-50
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Source:
         images: the data set.
         sigma: noise level in pixel units.
         model: the network made by the user's own code; None if it is built from ``saved``.
+        data_dir: the folder of the images, if one is known.
     """
 
     saved: dict[str, Any]
@@ -61,6 +64,7 @@ class Source:
     images: Dataset
     sigma: float
     model: nn.Module | None
+    data_dir: Path | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -175,9 +179,10 @@ def source(config: SmoothedConfig) -> Source:
             "another program: expected --sigma and --data, got "
             f"{'neither' if sigma is None and name is None else 'one of them'}; pass both"
         )
-    images = data.load(
-        name, config.split, data_dir=config.data_dir or _path(trained.get("data_dir"))
-    )
+    if config.sigma is not None and trained["sigma"] not in (None, config.sigma):
+        say(f"the network was trained at sigma {trained['sigma']:g}, not {config.sigma:g}")
+    place = config.data_dir or _path(trained.get("data_dir"))
+    images = data.load(name, config.split, data_dir=place)
     shape, model = images.image_shape, None
     if checkpoint.CONTENT in saved:
         model, saved = given.network(saved, path, images.num_classes, shape)
@@ -191,7 +196,7 @@ def source(config: SmoothedConfig) -> Source:
             f"classes, got {images.name} with images {shape} and {images.num_classes} classes; "
             "pass the data set that it was trained on"
         )
-    return Source(saved, path, images, sigma, model)
+    return Source(saved, path, images, sigma, model, place)
 
 
 def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
@@ -252,7 +257,9 @@ def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
             )
     batch_size = config.batch_size
     if batch_size == "auto" and not whole_run:
-        batch_size = _SHARD_BATCH[device.type]
+        # The same on every machine: rows of large images are fewer, in powers of two.
+        fitting = 2 ** int(math.log2(_SHARD_PIXELS / math.prod(images.image_shape)))
+        batch_size = max(1, min(_SHARD_BATCH[device.type], fitting))
     if batch_size == "auto":
         most = max(config.n, getattr(config, "n0", 1))
         batch_size = processes.broadcast(min(classifier.batch_size(sample), most))

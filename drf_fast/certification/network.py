@@ -154,6 +154,12 @@ class RunNetwork:
                 raise
             self.form = None  # is chosen again, with the next images
             self.left_out.clear()
+            elsewhere = {tensor.device for tensor in _tensors(self.base)} - {rows.device}
+            if elsewhere:
+                raise InputError(
+                    f"the network lies on {', '.join(map(str, elsewhere))}, got images on "
+                    f"{rows.device}; move one of them, x.to(...) for example"
+                ) from error
             raise InputError(
                 f"the network must take images of shape {tuple(rows.shape[1:])}, got "
                 f"{one_line(error)}; pass images of the shape that it was trained on, a single one "

@@ -27,7 +27,9 @@ ASSUMPTIONS = (
     "tested on rows_tested rows before the first image"
 )
 _ROWS = 256  # to be tested, at least
-_COPIES = 16  # of one row, to see whether all rows of a pass share a random number
+# Copies of one row, and passes of them, to see whether rows of a pass share a random number: one
+# that changes the logits with probability q is missed with probability (1 - q)^15, about.
+_COPIES, _PASSES = 16, 16
 
 
 class GaussianNoise:
@@ -177,14 +179,17 @@ def rows_to_test(size: int) -> int:
 
 
 def check_alone(
-    forward: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, bf16: bool = False
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    rows: torch.Tensor,
+    bf16: bool = False,
+    draws: bool = True,
 ) -> bool:
     """Refuse a network whose votes are not independent samples; by more than rounding.
 
     The logits of a row must not depend on the other rows, as they do in a module in training mode
     that ``eval`` does not reach, inside a callable or a list, and in batch normalisation without
     running statistics: one half of a batch is replaced, by zeros and by copies of one row. Nor may
-    all rows of a pass share a random number: copies of one row in two passes.
+    all rows of a pass share a random number: copies of one row in several passes.
 
     A network may draw random numbers for each row. Of torch's generators both passes get the same;
     one that draws its own cannot be judged.
@@ -193,6 +198,7 @@ def check_alone(
         forward: (N, ...) to (N, K).
         rows: (N, ...), of one forward pass, two at least.
         bf16: whether it rounds to bfloat16.
+        draws: whether to look for shared random numbers, too.
 
     Returns:
         Whether it could be judged.
@@ -202,24 +208,16 @@ def check_alone(
     """
     devices = [rows.device] if rows.device.type == "cuda" else []
 
-    def logits(rows: torch.Tensor, draws: int = 0) -> torch.Tensor:
+    def logits(rows: torch.Tensor, skipped: int = 0) -> torch.Tensor:
         with torch.random.fork_rng(devices):
             for device in ("cpu", *devices):
-                torch.rand(draws, device=device)  # so that the network draws other numbers
+                torch.rand(skipped, device=device)  # so that the network draws other numbers
             return forward(rows.clone())  # a network may normalise its input in place
 
-    few = rows[:1].expand(min(len(rows), _COPIES), *rows.shape[1:])
-    one, other = logits(few), logits(few, draws=1)
-    alike = all(same(got, got[:1].expand_as(got), bf16) for got in (one, other))
-    if alike and not same(one, other, bf16):
-        raise InputError(
-            "votes are independent samples only of a network that changes for every row or never: "
-            "expected equal logits of copies of one image in all forward passes, got equal ones "
-            "within a pass and others in the next; draw random numbers for each row, and keep the "
-            "network's state fixed"
-        )
-    half = (len(rows) + 1) // 2
     expected = logits(rows)
+    if draws:
+        _refuse_shared_draws(logits, rows, bf16)
+    half = (len(rows) + 1) // 2
     for kept, beside in (
         (slice(None, half), [rows[:half], torch.zeros_like(rows[half:])]),
         (slice(half, None), [rows[:1].expand_as(rows[:half]), rows[half:]]),
@@ -236,6 +234,27 @@ def check_alone(
             "inside a callable or a list, and leave out layers that use statistics of the batch"
         )
     return True
+
+
+def _refuse_shared_draws(
+    logits: Callable[[torch.Tensor, int], torch.Tensor], rows: torch.Tensor, bf16: bool
+) -> None:
+    def of_copies(number: int) -> list[torch.Tensor]:
+        copies = rows[:1].expand(number, *rows.shape[1:])
+        return [logits(copies, skipped) for skipped in range(_PASSES)]
+
+    try:
+        passes = of_copies(min(len(rows), _COPIES))
+    except Exception:  # it takes batches of one size only
+        passes = of_copies(len(rows))
+    alike = all(same(got, got[:1].expand_as(got), bf16) for got in passes)
+    if alike and not all(same(got, passes[0], bf16) for got in passes):
+        raise InputError(
+            "votes are independent samples only of a network that changes for every row or never: "
+            "expected equal logits of copies of one image in all forward passes, got equal ones "
+            "within a pass and others in the next; draw random numbers for each row, and keep the "
+            "network's state fixed"
+        )
 
 
 def _different_rows(got: torch.Tensor, expected: torch.Tensor) -> int:

@@ -303,12 +303,15 @@ def rule(
     Raises:
         TypeError, ValueError: bad arguments, or both.
     """
+    sigma, alpha = check_positive(sigma, "sigma"), check_level(alpha)
     if radius is not None and tolerance is not None:
         raise ValueError(
             "radius and tolerance are two ways to stop: expected one of them, got both"
         )
     if radius is not None:
+        radius = check_positive(radius, "radius")
         return Decide(n=n, sigma=sigma, alpha=alpha, distance=distance, radius=radius)
     if tolerance is not None:
+        tolerance = check_positive(tolerance, "tolerance")
         return Tolerance(n=n, sigma=sigma, alpha=alpha, distance=distance, tolerance=tolerance)
     return Fixed(n=n, sigma=sigma, alpha=alpha, distance=distance)

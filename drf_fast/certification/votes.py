@@ -25,6 +25,7 @@ from drf_fast.certification.noise import (
     rows_to_test,
 )
 from drf_fast.certification.passes import Passes, Votes
+from drf_fast.errors import InputError
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.progress import say
@@ -122,7 +123,7 @@ class NoisyVotes:
         with self.network.frozen_base(), enough:
             tested = min(size, num, self._rows_to_test)
             if tested > 1 and (stream != "selection" or self._rows_to_test == _TESTED_ROWS):
-                self._test_alone(x[:1], tested, size if pad else None)
+                self._test_alone(x[:1], tested, min(size, num), size if pad else None)
             for first in range(0, x.shape[0], images_per_pass):
                 part = slice(first, first + images_per_pass)
                 start = torch.zeros((), dtype=torch.int64, device=x.device)
@@ -139,11 +140,21 @@ class NoisyVotes:
             torch.cuda.current_stream(x.device).synchronize()
         return counts, drawn
 
-    def _test_alone(self, x: torch.Tensor, number: int, size: int | None) -> None:
-        """Test that votes are independent samples, with noisy copies of x (1, ...)."""
-        rows = self._probe_rows(x, number)
+    def _test_alone(self, x: torch.Tensor, number: int, most: int, size: int | None) -> None:
+        """Test that votes are independent samples, with ``number`` noisy copies of x (1, ...)."""
         bf16 = self.network.choices["precision"] == "bf16 autocast"
-        if not check_alone(lambda part: self._logits(part, size), rows, bf16):
+
+        def judged(number: int) -> bool:
+            rows, again = self._probe_rows(x, number), self._rows_to_test == _TESTED_AGAIN
+            return check_alone(lambda part: self._logits(part, size), rows, bf16, draws=not again)
+
+        try:
+            was_judged = judged(number)
+        except Exception as error:
+            if isinstance(error, InputError) or number == most:
+                raise
+            was_judged = judged(most)  # it takes batches of one size only
+        if not was_judged:
             reason = "it draws random numbers that are not torch's"
             if "row test" not in self.network.left_out:
                 say(f"whether the network's rows depend on each other was not tested: {reason}")

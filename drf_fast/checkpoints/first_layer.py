@@ -58,7 +58,7 @@ def split(state: State, path: Path) -> tuple[State, Normalize | None, bool]:
 
 
 def choose(
-    arch: str,
+    usual: str,
     channels: int,
     requested: str | None,
     in_file: Normalize | None,
@@ -67,6 +67,8 @@ def choose(
 ) -> tuple[str, Normalize | None, str | None]:
     """The layer requested, else the one in the file, else the usual one for such a file.
 
+    ``usual`` is what ``usual_for`` returns for the images.
+
     Returns:
         Its name ("file" if the file has its constants), the layer, and a sentence about what was
         assumed, or None.
@@ -74,7 +76,6 @@ def choose(
     Raises:
         InputError: an unknown name, constants of other channels, a name that contradicts the file.
     """
-    usual = _usual(arch)
     if in_file is not None:
         if len(in_file.mean) != channels:
             raise InputError(
@@ -131,7 +132,8 @@ def pick(saved: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
     if saved["assumed"] is None:
         return saved
     network, _, _ = split(saved["model"], Path())
-    usual, shape = _usual(saved["arch"]), tuple(saved["image_shape"])
+    shape = tuple(saved["image_shape"])
+    usual = usual_for(shape)
     misfits = {}
     for name in (usual, f"{usual}-center", "none"):
         model = models.build(saved["arch"], saved["num_classes"], shape, name)
@@ -190,8 +192,9 @@ def _misfit(model: nn.Module, rows: torch.Tensor) -> float:
     return float(scale.median() + shift.median())
 
 
-def _usual(arch: str) -> str:
-    return "imagenet" if arch == "resnet50" else "cifar10"
+def usual_for(image_shape: tuple[int, ...]) -> str:
+    """The constants with which published networks for images of this shape are trained."""
+    return "imagenet" if image_shape[-1] >= 64 else "cifar10"
 
 
 def _same(one: Normalize | None, other: Normalize) -> bool:

@@ -85,7 +85,9 @@ def convert(
             "the data set that it was trained on"
         )
     models.check_shape(arch, shape)
-    name, layer, assumed = first_layer.choose(arch, channels, normalize, in_file, has_layer, path)
+    name, layer, assumed = first_layer.choose(
+        first_layer.usual_for(shape), channels, normalize, in_file, has_layer, path
+    )
     return {
         "arch": arch,
         "num_classes": num_classes,

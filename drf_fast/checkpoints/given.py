@@ -70,7 +70,12 @@ def network(
         fit = fitting.load_into(model, saved[checkpoint.CONTENT], path, f"--arch {arch}")
         if fit.has_layer or requested is not None:
             name, layer, assumed = first_layer.choose(
-                arch, image_shape[0], requested, fit.layer, fit.has_layer, path
+                first_layer.usual_for(image_shape),
+                image_shape[0],
+                requested,
+                fit.layer,
+                fit.has_layer,
+                path,
             )
         else:
             name, layer, assumed = "none", None, None

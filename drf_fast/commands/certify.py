@@ -61,10 +61,17 @@ def certify(config: CertifyConfig) -> Path | None:
             print(json.dumps(planned.as_dict(), indent=1))
     processes.wait_for_all()  # for process 0, which has measured
     if config.plan:
+        processes.barrier()
         processes.finish()
         return None
-    with _open_log(config, out, _description(config, loaded, work)) as log:
+    description = _description(config, loaded, work)
+    if source.data_dir is not None:  # where ``report`` finds images for its page
+        place = str(source.data_dir.expanduser().absolute())
+        description["environment"] = {**description["environment"], "data_dir": place}
+    with _open_log(config, out, description) as log:
         engine.run(work, log, processes.rank(), processes.count())
+        if processes.rank() > 0:
+            log.close()  # on the disk before process 0 reads it, from another machine perhaps
         processes.wait_for_all()
         if processes.rank() == 0:  # while no other job may write to the log
             collect(out)

@@ -15,7 +15,7 @@ from PIL import Image
 from drf_fast import data
 from drf_fast.attacks.gallery import choose
 from drf_fast.attacks.log import Attacked
-from drf_fast.certification.log import Log
+from drf_fast.certification.log import Log, sidecar
 from drf_fast.data import folders
 from drf_fast.data.dataset import Dataset
 from drf_fast.errors import InputError
@@ -103,19 +103,22 @@ def _images_of(log: Log) -> Dataset:
     config = log.config or {}
     if not isinstance(config.get("data"), str) or config.get("split") not in ("test", "train"):
         raise InputError(f"{log.path} does not say of which data set it is")
-    place = _data_dir(log.path.parent / "config.json")
+    place = _data_dir(log.path.parent / "config.json", "data_dir")
+    place = place or _data_dir(sidecar(log.path), "environment", "data_dir")
     if place is None and config["data"] in folders.NAMES:
-        raise InputError(f"no run folder beside {log.path} says where its {config['data']} lies")
+        raise InputError(f"nothing beside {log.path} says where its {config['data']} lies")
     images = data.load(config["data"], config["split"], data_dir=place, download=False)
     if images.fingerprint != config.get("fingerprint") or log.idx.max() >= len(images):
         raise InputError(f"{config['data']} holds other images than {log.path} was made of")
     return images
 
 
-def _data_dir(settings: Path) -> Path | None:
-    """The folder of a training run's images, if its settings exist and contain it."""
+def _data_dir(recorded: Path, *keys: str) -> Path | None:
+    """The folder of images that a run or a log records under these keys, if it does."""
     try:
-        place = read_json(settings).get("data_dir")
+        place = read_json(recorded)
+        for key in keys:
+            place = place.get(key)
     except (InputError, AttributeError):
         return None
     return Path(place) if isinstance(place, str) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,9 +38,21 @@ def parse(config_type: type[_T], command: str, words: list[str]) -> _T:
         InputError: a flag of the published code.
     """
     published.refuse(words, _names(config_type))
-    config = _cli(config_type, command, words)
+    config = _expanded(_cli(config_type, command, words))
     check_places(config)
     return config
+
+
+def _expanded(config: _T) -> _T:
+    """``config`` with ``~`` at the start of its paths replaced, as a shell does not after ``=``."""
+    fields: Any = config
+    paths = {field.name: getattr(config, field.name) for field in dataclasses.fields(fields)}
+    home = {
+        name: path.expanduser()
+        for name, path in paths.items()
+        if isinstance(path, Path) and path.parts[:1] == ("~",)
+    }
+    return dataclasses.replace(fields, **home)
 
 
 def _cli(config_type: Any, command: str, words: list[str], **options: Any) -> Any:
@@ -95,6 +108,7 @@ def parse_sweep(words: list[str]) -> tuple[SweepConfig, list[str]]:
     """The configuration of ``drf-fast sweep``, and the other words, flags of ``train``."""
     published.refuse(words, _names(SweepConfig) | _names(TrainConfig))
     config, others = _cli(SweepConfig, "sweep", words, return_unknown_args=True)
+    config = _expanded(config)
     check_places(config)
     return config, others
 
@@ -115,8 +129,8 @@ def merged(
         return _cli(TrainConfig, command, words, default=base)
 
     if start is not None:
-        return flags_over(start)
-    config = flags_over(TrainConfig())
+        return _expanded(flags_over(start))
+    config = _expanded(flags_over(TrainConfig()))
     path = config.config
     file = {} if path is None else read_toml(path)
     recipe = config.recipe or file.get("recipe")
@@ -137,7 +151,7 @@ def merged(
         config = with_recipe(_settings_of_saved_run(config))
     if recipe is not None and recipes.depends_on_sigma(str(recipe)):
         _say_nearest_sigma(str(recipe), config.sigma)
-    return config
+    return _expanded(config)
 
 
 def given(words: list[str]) -> set[str]:

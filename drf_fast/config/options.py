@@ -58,7 +58,8 @@ class TrainConfig:
     (fine-tuning); network and number of classes must be the same."""
     normalize: Annotated[str, Role.RESULT, Section.DATA] = "auto"
     """Normalising first layer, after the noise: none, cifar10, cifar10-center, imagenet or
-    imagenet-center; auto takes that of cifar10 or imagenet, and none for other data sets."""
+    imagenet-center; auto takes that of cifar10 or imagenet, and none for other data sets and for a
+    network of your own (--arch MODULE:FUNCTION)."""
 
     method: Annotated[str, Role.RESULT] = "smoothadv"
     """Training loss: gaussian, stability, macer, smoothmix, smoothadv, consistency or catrs."""

@@ -46,7 +46,10 @@ def refuse(words: list[str], fields: Collection[str]) -> None:
         following = words[i + 1] if i + 1 < len(words) else ""
         value = value if equals else "" if following.startswith("--") else following
         ours = f"--{ours.replace('_', '-')}"
+        # Where another value or another flag may be right, the sentence itself says which.
+        fix = " ".join(filter(None, (ours, value)))
+        fix = "write what you need" if name in _MORE else f"write {fix}"
         raise InputError(
             f"{flag} is a flag of the published code: expected {ours}{_MORE.get(name, '')}, got "
-            f"{flag}; write {' '.join(filter(None, (ours, value)))}"
+            f"{flag}; {fix}"
         )

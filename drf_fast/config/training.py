@@ -32,7 +32,7 @@ NOT_TRAINED = frozenset(tags.of(TrainConfig)) - frozenset(tags.having(TrainConfi
 }
 
 _MOST_EPSILON = 64.0  # published strengths from here on are counted in 0..255
-_MOST_SIGMA = 25  # published noise levels from here on are counted in 0..255
+_MOST_SIGMA = 4  # larger ones are counted in 0..255
 
 
 def trained(recorded: dict[str, Any]) -> dict[str, Any]:

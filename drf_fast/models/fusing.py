@@ -11,7 +11,6 @@ other threads run meanwhile is passed on.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import operator
 import threading
 from collections.abc import Callable, Iterator
@@ -22,28 +21,23 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
+from drf_fast.models.module_state import (
+    Attributes,
+    TracingError,
+    UnstableError,
+    is_compiled,
+    state,
+)
 from drf_fast.ops.pooling import conv_pool_relu, max_pool_relu
-from drf_fast.runtime.modules import has_hooks, has_own_forward
 
 Forward = Callable[[nn.Module, torch.Tensor], Any]
-_SIMPLE_TYPES = (bool, int, float, complex, str, bytes, type(None))
-_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 _LOCK = threading.RLock()  # of tracing; code may trace a part of itself
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 _POOLS = (F.max_pool2d, torch.max_pool2d)
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 # Functions of a tensor that read its shape or type, and so no value.
 _OF_THE_SHAPE = {"__get__", "__len__", "size", "dim", "numel", "is_floating_point"}
-
-
-class TracingError(Exception):
-    """The network's code cannot be traced, or there is nothing to fuse."""
-
-
-class UnstableError(TracingError):
-    """A pass of the network changes what the next one depends on."""
 
 
 class _Tracer(fx.Tracer):
@@ -107,79 +101,6 @@ class _NoValues(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def is_compiled(network: nn.Module) -> bool:
-    """Whether it is a ScriptModule, without Python code to trace, or wrapped by torch.compile."""
-    return isinstance(network, torch.jit.ScriptModule) or hasattr(network, "_orig_mod")
-
-
-def state(network: nn.Module) -> tuple[Any, ...]:
-    """All that a trace of ``network`` depends on: the attributes of its modules, modes among them.
-
-    Containers and objects count by their content, at any depth; tensors, modules, functions and
-    what has no attributes, by identity; children by name and type, parameters and buffers by name.
-
-    Raises:
-        TracingError: a module has hooks, which a fused pass would skip or run at the wrong time, or
-            a forward of its own, which it would skip.
-    """
-    values: list[Any] = []
-    for module in network.modules():
-        if has_hooks(module):
-            raise TracingError("it has hooks")
-        if has_own_forward(module) and not is_compiled(module):
-            raise TracingError("its forward was replaced")
-        content = vars(module).items()
-        # Not the values of children and parameters, which the fused pass reads from the network.
-        names = tuple((name, v is None) for part in _parts(module) for name, v in part.items())
-        attributes = tuple(_content(v) for name, v in content if name not in _OF_EVERY_MODULE)
-        values.append((type(module), names, attributes))
-    return tuple(values)
-
-
-def _parts(module: nn.Module) -> list[dict[str, Any]]:
-    """Children, parameters and buffers by name; none of a ScriptModule, which has no such dicts."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return []
-    return [module._modules, module._parameters, module._buffers]  # type: ignore[list-item]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Same:
-    """An object by its identity; held, so that no other takes its place in memory."""
-
-    value: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
-def _content(value: Any, inside: tuple[int, ...] = ()) -> Any:
-    """What is compared of an attribute: hashable, and equal only if nothing in it has changed.
-
-    ``inside`` are the ids of the objects around it, which it may contain.
-    """
-    kind = type(value)
-    if kind in _SIMPLE_TYPES:
-        return kind, value
-    if kind is tuple and all(type(element) in _SIMPLE_TYPES for element in value):
-        return value  # as most of torch's own, such as (stride, stride)
-    if id(value) in inside or isinstance(value, (torch.Tensor, nn.Module, type)):
-        return _Same(value)
-    inside = (*inside, id(value))
-    if isinstance(value, dict):
-        return kind, tuple((_content(k, inside), _content(v, inside)) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return kind, tuple(_content(element, inside) for element in value)
-    if isinstance(value, (set, frozenset)):
-        return kind, frozenset(_content(element, inside) for element in value)
-    if callable(value) or not hasattr(value, "__dict__"):
-        return _Same(value)
-    return _Same(value), _content(vars(value), inside)
-
-
 def rewritten(network: nn.Module, *, fold: bool = False) -> Forward:
     """``forward(network, x)`` with pooling and ReLU fused, and ``reshape`` for ``view``.
 
@@ -205,52 +126,31 @@ def rewritten(network: nn.Module, *, fold: bool = False) -> Forward:
 
 
 def _trace(network: nn.Module) -> fx.Graph:
-    attributes = [vars(module) for module in network.modules()]
-    tensors = [part for module in network.modules() for part in _parts(module)[1:]]
-    copies = [dict(values) for values in (*attributes, *tensors)]
+    before, known = state(network), [Attributes(module) for module in network.modules()]
+    graphs = []
     try:
-        before = state(network)
-        graphs = []
         for on in (True, False):  # code that switches them shows in one of the two
             with _LOCK, _switched(on), _NoValues():
                 graphs.append(_Tracer().trace(network))
-        same = state(network) == before
-        written = any(map(_differ, tensors, copies[len(attributes) :]))
+        written = any(attributes.has_other_tensors() for attributes in known)
     except TracingError:
         raise
     except Exception as error:  # whatever the code raises for an fx.Proxy
         raise TracingError(f"{type(error).__name__} while tracing") from error
     finally:
-        for values, old in zip((*attributes, *tensors), copies, strict=True):
-            _forget_trace(values, old)
+        changed = [attributes.restore() for attributes in known]
     graph = graphs[0]
-    if not same or str(graph) != str(graphs[1]):
-        raise UnstableError("its code does something else every time")
-    if written:
-        raise TracingError("its code replaces a buffer")
     if any(n.op == "get_attr" and "_tensor_constant" in str(n.target) for n in graph.nodes):
         raise TracingError("its code makes tensors")
+    if any(changed) or state(network) != before:
+        raise UnstableError("its code does something else every time")
+    if str(graph) != str(graphs[1]):
+        raise TracingError("its code switches gradients or autocast on or off")
+    if written:
+        raise TracingError("its code replaces a buffer")
     if sum(n.op == "placeholder" for n in graph.nodes) != 1:
         raise TracingError("it takes more than images")
     return graph
-
-
-def _forget_trace(values: dict[str, Any], before: dict[str, Any]) -> None:
-    """Take back what a trace has left: each fx.Proxy, and the tensors that torch.fx puts there.
-
-    Nothing else, since other threads may have set it.
-    """
-    for name, value in list(values.items()):
-        left = any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves(value))
-        if name in before and left:
-            values[name] = before[name]
-        elif left or (name.startswith("_tensor_constant") and name not in before):
-            del values[name]
-
-
-def _differ(values: dict[str, Any], before: dict[str, Any]) -> bool:
-    """Whether a name is new, gone, or that of another object."""
-    return values.keys() != before.keys() or any(v is not before[n] for n, v in values.items())
 
 
 # ---- convolution and batch normalisation

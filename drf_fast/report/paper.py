@@ -52,7 +52,9 @@ def table() -> dict[tuple[float, str], PaperRow]:
 def _is_comparable(group: Group) -> bool:
     budget, n, alpha = (group.setting(key) for key in ("budget", "n", "alpha"))
     same = budget in (None, "fixed") and n in (None, N) and alpha in (None, ALPHA)
-    return same and _is_mnist_test(group.logs[0])
+    training = group.setting("training")
+    trained = training.get("sigma") if isinstance(training, dict) else None
+    return same and trained in (None, group.sigma) and _is_mnist_test(group.logs[0])
 
 
 def _is_mnist_test(log: Log) -> bool:

@@ -306,7 +306,7 @@ def _markdown(tables: Sequence[Table], note: str, bold: Positions) -> str:
 def _latex(tables: Sequence[Table], note: str, bold: Positions) -> str:
     blocks = []
     for number, (header, body) in enumerate(tables):
-        titles = ["method", r"$\sigma$", *map(_latex_text, header[2:])]
+        titles = [_latex_text(header[0]), r"$\sigma$", *map(_latex_text, header[2:])]
         escaped = [[_latex_text(cell) for cell in row] for row in body]
         escaped = _marked(escaped, bold, r"\textbf{_}") if number == 0 else escaped
         rows = [" & ".join(row) + r" \\" for row in escaped]

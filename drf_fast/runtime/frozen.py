@@ -39,8 +39,7 @@ def frozen(model: Any) -> Iterator[None]:
             modules = _held(model.modules(), "training")
             parameters = _held(model.parameters(), "requires_grad")
         try:
-            with contextlib.suppress(NotImplementedError):  # of exported programs, in one mode only
-                model.eval()
+            _evaluate(model)
             for parameter in parameters:
                 parameter.requires_grad_(False)
             yield
@@ -57,6 +56,16 @@ def _held(owners: Iterable[Any], flag: str) -> list[Any]:
     held = [owner for owner in owners if getattr(owner, flag, False) or _BLOCKS[id(owner)]]
     _BLOCKS.update(map(id, held))
     return held
+
+
+def _evaluate(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError:  # an exported program has one mode, and is part of the network
+        for module in model.modules():
+            with contextlib.suppress(NotImplementedError):
+                module.eval()
+            module.training = False
 
 
 def _train(modules: list[nn.Module]) -> None:

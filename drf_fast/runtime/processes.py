@@ -65,6 +65,14 @@ def check_environment() -> None:
         InputError: one is missing or invalid.
     """
     rank()
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks != "1" and "WORLD_SIZE" not in os.environ:
+        raise InputError(
+            f"srun has started {tasks} tasks, and WORLD_SIZE is not set: expected RANK="
+            f"$SLURM_PROCID WORLD_SIZE={tasks} LOCAL_RANK=$SLURM_LOCALID, and MASTER_ADDR and "
+            "MASTER_PORT of task 0, for one job; set them, or WORLD_SIZE=1 if each task is a run "
+            "of its own"
+        )
     if count() == 1:
         return
     if "RANK" not in os.environ:
@@ -99,6 +107,8 @@ def start(device: torch.device, timeout: float = DEFAULT_TIMEOUT) -> None:
     if count() == 1 or dist.is_initialized():
         return
     local = _from_environment("LOCAL_RANK", 0, 0)
+    if os.environ.get("CUDA_VISIBLE_DEVICES", ",").isdecimal():  # each process sees its own GPU
+        local = 0
     if device.type == "cuda" and local >= torch.cuda.device_count():
         raise InputError(
             f"LOCAL_RANK is {local}, and this machine has {torch.cuda.device_count()} GPUs: "

@@ -46,6 +46,11 @@ def network(
             f"{path.name} has a first layer without its constants: assumed --normalize "
             f"{config.normalize}"
         )
+    elif layer is not None:
+        announce(
+            f"{path.name} has no first layer: --normalize {config.normalize} is put before it (if "
+            "it was trained without one: --normalize none)"
+        )
     for note in fit.notes:
         announce(note)
     announce(f"starting from the weights in {path}")

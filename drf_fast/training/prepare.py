@@ -45,8 +45,9 @@ _OF_ALL = ("max_steps", "accumulate", "certify_images", "certify_n")
 def prepare(config: TrainConfig, folder: Path) -> Run:
     """Build data, network, optimizer and ball; restore the checkpoint in the folder if resuming."""
     check(config, processes.count())
-    if config.normalize == "auto":
-        config = dataclasses.replace(config, normalize=normalize.for_data(config.data))
+    if config.normalize == "auto":  # a network of the user's own normalises inside, if at all
+        layer = "none" if names_code(config.arch) else normalize.for_data(config.data)
+        config = dataclasses.replace(config, normalize=layer)
     train_set = data.load(
         config.data,
         "train",

@@ -21,8 +21,11 @@ def description(run: Run) -> dict[str, Any]:
     """The settings and hashes that are recorded with the network."""
     files = {"init_sha256": run.init_sha256, "teacher_sha256": run.teacher_sha256}
     left_out = {"left_out": dict(run.left_out)} if run.left_out else {}
+    place = run.config.data_dir  # to be found from another folder
+    place = None if place is None else str(place.expanduser().absolute())
     return {
         **to_dict(run.config),
+        "data_dir": place,
         **{name: digest for name, digest in files.items() if digest is not None},
         **left_out,
         "method_label": method_label(run.config),

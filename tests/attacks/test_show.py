@@ -57,8 +57,10 @@ def test_which_images(run):
     assert choose(log, "broken", 9, 0.5, rows) == [(0, 0.6)]
     other = dataclasses.replace(rows[0], idx=1)  # attacked with another --skip
     assert choose(log, "broken", 9, 0.5, [other, *rows]) == [(0, 0.6)]
-    with pytest.raises(InputError, match="run 'drf-fast attack' first"):
+    with pytest.raises(InputError, match="got none in the attacks .*larger --epsilons"):
         choose(log, "broken", 9, 0.5, rows[2:])
+    with pytest.raises(InputError, match="run 'drf-fast attack' first"):
+        choose(log, "broken", 9, 0.5, [])
 
 
 def test_what_a_card_says(run):

@@ -77,10 +77,10 @@ def test_a_callable_is_tested_at_each_call_and_torchs_generator_stays():
     calls.clear()
     torch.manual_seed(2)
     first = smoothed.certify_batch(images(), 20, 200, 0.01, 20)
-    assert len(calls) == 6 * 11 + 2 * 5  # at first for each of two streams
+    assert len(calls) == 6 * 11 + 19 + 3  # for the first stream and, with fewer passes, the second
     torch.manual_seed(2)
     again = smoothed.certify_batch(images(), 20, 200, 0.01, 20)
-    assert torch.equal(first.count, again.count) and len(calls) == 2 * 6 * 11 + 3 * 5
+    assert torch.equal(first.count, again.count) and len(calls) == 2 * 6 * 11 + 19 + 3 + 3
 
 
 def test_a_module_is_tested_once():
@@ -106,13 +106,15 @@ def test_a_callable_whose_module_is_trained_on_is_refused_then(sound):
         smoothed.certify_batch(x, 20, 200, 0.01, 64)
 
 
-@pytest.mark.parametrize("source", ["torch", "numpy", "torch, for every image"])
+@pytest.mark.parametrize("source", ["torch", "torch, a coin", "numpy", "torch, for every image"])
 def test_rows_of_a_pass_must_not_share_a_random_number(source):
     """Else the votes of a pass are one sample."""
     drawn = np.random.default_rng(0)
 
     def network(rows: torch.Tensor) -> torch.Tensor:
         number = torch.randn(len(rows) if "every" in source else 1, 1)
+        if "coin" in source:
+            number = (number > 0).float()
         if source == "numpy":
             number = torch.tensor(drawn.standard_normal((1, 1)), dtype=torch.float32)
         return differences(rows) + number * torch.tensor([1.0] + [0.0] * (K - 1))
@@ -149,12 +151,29 @@ def test_a_callable_that_changes_without_a_cause_is_not_judged(capsys):
     assert capsys.readouterr().err.count("was not tested: it draws random numbers") == 1
 
 
+@pytest.mark.parametrize("masked_classes", [[2], [1, 2]])
 @pytest.mark.parametrize("mask", [-math.inf, -1e4, -1e9, torch.finfo(torch.float32).min])
-def test_logits_of_masked_classes_do_not_hide_that_rows_see_each_other(mask):
+def test_logits_of_masked_classes_do_not_hide_that_rows_see_each_other(mask, masked_classes):
     def masked(rows: torch.Tensor) -> torch.Tensor:
         logits = differences(rows) + rows.mean()
-        logits[:, 2] = mask
+        logits[:, masked_classes] = mask
         return logits
 
     with pytest.raises(ValueError, match="in eval mode"):
         classifier(masked).certify_batch(images(), 20, 200, 0.01, 50)
+
+
+def test_a_callable_of_one_batch_size_is_tested_with_it():
+    """As a compiled program of another framework; n0 and n are multiples of the size."""
+    sizes = set()
+
+    def network(rows: torch.Tensor) -> torch.Tensor:
+        if len(rows) != 40:
+            raise TypeError("a batch must have 40 images")
+        sizes.add(len(rows))
+        return differences(rows)
+
+    smoothed = classifier(network, batch_size=40)
+    for _ in range(2):
+        assert smoothed.certify_batch(images(), 40, 200, 0.01, 40).count.shape == (6,)
+    assert sizes == {40}

@@ -156,9 +156,9 @@ def test_a_hopeless_n_is_announced(trained, tmp_path, capsys):
         (["--sigma", "-1"], "--sigma must be a finite number above 0"),
         (["--skip", "0"], "--skip must lie between 1"),
         (["--n", "5000000000"], "--n must lie between 1 and 2^32 - 1, got 5000000000"),
-        (["--sigma", "1e300"], "expected at most 25, got 1e+300"),
+        (["--sigma", "1e300"], "expected at most 4, got 1e+300"),
         (["--sigma", "128"], "0..255 is divided by 255: --sigma 0.502"),
-        (["--sigma", "nan"], "from 1e-6 to 25"),
+        (["--sigma", "nan"], "from 1e-6 to 4"),
         (["--seed", "18446744073709551616"], "--seed must fit 64 bits"),
         (["--data", "nothing"], "mnist-mini"),
     ],
@@ -171,6 +171,13 @@ def test_bad_settings_are_one_sentence_and_leave_no_file(
     captured = capsys.readouterr()
     assert expected in captured.err and captured.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_noise_level_than_that_of_training_is_said(trained, tmp_path, capsys):
+    assert certify(trained, tmp_path / "a.tsv", "--sigma", "0.25", "--max-images", "1") == 0
+    assert "trained at sigma 0.5, not 0.25" in capsys.readouterr().err
+    assert certify(trained, tmp_path / "b.tsv", "--max-images", "1") == 0
+    assert "trained at sigma" not in capsys.readouterr().err
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path, capsys):

@@ -358,7 +358,7 @@ def test_the_plan_counts_the_forward_passes(monkeypatch, tmp_path, n0, n, batch_
         passes.clear()
     drf_fast.certify_dataset(smoothed(), images(), labels(), **terms, resume=True)
     assert (planned[0].images, planned[0].done) == (9, done)
-    tested = 5 if done < 9 else 0  # that votes are independent samples
+    tested = 19 if done < 9 else 0  # that votes are independent samples
     assert planned[0].forward_passes == len(passes) - tested
 
 
@@ -377,3 +377,10 @@ def test_the_plan_names_a_number_of_samples_that_its_budget_can_certify_with(cap
     assert "must abstain" not in capsys.readouterr().err  # 0.001^(1/10) is above 1/2
     drf_fast.certify_dataset(smoothed(), images(), labels(), tolerance=0.1, **few)
     assert "every image must abstain; 100 samples can" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("alpha", [np.float32(0.25), torch.tensor(0.25)])
+def test_an_alpha_of_numpy_or_torch_is_recorded_as_a_number(tmp_path, alpha):
+    few = {**FEW, "alpha": alpha}
+    drf_fast.certify_dataset(smoothed(), images(), labels(), out=tmp_path / "log.tsv", **few)
+    assert json.loads((tmp_path / "log.json").read_text())["alpha"] == 0.25

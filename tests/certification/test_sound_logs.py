@@ -12,6 +12,7 @@ from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification.log import read_log
 from drf_fast.certification.stopping import certificate
 from drf_fast.commands import cli
+from drf_fast.config import training
 
 SIGMA, ALPHA = 0.5, 0.001
 
@@ -58,7 +59,8 @@ def test_report_recomputes_sound_certificates(logs, tmp_path, capsys):
     assert "is not what its count certifies" in capsys.readouterr().err
 
 
-def test_sound_certification_refuses_a_sigma_without_a_table(logs, capsys):
+def test_sound_certification_refuses_a_sigma_without_a_table(logs, capsys, monkeypatch):
+    monkeypatch.setattr(training, "_MOST_SIGMA", 25)
     run = logs[True].parent / "run"
     assert cli.main(["certify", str(run), "--sound", "--sigma", "20", "--out", "x.tsv"]) == 2
     assert "--sound: noise in whole levels needs 0 < sigma <= 16" in capsys.readouterr().err

@@ -21,7 +21,7 @@ def said(capsys, *words: str) -> str:
         ("certify", "--N0", "write --n0 7"),
         ("certify", "--noise_sd", "write --sigma 7"),
         ("certify", "--batch", "write --batch-size 7"),
-        ("certify", "--max", "with --skip K, --max M is --max-images M/K), got --max; write "),
+        ("certify", "--max", "--max M is --max-images M/K), got --max; write what you need\n"),
         ("certify", "--outfile", "write --out 7"),
         ("predict", "--N", "write --n 7"),
         ("predict", "--outfile", "write --out 7"),

@@ -149,3 +149,13 @@ def test_a_log_of_before_that_recorded_cuda_graph_goes_on(tmp_path):
     refuse_other_config(tmp_path / "log.tsv", old, new)
     with pytest.raises(InputError, match="training"):
         refuse_other_config(tmp_path / "log.tsv", old, {"n": 10, "training": {"lr": 0.2}})
+
+
+@pytest.mark.parametrize("words", [["--out=~/runs/x"], ["--out", "~/runs/x"]])
+def test_a_home_folder_is_not_a_folder_of_that_name(monkeypatch, tmp_path, words):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert arguments.parse_train(words).out == tmp_path / "runs" / "x"
+    assert arguments.parse(CertifyConfig, "certify", ["r", *words]).out == tmp_path / "runs" / "x"
+    (tmp_path / "a.toml").write_text('data_dir = "~/images"\n')
+    config = arguments.parse_train(["--config=~/a.toml"])
+    assert config.data_dir == tmp_path / "images"

@@ -39,5 +39,5 @@ def images() -> torch.Tensor:
     x[1, 0, 0, 2:] = torch.tensor([1.0, 0.0])
     x[2, 0, 0] = torch.tensor([0.9, 0.1, 0.8, 0.2])
     x[4, 0, 0] = torch.tensor([0.0, 1.0, 0.2, 0.8])
-    x[5, 0, 0] = torch.tensor([4.0, 0.0, 0.0, 4.0])
+    x[5, 0, 0] = torch.tensor([1.5, 0.0, 0.0, 1.5])
     return x

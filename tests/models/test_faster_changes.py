@@ -150,3 +150,76 @@ def test_other_outputs_are_float32_too(kind):
     assert network.bf16
     got = network(X)
     assert {part.dtype for part in (got if kind is tuple else got.values())} == {torch.float32}
+
+
+def test_tied_buffers_and_parameters_may_be_untied():
+    class Tied(Pooled):
+        a: torch.Tensor
+        b: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            shared = torch.tensor(2.0)
+            self.register_buffer("a", shared)
+            self.register_buffer("b", shared)
+            self.g = nn.Parameter(torch.tensor(3.0))
+            self.h = self.g
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.fc(self.features(x) * self.a * self.g) * self.b * self.h
+
+    plain, fast = both(Tied())
+    for name, value in (("b", torch.tensor(5.0)), ("h", nn.Parameter(torch.tensor(7.0)))):
+        for network in (plain, fast):
+            setattr(network, name, value)
+        assert_same(plain, fast)
+
+
+class Collecting(Pooled):
+    """Code that keeps what it sees in a list and a dict, counts, and has a branch to trace."""
+
+    def __init__(self, branch: bool) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+        self.cache: dict[str, Any] = {}
+        self.calls, self.branch = 0, branch
+
+    def forward(self, x: torch.Tensor) -> Any:
+        h = self.features(x)
+        self.calls += 1
+        self.seen.append(h)
+        self.cache.setdefault("scale", x.new_full((), 2.0))
+        if self.branch and bool(h.sum() > 1e9):
+            h = -h
+        return self.cache["scale"] * self.fc(h)
+
+
+@pytest.mark.parametrize("branch", [False, True])
+def test_a_trace_leaves_nothing_in_containers_and_counters(branch):
+    network, plain = Collecting(branch).eval(), Collecting(branch).eval()
+    for one in (network, plain):
+        one.seen.clear()
+        one.cache.clear()
+        one.calls = 0
+    with pytest.raises(fusing.TracingError):
+        fusing.rewritten(network)
+    assert (network.calls, network.seen, network.cache) == (0, [], {})
+    torch.testing.assert_close(network(X), plain(X))
+    held = [weakref.ref(h) for h in network.seen]
+    fast = Faster(network)
+    for _ in range(12):
+        fast(X)
+        held.append(weakref.ref(network.seen[-1]))
+        network.seen.clear()
+    assert sum(h() is not None for h in held) <= 1
+
+
+def test_a_constant_in_one_mode_leaves_the_other_fused():
+    class Scaling(Pooled):
+        def forward(self, x: torch.Tensor) -> Any:
+            logits = super().forward(x)
+            return logits * torch.tensor(0.9) if self.training else logits
+
+    fast = Faster(Scaling())
+    assert fast.eval().fused(X) is not None
+    assert fast.train().fused(X) is None and fast.eval().fused(X) is not None

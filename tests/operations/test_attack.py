@@ -263,14 +263,20 @@ def test_images_stay_in_their_range_and_another_range_may_be_given(backend, mode
     assert bool(free.x.isfinite().all())
 
 
+class InFloat(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float()
+
+
 @pytest.mark.parametrize("loss", [1e-2, 1e-5])
+@pytest.mark.parametrize("last", [nn.Identity(), InFloat()], ids=["", "ends in float32"])
 @pytest.mark.parametrize(
     "half_images, grad_norm", [(False, "image"), (False, "none"), (True, "image")]
 )
-def test_small_gradients_are_found_in_float16(loss, grad_norm, half_images):
+def test_small_gradients_are_found_in_float16(loss, grad_norm, half_images, last):
     """An image that is classified right has a gradient far below the smallest float16."""
     torch.manual_seed(0)
-    model: Any = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
+    model: Any = nn.Sequential(nn.Flatten(), nn.Linear(36, 5), last)
     x, _ = case()
     x, target = x.float().half().float(), torch.zeros(B, dtype=torch.int64)
     with torch.no_grad():
@@ -322,3 +328,14 @@ def test_a_network_without_modes_is_attacked(kind):
         net = torch.jit.freeze(torch.jit.trace(plain_net, noisy))
     expected = run(plain_net, drf_fast.HardBall(0.5))
     assert torch.equal(run(net, drf_fast.HardBall(0.5)).x, expected.x)
+
+
+def test_a_network_with_an_exported_part_is_in_eval_mode_as_a_whole():
+    part = torch.export.export(nn.Linear(36, 36).double(), (torch.zeros(B * M, 36).double(),))
+    model = nn.Sequential(
+        nn.Flatten(), nn.Dropout(0.5), part.module(), nn.Dropout(0.5), nn.Linear(36, 5).double()
+    )
+    seen = []
+    model[3].register_forward_hook(lambda module, *_: seen.append(module.training))
+    run(model, drf_fast.HardBall(0.5))
+    assert seen == [False] * STEPS and model[3].training and model[1].training

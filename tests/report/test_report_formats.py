@@ -19,6 +19,7 @@ from drf_fast.errors import InputError
 from drf_fast.report import charts, style, summarize
 from drf_fast.report.groups import largest_radius
 from drf_fast.report.plot import curve
+from drf_fast.report.tables import draw_tables
 
 CAPTION = (
     "ACR and certified accuracy in % at L2 radius r (pixel units): 5 images of mnist-mini; "
@@ -81,6 +82,13 @@ def test_latex_escapes_what_it_must(three, capsys):
     assert LATEX_ROWS in out and r"accuracy in \% at" in out
     assert r"Phi\textasciicircum{}-1" in out
     assert out.count("{tabular}") == 2 and out.count(r"\begin") == out.count(r"\end") == 2
+
+
+def test_latex_keeps_the_heading_of_each_table():
+    tables = [(["method", "sigma", "0"], [["a", "1", "2"]]),
+              (["under attack", "sigma", "0"], [["a", "1", "1"]])]  # fmt: skip
+    text = draw_tables(tables, "note", "latex")
+    assert text.count("method &") == text.count("under attack &") == 1
 
 
 def test_latex_escapes_what_it_would_set_as_another_character(three, capsys):

@@ -91,9 +91,11 @@ def test_the_full_protocol_says_which_of_its_rows_are_missing(tmp_path, monkeypa
     pair = {"sigma": 1.0, "seed": 0, "method": published[1], "baseline": published[0],
             "difference": 0.02, "error": 0.003, "paper": 0.012, "images": 250}  # fmt: skip
     for ran, pairs, expected in (
-        (["gaussian", "smoothadv-drf"], [], "smoothadv, consistency, consistency-drf"),
+        (["gaussian", "smoothadv-drf"], [],
+         "stability, macer, smoothmix, smoothadv, consistency, consistency-drf"),
         (["gaussian", *published], [pair],
-         "smoothadv by the paper's text, smoothadv-drf by the paper's text, consistency, "
+         "stability, macer, smoothmix, smoothadv by the paper's text, "
+         "smoothadv-drf by the paper's text, consistency, "
          "consistency-drf"),
         (list(page.PROTOCOL), [], ""),
     ):  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from drf_fast import models
+from drf_fast.checkpoints import first_layer
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
 from drf_fast.config.options import TrainConfig
@@ -176,6 +178,21 @@ def test_a_first_layer_that_is_only_assumed_is_said(tmp_path, capsys):
     initial.network(config, 10, (3, 32, 32))
     said = capsys.readouterr().err
     assert "first layer without its constants: assumed --normalize cifar10" in said
+
+
+def test_a_first_layer_that_the_file_has_not_is_said(tmp_path, capsys):
+    torch.manual_seed(0)
+    torch.save(models.build("resnet20", 10, (3, 32, 32)).state_dict(), tmp_path / "a.pt")
+    config = TrainConfig(arch="resnet20", normalize="cifar10", init=tmp_path / "a.pt")
+    initial.network(config, 10, (3, 32, 32))
+    assert "has no first layer: --normalize cifar10 is put before it" in capsys.readouterr().err
+    initial.network(dataclasses.replace(config, normalize="none"), 10, (3, 32, 32))
+    assert "first layer" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size, expected", [(32, "cifar10"), (64, "imagenet"), (224, "imagenet")])
+def test_the_assumed_constants_are_those_of_the_images(size, expected):
+    assert first_layer.usual_for((3, size, size)) == expected
 
 
 @pytest.mark.parametrize("command", ["certify", "predict", "gap"])

@@ -17,7 +17,7 @@ from drf_fast.commands.cli import main
 from drf_fast.config.options import TrainConfig
 from drf_fast.config.values import updated
 from drf_fast.errors import InputError
-from drf_fast.models import own
+from drf_fast.models import normalize, own
 
 MODULE = """
 import torch
@@ -347,3 +347,12 @@ def test_own_networks_are_normalised_too(module):
     saved = checkpoint.load(Path("run/checkpoint.pt"))
     torch.testing.assert_close(saved["model"]["0.mean"], torch.tensor([0.485, 0.456, 0.406]))
     assert certify(*arch) == 0
+
+
+def test_only_built_in_networks_are_normalised_by_default(module, monkeypatch):
+    """One of the user's own normalises inside, if at all, as certify assumes."""
+    monkeypatch.setattr(normalize, "for_data", lambda data: "cifar10")
+    words = ["train", "--out", "run", *SMALL, "--certify-images", "0"]
+    assert main([*words, "--arch", "lenet"]) == 2  # these constants have three channels
+    assert main([*words, "--arch", f"{module}:Small"]) == 0
+    assert "0.mean" not in checkpoint.load(Path("run/checkpoint.pt"))["model"]

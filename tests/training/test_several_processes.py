@@ -185,8 +185,20 @@ def test_fewer_gpus_than_processes_is_a_sentence(monkeypatch):
     for name, value in job.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(InputError, match="LOCAL_RANK is 1, and this machine has 1 GPUs"):
         processes.start(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("command", [["train", "--dry-run"], ["certify", "run"]])
+def test_tasks_of_srun_do_not_become_runs_of_their_own(monkeypatch, capsys, command):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert main(command) == 2
+    assert "srun has started 4 tasks, and WORLD_SIZE is not set: expected RANK=$SLURM_PROCID" in (
+        capsys.readouterr().err
+    )
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    processes.check_environment()
 
 
 @pytest.fixture
