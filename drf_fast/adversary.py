@@ -147,8 +147,9 @@ def attack(
 
 
 def _is_float16_autocast(device: torch.device) -> bool:
-    enabled = torch.is_autocast_enabled(device.type)
-    return enabled and torch.get_autocast_dtype(device.type) == torch.float16
+    kind = device.type
+    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return enabled and torch.get_autocast_dtype(kind) == torch.float16
 
 
 def _check_start(start: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
