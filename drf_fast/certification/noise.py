@@ -20,6 +20,7 @@ from drf_fast.certification import inputs
 from drf_fast.errors import InputError
 from drf_fast.models.faster import same
 from drf_fast.ops import level_checks
+from drf_fast.runtime.memory import is_out_of_memory
 
 # Recorded in every log of sound certificates; see docs/certification.md.
 ASSUMPTIONS = (
@@ -245,7 +246,9 @@ def _refuse_shared_draws(
 
     try:
         passes = of_copies(min(len(rows), _COPIES))
-    except Exception:  # it takes batches of one size only
+    except Exception as error:  # it takes batches of one size only
+        if is_out_of_memory(error):
+            raise
         passes = of_copies(len(rows))
     alike = all(same(got, got[:1].expand_as(got), bf16) for got in passes)
     if alike and not all(same(got, passes[0], bf16) for got in passes):

@@ -151,8 +151,10 @@ class NoisyVotes:
         try:
             was_judged = judged(number)
         except Exception as error:
-            if isinstance(error, InputError) or number == most:
+            refused = isinstance(error, InputError) and error.__cause__ is None
+            if refused or number == most or is_out_of_memory(error):
                 raise
+            self.prepare(x)
             was_judged = judged(most)  # it takes batches of one size only
         if not was_judged:
             reason = "it draws random numbers that are not torch's"

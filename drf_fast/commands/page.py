@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from PIL import Image
 from drf_fast import data
 from drf_fast.attacks.gallery import choose
 from drf_fast.attacks.log import Attacked
-from drf_fast.certification.log import Log, sidecar
+from drf_fast.certification.log import Log
 from drf_fast.data import folders
 from drf_fast.data.dataset import Dataset
 from drf_fast.errors import InputError
@@ -103,8 +104,7 @@ def _images_of(log: Log) -> Dataset:
     config = log.config or {}
     if not isinstance(config.get("data"), str) or config.get("split") not in ("test", "train"):
         raise InputError(f"{log.path} does not say of which data set it is")
-    place = _data_dir(log.path.parent / "config.json", "data_dir")
-    place = place or _data_dir(sidecar(log.path), "environment", "data_dir")
+    place = _recorded_folder(log)
     if place is None and config["data"] in folders.NAMES:
         raise InputError(f"nothing beside {log.path} says where its {config['data']} lies")
     images = data.load(config["data"], config["split"], data_dir=place, download=False)
@@ -113,15 +113,16 @@ def _images_of(log: Log) -> Dataset:
     return images
 
 
-def _data_dir(recorded: Path, *keys: str) -> Path | None:
-    """The folder of images that a run or a log records under these keys, if it does."""
-    try:
-        place = read_json(recorded)
-        for key in keys:
-            place = place.get(key)
-    except (InputError, AttributeError):
-        return None
-    return Path(place) if isinstance(place, str) else None
+def _recorded_folder(log: Log) -> Path | None:
+    """The folder of the images: as the log's last run had it, else as the training run did."""
+    config = log.config or {}
+    later = config.get("environments_resumed")
+    runs = [*(reversed(later) if isinstance(later, list) else []), config.get("environment")]
+    with contextlib.suppress(InputError):
+        runs.append(read_json(log.path.parent / "config.json"))
+    found = (run.get("data_dir") for run in runs if isinstance(run, dict))
+    place = next((place for place in found if isinstance(place, str)), None)
+    return None if place is None else Path(place)
 
 
 def _attack_results(

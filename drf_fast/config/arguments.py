@@ -148,7 +148,7 @@ def merged(
 
     config = with_recipe(TrainConfig())
     if config.resume:
-        config = with_recipe(_settings_of_saved_run(config))
+        config = with_recipe(_settings_of_saved_run(_expanded(config)))
     if recipe is not None and recipes.depends_on_sigma(str(recipe)):
         _say_nearest_sigma(str(recipe), config.sigma)
     return _expanded(config)

@@ -126,31 +126,47 @@ class Attributes:
         )
 
     def restore(self) -> bool:
-        """Take back what a trace has left: fx.Proxy, numbers, the constants of torch.fx.
+        """Take back what a trace has left: each fx.Proxy, what was set with it, counts, constants.
 
-        Nothing else, such as the mode, since other threads may have set it.
+        Nothing else, above all not the mode: other threads may have set it.
 
         Returns:
             Whether the code itself has left something.
         """
-        left = False
+        left = _is_traced(self._content[0][0], set())
         for container, copy in self._content:
-            if isinstance(container, dict):
-                for name, value in list(container.items()):
-                    constant = str(name).startswith("_tensor_constant") and name not in copy
-                    old = copy.get(name)
-                    number = type(value) in (int, float) and value is not old and value != old
-                    changed = _is_traced(value) or number
-                    if (changed or constant) and name in copy:
-                        container[name] = copy[name]
-                    elif changed or constant:
-                        del container[name]
-                    left = left or changed
-            elif any(map(_is_traced, container)):
-                left = True
-                container.clear()
-                (container.update if isinstance(container, set) else container.extend)(copy)
+            if left:
+                _reset(container, copy)
+            elif isinstance(container, dict):
+                left = _reset_numbers(container, copy) or left
         return left
+
+
+def _reset(container: Any, copy: Any) -> None:
+    """The content of the copy, except the mode of a module."""
+    if not isinstance(container, dict):
+        container.clear()
+        (container.update if isinstance(container, set) else container.extend)(copy)
+        return
+    for name in [name for name in container if name not in copy]:
+        del container[name]
+    container.update({name: value for name, value in copy.items() if name != "training"})
+
+
+def _reset_numbers(values: dict[Any, Any], copy: dict[Any, Any]) -> bool:
+    """Reset numbers that have changed, whether there are any, and constants of torch.fx."""
+    changed = False
+    for name, value in list(values.items()):
+        old = copy.get(name)
+        constant = str(name).startswith("_tensor_constant") and name not in copy
+        number = type(value) in (int, float) and value is not old
+        number = number and (type(old) is not type(value) or value != old)
+        if constant or (number and name not in copy):
+            del values[name]
+        elif number:
+            values[name] = old
+        changed = changed or number
+    return changed
 
 
 def _copied(container: Any) -> Any:
@@ -161,6 +177,11 @@ def _values(container: Any) -> list[Any]:
     return list(container.values() if isinstance(container, dict) else container)
 
 
-def _is_traced(value: Any) -> bool:
-    inside = isinstance(value, tuple) and any(map(_is_traced, value))
-    return inside or isinstance(value, fx.Proxy)
+def _is_traced(value: Any, seen: set[int]) -> bool:
+    """Whether it is an fx.Proxy or a container with one, at any depth."""
+    if isinstance(value, fx.Proxy):
+        return True
+    if not isinstance(value, (*_CONTAINERS, tuple)) or id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(_is_traced(element, seen) for element in _values(value))

@@ -107,8 +107,9 @@ def start(device: torch.device, timeout: float = DEFAULT_TIMEOUT) -> None:
     if count() == 1 or dist.is_initialized():
         return
     local = _from_environment("LOCAL_RANK", 0, 0)
-    if os.environ.get("CUDA_VISIBLE_DEVICES", ",").isdecimal():  # each process sees its own GPU
-        local = 0
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if not by_torchrun and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ","):
+        local = 0  # srun shows each process its own GPU
     if device.type == "cuda" and local >= torch.cuda.device_count():
         raise InputError(
             f"LOCAL_RANK is {local}, and this machine has {torch.cuda.device_count()} GPUs: "

@@ -42,9 +42,10 @@ def network(
     if fit.layer is not None or ours:
         _refuse_other_layer(config.normalize, fit.layer, path)
     elif fit.has_layer:
+        other = "; if not, pass --normalize" if config.normalize == "none" else ""
         announce(
             f"{path.name} has a first layer without its constants: assumed --normalize "
-            f"{config.normalize}"
+            f"{config.normalize}{other}"
         )
     elif layer is not None:
         announce(

@@ -45,7 +45,8 @@ _OF_ALL = ("max_steps", "accumulate", "certify_images", "certify_n")
 def prepare(config: TrainConfig, folder: Path) -> Run:
     """Build data, network, optimizer and ball; restore the checkpoint in the folder if resuming."""
     check(config, processes.count())
-    if config.normalize == "auto":  # a network of the user's own normalises inside, if at all
+    usual_layer = config.normalize == "auto"
+    if usual_layer:  # a network of the user's own normalises inside, if at all
         layer = "none" if names_code(config.arch) else normalize.for_data(config.data)
         config = dataclasses.replace(config, normalize=layer)
     train_set = data.load(
@@ -60,6 +61,9 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     processes.start(device, seconds(config.timeout, "timeout"))
     _refuse_other_processes(config, train_set.fingerprint, test_set.fingerprint)
     saved = processes.broadcast(state.read(folder) if config.resume else None)
+    if saved and usual_layer:
+        layer = saved["config"].get("normalize", config.normalize)
+        config = dataclasses.replace(config, normalize=layer)
     if saved:
         refuse_other_settings(config, saved["config"], train_set.fingerprint, folder)
         known = {name: saved["config"].get(name, "auto") for name in MEASURED}

@@ -163,17 +163,20 @@ def test_logits_of_masked_classes_do_not_hide_that_rows_see_each_other(mask, mas
         classifier(masked).certify_batch(images(), 20, 200, 0.01, 50)
 
 
-def test_a_callable_of_one_batch_size_is_tested_with_it():
+@pytest.mark.parametrize("kind", [TypeError, RuntimeError])
+@pytest.mark.parametrize("size", [40, 512])
+def test_a_callable_of_one_batch_size_is_tested_with_it(size, kind):
     """As a compiled program of another framework; n0 and n are multiples of the size."""
     sizes = set()
 
     def network(rows: torch.Tensor) -> torch.Tensor:
-        if len(rows) != 40:
-            raise TypeError("a batch must have 40 images")
+        if len(rows) != size:
+            raise kind(f"a batch must have {size} images")
         sizes.add(len(rows))
         return differences(rows)
 
-    smoothed = classifier(network, batch_size=40)
+    smoothed = classifier(network, batch_size=size)
     for _ in range(2):
-        assert smoothed.certify_batch(images(), 40, 200, 0.01, 40).count.shape == (6,)
-    assert sizes == {40}
+        counted = smoothed.certify_batch(images()[:2], size, 2 * size, 0.01, size)
+        assert counted.count.shape == (2,)
+    assert sizes == {size}

@@ -11,7 +11,7 @@ import pytest
 from drf_fast.certification import loading
 from drf_fast.certification.log.sidecar import refuse_other_config
 from drf_fast.commands.sweep import cost, grid
-from drf_fast.config import arguments, look, methods, options, tags, training
+from drf_fast.config import arguments, look, methods, options, tags, training, values
 from drf_fast.config.look import GapConfig
 from drf_fast.config.options import CertifyConfig, PredictConfig, TrainConfig
 from drf_fast.config.tags import Of, Range, Role, Tag
@@ -159,3 +159,12 @@ def test_a_home_folder_is_not_a_folder_of_that_name(monkeypatch, tmp_path, words
     (tmp_path / "a.toml").write_text('data_dir = "~/images"\n')
     config = arguments.parse_train(["--config=~/a.toml"])
     assert config.data_dir == tmp_path / "images"
+
+
+def test_a_run_in_the_home_folder_goes_on_with_its_settings(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = dataclasses.replace(TrainConfig(), sigma=1.0, out=tmp_path / "r")
+    (tmp_path / "r").mkdir()
+    recorded = {**values.to_dict(config), "method_label": "smoothadv+drf"}
+    (tmp_path / "r" / "config.json").write_text(json.dumps(recorded))
+    assert arguments.parse_train(["--out=~/r", "--resume"]).sigma == 1.0

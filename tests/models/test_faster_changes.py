@@ -223,3 +223,39 @@ def test_a_constant_in_one_mode_leaves_the_other_fused():
     fast = Faster(Scaling())
     assert fast.eval().fused(X) is not None
     assert fast.train().fused(X) is None and fast.eval().fused(X) is not None
+
+
+class Lazy(Pooled):
+    """Code that makes containers, flags and numbers at its first pass."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.kept, self.last, self.ready = kind, None, torch.rand(3), False
+        self.kept: Any
+
+    def forward(self, x: torch.Tensor) -> Any:
+        h = self.features(x)
+        if self.kind == "flag":
+            if not self.ready:
+                self.scale, self.ready = x.new_full((), 2.0), True
+            return self.scale * self.fc(h)
+        if self.kind == "number":
+            self.last = 0.0
+        elif self.kept is None:
+            made = x.new_full((), 2.0)
+            self.kept = {"dict": {"scale": made}, "list": [made], "deep": {"a": [(made,)]}}[
+                self.kind
+            ]
+        return self.fc(h)
+
+
+@pytest.mark.parametrize("kind", ["flag", "number", "dict", "list", "deep"])
+def test_what_a_trace_has_made_is_made_again(kind):
+    network, plain = Lazy(kind).eval(), Lazy(kind).eval()
+    for one in (network, plain):  # as before the first pass
+        one.kept, one.last, one.ready = None, torch.rand(3), False
+    fast = Faster(network)
+    for _ in range(2):
+        torch.testing.assert_close(fast(X), plain(X))
+    torch.testing.assert_close(network(X), plain(X))
+    assert "Proxy" not in repr(vars(network))
