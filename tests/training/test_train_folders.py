@@ -61,7 +61,13 @@ def test_the_page_finds_the_images_by_the_settings_of_the_run(pictures, tmp_path
     assert main(["certify", str(run), *few]) == 0
     assert main(["report", str(run), "--html", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").read_text().count("<li data-state=") == 2
-    (run / "config.json").unlink()
+    (run / "config.json").unlink()  # the log says it, too
+    assert main(["report", str(run), "--force", "--html", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").read_text().count("<li data-state=") == 2
+    (sidecar,) = run.glob("certify-*.json")
+    settings = json.loads(sidecar.read_text())
+    del settings["environment"]["data_dir"]
+    sidecar.write_text(json.dumps(settings))
     capsys.readouterr()
     assert main(["report", str(run), "--force", "--html", str(tmp_path / "page.html")]) == 0
     assert "says where its imagefolder lies" in capsys.readouterr().err
