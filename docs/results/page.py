@@ -69,11 +69,12 @@ def full() -> str:
         if method not in ran
     ]
     time = "two and a half hours of two cores that have bf16 arithmetic"
-    left = (
-        f"Not yet run at σ = 1: {', '.join(missing)}. With an adversary, a row takes\n"
-        f"{time}, and about a day of one core without. The\n"
-        "commands are `docs/results/full.sh MNIST_FOLDER RUN_FOLDER` and\n"
-        "`python docs/results/full.py RUN_FOLDER > docs/results/full.json`."
+    left = textwrap.fill(
+        f"Not yet run at σ = 1: {', '.join(missing)}. With an adversary, a row takes {time}, and "
+        "about a day of one core without. The commands are `docs/results/full.sh MNIST_FOLDER "
+        "RUN_FOLDER` and `python docs/results/full.py RUN_FOLDER > docs/results/full.json`.",
+        100,
+        break_on_hyphens=False,
     )
     if not found["rows"]:
         return left

@@ -107,5 +107,5 @@ def test_the_full_protocol_says_which_of_its_rows_are_missing(tmp_path, monkeypa
             "| smoothadv-drf-published − smoothadv-published | 1 | 0 | +0.020 | 0.003 | +0.012 |"
         )
         assert said.count(f"{between} 250 |") == said.count("DRF − baseline") == len(pairs)
-        left = said.partition("Not yet run at σ = 1: ")[2].partition(". With")[0]
+        left = said.replace("\n", " ").partition("Not yet run at σ = 1: ")[2].partition(". With")[0]
         assert left == expected
