@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def certify(config: CertifyConfig) -> Path | None:
         return None
     description = _description(config, loaded, work)
     if source.data_dir is not None:  # where ``report`` finds images for its page
-        place = str(source.data_dir.expanduser().absolute())
+        place = str(Path(os.path.expanduser(source.data_dir)).absolute())
         description["environment"] = {**description["environment"], "data_dir": place}
     with _open_log(config, out, description) as log:
         engine.run(work, log, processes.rank(), processes.count())

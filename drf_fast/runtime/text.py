@@ -29,5 +29,7 @@ def duration(seconds: float) -> str:
 
 def rounded_down(value: float, decimals: int) -> str:
     """What was certified, never shown larger than its shortest decimal form, which a log holds."""
+    if not abs(value) < 1e15:  # no radius
+        return f"{value:.{decimals}f}"
     exact = Decimal(repr(float(value)))
     return f"{exact.quantize(Decimal(1).scaleb(-decimals), ROUND_FLOOR):f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def description(run: Run) -> dict[str, Any]:
     files = {"init_sha256": run.init_sha256, "teacher_sha256": run.teacher_sha256}
     left_out = {"left_out": dict(run.left_out)} if run.left_out else {}
     place = run.config.data_dir  # to be found from another folder
-    place = None if place is None else str(place.expanduser().absolute())
+    place = None if place is None else str(Path(os.path.expanduser(place)).absolute())
     return {
         **to_dict(run.config),
         "data_dir": place,

@@ -20,6 +20,7 @@ from drf_fast.report import charts, style, summarize
 from drf_fast.report.groups import largest_radius
 from drf_fast.report.plot import curve
 from drf_fast.report.tables import draw_tables
+from drf_fast.runtime.text import rounded_down
 
 CAPTION = (
     "ACR and certified accuracy in % at L2 radius r (pixel units): 5 images of mnist-mini; "
@@ -231,3 +232,12 @@ def test_a_picture_that_cannot_be_written_is_refused(three, tmp_path, capsys, na
     with pytest.raises(InputError, match=message):
         run(three, plot=tmp_path / name)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.4996, "0.499"), (0.3, "0.300"), (0.0, "0.000"), (12.3456789, "12.345"),
+     (float("inf"), "inf"), (1e25, f"{1e25:.3f}")],
+)  # fmt: skip
+def test_no_radius_is_shown_larger_than_it_is(value, shown):
+    assert rounded_down(value, 3) == shown
