@@ -21,7 +21,7 @@ from drf_fast.certification.network import as_requested
 from drf_fast.certification.noise import ASSUMPTIONS
 from drf_fast.checkpoints import first_layer, given
 from drf_fast.checkpoints import ours as checkpoint
-from drf_fast.config import tags
+from drf_fast.config import run_files, tags
 from drf_fast.config.durations import seconds
 from drf_fast.config.look import AttackConfig
 from drf_fast.config.options import CertifyConfig, SmoothedConfig
@@ -79,7 +79,7 @@ class Source:
         """
         if self.path is None:
             return Path(f"{self.saved['arch'].replace(':', '.')}-{name}")
-        if self.path.name != checkpoint.FILE_NAME:
+        if self.path.name != run_files.CHECKPOINT:
             name = f"{self.path.stem}-{name}"
         return self.path.parent / name
 

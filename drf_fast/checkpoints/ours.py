@@ -16,11 +16,11 @@ from torch import nn
 from drf_fast import models
 from drf_fast.checkpoints import foreign, tensorfile
 from drf_fast.checkpoints.checksum import content_sha256
+from drf_fast.config import run_files
 from drf_fast.config.values import names_code
 from drf_fast.errors import InputError
 from drf_fast.runtime.files import write_atomic
 
-FILE_NAME = "checkpoint.pt"
 _FORMAT = "drf_fast checkpoint 2"  # with a checksum of all the rest
 _WITHOUT_CHECKSUM = "drf_fast checkpoint 1"  # written by drf_fast 0.1
 _FILE_KEYS = ("format", "checksum", "sha256")
@@ -79,7 +79,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 def locate(path: Path) -> Path:
     """The checkpoint file of ``path``, which may be a run folder."""
-    return path / FILE_NAME if path.is_dir() else path
+    return path / run_files.CHECKPOINT if path.is_dir() else path
 
 
 def sha256(path: Path) -> str:

@@ -17,6 +17,7 @@ from drf_fast import data
 from drf_fast.attacks.gallery import choose
 from drf_fast.attacks.log import Attacked
 from drf_fast.certification.log import Log
+from drf_fast.config import run_files
 from drf_fast.data import folders
 from drf_fast.data.dataset import Dataset
 from drf_fast.errors import InputError
@@ -30,7 +31,6 @@ from drf_fast.runtime.files import read_json
 from drf_fast.runtime.progress import say
 from drf_fast.training.metrics import read_metrics
 
-NAME = "page.html"
 _MOST_PICTURES, _MOST_PIXELS = 200, 64
 
 
@@ -59,11 +59,14 @@ def write_beside(folder: Path, logs: Sequence[str | Path]) -> Path | None:
     """Write the page into a run's or sweep's folder; None, with a message, without the packages."""
     if page.missing():
         needed = " and ".join(page.missing())
-        say(f"no {NAME}: it needs {needed}, which are not installed; everything else is written")
+        say(
+            f"no {run_files.PAGE}: it needs {needed}, which are not installed; everything else is "
+            "written"
+        )
         return None
     found = read_all(logs)
-    write(folder / NAME, summarize(found.logs, paper=False), found.attacks)
-    return folder / NAME
+    write(folder / run_files.PAGE, summarize(found.logs, paper=False), found.attacks)
+    return folder / run_files.PAGE
 
 
 def _training(summary: Summary) -> dict[str, list[Mapping[str, Any]]]:
@@ -119,7 +122,7 @@ def _recorded_folder(log: Log) -> Path | None:
     later = config.get("environments_resumed")
     runs = [*(reversed(later) if isinstance(later, list) else []), config.get("environment")]
     with contextlib.suppress(InputError):
-        runs.append(read_json(log.path.parent / "config.json"))
+        runs.append(read_json(log.path.parent / run_files.SETTINGS))
     found = (run.get("data_dir") for run in runs if isinstance(run, dict))
     place = next((place for place in found if isinstance(place, str)), None)
     return None if place is None else Path(place)

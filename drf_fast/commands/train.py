@@ -7,8 +7,8 @@ from pathlib import Path
 
 from drf_fast import data
 from drf_fast.certification.log.sidecar import read_config
-from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands import certify, page, report
+from drf_fast.config import run_files
 from drf_fast.config.options import CertifyConfig, TrainConfig
 from drf_fast.config.training import run_folder
 from drf_fast.config.values import names_code
@@ -49,10 +49,10 @@ def run(config: TrainConfig) -> int:
         if at is not None:
             announce(f"page: {at}")
     if config.json:
-        shown = None if log is None else report.as_json([log], plot=folder / "curve.png")
+        shown = None if log is None else report.as_json([log], plot=folder / run_files.CURVE)
         print(json.dumps({"folder": str(folder), "metrics": metrics, "report": shown}, indent=2))
         return 0
-    return 0 if log is None else report.run([log], plot=folder / "curve.png", force=True)
+    return 0 if log is None else report.run([log], plot=folder / run_files.CURVE, force=True)
 
 
 def _certify(config: TrainConfig, folder: Path) -> Path:
@@ -60,7 +60,7 @@ def _certify(config: TrainConfig, folder: Path) -> Path:
 
     A log of another network, of other images or with another n is replaced.
     """
-    out = folder / "certificates.tsv"
+    out = folder / run_files.CERTIFICATES
     test_images = len(data.load(config.data, "test", data_dir=config.data_dir))
     skip = max(1, test_images // config.certify_images)
     wanted = {
@@ -68,12 +68,12 @@ def _certify(config: TrainConfig, folder: Path) -> Path:
         "skip": skip,
         "max_images": config.certify_images,
     }
-    same = config.resume and certify.is_of_network(out, folder / checkpoint.FILE_NAME)
+    same = config.resume and certify.is_of_network(out, folder / run_files.CHECKPOINT)
     same = same and wanted.items() <= read_config(out).items()
     same = processes.broadcast(same)
     log = certify.certify(
         CertifyConfig(
-            checkpoint=folder / checkpoint.FILE_NAME,
+            checkpoint=folder / run_files.CHECKPOINT,
             data_dir=config.data_dir,  # the images may have moved since the checkpoint was written
             arch=config.arch if names_code(config.arch) else None,
             n=config.certify_n,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from drf_fast.config import methods, published, recipes, tags
+from drf_fast.config import methods, published, recipes, run_files, tags
 from drf_fast.config.help import description, sectioned
 from drf_fast.config.options import SweepConfig, TrainConfig
 from drf_fast.config.tags import Role, Tag
@@ -197,7 +197,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def _settings_of_saved_run(config: TrainConfig) -> TrainConfig:
     """The settings of the run in the folder, so that --out and --resume are enough."""
-    path = run_folder(config) / "config.json"
+    path = run_folder(config) / run_files.SETTINGS
     if not path.exists():
         return config
     saved = read_json(path)

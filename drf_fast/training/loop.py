@@ -16,6 +16,7 @@ import torch
 from drf_fast import data
 from drf_fast.balls import SoftBall
 from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.config import run_files
 from drf_fast.config.options import TrainConfig
 from drf_fast.config.training import (
     images_of_a_step,
@@ -37,25 +38,13 @@ from drf_fast.training.prepare import prepare
 from drf_fast.training.run import Run, announce
 from drf_fast.training.step import one_step
 
-_SETTINGS, _EVENTS = "config.json", "tensorboard"
-_FILES = (
-    checkpoint.FILE_NAME,
-    _SETTINGS,
-    teacher.FILE_NAME,
-    "metrics.jsonl",
-    "certificates.tsv",
-    "certificates.json",
-    "curve.png",
-    "page.html",
-)
-
 _STEPS_BETWEEN_SIGNAL_CHECKS = 16  # where several processes use GPUs
 
 
 def _remove_run(folder: Path) -> None:
     """Remove the files of an earlier run, and nothing else; last what tells that it is ours."""
-    shutil.rmtree(folder / _EVENTS, ignore_errors=True)
-    for name in sorted(_FILES, key=lambda name: name == _SETTINGS):
+    shutil.rmtree(folder / run_files.EVENTS, ignore_errors=True)
+    for name in sorted(run_files.OF_A_RUN, key=lambda name: name == run_files.SETTINGS):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -65,7 +54,7 @@ def _refuse_foreign(folder: Path) -> None:
     Raises:
         InputError: it holds some, and they are not those of a run.
     """
-    names = [name for name in (*_FILES, _EVENTS) if (folder / name).exists()]
+    names = [name for name in (*run_files.OF_A_RUN, run_files.EVENTS) if (folder / name).exists()]
     if names and not _is_run(folder, names):
         raise InputError(
             f"{folder} holds no run of drf_fast: expected a run folder or an empty one, got "
@@ -75,22 +64,23 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _is_run(folder: Path, names: list[str]) -> bool:
     """Whether the files in the folder are those of a run, by its settings, else its checkpoint."""
-    if _SETTINGS in names:
+    if run_files.SETTINGS in names:
         try:
-            saved = read_json(folder / _SETTINGS)
+            saved = read_json(folder / run_files.SETTINGS)
         except InputError:
             return True  # damaged: replacing such a run is what --force is for
         return not isinstance(saved, dict) or "method_label" in saved
-    if checkpoint.FILE_NAME in names:
+    if run_files.CHECKPOINT in names:
         with contextlib.suppress(InputError):
-            checkpoint.load(folder / checkpoint.FILE_NAME)
+            checkpoint.load(folder / run_files.CHECKPOINT)
             return True
-    return set(names) <= {"certificates.tsv", "certificates.json"}  # written by certify
+    certify_writes = {run_files.CERTIFICATES, run_files.CERTIFICATES_SETTINGS}
+    return set(names) <= certify_writes
 
 
 def _remove_temporary_files(folder: Path) -> None:
     """Remove temporary files that a killed process has left; see ``files.atomic_file``."""
-    for name in _FILES:
+    for name in run_files.OF_A_RUN:
         for path in folder.glob(f".{name}.*"):
             path.unlink(missing_ok=True)
 

@@ -8,11 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from drf_fast.config import run_files
 from drf_fast.runtime.files import write_atomic
 from drf_fast.runtime.progress import say
 from drf_fast.training.events import Events
-
-_FILE_NAME = "metrics.jsonl"
 
 
 def last_metrics(folder: Path) -> dict[str, Any]:
@@ -24,7 +23,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl up to the first damaged one; none if it is missing."""
     rows: list[dict[str, Any]] = []
     with contextlib.suppress(OSError, ValueError):
-        for line in (folder / _FILE_NAME).read_text(encoding="utf-8").splitlines():
+        for line in (folder / run_files.METRICS).read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
                 break
@@ -42,11 +41,11 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, epochs_done: int, epochs: int) -> None:
-        self._path, self._epochs = folder / _FILE_NAME, epochs
+        self._path, self._epochs = folder / run_files.METRICS, epochs
         # An epoch that was logged but not saved is trained again.
         kept = [row for row in read_metrics(folder) if row["epoch"] <= epochs_done]
         write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._events = Events(folder / "tensorboard", purge_step=epochs_done + 1)
+        self._events = Events(folder / run_files.EVENTS, purge_step=epochs_done + 1)
 
     def write(self, metrics: dict[str, Any]) -> None:
         with self._path.open("a") as file:

@@ -10,6 +10,7 @@ import torch
 
 from drf_fast import data
 from drf_fast.balls import HardBall, SoftBall
+from drf_fast.config import run_files
 from drf_fast.config.durations import seconds
 from drf_fast.config.options import TrainConfig
 from drf_fast.config.training import (
@@ -118,7 +119,7 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     run.init_sha256, run.left_out = init_sha256, left_out
     if saved:
         state.restore(run, saved)
-    has_votes = processes.broadcast(bool(saved) and (folder / teacher.FILE_NAME).exists())
+    has_votes = processes.broadcast(bool(saved) and (folder / run_files.TEACHER_VOTES).exists())
     teacher_sha256 = saved["config"].get("teacher_sha256") if saved else None
     if config.method == "catrs" and not has_votes:
         run.teacher = teacher.load(config, train_set.num_classes, shape, device, teacher_sha256)

@@ -9,6 +9,7 @@ from typing import Any
 from drf_fast.backends import dispatch
 from drf_fast.balls import SoftBall
 from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.config import run_files
 from drf_fast.config.training import method_label
 from drf_fast.config.values import to_dict
 from drf_fast.errors import InputError
@@ -37,7 +38,7 @@ def description(run: Run) -> dict[str, Any]:
 def record(run: Run) -> None:
     """Write ``config.json``: settings, measured choices, what was left out, versions."""
     environment = machine.environment(run.device, dispatch.current())
-    write_json(run.folder / "config.json", {**description(run), "environment": environment})
+    write_json(run.folder / run_files.SETTINGS, {**description(run), "environment": environment})
     run.recorded = dict(run.left_out)
 
 
@@ -68,7 +69,7 @@ def save(run: Run) -> None:
     }
     if isinstance(run.ball, SoftBall):
         content["ball"] = run.ball.state_dict()
-    checkpoint.save(run.folder / checkpoint.FILE_NAME, content)
+    checkpoint.save(run.folder / run_files.CHECKPOINT, content)
     if run.recorded != run.left_out:  # for example, a CUDA graph could not be captured
         record(run)
 
@@ -79,7 +80,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     Raises:
         InputError: not a checkpoint, or a damaged one.
     """
-    path = folder / checkpoint.FILE_NAME
+    path = folder / run_files.CHECKPOINT
     return checkpoint.load(path) if path.exists() else None
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from drf_fast import data
 from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.config import run_files
 from drf_fast.config.options import TrainConfig
 from drf_fast.config.values import names_code
 from drf_fast.errors import InputError
@@ -29,7 +30,6 @@ from drf_fast.runtime.progress import Tracker
 from drf_fast.runtime.randomness import TEACHER
 from drf_fast.training.run import Run
 
-FILE_NAME = "smoothed.npy"
 _ROWS, _PIXELS = {"cpu": 512, "cuda": 8192}, 2**26  # maxima for a forward pass
 _VOTES = 2**15  # votes between two updates of the progress display
 
@@ -95,7 +95,7 @@ def attach(run: Run) -> None:
     """
     if run.config.method != "catrs":
         return
-    path = run.folder / FILE_NAME
+    path = run.folder / run_files.TEACHER_VOTES
     shape = len(run.train_set), run.train_set.num_classes
     if run.teacher is None:
         run.smoothed = torch.zeros(shape, device=run.device)

@@ -16,7 +16,7 @@ import drf_fast
 from drf_fast import models
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands import cli
-from drf_fast.config import look, options
+from drf_fast.config import look, options, run_files
 
 ROOT = Path(__file__).parents[2]
 PROJECT = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -39,7 +39,7 @@ def write_run(folder: Path) -> None:
         "image_shape": [1, 28, 28],
         "config": {"sigma": 0.5, "data": "mnist-mini", "method_label": "smoothadv"},
     }
-    checkpoint.save(folder / checkpoint.FILE_NAME, content)
+    checkpoint.save(folder / run_files.CHECKPOINT, content)
 
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=list(BLOCKS))

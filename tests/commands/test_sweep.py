@@ -19,7 +19,7 @@ from drf_fast.commands.cli import main
 from drf_fast.commands.sweep import cost, figures, grid, plan, summary
 from drf_fast.commands.sweep.run import Clock
 from drf_fast.commands.sweep.summary import Result, Setting
-from drf_fast.config import arguments
+from drf_fast.config import arguments, run_files
 from drf_fast.config.options import SweepConfig
 from drf_fast.errors import RunError
 from drf_fast.report.summary import average_certified_radius
@@ -250,7 +250,7 @@ def test_a_sweep_in_the_folder_is_kept(whole, flags, message, capsys):
     "content", ["{}", "[]", "{", '{"format": "drf_fast sweep 1", "vary": 3}', "[" * 100_000]
 )
 def test_a_damaged_description_is_refused(tmp_path, content, capsys):
-    (tmp_path / plan.FILE_NAME).write_text(content)
+    (tmp_path / run_files.SWEEP).write_text(content)
     assert main(["sweep", "--seeds", "0", "--resume", "--out", str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -262,9 +262,9 @@ def test_a_description_cannot_name_folders_elsewhere(tmp_path):
     (folder / "own" / "config.json").write_text("{}")
     sweep = plan.Sweep(folder, {}, (0,), {}, dict(plan._CERTIFICATION), [])
     sweep.save()
-    content = json.loads((folder / plan.FILE_NAME).read_text())
+    content = json.loads((folder / run_files.SWEEP).read_text())
     content["runs"] = ["..", ".", "../..", "own"]
-    (folder / plan.FILE_NAME).write_text(json.dumps(content))
+    (folder / run_files.SWEEP).write_text(json.dumps(content))
     assert plan._old_runs(folder) == [folder / "own"]
 
 

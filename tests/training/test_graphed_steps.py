@@ -11,6 +11,7 @@ import torch
 
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
+from drf_fast.config import run_files
 
 pytestmark = pytest.mark.gpu
 
@@ -38,7 +39,7 @@ METHODS = {
 
 def train(folder: Path, *flags: str) -> dict[str, Any]:
     assert main(["train", "--out", str(folder), *SMALL, *flags]) == 0
-    return checkpoint.load(folder / checkpoint.FILE_NAME)
+    return checkpoint.load(folder / run_files.CHECKPOINT)
 
 
 @pytest.mark.parametrize("name", METHODS)

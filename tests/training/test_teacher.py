@@ -15,6 +15,7 @@ import drf_fast
 from drf_fast import data
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
+from drf_fast.config import run_files
 from drf_fast.config.options import TrainConfig
 from drf_fast.config.training import trained
 from drf_fast.errors import InputError
@@ -51,11 +52,11 @@ def whole(tmp_path_factory, teacher) -> Path:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    return checkpoint.load(folder / checkpoint.FILE_NAME)
+    return checkpoint.load(folder / run_files.CHECKPOINT)
 
 
 def test_the_votes_are_those_of_the_network_at_its_own_noise_level(whole, teacher):
-    path = teacher / checkpoint.FILE_NAME
+    path = teacher / run_files.CHECKPOINT
     network = checkpoint.build_model(checkpoint.load(path), path).eval()
     images = data.load("mnist-mini", "train", limit=IMAGES)
     key = drf_fast.noise_key(SEED, TEACHER)
@@ -85,7 +86,7 @@ def test_a_resumed_run_is_the_whole_run_and_needs_no_teacher(whole, teacher, tmp
     assert all(torch.equal(got["model"][key], value) for key, value in expected["model"].items())
     assert torch.equal(got["ball"]["lam"], expected["ball"]["lam"])
     assert float(expected["ball"]["lam"]) != 1.0
-    digest = checkpoint.sha256(teacher / checkpoint.FILE_NAME)
+    digest = checkpoint.sha256(teacher / run_files.CHECKPOINT)
     assert got["config"]["teacher_sha256"] == expected["config"]["teacher_sha256"] == digest
     assert "catrs_teacher" not in trained(got["config"])  # where it lay did not shape the network
 
@@ -148,11 +149,11 @@ def test_another_teacher_does_not_count_for_a_resumed_run(whole, teacher, tmp_pa
     folder, other = tmp_path / "run", tmp_path / "teacher"
     shutil.copytree(whole, folder)
     (folder / "smoothed.npy").unlink()
-    saved = checkpoint.load(folder / checkpoint.FILE_NAME)
+    saved = checkpoint.load(folder / run_files.CHECKPOINT)
     other.mkdir()
-    checkpoint.save(other / checkpoint.FILE_NAME, {**state(teacher), "epoch": 7})
+    checkpoint.save(other / run_files.CHECKPOINT, {**state(teacher), "epoch": 7})
     config = {**saved["config"], "catrs_teacher": str(other)}
-    checkpoint.save(folder / checkpoint.FILE_NAME, {**saved, "config": config})
+    checkpoint.save(folder / run_files.CHECKPOINT, {**saved, "config": config})
     assert train(folder, other, "--resume") == 2
     assert "is another network than the run was started with" in capsys.readouterr().err
 

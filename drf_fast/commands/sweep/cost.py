@@ -22,7 +22,7 @@ from drf_fast.certification import engine, loading, plan
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands import certify
 from drf_fast.commands.sweep.plan import Sweep
-from drf_fast.config import tags
+from drf_fast.config import run_files, tags
 from drf_fast.config.options import TrainConfig
 from drf_fast.config.tags import Role, Tag
 from drf_fast.config.training import steps_of_an_epoch
@@ -104,7 +104,7 @@ def _try(sweep: Sweep, config: TrainConfig) -> dict[str, Any]:
         config = dataclasses.replace(config, lr=1e-6, max_steps=1, certify_images=0, catrs_n=1)
         first = Path(folder, "first")  # warms up
         loop.train(dataclasses.replace(config, out=first))
-        saved = checkpoint.load(first / checkpoint.FILE_NAME)
+        saved = checkpoint.load(first / run_files.CHECKPOINT)
         config = dataclasses.replace(config, memory_format=saved["config"]["memory_format"])
         step_seconds = _step_seconds(config, Path(folder))
         vote_seconds = teacher.attach_placeholder(prepare(config, Path(folder, "votes")))
@@ -138,7 +138,7 @@ def _timed(config: TrainConfig, folder: Path, steps: int) -> tuple[float, int]:
     start = time.perf_counter()
     loop.train(dataclasses.replace(config, out=folder, max_steps=steps))
     taken = time.perf_counter() - start
-    return taken, checkpoint.load(folder / checkpoint.FILE_NAME)["step"]
+    return taken, checkpoint.load(folder / run_files.CHECKPOINT)["step"]
 
 
 def _certification(

@@ -15,6 +15,7 @@ import numpy as np
 
 from drf_fast.commands.sweep.grid import flag, format_value
 from drf_fast.commands.sweep.summary import Result, Setting, label
+from drf_fast.config import run_files
 from drf_fast.report import style
 from drf_fast.report.plot import curve
 from drf_fast.runtime.text import number_of
@@ -48,10 +49,10 @@ def draw_all(result: Result, folder: Path) -> list[Path]:
         InputError: the folder cannot be written.
         OSError: the disk is full.
     """
-    drawn = [_draw_curves(result, folder / "certified_accuracy.png")]
+    drawn = [_draw_curves(result, folder / run_files.CURVES)]
     for field in result.sweep.grid:
         if len({format_value(point.values[field]) for point in result.settings}) > 1:
-            drawn.append(_draw_acr(result, field, folder / f"acr-{flag(field)}.png"))
+            drawn.append(_draw_acr(result, field, folder / run_files.ACR_OF.format(flag(field))))
     return drawn
 
 

@@ -19,7 +19,7 @@ from drf_fast.certification.log import read_log, sidecar
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.sweep import grid
 from drf_fast.commands.sweep.grid import Grid, SweepRun
-from drf_fast.config import arguments, tags, training
+from drf_fast.config import arguments, run_files, tags, training
 from drf_fast.config.certification import check_settings
 from drf_fast.config.options import CertifyConfig, SweepConfig, TrainConfig
 from drf_fast.config.tags import Tag
@@ -29,15 +29,6 @@ from drf_fast.report.shards import missing
 from drf_fast.runtime import processes
 from drf_fast.runtime.files import is_empty, locked, new_folder, read_json, write_json
 
-FILE_NAME = "sweep.json"
-_WRITTEN = (
-    "page.html",
-    "summary.tsv",
-    "summary.json",
-    "runs.tsv",
-    "certified_accuracy.png",
-    "acr-*.png",
-)
 _FORMAT = "drf_fast sweep 1"
 _CERTIFICATION = {"n": 10_000, "n0": 100, "alpha": 0.001, "certify_images": None, "skip": None}
 _IMAGES = 100  # where neither certify_images nor skip is given
@@ -81,11 +72,11 @@ class Sweep:
             "measured": self.measured,
             "failed": self.failed,
         }
-        write_json(self.folder / FILE_NAME, content)
+        write_json(self.folder / run_files.SWEEP, content)
 
     def log_of(self, run: SweepRun) -> Path:
         """The path of a run's certificates."""
-        return self.folder / run.name / "certificates.tsv"
+        return self.folder / run.name / run_files.CERTIFICATES
 
     def certify_config(self, checkpoint: Path, config: TrainConfig, images: int) -> CertifyConfig:
         """The configuration for certifying the network of a run.
@@ -177,7 +168,7 @@ def _saved(config: SweepConfig) -> dict[str, Any] | None:
         raise InputError("--resume needs to know which sweep: expected --out FOLDER with it")
     if not config.out.is_dir():
         return None
-    path = config.out / FILE_NAME
+    path = config.out / run_files.SWEEP
     if not path.exists() and is_empty(config.out):
         return None
     return _check_saved(read_json(path), path)
@@ -227,7 +218,7 @@ def _bases(
     """The shared settings from the words; on resume from folder and words, which must agree."""
     if saved is None or config.out is None:
         return grid.bases_of(words, values)
-    source = str(config.out / FILE_NAME)
+    source = str(config.out / run_files.SWEEP)
     then = {recipe: _without_code(base, source) for recipe, base in saved["bases"].items()}
     bases = grid.bases_of(words, values, then)
     for recipe, base in bases.items():
@@ -294,13 +285,13 @@ def clear(folder: Path) -> None:
     """Remove the files of the sweep in the folder, and nothing else."""
     for run in _old_runs(folder):
         shutil.rmtree(run)
-    for pattern in _WRITTEN:
+    for pattern in run_files.OF_A_SWEEP:
         for file in folder.glob(pattern):
             file.unlink()
 
 
 def _old_runs(folder: Path) -> list[Path]:
-    path = folder / FILE_NAME
+    path = folder / run_files.SWEEP
     if not path.exists() and not is_empty(folder):
         raise InputError(
             f"{folder} holds no sweep: expected one to replace, got other files; choose another "
@@ -308,12 +299,12 @@ def _old_runs(folder: Path) -> list[Path]:
         )
     names = _check_saved(read_json(path), path)["runs"] if path.exists() else []
     runs = [folder / name for name in names if Path(name).name == name != ".."]
-    return [run for run in runs if not run.is_symlink() and (run / "config.json").exists()]
+    return [run for run in runs if not run.is_symlink() and (run / run_files.SETTINGS).exists()]
 
 
 def finished(sweep: Sweep, run: SweepRun) -> bool:
     """Whether the run's network is trained and all its images are certified."""
-    path, network = sweep.log_of(run), sweep.folder / run.name / checkpoint.FILE_NAME
+    path, network = sweep.log_of(run), sweep.folder / run.name / run_files.CHECKPOINT
     if not (path.exists() and sidecar(path).exists() and network.exists()):
         return False
     try:
@@ -323,7 +314,7 @@ def finished(sweep: Sweep, run: SweepRun) -> bool:
             return False
         if described.get("checkpoint_sha256") != checkpoint.sha256(network):
             return False
-        recorded = read_json(sweep.folder / run.name / "config.json")
+        recorded = read_json(sweep.folder / run.name / run_files.SETTINGS)
     except InputError:
         return False  # running it again reports the error
     now = json.loads(json.dumps(to_dict(run.config)))

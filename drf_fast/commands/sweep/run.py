@@ -9,11 +9,11 @@ import time
 import torch
 
 from drf_fast import data
-from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands import certify, page
 from drf_fast.commands.sweep import cost, figures, plan, summary
 from drf_fast.commands.sweep.grid import SweepRun
 from drf_fast.commands.sweep.plan import Sweep
+from drf_fast.config import run_files
 from drf_fast.config.options import SweepConfig
 from drf_fast.errors import InputError, RunError
 from drf_fast.runtime import machine
@@ -60,7 +60,8 @@ def run(config: SweepConfig, words: list[str]) -> int:
                                                   for log in s.group.logs])  # fmt: skip
             if at is not None:
                 say(f"page: {at}")
-            say(f"table: {sweep.folder / summary.TABLE}, {summary.RUNS} and {summary.JSON}")
+            table = sweep.folder / run_files.SUMMARY_TABLE
+            say(f"table: {table}, {run_files.RUNS} and {run_files.SUMMARY}")
     failed = {run.name: sweep.failed[run.name] for run in sweep.runs if run.name in sweep.failed}
     if failed:
         reasons = "; ".join(f"{name} ({message})" for name, message in failed.items())
@@ -130,7 +131,7 @@ def _run_one(sweep: Sweep, run: SweepRun) -> None:
     config = cost.with_measured(sweep, run.config)
     loop.train(dataclasses.replace(config, out=folder, resume=True))
     test_images = len(data.load(config.data, "test", data_dir=config.data_dir))
-    terms = sweep.certify_config(folder / checkpoint.FILE_NAME, config, test_images)
+    terms = sweep.certify_config(folder / run_files.CHECKPOINT, config, test_images)
     found = sweep.measured.get(cost.cost_key(run.config))
     if found is not None:
         terms = dataclasses.replace(
@@ -142,7 +143,7 @@ def _run_one(sweep: Sweep, run: SweepRun) -> None:
         if config.threads != "auto":
             machine.set_threads(config.threads)
         out = sweep.log_of(run)
-        same = certify.is_of_network(out, folder / checkpoint.FILE_NAME)
+        same = certify.is_of_network(out, folder / run_files.CHECKPOINT)
         certify.certify(dataclasses.replace(terms, out=out, resume=same, force=not same))
 
 

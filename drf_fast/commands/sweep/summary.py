@@ -16,15 +16,13 @@ from drf_fast import report
 from drf_fast.certification.log import Log, read_log
 from drf_fast.commands.sweep.grid import SweepRun, flag, format_value, plain, plain_value
 from drf_fast.commands.sweep.plan import Sweep
-from drf_fast.config import training
+from drf_fast.config import run_files, training
 from drf_fast.report.groups import Group
 from drf_fast.report.summary import average_certified_radius, certified_accuracy
 from drf_fast.report.tables import caption, draw_tables
 from drf_fast.runtime.files import write_atomic, write_json
 from drf_fast.runtime.text import number_of
 from drf_fast.training.metrics import read_metrics
-
-TABLE, RUNS, JSON = "summary.tsv", "runs.tsv", "summary.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,9 +227,9 @@ def write(result: Result, folder: Path) -> None:
         for run in point.runs:
             numbers = [_exact(run[name]) for name in averaged]
             of_runs.append([*values, str(run["seed"]), run["folder"], *numbers])
-    write_atomic(folder / TABLE, _tsv(of_settings))
-    write_atomic(folder / RUNS, _tsv(of_runs))
-    write_json(folder / JSON, as_dict(result))
+    write_atomic(folder / run_files.SUMMARY_TABLE, _tsv(of_settings))
+    write_atomic(folder / run_files.RUNS, _tsv(of_runs))
+    write_json(folder / run_files.SUMMARY, as_dict(result))
 
 
 def _exact(value: float | None) -> str:
