@@ -19,10 +19,9 @@ from torch import nn
 
 from drf_fast.errors import InputError
 from drf_fast.models import fusing
-from drf_fast.models.faster import same
 from drf_fast.runtime import tf32
 from drf_fast.runtime.frozen import frozen
-from drf_fast.runtime.logits import logits_of, one_line
+from drf_fast.runtime.logits import logits_agree, logits_of, one_line
 from drf_fast.runtime.machine import MEMORY_FORMATS
 from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.modules import dtype_of, has_convolutions, is_channels_last
@@ -323,7 +322,7 @@ class RunNetwork:
                 got = logits_of(fused(probe))
             except Exception:  # not fused; an error of the network itself shows when it runs
                 return None
-        return fused if same(got, expected) else None
+        return fused if logits_agree(got, expected) else None
 
     def _changes_layout(self, form: Form) -> bool:
         """Whether the memory format of this form differs from that of ``base``."""

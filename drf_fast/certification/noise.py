@@ -18,8 +18,8 @@ from drf_fast import functional
 from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification import inputs
 from drf_fast.errors import InputError
-from drf_fast.models.faster import same
 from drf_fast.ops import level_checks
+from drf_fast.runtime.logits import logits_agree
 from drf_fast.runtime.memory import is_out_of_memory
 
 # Recorded in every log of sound certificates; see docs/certification.md.
@@ -224,9 +224,9 @@ def check_alone(
         (slice(half, None), [rows[:1].expand_as(rows[:half]), rows[half:]]),
     ):
         got = logits(torch.cat(beside))[kept]
-        if same(got, expected[kept], bf16):
+        if logits_agree(got, expected[kept], bf16):
             continue
-        if not same(logits(rows), expected, bf16):
+        if not logits_agree(logits(rows), expected, bf16):
             return False  # changes without a cause
         raise InputError(
             "votes are independent samples only of a network in eval mode: expected equal logits "
@@ -250,8 +250,8 @@ def _refuse_shared_draws(
         if is_out_of_memory(error):
             raise
         passes = of_copies(len(rows))
-    alike = all(same(got, got[:1].expand_as(got), bf16) for got in passes)
-    if alike and not all(same(got, passes[0], bf16) for got in passes):
+    alike = all(logits_agree(got, got[:1].expand_as(got), bf16) for got in passes)
+    if alike and not all(logits_agree(got, passes[0], bf16) for got in passes):
         raise InputError(
             "votes are independent samples only of a network that changes for every row or never: "
             "expected equal logits of copies of one image in all forward passes, got equal ones "

@@ -19,7 +19,7 @@ from drf_fast.models.module_state import state as state_of
 from drf_fast.ops import checks as check
 from drf_fast.runtime import machine, tf32
 from drf_fast.runtime.frozen import frozen
-from drf_fast.runtime.logits import logits_of, one_line
+from drf_fast.runtime.logits import logits_agree, logits_of, one_line
 from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.modules import dtype_of, has_convolutions, is_channels_last
 from drf_fast.runtime.progress import say
@@ -253,7 +253,7 @@ def _fastest(
         for bf16, name in [(half, name) for half in group for name in names]:
             try:
                 network = _in_form(model, name, fused, bf16)
-                if not same(_logits(network, example), expected, bf16 or autocast):
+                if not logits_agree(_logits(network, example), expected, bf16 or autocast):
                     raise RuntimeError("it returns other logits then")
                 times[name, bf16] = machine.seconds(network, example)
             except Exception as error:  # whatever a network of the user's own does
@@ -326,28 +326,6 @@ def _agrees(forward: fusing.Forward, network: nn.Module, x: torch.Tensor) -> boo
             warnings.simplefilter("ignore")
             got = outputs(forward)
         half = torch.is_autocast_enabled(x.device.type)
-        return all(same(*pair, half) for pair in zip(got, expected, strict=True))
+        return all(logits_agree(*pair, half) for pair in zip(got, expected, strict=True))
     except Exception:  # an error of the network itself shows when it runs
         return False
-
-
-def same(got: torch.Tensor, expected: torch.Tensor, bf16: bool = False) -> bool:
-    """Whether logits agree up to rounding (``bf16``: to bfloat16), relative to the largest one.
-
-    Logits of masked classes, infinite or far larger than the others, are no measure for these: each
-    is compared relative to itself.
-    """
-    if got.shape != expected.shape:
-        return False
-    size = expected.float().abs()
-    usual = size[size.isfinite()]
-    if len(usual):
-        moderate = usual[usual <= 1e3]
-        least = moderate.max() if len(moderate) else usual.min()
-        usual = usual[usual <= max(1e3, 100 * float(least))]
-    half = bf16 or expected.dtype not in (torch.float32, torch.float64)
-    tolerance = 3e-2 if half else 1e-4
-    scale = max(1e-30, float(usual.max())) if len(usual) else 1e-30
-    equal = (got == expected) | (got.isnan() & expected.isnan())
-    near = (got - expected).abs() <= tolerance * size.clamp(min=scale)
-    return bool((equal | (near & size.isfinite())).all())

@@ -1,4 +1,4 @@
-"""The logits in whatever a network returns, and exceptions of networks as one line."""
+"""The logits in whatever a network returns, whether two agree, and its exceptions as one line."""
 
 from __future__ import annotations
 
@@ -34,6 +34,28 @@ def logits_of(output: Any) -> torch.Tensor:
             "one that returns its logits"
         )
     return found
+
+
+def logits_agree(got: torch.Tensor, expected: torch.Tensor, bf16: bool = False) -> bool:
+    """Whether logits agree up to rounding (``bf16``: to bfloat16), relative to the largest one.
+
+    Logits of masked classes, infinite or far larger than the others, are no measure for these: each
+    is compared relative to itself.
+    """
+    if got.shape != expected.shape:
+        return False
+    size = expected.float().abs()
+    usual = size[size.isfinite()]
+    if len(usual):
+        moderate = usual[usual <= 1e3]
+        least = moderate.max() if len(moderate) else usual.min()
+        usual = usual[usual <= max(1e3, 100 * float(least))]
+    half = bf16 or expected.dtype not in (torch.float32, torch.float64)
+    tolerance = 3e-2 if half else 1e-4
+    scale = max(1e-30, float(usual.max())) if len(usual) else 1e-30
+    equal = (got == expected) | (got.isnan() & expected.isnan())
+    near = (got - expected).abs() <= tolerance * size.clamp(min=scale)
+    return bool((equal | (near & size.isfinite())).all())
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
