@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.options import CertifyConfig
 from drf_fast.errors import InputError
 from drf_fast.runtime import machine, processes
+from drf_fast.runtime.files import absolute
 from drf_fast.runtime.progress import say
 
 
@@ -67,8 +67,8 @@ def certify(config: CertifyConfig) -> Path | None:
         return None
     description = _description(config, loaded, work)
     if source.data_dir is not None:  # where ``report`` finds images for its page
-        place = str(Path(os.path.expanduser(source.data_dir)).absolute())
-        description["environment"] = {**description["environment"], "data_dir": place}
+        place = {"data_dir": absolute(source.data_dir)}
+        description["environment"] = {**description["environment"], **place}
     with _open_log(config, out, description) as log:
         engine.run(work, log, processes.rank(), processes.count())
         if processes.rank() > 0:

@@ -173,6 +173,11 @@ def read_json(path: str | Path) -> Any:
         ) from error
 
 
+def absolute(path: Path) -> str:
+    """The path as it is recorded, to be found from another folder; ``~`` is replaced."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
 def lock(path: Path) -> FileLock:
     """Lock the file or folder ``path`` until ``unlock``: one writer at a time.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from drf_fast.config.training import method_label
 from drf_fast.config.values import to_dict
 from drf_fast.errors import InputError
 from drf_fast.runtime import machine, processes
-from drf_fast.runtime.files import write_json
+from drf_fast.runtime.files import absolute, write_json
 from drf_fast.training import saved as training_state
 from drf_fast.training.run import Run, Totals, announce
 
@@ -23,8 +22,7 @@ def description(run: Run) -> dict[str, Any]:
     """The settings and hashes that are recorded with the network."""
     files = {"init_sha256": run.init_sha256, "teacher_sha256": run.teacher_sha256}
     left_out = {"left_out": dict(run.left_out)} if run.left_out else {}
-    place = run.config.data_dir  # to be found from another folder
-    place = None if place is None else str(Path(os.path.expanduser(place)).absolute())
+    place = None if run.config.data_dir is None else absolute(run.config.data_dir)
     return {
         **to_dict(run.config),
         "data_dir": place,
