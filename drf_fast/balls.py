@@ -46,12 +46,14 @@ class HardBall:
 class SoftBall:
     """DRF's soft constraint: distance is priced by lambda >= 0 (Wang, Zhou, Liu 2024, alg. 1).
 
-    With d = x_adv - x after an ascent step of size alpha, line 6 of the algorithm is read as
+    Line 6 of the algorithm subtracts from x_adv the number lambda ||x_adv - x||, which is no image;
+    Eq. 14 is a gradient step on the loss minus lambda ||x_adv - x||. With d = x_adv - x after an
+    ascent step of size alpha, line 6 is read as
 
     * ``prox`` (default): d * max(0, 1 - alpha lambda / ||d||), the exact proximal step of
       alpha lambda ||d|| (eq. 14); lambda >= 1 means no perturbation when gradients are normalised
       per image.
-    * ``shrink``: (1 - min(lambda, 1)) * d, line 6 if its norm bars are a slip.
+    * ``shrink``: (1 - min(lambda, 1)) * d, line 6 with a difference instead of its norm.
     * ``excess``: d - min(lambda, 1) * max(0, 1 - epsilon / ||d||) * d, with d clamped before as
       well as after; lambda = 0 is unconstrained, lambda = 1 is HardBall (bit for bit on the CPU).
     * ``udr``: d - (lambda alpha / tau) * max(0, 1 - epsilon / ||d||) * d, without a cap: beyond
@@ -67,7 +69,7 @@ class SoftBall:
     Args:
         epsilon: the mean distance that lambda steers to, in pixel units, above 0.
         lambda0: lambda at the start, 0 or more.
-        lambda_lr: zeta, above 0.
+        lambda_lr: learning rate of lambda, zeta in the paper, above 0.
         kappa: number of examples in Delta.
         form: "prox", "shrink", "excess" or "udr".
         lambda_every: the number of ``update`` calls between changes of lambda, or "epoch", then

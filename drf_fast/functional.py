@@ -3,9 +3,10 @@
 An operation has the same name in every layer: ``functional.smooth_ce`` -> ``autograd.SmoothCE`` ->
 ``schemas.smooth_ce`` -> ``backends/*``.
 
-Two orders of the m noisy rows of an image are in use in published code and both work everywhere:
-``sample_dim=1`` (default), the rows of an image are consecutive (``repeat_interleave``, and what
-``noisy_repeat`` returns); ``sample_dim=0``, sample-major (``torch.cat`` over m noisy batches).
+Published code has the m noisy rows of an image in two orders. The losses take both:
+``sample_dim=1`` (default), the rows of an image are consecutive (``repeat_interleave``);
+``sample_dim=0``, sample-major (``torch.cat`` over m noisy batches). All other operations take and
+return consecutive rows.
 
 What may change from step to step (sigma, lam, step size, seed ...) is a number or a 0-dim tensor.
 Under ``torch.compile`` a tensor that changes never causes recompilation; a number does once, at its

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,6 +183,19 @@ def finished(log: Path) -> bool:
     if not (log.exists() and settings.exists()):
         return False
     return log.read_bytes().count(b"\n") == json.loads(settings.read_text())["indices_total"] + 1
+
+
+def commands(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What to type for those rows, or for all if there are none: one command for each SKIP."""
+    of_skip: dict[int, list[str]] = {}
+    for row in rows:
+        skip = row["of_all"]["images"] // row["of_the_part"]["images"]
+        of_skip.setdefault(skip, []).append(row["method"])
+    words = "docs/results/full.sh MNIST_FOLDER RUN_FOLDER"
+    runs = [
+        f'METHODS="{" ".join(methods)}" SKIP={skip} {words}' for skip, methods in of_skip.items()
+    ]
+    return [*(runs or [words]), "python docs/results/full.py RUN_FOLDER > docs/results/full.json"]
 
 
 if __name__ == "__main__":

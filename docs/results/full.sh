@@ -5,17 +5,17 @@
 #   python docs/results/full.py RUN_FOLDER > docs/results/full.json
 #
 # Each of METHODS (all eight) is trained by its recipe, nothing shortened: 90 epochs of 60,000 images,
-# m = 4, T = 10, batch 256, one seed (SEED, 0) at SIGMA (1.0). Then every 5th test image (SKIP, 5) is certified at n = 100,000, and all 10,000 at
-# n = 1,000.
+# m = 4, T = 10, batch 256, one seed (SEED, 0) at SIGMA (1.0). Then every 5th test image (SKIP, 5) is
+# certified at n = 100,000, and all 10,000 at n = 1,000.
 # METHOD-published is the method as published code reads the recipe: batches split into m steps, the
 # learning rate dropped an epoch late, momentum without Nesterov.
 #
-# JOBS (2) networks side by side, of one thread each; interrupted, at any place, the same command
+# JOBS (2) networks side by side, of THREADS (1) each; interrupted, at any place, the same command
 # goes on. PRECISION (bf16) is the arithmetic; on a processor without it fp32 is faster. BATCH
 # (auto) are the rows of a forward pass in certification; FLAGS are more flags of both commands, such
 # as --device cuda.
 set -Eeuo pipefail
-export OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=${THREADS:-1}
 if [ "$1" = one ]; then # MNIST_FOLDER RUN_FOLDER METHOD
   name=${SIGMA:-1.0}-$4-${SEED:-0}
   run=$3/$name recipe=${4%-published} flags=()
@@ -24,8 +24,8 @@ if [ "$1" = one ]; then # MNIST_FOLDER RUN_FOLDER METHOD
   precision=(--precision "${PRECISION:-bf16}" --memory-format channels_last)
   # shellcheck disable=SC2086  # FLAGS are several words
   drf-fast train --out "$run" --resume --recipe "mnist-$recipe" "${flags[@]}" \
-    --sigma "${SIGMA:-1.0}" --seed "${SEED:-0}" --data-dir "$2" --threads 1 --certify-images 0 \
-    "${precision[@]}" ${FLAGS:-} >>"$run.log" 2>&1
+    --sigma "${SIGMA:-1.0}" --seed "${SEED:-0}" --data-dir "$2" --threads "$OMP_NUM_THREADS" \
+    --certify-images 0 "${precision[@]}" ${FLAGS:-} >>"$run.log" 2>&1
   certify() { # FOLDER OF THE LOGS, FLAGS
     mkdir -p "$1"
     # shellcheck disable=SC2086

@@ -1,4 +1,4 @@
-"""Fills the tables and figures of docs/results.md from the JSON beside this file.
+"""Fills the tables of docs/results.md, and one of README, from the JSON beside this file.
 
     python docs/results/page.py
 
@@ -18,17 +18,23 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent / "results.md"
+PAGE, README = HERE.parent / "results.md", HERE.parents[1] / "README.md"
 # The order of the paper's table.
 METHODS = (
     "gaussian", "stability", "macer", "smoothmix", "smoothadv", "smoothadv+drf", "consistency",
     "consistency+drf",
 )  # fmt: skip
-# What full.sh runs at sigma = 1 unless told otherwise.
-PROTOCOL = (
-    "gaussian", "stability", "macer", "smoothmix", "smoothadv", "smoothadv-drf", "consistency",
-    "consistency-drf",
-)  # fmt: skip
+# What full.sh runs at sigma = 1 unless told otherwise, and their names in README.
+PROTOCOL = {
+    "gaussian": "Gaussian training",
+    "stability": "Stability",
+    "macer": "MACER",
+    "smoothmix": "SmoothMix",
+    "smoothadv": "SmoothAdv",
+    "smoothadv-drf": "SmoothAdv + DRF",
+    "consistency": "Consistency",
+    "consistency-drf": "Consistency + DRF",
+}
 PUBLISHED = "-published"  # after a recipe that is read as published code reads it
 CATRS = ("catrs", "catrs+drf")  # not in the paper's table
 
@@ -68,16 +74,15 @@ def full() -> str:
         for method in PROTOCOL
         if method not in ran
     ]
-    time = "two and a half hours of two cores that have bf16 arithmetic"
-    left = textwrap.fill(
-        f"Not yet run at σ = 1: {', '.join(missing)}. With an adversary, a row takes {time}, and "
-        "about a day of one core without. The commands are `docs/results/full.sh MNIST_FOLDER "
-        "RUN_FOLDER` and `python docs/results/full.py RUN_FOLDER > docs/results/full.json`.",
-        100,
-        break_on_hyphens=False,
+    left = f"Not yet run at σ = 1: {', '.join(missing)}. " * bool(missing)
+    cost = (
+        "With an adversary, a row takes two and a half hours of two cores that have bf16 "
+        "arithmetic, and about a day of one core without."
     )
+    said = textwrap.fill(left + cost, 100, break_on_hyphens=False)
+    commands = "\n".join(f"    {line}" for line in script("full").commands(found["rows"]))
     if not found["rows"]:
-        return left
+        return f"{said}\n\n{commands}"
     rows = [
         [
             row["method"],
@@ -111,9 +116,22 @@ def full() -> str:
         [
             table(head, rows, 4),
             *([table(of_pairs, pairs, 3)] if pairs else []),
-            *([left] if missing else []),
+            said,
+            commands,
         ]
     )
+
+
+def rows() -> str:
+    """Of each method of ``full`` the ACR beside the printed one, as README shows it."""
+    found = read("full")["rows"]
+    cells = []
+    for row in found:
+        recipe = row["method"].removesuffix(PUBLISHED)
+        by = "published code" if recipe != row["method"] else "the paper's text"
+        acr = f"{row['acr']:.3f} ± {row['error']:.3f}"
+        cells.append([PROTOCOL[recipe], f"{row['sigma']:g}", by, acr, f"{row['paper']:.3f}"])
+    return table(("method", "σ", "optimiser as in", "ACR", "printed"), cells, 3)
 
 
 def decide() -> str:
@@ -307,25 +325,9 @@ def fig2() -> str:
 
 
 def sweeps() -> str:
-    """ACR against λ₀, ζ and κ."""
-    found = read("readings")["readings"]
-    every, rare = found["prox-image"], found["excess-image-epoch"]
-    wanted = (
-        ("λ₀, `prox`, every step (the default)", every["lambda0"]),
-        ("λ₀, `excess`, once an epoch", rare["lambda0"]),
-        ("ζ, `excess`, once an epoch", rare["rate"]),
-        ("κ, `excess`, once an epoch", rare["kappa"]),
-    )
-    rows = [
-        [
-            name, " / ".join(f"{float(value):g}" for value in of),
-            *(" / ".join(f"{each[key]:{style}}" for each in of.values())
-              for key, style in (("acr", ".3f"), ("r0.00", ".1f"), ("r2.00", ".1f"),
-                                 ("distance", ".2f"))),
-        ]
-        for name, of in wanted
-    ]  # fmt: skip
-    return table(("swept", "values", "ACR", "r = 0", "r = 2", "mean distance"), rows, 2)
+    swept = script("sweeps")
+    head = ("swept", "values", "ACR", "r = 0", "r = 2", "mean distance")
+    return table(head, swept.rows(swept.both()), 2)
 
 
 def costs() -> str:
@@ -367,16 +369,19 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 
 
-def filled(text: str) -> str:
-    """The page with every block written anew.
+IN_README: dict[str, Callable[[], str]] = {"rows": rows}
+
+
+def filled(text: str, blocks: dict[str, Callable[[], str]] = BLOCKS) -> str:
+    """A page with every one of its ``blocks`` written anew.
 
     Raises:
         ValueError: a block is missing, unknown or there twice.
     """
     names = re.findall(r"^<!-- (?!/)(\S+) -->$", text, re.MULTILINE)
-    if sorted(names) != sorted(BLOCKS):
-        raise ValueError(f"expected one block each of {', '.join(BLOCKS)}, got {', '.join(names)}")
-    for name, made in BLOCKS.items():
+    if sorted(names) != sorted(blocks):
+        raise ValueError(f"expected one block each of {', '.join(blocks)}, got {', '.join(names)}")
+    for name, made in blocks.items():
         pattern = rf"(?s)(?<=^<!-- {re.escape(name)} -->\n).*?(?=^<!-- /{re.escape(name)} -->$)"
         content = made()
         text, count = re.subn(pattern, lambda _, c=content: f"{c}\n", text, flags=re.MULTILINE)
@@ -387,4 +392,5 @@ def filled(text: str) -> str:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, blocks in ((PAGE, BLOCKS), (README, IN_README)):
+        path.write_text(filled(path.read_text(encoding="utf-8"), blocks), encoding="utf-8")

@@ -352,7 +352,12 @@ class SmoothedClassifier:
         return self.choices
 
     def repeat(self, recorded: Mapping[str, Any]) -> int | None:
-        """Take from the ``choices`` of an earlier run what is left to a measurement still to come.
+        """Use the measured choices that an earlier run recorded instead of measuring again.
+
+        What was given to the constructor, or has been measured already, stays.
+
+        Args:
+            recorded: the ``choices`` of the earlier run.
 
         Returns:
             The recorded batch size; None if there is none, or if this classifier was given one.

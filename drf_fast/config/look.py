@@ -28,7 +28,7 @@ class AttackConfig(SmoothedConfig):
     n: Annotated[int, Role.RESULT, Range.COUNT] = 1000
     """Noise samples with which PREDICT judges an image."""
     alpha: Annotated[float, Role.RESULT] = 0.001
-    """Probability that PREDICT's judgement is wrong."""
+    """Highest probability, for each judgement of PREDICT, that it is wrong."""
     precision: Annotated[Arithmetic, Role.RESULT, Section.COMPUTATION, Tag.MEASURED] = "auto"
     """Arithmetic of the network; auto takes that of the certificates; without them fp32 or, on a
     GPU, the faster of fp32 and tf32; fastest also tries bf16."""
@@ -67,8 +67,8 @@ class AttackConfig(SmoothedConfig):
 class GapConfig(NetworkConfig):
     """Measure the confidence gap of networks under noise: quantiles, histogram and density.
 
-    The gap is log F^y(x + delta) - max_{c != y} log F^c(x + delta), over correctly classified test
-    images (Fig. 2 of the DRF paper). For example:
+    The gap is log F^y(x + delta) - max_{c != y} log F^c(x + delta), for the noisy copies of test
+    images that --over selects (Fig. 2 of the DRF paper). For example:
       drf-fast gap runs/smoothadv runs/smoothadv-drf --plot gap.png
     """
 

@@ -26,7 +26,9 @@ class TrainConfig:
 
     Without flags: SmoothAdv + DRF at sigma 0.5 on 10,000 embedded MNIST images, one to four minutes
     on two CPU cores. Flags override the TOML file, the file overrides the recipe, and the recipe
-    overrides the defaults.
+    overrides the defaults. For example:
+      drf-fast train --recipe mnist-smoothadv-drf --sigma 0.5 --dry-run
+      drf-fast train --recipe cifar10-smoothadv-drf --data imagefolder --data-dir FOLDER
     """
 
     recipe: Annotated[str | None, Role.SOURCE] = None
@@ -42,7 +44,7 @@ class TrainConfig:
     data: Annotated[str, Role.RESULT, Section.DATA, Tag.ONE_PER_SWEEP] = "mnist-mini"
     """Data set: mnist-mini (embedded), mnist, fashion-mnist, cifar10, cifar100, svhn; or, with
     --data-dir, imagefolder (train/ and test/ or val/ with one folder per class) or imagenet (the
-    same, resized to 224 x 224)."""
+    same, scaled to a shorter side of 256, centre 224 x 224)."""
     data_dir: Annotated[Path | None, Role.PLACE, Section.DATA, Tag.ONE_PER_SWEEP] = None
     """Folder of the data set; the default is a cache folder into which it is downloaded."""
     train_images: Annotated[int | None, Role.RESULT, Section.DATA, Range.COUNT] = None
@@ -51,8 +53,9 @@ class TrainConfig:
     augment: Annotated[Literal["none", "crop-flip"], Role.RESULT, Section.DATA] = "none"
     """Random crops (4 pixels of padding; for imagenet, a random part of the image) and flips."""
     arch: Annotated[str, Role.RESULT, Section.DATA] = "lenet"
-    """Network: lenet (28 x 28), resnet20, resnet56, resnet110, resnet50 (32 x 32 and larger), or
-    one of your own: package.module:factory, called with num_classes=K, on the command line only."""
+    """Network: lenet (28 x 28), resnet20, resnet56, resnet110 (8 x 8 and larger), resnet50 (3
+    channels, 32 x 32 and larger), or one of your own: package.module:factory, called with
+    num_classes=K, on the command line only."""
     init: Annotated[Path | None, Role.RESULT, Section.DATA, Tag.SAME_COST] = None
     """Start from the weights in this run folder or checkpoint, ours or another program's
     (fine-tuning); network and number of classes must be the same."""
@@ -73,7 +76,8 @@ class TrainConfig:
     steps: Annotated[int, Role.RESULT, Tag.ADVERSARY, Range.FROM_ZERO] = 4
     """Steps T of the adversary; 0 trains consistency or catrs without an adversary."""
     epsilon: Annotated[float, Role.RESULT, Tag.ADVERSARY, Tag.SAME_COST, Range.ABOVE_ZERO] = 1.0
-    """L2 strength of the adversary in pixel units (255 in the literature is 1.0 here)."""
+    """L2 strength of the adversary in pixel units. Published programs divide theirs by 256: their
+    255 is 0.996 here, their 512 is 2."""
     warmup_epochs: Annotated[int, Role.RESULT, Tag.ADVERSARY, Tag.SAME_COST, Range.FROM_ZERO] = 0
     """Epochs over which epsilon and the adversary's step size grow linearly to their values."""
     grad_norm: Annotated[Literal["image", "batch", "none"], Role.RESULT, Tag.ADVERSARY] = "image"
@@ -87,7 +91,9 @@ class TrainConfig:
     kappa: Annotated[int, Role.RESULT, Tag.SOFT_BALL, Tag.SAME_COST, Range.COUNT] = 100
     """DRF: number of adversarial examples whose mean distance steers lambda."""
     form: Annotated[reading.Form, Role.RESULT, Tag.SOFT_BALL] = reading.FORM
-    """DRF: how distance is priced (see drf_fast.SoftBall)."""
+    """DRF: what lambda does to a perturbation. prox: the proximal step of lambda times its length;
+    shrink: all of it times 1 - lambda; excess: only what is beyond epsilon; udr: excess without a
+    cap on lambda, scaled by --tau."""
     lambda_every: Annotated[int | Literal["epoch"], Role.RESULT, Tag.SOFT_BALL] = (
         reading.LAMBDA_EVERY
     )
@@ -228,8 +234,7 @@ class NetworkConfig:
     device: Annotated[Device, Role.SPEED] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     threads: Annotated[int | Literal["auto"], Role.SPEED, Range.COUNT] = "auto"
-    """CPU threads; the number is recorded; auto takes torch's number, or the recorded one of a log
-    that is resumed."""
+    """CPU threads; auto takes torch's number; a log that is continued keeps its own."""
     seed: Annotated[int, Role.RESULT] = 0
     """Seed of the noise."""
     force: Annotated[bool, Role.CALL] = False
@@ -250,7 +255,7 @@ class SmoothedConfig(NetworkConfig):
     n: Annotated[int, Role.RESULT, Range.COUNT]
     """Noise samples per image."""
     alpha: Annotated[float, Role.RESULT] = 0.001
-    """Probability that an answer is wrong."""
+    """Highest probability, for each image, that an answer is wrong."""
     sound: Annotated[bool, Role.RESULT] = False
     """Draw noise in whole levels of 8-bit images, so that answers also hold in floating point, for
     the program as it runs (docs/certification.md)."""
@@ -271,7 +276,8 @@ class SmoothedConfig(NetworkConfig):
 class CertifyConfig(SmoothedConfig):
     """Certify test images with CERTIFY (Cohen, Rosenfeld, Kolter 2019) and write a log.
 
-    The log has one line per image; --resume continues an interrupted run.
+    The log has one line per image; --resume continues an interrupted run. For example:
+      drf-fast certify runs/RUN --n 100000 --skip 20 --plan
     """
 
     n0: Annotated[int, Role.RESULT, Range.COUNT] = 100
@@ -279,7 +285,7 @@ class CertifyConfig(SmoothedConfig):
     n: Annotated[int, Role.RESULT, Range.COUNT] = 100_000
     """Fresh noise samples that bound the probability of the chosen class."""
     alpha: Annotated[float, Role.RESULT] = 0.001
-    """Probability that a certificate is wrong."""
+    """Highest probability, for each image, that its certificate is wrong."""
     budget: Annotated[Budget, Role.RESULT] = "fixed"
     """How samples are spent: fixed takes n for each image, anytime stops when --radius or
     --tolerance is met, with the same guarantee."""
@@ -315,13 +321,14 @@ class PredictConfig(SmoothedConfig):
     """Classify test images with PREDICT (Cohen, Rosenfeld, Kolter 2019), one line each on stdout.
 
     The class of the smoothed classifier, wrong with probability at most alpha, or -1 if it
-    abstains.
+    abstains. For example:
+      drf-fast predict runs/RUN --max-images 20
     """
 
     n: Annotated[int, Role.RESULT, Range.COUNT] = 1000
     """Noise samples per image."""
     alpha: Annotated[float, Role.RESULT] = 0.001
-    """Probability that a class is wrong."""
+    """Highest probability, for each image, that its class is wrong."""
     out: Annotated[Path | None, Role.PLACE] = None
     """Write the lines to this file instead of stdout."""
     force: Annotated[bool, Role.CALL] = False
@@ -349,7 +356,7 @@ class SweepConfig:
     n0: Annotated[int | None, Role.RESULT, Range.COUNT] = None
     """Noise samples that choose the class; the default is 100."""
     alpha: Annotated[float | None, Role.RESULT] = None
-    """Probability that a certificate is wrong; the default is 0.001."""
+    """Highest probability, for each image, that its certificate is wrong; the default is 0.001."""
     certify_images: Annotated[int | None, Role.CERTIFICATES, Section.DATA] = None
     """Number of test images to certify for each run, evenly spaced; the default is 100."""
     skip: Annotated[int | None, Role.RESULT, Section.DATA, Range.COUNT] = None

@@ -119,8 +119,7 @@ def check_epsilon(
         limit = f"{'less than' if most == _MOST_EPSILON else 'at most'} {most:.4g}{of}"
         raise InputError(
             f"{flag} is an L2 distance in pixel units, of images in [0, 1]: expected {limit}, got "
-            f"{epsilon:g}; a strength counted in 0..255 is divided by 255: {flag} "
-            f"{epsilon / 255:.4g}"
+            f"{epsilon:g}; published programs divide theirs by 256: {flag} {epsilon / 256:.4g}"
         )
 
 

@@ -68,7 +68,12 @@ def figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
 
 
 def panels(
-    count: int, width: float, height: float, columns: int = 3, sharey: bool = True
+    count: int,
+    width: float,
+    height: float,
+    columns: int = 3,
+    sharex: bool = True,
+    sharey: bool = True,
 ) -> tuple[Figure, list[Axes]]:
     """A figure of ``count`` panels of ``width`` x ``height`` inches that share their axes."""
     _load_matplotlib()
@@ -79,7 +84,7 @@ def panels(
     rows = -(-count // columns)
     drawn = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(drawn)
-    grid = drawn.subplots(rows, columns, sharex=True, sharey=sharey, squeeze=False)
+    grid = drawn.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
     grid = grid.ravel().tolist()
     for empty in grid[count:]:
         empty.remove()

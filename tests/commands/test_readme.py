@@ -56,6 +56,7 @@ def test_a_block_runs(block, tmp_path, monkeypatch):
     names: dict[str, Any] = {
         "drf_fast": drf_fast,
         "torch": torch,
+        "nn": nn,
         "F": F,
         "model": model,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
@@ -64,6 +65,8 @@ def test_a_block_runs(block, tmp_path, monkeypatch):
         "y": labels,
         "m": 2,
         "i": 7,
+        "mean": (0.5,),
+        "std": (0.25,),
     }
     if "certify_dataset" in block:
         monkeypatch.chdir(tmp_path)

@@ -14,6 +14,15 @@ def test_the_page_says_what_its_json_says():
     assert page.filled(text) == text, "run python docs/results/page.py"
 
 
+def test_readme_shows_the_rows_of_the_full_protocol():
+    page = script("page")
+    text = page.README.read_text(encoding="utf-8")
+    assert page.filled(text, page.IN_README) == text, "run python docs/results/page.py"
+    shown = page.rows()
+    for row in json.loads((RESULTS / "full.json").read_text(encoding="utf-8"))["rows"]:
+        assert f"| {row['acr']:.3f} ± {row['error']:.3f} | {row['paper']:.3f} |" in shown
+
+
 def test_another_number_in_the_page_is_noticed():
     page = script("page")
     text = page.PAGE.read_text(encoding="utf-8")
@@ -85,7 +94,8 @@ def test_what_is_not_yet_run_is_a_sentence_with_its_command(tmp_path, monkeypatc
 def test_the_full_protocol_says_which_of_its_rows_are_missing(tmp_path, monkeypatch):
     page = script("page")
     row = {"sigma": 1.0, "seed": 0, "precision": "bf16", "acr": 1.5, "paper": 1.62,
-           "difference": -0.12, "error": 0.004, "of_the_part": {"images": 2000}}  # fmt: skip
+           "difference": -0.12, "error": 0.004, "of_the_part": {"images": 2000},
+           "of_all": {"images": 10_000}}  # fmt: skip
     monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
     published = [f"{method}-published" for method in ("smoothadv", "smoothadv-drf")]
     pair = {"sigma": 1.0, "seed": 0, "method": published[1], "baseline": published[0],
@@ -109,3 +119,4 @@ def test_the_full_protocol_says_which_of_its_rows_are_missing(tmp_path, monkeypa
         assert said.count(f"{between} 250 |") == said.count("DRF − baseline") == len(pairs)
         left = said.replace("\n", " ").partition("Not yet run at σ = 1: ")[2].partition(". With")[0]
         assert left == expected
+        assert f'    METHODS="{" ".join(ran)}" SKIP=5 docs/results/full.sh ' in said
