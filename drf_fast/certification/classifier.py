@@ -352,12 +352,7 @@ class SmoothedClassifier:
         return self.choices
 
     def repeat(self, recorded: Mapping[str, Any]) -> int | None:
-        """Use the measured choices that an earlier run recorded instead of measuring again.
-
-        What was given to the constructor, or has been measured already, stays.
-
-        Args:
-            recorded: the ``choices`` of the earlier run.
+        """Use the ``choices`` of an earlier run instead of measuring; what was given here stays.
 
         Returns:
             The recorded batch size; None if there is none, or if this classifier was given one.

@@ -35,7 +35,7 @@ from drf_fast.training import schedule, state, teacher
 from drf_fast.training.methods.common import Batch
 from drf_fast.training.metrics import Metrics
 from drf_fast.training.prepare import prepare
-from drf_fast.training.run import Run, announce
+from drf_fast.training.run import Run, Totals, announce
 from drf_fast.training.step import one_step
 
 _STEPS_BETWEEN_SIGNAL_CHECKS = 16  # where several processes use GPUs
@@ -128,7 +128,7 @@ def train(config: TrainConfig) -> Path:
             if log is not None:
                 log.write(metrics)
             run.epoch += 1
-            run.totals = run.empty_totals()
+            run.totals = Totals.empty(run.device)
             _save(run)
             _stop_if_signalled(run, saved=True)
         processes.barrier()

@@ -46,48 +46,22 @@ _OF_ALL = ("max_steps", "accumulate", "certify_images", "certify_n")
 def prepare(config: TrainConfig, folder: Path) -> Run:
     """Build data, network, optimizer and ball; restore the checkpoint in the folder if resuming."""
     check(config, processes.count())
-    usual_layer = config.normalize == "auto"
-    if usual_layer:  # a network of the user's own normalises inside, if at all
-        layer = "none" if names_code(config.arch) else normalize.for_data(config.data)
-        config = dataclasses.replace(config, normalize=layer)
-    train_set = data.load(
-        config.data,
-        "train",
-        data_dir=config.data_dir,
-        limit=config.train_images,
-        download=not config.dry_run,
-    )
-    test_set = data.load(config.data, "test", data_dir=config.data_dir, download=not config.dry_run)
+    asked, config = config, _with_usual_layer(config)
+    train_set, test_set = _data(config)
     device = machine.pick_device(config.device)
     processes.start(device, seconds(config.timeout, "timeout"))
     _refuse_other_processes(config, train_set.fingerprint, test_set.fingerprint)
     saved = processes.broadcast(state.read(folder) if config.resume else None)
-    if saved and usual_layer:
-        layer = saved["config"].get("normalize", config.normalize)
-        config = dataclasses.replace(config, normalize=layer)
     if saved:
+        if asked.normalize == "auto":
+            layer = saved["config"].get("normalize", config.normalize)
+            config = dataclasses.replace(config, normalize=layer)
         refuse_other_settings(config, saved["config"], train_set.fingerprint, folder)
-        known = {name: saved["config"].get(name, "auto") for name in MEASURED}
-        if was_left_out(saved["config"], config.precision):
-            known["precision"] = saved["config"]["precision"]
-        config = dataclasses.replace(config, **known)
+        config = _with_saved_choices(config, saved["config"])
     if config.threads != "auto":
         machine.set_threads(config.threads)
-    shape = train_set.image_shape
-    check_epsilon(config.epsilon, shape)
-    if test_set.image_shape != shape:
-        raise InputError(
-            f"{config.data_dir} has training images of shape {shape} and test images of shape "
-            f"{test_set.image_shape}: expected one shape; resize them"
-        )
-    torch.manual_seed(noise_key(config.seed, INITIAL_WEIGHTS) % 2**63)
-    # A resumed run takes its weights from the checkpoint, not from --init.
-    fresh = dataclasses.replace(config, init=None) if saved else config
-    model, init_sha256 = initial.network(fresh, train_set.num_classes, shape)
-    if saved:
-        init_sha256 = saved["config"].get("init_sha256")
-    elif processes.count() > 1:  # code of the user's may draw weights from a generator of its own
-        model.load_state_dict(processes.broadcast(model.state_dict()))
+    shape = _common_shape(config, train_set, test_set)
+    model, init_sha256 = _network(config, saved, train_set.num_classes, shape)
     parts = config.accumulate * processes.count()
     rows = -(-min(images_of_a_step(config), len(train_set)) // parts) * config.num_samples
     if config.dry_run:
@@ -101,39 +75,107 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     config = dataclasses.replace(
         config, memory_format=placed.memory_format, threads=torch.get_num_threads()
     )
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-    )
-    ball = _make_ball(config)
     graphed = config.cuda_graph and device.type == "cuda" and processes.count() == 1
-    graphs = GraphedSteps(descend) if graphed and not config.compile else None
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
     run = Run(
-        config, folder, train_set, test_set, device, model,
-        network, optimizer, ball, Totals(sums), graphs,
-    )  # fmt: skip
-    run.init_sha256, run.left_out = init_sha256, left_out
+        config=config,
+        folder=folder,
+        train_set=train_set,
+        test_set=test_set,
+        device=device,
+        model=model,
+        network=network,
+        optimizer=_make_optimizer(config, model),
+        ball=_make_ball(config),
+        totals=Totals.empty(device),
+        graphs=GraphedSteps(descend) if graphed and not config.compile else None,
+        init_sha256=init_sha256,
+        left_out=left_out,
+    )
     if saved:
         state.restore(run, saved)
-    has_votes = processes.broadcast(bool(saved) and (folder / run_files.TEACHER_VOTES).exists())
-    teacher_sha256 = saved["config"].get("teacher_sha256") if saved else None
-    if config.method == "catrs" and not has_votes:
-        run.teacher = teacher.load(config, train_set.num_classes, shape, device, teacher_sha256)
-        teacher_sha256 = run.teacher.sha256
-    run.teacher_sha256 = teacher_sha256
-    several = f", {processes.count()} processes" if processes.count() > 1 else ""
+    _attach_teacher(run, saved)
+    _announce(run)
+    return run
+
+
+def _with_usual_layer(config: TrainConfig) -> TrainConfig:
+    """With the first layer that ``--normalize auto`` means."""
+    if config.normalize != "auto":
+        return config
+    # A network of the user's own normalises inside, if at all.
+    layer = "none" if names_code(config.arch) else normalize.for_data(config.data)
+    return dataclasses.replace(config, normalize=layer)
+
+
+def _data(config: TrainConfig) -> tuple[data.Dataset, data.Dataset]:
+    """Training and test images; a dry run downloads nothing."""
+    download = not config.dry_run
+    limit = config.train_images
+    return (
+        data.load(config.data, "train", data_dir=config.data_dir, limit=limit, download=download),
+        data.load(config.data, "test", data_dir=config.data_dir, download=download),
+    )
+
+
+def _with_saved_choices(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:
+    """With what the run measured, and the precision in which it could run."""
+    known = {name: saved.get(name, "auto") for name in MEASURED}
+    if was_left_out(saved, config.precision):
+        known["precision"] = saved["precision"]
+    return dataclasses.replace(config, **known)
+
+
+def _common_shape(
+    config: TrainConfig, train_set: data.Dataset, test_set: data.Dataset
+) -> tuple[int, ...]:
+    """The shape of all images, with which epsilon is compared."""
+    shape = train_set.image_shape
+    check_epsilon(config.epsilon, shape)
+    if test_set.image_shape != shape:
+        raise InputError(
+            f"{config.data_dir} has training images of shape {shape} and test images of shape "
+            f"{test_set.image_shape}: expected one shape; resize them"
+        )
+    return shape
+
+
+def _network(
+    config: TrainConfig, saved: dict[str, Any] | None, num_classes: int, shape: tuple[int, ...]
+) -> tuple[torch.nn.Module, str | None]:
+    """The network before its first step, and the hash of the file of its weights."""
+    torch.manual_seed(noise_key(config.seed, INITIAL_WEIGHTS) % 2**63)
+    # A resumed run takes its weights from the checkpoint, not from --init.
+    fresh = dataclasses.replace(config, init=None) if saved else config
+    model, init_sha256 = initial.network(fresh, num_classes, shape)
+    if saved:
+        return model, saved["config"].get("init_sha256")
+    if processes.count() > 1:  # code of the user's may draw weights from a generator of its own
+        model.load_state_dict(processes.broadcast(model.state_dict()))
+    return model, init_sha256
+
+
+def _attach_teacher(run: Run, saved: dict[str, Any] | None) -> None:
+    """Load the teacher of catrs, unless its votes have been counted."""
+    has_votes = bool(saved) and (run.folder / run_files.TEACHER_VOTES).exists()
+    has_votes = processes.broadcast(has_votes)
+    run.teacher_sha256 = saved["config"].get("teacher_sha256") if saved else None
+    if run.config.method == "catrs" and not has_votes:
+        classes, shape = run.train_set.num_classes, run.train_set.image_shape
+        run.teacher = teacher.load(run.config, classes, shape, run.device, run.teacher_sha256)
+        run.teacher_sha256 = run.teacher.sha256
+
+
+def _announce(run: Run) -> None:
+    """Say what is trained, on what and how."""
+    config, count = run.config, processes.count()
+    several = f", {count} processes" if count > 1 else ""
     announce(
         f"training {config.arch} with {method_label(config)} at sigma {config.sigma:g} on "
-        f"{number_of(len(train_set), 'image')} of {config.data}, m {config.num_samples}"
+        f"{number_of(len(run.train_set), 'image')} of {config.data}, m {config.num_samples}"
         f"{f', T {config.steps}' if uses_adversary(config) else ''}"
-        f"{f', {ball}' if ball is not None else ''}; {number_of(config.epochs, 'epoch')} "
-        f"on {device} in {config.precision}, {config.memory_format}{several}"
+        f"{f', {run.ball}' if run.ball is not None else ''}; {number_of(config.epochs, 'epoch')} "
+        f"on {run.device} in {config.precision}, {config.memory_format}{several}"
     )
-    return run
 
 
 def _refuse_other_processes(config: TrainConfig, training: str, test: str) -> None:
@@ -195,6 +237,16 @@ def _try_compile(
         announce(f"the network cannot be compiled and is trained uncompiled ({one_line(error)})")
         return network
     return compiled
+
+
+def _make_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
 
 
 def _make_ball(config: TrainConfig) -> HardBall | SoftBall | None:

@@ -29,6 +29,11 @@ class Totals:
     images: int = 0
     seconds: float = 0.0
 
+    @classmethod
+    def empty(cls, device: torch.device) -> Totals:
+        """Totals at the start of an epoch."""
+        return cls(torch.zeros(3, dtype=torch.float64, device=device))
+
 
 @dataclasses.dataclass
 class Run:
@@ -54,10 +59,6 @@ class Run:
     teacher_sha256: str | None = None  # hash of the teacher's file, for catrs
     teacher: Any = None  # a Teacher, for catrs, if its votes are still to be counted
     smoothed: torch.Tensor | None = None  # (N, K) float32 on the device, for catrs
-
-    def empty_totals(self) -> Totals:
-        """Totals at the start of an epoch."""
-        return Totals(torch.zeros(3, dtype=torch.float64, device=self.device))
 
 
 def announce(message: str) -> None:
