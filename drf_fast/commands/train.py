@@ -44,7 +44,7 @@ def run(config: TrainConfig) -> int:
         return 0
     if log is not None:
         if config.json:  # else the report says it
-            announce(f"curve: {folder / 'curve.png'}")
+            announce(f"curve: {folder / run_files.CURVE}")
         at = page.write_beside(folder, [log])
         if at is not None:
             announce(f"page: {at}")

@@ -20,6 +20,7 @@ from pathlib import Path
 from drf_fast.attacks.log import Attacked, differences, is_attack_log, read_attacked
 from drf_fast.certification.log import Log, is_log, read_log
 from drf_fast.certification.log.sidecar import MOST_LOG
+from drf_fast.config import run_files
 from drf_fast.errors import InputError
 from drf_fast.report.shards import fullest, join_shards
 
@@ -28,7 +29,7 @@ _NEVER_LOGS = {
     ".json", ".jsonl", ".pt", ".pth", ".ckpt", ".safetensors", ".tar", ".gz", ".png", ".jpg",
     ".jpeg", ".pdf", ".svg", ".html", ".toml", ".yaml", ".yml", ".py", ".sh", ".md",
 }  # fmt: skip
-_OF_A_SWEEP = {"runs.tsv", "summary.tsv"}  # tables of sweep.json beside them
+_TABLES_OF_A_SWEEP = {run_files.RUNS, run_files.SUMMARY_TABLE}
 _MOST_NAMED = 5
 
 
@@ -216,7 +217,7 @@ def _split_logs(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     for path in files:
         if path.suffix.lower() in _NEVER_LOGS or "tfevents" in path.name:
             continue
-        if path.name in _OF_A_SWEEP and path.with_name("sweep.json").exists():
+        if path.name in _TABLES_OF_A_SWEEP and path.with_name(run_files.SWEEP).exists():
             continue
         if is_log(path) and not re.search(r"\.part-\d+$", path.name):
             logs.append(path)
