@@ -94,7 +94,7 @@ class TrainConfig:
     """DRF: what lambda does to a perturbation. prox: the proximal step of lambda times its length;
     shrink: all of it times 1 - lambda; excess: only what is beyond epsilon; udr: excess without a
     cap on lambda, scaled by --tau."""
-    lambda_every: Annotated[int | Literal["epoch"], Role.RESULT, Tag.SOFT_BALL] = (
+    lambda_every: Annotated[int | Literal["epoch"], Role.RESULT, Tag.SOFT_BALL, Range.COUNT] = (
         reading.LAMBDA_EVERY
     )
     """DRF: number of training steps between changes of lambda, or 'epoch' for once per epoch."""
@@ -357,7 +357,7 @@ class SweepConfig:
     """Noise samples that choose the class; the default is 100."""
     alpha: Annotated[float | None, Role.RESULT] = None
     """Highest probability, for each image, that its certificate is wrong; the default is 0.001."""
-    certify_images: Annotated[int | None, Role.CERTIFICATES, Section.DATA] = None
+    certify_images: Annotated[int | None, Role.CERTIFICATES, Section.DATA, Range.COUNT] = None
     """Number of test images to certify for each run, evenly spaced; the default is 100."""
     skip: Annotated[int | None, Role.RESULT, Section.DATA, Range.COUNT] = None
     """Certify every K-th test image instead; 1 takes all."""

@@ -133,11 +133,6 @@ def check(config: TrainConfig, processes: int = 1) -> None:
     Raises:
         InputError: names the flag, what was expected and what came.
     """
-    if isinstance(config.lambda_every, int) and not 1 <= config.lambda_every < 2**32:
-        raise InputError(
-            f"--lambda-every must be 'epoch' or lie between 1 and 2^32 - 1, got "
-            f"{config.lambda_every}"
-        )
     check_ranges(config)
     seconds(config.timeout, "timeout")
     check_sigma(config.sigma)

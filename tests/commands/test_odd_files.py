@@ -114,7 +114,7 @@ def test_report_reads_standard_input(monkeypatch, capsys):
         (["gap", "run", "--seed", "18446744073709551616"], "--seed must fit 64 bits"),
         (["train", "--lr", "1e308"], "--lr must be a finite number above 0, from 1e-30 to 1e+30"),
         (["train", "--weight-decay", "1e39"], "--weight-decay must be 0 or more, at most 1e+30"),
-        (["train", "--lambda-every", "4294967296"], "--lambda-every must be 'epoch' or lie"),
+        (["train", "--lambda-every", "4294967296"], "--lambda-every must lie between 1 and"),
     ],
 )  # fmt: skip
 def test_names_and_numbers_out_of_reach_are_a_sentence(words, message, capsys):

@@ -13,7 +13,7 @@ from drf_fast.certification.log.sidecar import refuse_other_config
 from drf_fast.commands.sweep import cost, grid
 from drf_fast.config import arguments, look, methods, options, tags, training, values
 from drf_fast.config.look import GapConfig
-from drf_fast.config.options import CertifyConfig, PredictConfig, TrainConfig
+from drf_fast.config.options import CertifyConfig, PredictConfig, SweepConfig, TrainConfig
 from drf_fast.config.tags import Of, Range, Role, Tag
 from drf_fast.errors import InputError
 from drf_fast.training import dry_run
@@ -100,7 +100,7 @@ SETS = {
     "catrs": (methods.FLAGS["catrs"], "catrs_lam catrs_teacher catrs_n"),
     "counts": (
         tags.having(TrainConfig, Range.COUNT),
-        "num_samples epochs batch_size kappa train_images max_steps certify_n "
+        "num_samples epochs batch_size kappa lambda_every train_images max_steps certify_n "
         "accumulate save_every threads catrs_n",
     ),
     "from zero": (
@@ -117,6 +117,7 @@ SETS = {
         tags.having(CertifyConfig, Range.COUNT),
         "n0 n skip max_images batch_size threads",
     ),
+    "counts of sweep": (tags.having(SweepConfig, Range.COUNT), "n n0 certify_images skip"),
     "counts of predict": (
         tags.having(PredictConfig, Range.COUNT),
         "n skip max_images batch_size threads",

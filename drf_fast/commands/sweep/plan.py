@@ -22,6 +22,7 @@ from drf_fast.commands.sweep.grid import Grid, SweepRun
 from drf_fast.config import arguments, run_files, tags, training
 from drf_fast.config.certification import check_settings
 from drf_fast.config.options import CertifyConfig, SweepConfig, TrainConfig
+from drf_fast.config.ranges import check_ranges
 from drf_fast.config.tags import Tag
 from drf_fast.config.values import names_code, to_dict, updated
 from drf_fast.errors import InputError
@@ -122,6 +123,7 @@ def make(config: SweepConfig, words: list[str]) -> Sweep:
         raise InputError(
             "--certify-images and --skip both choose the test images: pass one of them"
         )
+    check_ranges(config)
     saved = _saved(config)
     values = _extended(_saved_grid(saved), grid.parse_vary(config.vary))
     flags = arguments.given(words)
@@ -250,9 +252,6 @@ def _without_code(base: dict[str, Any], source: str) -> TrainConfig:
 
 def _certification(config: SweepConfig, saved: dict[str, Any] | None) -> dict[str, Any]:
     asked = {name: getattr(config, name) for name in _CERTIFICATION}
-    for name in ("certify_images", "skip"):
-        if asked[name] is not None and asked[name] < 1:
-            raise InputError(f"--{grid.flag(name)} must be 1 or more, got {asked[name]}")
     if saved is None:
         return {
             k: default if asked[k] is None else asked[k] for k, default in _CERTIFICATION.items()
