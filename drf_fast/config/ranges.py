@@ -13,7 +13,7 @@ _LARGEST = 1e30  # float32 holds it, its inverse and products with what training
 
 
 def check_ranges(config: Any) -> None:
-    """Refuse numbers that their tag does not allow, and a seed of more than 64 bits.
+    """Refuse numbers that their tag does not allow, and a seed that is no signed 64-bit integer.
 
     None and names such as "auto" pass.
 
@@ -37,4 +37,4 @@ def check_ranges(config: Any) -> None:
                 f"got {value}"
             )
         if name == "seed" and not -(2**63) <= value < 2**63:
-            raise InputError(f"--seed must fit 64 bits, got {value}")
+            raise InputError(f"--seed must lie between -2^63 and 2^63 - 1, got {value}")

@@ -159,7 +159,7 @@ def test_a_hopeless_n_is_announced(trained, tmp_path, capsys):
         (["--sigma", "1e300"], "expected at most 4, got 1e+300"),
         (["--sigma", "128"], "0..255 is divided by 255: --sigma 0.502"),
         (["--sigma", "nan"], "from 1e-6 to 4"),
-        (["--seed", "18446744073709551616"], "--seed must fit 64 bits"),
+        (["--seed", "18446744073709551616"], "--seed must lie between -2^63 and"),
         (["--data", "nothing"], "mnist-mini"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
