@@ -32,10 +32,10 @@ from drf_fast.backends.reference.tail import (
     central_normal_quantile,
     upper_normal_quantile,
 )
+from drf_fast.config.limits import LEAST_ALPHA, MOST_TRIALS
 from drf_fast.ops import checks as check
 
-MOST_TRIALS = 2**53  # integers are exact in float64 up to here
-_LEAST_LEVEL = 1e-302  # alpha is divided: below the least alpha of a certificate, 1e-300
+_LEAST_LEVEL = 1e-302  # alpha is divided: below LEAST_ALPHA, that of a certificate
 
 
 class BoundPair(NamedTuple):
@@ -181,7 +181,7 @@ def check_counts(successes: Any, trials: Any, fewest: int = 1) -> None:
         )
 
 
-def check_level(alpha: Any, least: float = 1e-300) -> float:
+def check_level(alpha: Any, least: float = LEAST_ALPHA) -> float:
     level = check_positive(alpha, "alpha")
     if not least <= level < 1.0:
         raise ValueError(f"alpha must be an error probability in [{least:g}, 1), got {alpha}")

@@ -12,11 +12,12 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from drf_fast.config.choices import Arithmetic
 from drf_fast.errors import InputError
 from drf_fast.models import fusing
 from drf_fast.runtime import tf32
@@ -28,7 +29,7 @@ from drf_fast.runtime.modules import dtype_of, has_convolutions, is_channels_las
 from drf_fast.runtime.progress import say
 from drf_fast.runtime.tensors import same_bits
 
-PRECISIONS = ("fp32", "tf32", "bf16", "bf16 autocast", "auto", "fastest")
+PRECISIONS = (*get_args(Arithmetic), "bf16 autocast", "auto", "fastest")
 _REPEATS = 3  # timed forward passes per form
 
 

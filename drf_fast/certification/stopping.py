@@ -23,11 +23,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple, get_args
 
 from drf_fast import functional
 from drf_fast.certification.anytime import (
-    MOST_TRIALS,
     BoundPair,
     anytime_lower,
     anytime_upper,
@@ -36,9 +35,9 @@ from drf_fast.certification.anytime import (
     check_positive,
     radius_from_bound,
 )
+from drf_fast.config.choices import Budget
+from drf_fast.config.limits import MOST_TRIALS
 from drf_fast.ops import checks as check
-
-Budget = Literal["fixed", "anytime"]
 
 _SEQUENCE_SHARE = 0.1  # share of alpha that is spent on the anytime bound
 _LOG_DECIMAL = 1e-12  # logs round radii down to multiples of this
@@ -94,7 +93,7 @@ def certificate(
     Raises:
         TypeError, ValueError: bad arguments; a fixed budget with fewer than n samples.
     """
-    check.choice(budget, "budget", ("fixed", "anytime"))
+    check.choice(budget, "budget", get_args(Budget))
     check.count(n, "n", maximum=MOST_TRIALS)
     check_counts(count, trials, fewest=0)
     alpha, sigma = check_level(alpha), check_positive(sigma, "sigma")

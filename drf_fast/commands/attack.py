@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -21,6 +21,7 @@ from drf_fast.certification.loading import Loaded, Source
 from drf_fast.certification.log import Log, read_log
 from drf_fast.certification.network import as_requested
 from drf_fast.config.certification import check_settings, shard_of
+from drf_fast.config.choices import Arithmetic
 from drf_fast.config.look import AttackConfig, numbers
 from drf_fast.config.training import check_epsilon
 from drf_fast.errors import InputError
@@ -108,7 +109,7 @@ def prepare(
         if isinstance(total, int) and total > 0:
             most = total if most is None else min(most, total)
     precision = as_requested(recorded.get("precision"))
-    if config.precision == "auto" and precision in ("fp32", "tf32", "bf16"):
+    if config.precision == "auto" and precision in get_args(Arithmetic):
         config = dataclasses.replace(config, precision=precision)
     loaded = loading.load(dataclasses.replace(config, skip=skip, max_images=most, seed=key), source)
     sigma = loaded.classifier.sigma

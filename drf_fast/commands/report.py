@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from drf_fast.certification.log import read_log
 from drf_fast.commands import page
+from drf_fast.config.choices import Format
 from drf_fast.config.look import numbers
 from drf_fast.errors import InputError
 from drf_fast.report import machine
@@ -28,7 +29,7 @@ from drf_fast.report.tables import (
     tables_of,
 )
 
-FORMATS = ("table", "markdown", "latex", "csv", "json")
+FORMATS = get_args(Format)
 
 
 def run(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 
 from drf_fast.config.durations import seconds
+from drf_fast.config.limits import LEAST_ALPHA
 from drf_fast.config.look import AttackConfig
 from drf_fast.config.options import CertifyConfig, SmoothedConfig
 from drf_fast.config.ranges import check_ranges
 from drf_fast.config.training import check_sigma
 from drf_fast.errors import InputError
-
-_LEAST_ALPHA = 1e-300  # float64 can halve it and take its logarithm
 
 
 def check_settings(config: SmoothedConfig) -> None:
@@ -23,10 +22,10 @@ def check_settings(config: SmoothedConfig) -> None:
     check_ranges(config)
     if config.sigma is not None:
         check_sigma(config.sigma)
-    if not _LEAST_ALPHA <= config.alpha < 1:
+    if not LEAST_ALPHA <= config.alpha < 1:
         raise InputError(
             f"--alpha must be a probability between 0 and 1, got {config.alpha}; the least that "
-            f"can be computed with is {_LEAST_ALPHA:g}"
+            f"can be computed with is {LEAST_ALPHA:g}"
         )
     if isinstance(config, CertifyConfig):
         seconds(config.timeout, "timeout")

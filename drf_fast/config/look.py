@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from drf_fast.config.options import Arithmetic, Device, Format, NetworkConfig, SmoothedConfig
+from drf_fast.config.choices import AskedArithmetic, Device, Format, Split
+from drf_fast.config.options import NetworkConfig, SmoothedConfig
 from drf_fast.config.tags import Range, Role, Section, Tag
 from drf_fast.errors import InputError
 
@@ -29,7 +30,7 @@ class AttackConfig(SmoothedConfig):
     """Noise samples with which PREDICT judges an image."""
     alpha: Annotated[float, Role.RESULT] = 0.001
     """Highest probability, for each judgement of PREDICT, that it is wrong."""
-    precision: Annotated[Arithmetic, Role.RESULT, Section.COMPUTATION, Tag.MEASURED] = "auto"
+    precision: Annotated[AskedArithmetic, Role.RESULT, Section.COMPUTATION, Tag.MEASURED] = "auto"
     """Arithmetic of the network; auto takes that of the certificates; without them fp32 or, on a
     GPU, the faster of fp32 and tf32; fastest also tries bf16."""
     sound: Annotated[bool, Role.RESULT] = False
@@ -131,7 +132,7 @@ class ShowConfig:
     """Data set; the default is that of the training run."""
     data_dir: Annotated[Path | None, Role.PLACE, Section.DATA] = None
     """Folder of the data set; the default is that of the training run."""
-    split: Annotated[Literal["test", "train"], Role.RESULT, Section.DATA] = "test"
+    split: Annotated[Split, Role.RESULT, Section.DATA] = "test"
     """Part of the data set to take images from."""
     arch: Annotated[str | None, Role.RESULT, Section.DATA] = None
     """Architecture, as 'drf-fast certify' takes it."""

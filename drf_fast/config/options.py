@@ -10,14 +10,17 @@ from typing import Annotated, Literal
 import tyro
 
 from drf_fast.config import reading
+from drf_fast.config.choices import (
+    AskedArithmetic,
+    Augment,
+    Budget,
+    Device,
+    GradNorm,
+    MemoryFormat,
+    Precision,
+    Split,
+)
 from drf_fast.config.tags import Of, Range, Role, Section, Tag
-
-Precision = Literal["fp32", "bf16"]
-Arithmetic = Literal["auto", "fastest", "fp32", "tf32", "bf16"]
-Device = Literal["auto", "cpu", "cuda"]
-MemoryFormat = Literal["auto", "contiguous", "channels_last"]
-Budget = Literal["fixed", "anytime"]
-Format = Literal["table", "markdown", "latex", "csv", "json"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,7 @@ class TrainConfig:
     train_images: Annotated[int | None, Role.RESULT, Section.DATA, Range.COUNT] = None
     """Use only this many training images: the first ones, or evenly spaced ones of class folders;
     the default is all."""
-    augment: Annotated[Literal["none", "crop-flip"], Role.RESULT, Section.DATA] = "none"
+    augment: Annotated[Augment, Role.RESULT, Section.DATA] = "none"
     """Random crops (4 pixels of padding; for imagenet, a random part of the image) and flips."""
     arch: Annotated[str, Role.RESULT, Section.DATA] = "lenet"
     """Network: lenet (28 x 28), resnet20, resnet56, resnet110 (8 x 8 and larger), resnet50 (3
@@ -80,7 +83,7 @@ class TrainConfig:
     255 is 0.996 here, their 512 is 2."""
     warmup_epochs: Annotated[int, Role.RESULT, Tag.ADVERSARY, Tag.SAME_COST, Range.FROM_ZERO] = 0
     """Epochs over which epsilon and the adversary's step size grow linearly to their values."""
-    grad_norm: Annotated[Literal["image", "batch", "none"], Role.RESULT, Tag.ADVERSARY] = "image"
+    grad_norm: Annotated[GradNorm, Role.RESULT, Tag.ADVERSARY] = "image"
     """Divide the adversary's gradient by each image's norm, by the batch's mean norm, or not."""
     lambda0: Annotated[float, Role.RESULT, Tag.SOFT_BALL, Tag.SAME_COST, Range.FROM_ZERO] = (
         reading.LAMBDA0
@@ -216,7 +219,7 @@ class NetworkConfig:
     """Data set; the default is that of the training run."""
     data_dir: Annotated[Path | None, Role.PLACE, Section.DATA] = None
     """Folder of the data set; the default is that of the training run."""
-    split: Annotated[Literal["test", "train"], Role.RESULT, Section.DATA] = "test"
+    split: Annotated[Split, Role.RESULT, Section.DATA] = "test"
     """Part of the data set to take images from."""
     sigma: Annotated[float | None, Role.RESULT] = None
     """Noise level in pixel units; the default is that of the training run."""
@@ -261,7 +264,7 @@ class SmoothedConfig(NetworkConfig):
     the program as it runs (docs/certification.md)."""
     batch_size: Annotated[int | Literal["auto"], Role.SPEED, Tag.MEASURED, Range.COUNT] = "auto"
     """Rows per forward pass; auto measures the fastest."""
-    precision: Annotated[Arithmetic, Role.RESULT, Section.COMPUTATION, Tag.MEASURED] = "auto"
+    precision: Annotated[AskedArithmetic, Role.RESULT, Section.COMPUTATION, Tag.MEASURED] = "auto"
     """Arithmetic of the network; auto takes fp32 or, on a GPU, the faster of fp32 and tf32; fastest
     also tries bf16."""
     memory_format: Annotated[MemoryFormat, Role.SPEED, Tag.MEASURED] = "auto"
@@ -304,7 +307,7 @@ class CertifyConfig(SmoothedConfig):
     """Print the cost of the run and the largest radius that it can prove, and stop."""
     batch_size: Annotated[int | Literal["auto"], Role.SPEED, Tag.MEASURED, Range.COUNT] = "auto"
     """Rows per forward pass; auto measures the fastest (with --shard: 256, on a GPU 2,048)."""
-    precision: Annotated[Arithmetic, Role.RESULT, Section.COMPUTATION, Tag.MEASURED] = "auto"
+    precision: Annotated[AskedArithmetic, Role.RESULT, Section.COMPUTATION, Tag.MEASURED] = "auto"
     """Arithmetic of the network, and so of the certificates; auto takes fp32 or, on a GPU, the
     faster of fp32 and tf32; fastest also tries bf16 (with --shard both mean fp32)."""
     out: Annotated[Path | None, Role.PLACE] = None

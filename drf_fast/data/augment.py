@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-NAMES = ("none", "crop-flip")
+from drf_fast.config.choices import Augment
+
+NAMES = get_args(Augment)
 PADDING = 4
 _AREA, _RATIO, _ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10
 

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 
+from drf_fast.config.choices import Split
 from drf_fast.data import folders
 from drf_fast.data.cifar import read_cifar
 from drf_fast.data.dataset import Dataset, fingerprint
@@ -19,8 +21,6 @@ from drf_fast.data.mnist import read_mini, read_mnist
 from drf_fast.data.svhn import read_svhn
 from drf_fast.errors import InputError
 from drf_fast.runtime.progress import say
-
-_SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def load(
     """
     if name not in NAMES:
         raise InputError(f"unknown data set '{name}': expected one of {', '.join(NAMES)}")
-    if split not in _SPLITS:
+    if split not in get_args(Split):
         raise InputError(f"unknown split '{split}': expected train or test")
     if limit is not None and limit < 1:
         raise InputError(f"the limit must be at least 1 image, got {limit}")

@@ -14,18 +14,19 @@ logits; ``need_grad=False`` returns an empty gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.library import Library, register_fake
 
 from drf_fast.backends.dispatch import implementation
 from drf_fast.backends.reference.levels import level_table
+from drf_fast.config.choices import GradNorm
 from drf_fast.runtime.tensors import arithmetic_dtype, memory_format_of
 from drf_fast.runtime.tracing import is_traced_or_profiled
 
 REDUCTIONS = ("none", "mean", "sum")
-GRAD_NORMS = ("image", "batch", "none")
+GRAD_NORMS = get_args(GradNorm)
 
 _SCHEMAS = {
     "noisy_repeat": "(Tensor x, Tensor sigma, Tensor key, Tensor image_ids, Tensor sample_offset,"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated
+from typing import Annotated, get_args
 
 import pytest
 
 from drf_fast.certification import loading
 from drf_fast.certification.log.sidecar import refuse_other_config
 from drf_fast.commands.sweep import cost, grid
-from drf_fast.config import arguments, look, methods, options, tags, training, values
+from drf_fast.config import arguments, choices, look, methods, options, tags, training, values
 from drf_fast.config.look import GapConfig
 from drf_fast.config.options import CertifyConfig, PredictConfig, SweepConfig, TrainConfig
 from drf_fast.config.tags import Of, Range, Role, Tag
 from drf_fast.errors import InputError
+from drf_fast.runtime.machine import MEMORY_FORMATS
 from drf_fast.training import dry_run
 
 CONFIGS = [
@@ -49,6 +50,11 @@ def test_a_field_without_a_role_or_with_two_is_refused(hint, message):
     config = dataclasses.make_dataclass("Wrong", [("a", hint, 1)])
     with pytest.raises(TypeError, match=f"Wrong.a {message}"):
         tags.of(config)
+
+
+def test_every_layout_of_weights_can_be_asked_for():
+    """``runtime`` is below ``config`` and cannot read the choice."""
+    assert get_args(choices.MemoryFormat) == ("auto", *MEMORY_FORMATS)
 
 
 def test_a_method_that_a_setting_belongs_to_exists():

@@ -24,8 +24,8 @@ from drf_fast.backends.reference.tail import (
     tail_log_error,
     upper_normal_quantile,
 )
+from drf_fast.config.limits import MOST_TRIALS
 
-_MOST_TRIALS = 2**53  # integers are exact in float64 up to here
 _CHUNK = 8192  # rows at a time, to bound memory: the quadrature makes 28 values of each
 
 # ---------------------------------------------------------------------------- clopper_pearson.h
@@ -181,7 +181,7 @@ def _check(operation: str, successes: Tensor, trials: Tensor, alpha: float) -> N
             f"{operation}: expected 0 < alpha < 1, got {alpha:g}; pass the error probability, "
             "0.001 for example"
         )
-    bad = (trials < 1) | (trials > _MOST_TRIALS)
+    bad = (trials < 1) | (trials > MOST_TRIALS)
     if bad.any():
         index = int(bad.nonzero()[0])
         raise ValueError(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from drf_fast.certification.log.rows import Row, round_down
 from drf_fast.certification.log.sidecar import sidecar
+from drf_fast.config.choices import Budget
+from drf_fast.config.limits import LEAST_ALPHA, MOST_TRIALS
 from drf_fast.errors import InputError
 
 # Backends may differ in the last bits of a double, so a log made with one and read with another may
 # differ in its last decimal. Larger differences are refused.
 _LAST_BITS, _LAST_DECIMAL = 4, 1e-12
 # Ranges of a valid configuration, ends included; other values mean a damaged file.
-BUDGETS = ("fixed", "anytime")
-_LIMITS = {"sigma": (1e-9, 1e9), "n": (1, 2**53), "alpha": (1e-300, 1 - 1e-16)}
+BUDGETS = get_args(Budget)
+_LIMITS = {"sigma": (1e-9, 1e9), "n": (1, MOST_TRIALS), "alpha": (LEAST_ALPHA, 1 - 1e-16)}
 
 
 def is_usable(key: str, value: Any) -> bool:
