@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from drf_fast import data
 from drf_fast.certification import engine, loading, plan, stopping
 from drf_fast.certification.loading import Loaded
 from drf_fast.certification.log import CertificationLog, sidecar
@@ -16,7 +17,7 @@ from drf_fast.certification.log.writer import check_path, refuse_existing
 from drf_fast.certification.stopping import Rule
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config.certification import check_settings, shard_of
-from drf_fast.config.options import CertifyConfig
+from drf_fast.config.options import CertifyConfig, TrainConfig
 from drf_fast.errors import InputError
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.files import absolute
@@ -106,6 +107,11 @@ def _open_log(config: CertifyConfig, out: Path, description: dict[str, Any]) -> 
     if problem:
         raise InputError(problem)
     return CertificationLog.part(out, processes.rank(), done, guard=whole)
+
+
+def test_images(trained: TrainConfig) -> int:
+    """The size of the test set of a training run."""
+    return len(data.load(trained.data, "test", data_dir=trained.data_dir))
 
 
 def is_of_network(out: Path, network: Path) -> bool:

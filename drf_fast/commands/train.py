@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
-from drf_fast import data
 from drf_fast.certification.log.sidecar import read_config
 from drf_fast.commands import certify, page, report
 from drf_fast.config import run_files
-from drf_fast.config.options import CertifyConfig, TrainConfig
+from drf_fast.config.certification import certify_settings
+from drf_fast.config.options import TrainConfig
 from drf_fast.config.training import run_folder
-from drf_fast.config.values import names_code
 from drf_fast.runtime import machine, processes
 from drf_fast.training import dry_run, loop, teacher
 from drf_fast.training.metrics import last_metrics
@@ -60,34 +60,19 @@ def _certify(config: TrainConfig, folder: Path) -> Path:
 
     A log of another network, of other images or with another n is replaced.
     """
-    out = folder / run_files.CERTIFICATES
-    test_images = len(data.load(config.data, "test", data_dir=config.data_dir))
-    skip = max(1, test_images // config.certify_images)
-    wanted = {
-        "n": config.certify_n,
-        "skip": skip,
-        "max_images": config.certify_images,
-    }
-    same = config.resume and certify.is_of_network(out, folder / run_files.CHECKPOINT)
+    out, network = folder / run_files.CERTIFICATES, folder / run_files.CHECKPOINT
+    settings = certify_settings(
+        network,
+        config,
+        certify.test_images(config),
+        count=config.certify_images,
+        n=config.certify_n,
+        out=out,
+    )
+    wanted = {name: getattr(settings, name) for name in ("n", "skip", "max_images")}
+    same = config.resume and certify.is_of_network(out, network)
     same = same and wanted.items() <= read_config(out).items()
     same = processes.broadcast(same)
-    log = certify.certify(
-        CertifyConfig(
-            checkpoint=folder / run_files.CHECKPOINT,
-            data_dir=config.data_dir,  # the images may have moved since the checkpoint was written
-            arch=config.arch if names_code(config.arch) else None,
-            n=config.certify_n,
-            skip=skip,
-            max_images=config.certify_images,
-            precision="auto" if config.precision == "fp32" else config.precision,
-            device=config.device,
-            threads=config.threads,
-            compile=config.compile,
-            timeout=config.timeout,
-            out=out,
-            resume=same,
-            force=not same,
-        )
-    )
+    log = certify.certify(dataclasses.replace(settings, resume=same, force=not same))
     assert log is not None  # no --plan here
     return log

@@ -3,14 +3,55 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
 
 from drf_fast.config.durations import seconds
 from drf_fast.config.limits import LEAST_ALPHA
 from drf_fast.config.look import AttackConfig
-from drf_fast.config.options import CertifyConfig, SmoothedConfig
+from drf_fast.config.options import CertifyConfig, SmoothedConfig, TrainConfig
 from drf_fast.config.ranges import check_ranges
 from drf_fast.config.training import check_sigma
+from drf_fast.config.values import names_code
 from drf_fast.errors import InputError
+
+
+def certify_settings(
+    checkpoint: Path,
+    trained: TrainConfig,
+    test_images: int,
+    *,
+    count: int | None = None,
+    skip: int | None = None,
+    **terms: Any,
+) -> CertifyConfig:
+    """How the network of a training run is certified.
+
+    Args:
+        checkpoint: its checkpoint or run folder.
+        trained: how it was trained, and on which machine.
+        test_images: size of the test set.
+        count: the most images to certify; without ``skip`` evenly spaced, and by default as many as
+            after training.
+        skip: take every K-th image.
+        terms: further settings, ``n`` for example.
+    """
+    if skip is None:
+        count = count or TrainConfig.certify_images
+        skip = max(1, test_images // count)
+    return CertifyConfig(
+        checkpoint=checkpoint,
+        data_dir=trained.data_dir,  # the images may have moved since the checkpoint was written
+        arch=trained.arch if names_code(trained.arch) else None,
+        skip=skip,
+        max_images=count,
+        precision="auto" if trained.precision == "fp32" else trained.precision,
+        device=trained.device,
+        threads=trained.threads,
+        compile=trained.compile,
+        timeout=trained.timeout,
+        **terms,
+    )
 
 
 def check_settings(config: SmoothedConfig) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from drf_fast.certification.log import read_log
 from drf_fast.checkpoints import ours as checkpoint
@@ -53,6 +54,32 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep") / "whole"
     assert main(["sweep", *GRID, *SMALL, "--out", str(folder)]) == 0
     return folder
+
+
+def test_a_network_of_a_sweep_is_certified_as_after_training():
+    flags = ["--threads", "3", "--precision", "bf16", "--compile"]
+    flags += ["--data", "mnist", "--data-dir", "d"]
+    sweep = plan.make(SweepConfig(seeds="0"), flags)
+    terms = sweep.certify_config(Path("s"), sweep.runs[0].config, 1000)
+    expected: dict[str, Any] = {"n": 10_000, "n0": 100, "alpha": 0.001}  # of the help
+    expected |= {"skip": 10, "max_images": 100, "data_dir": Path("d"), "precision": "bf16"}
+    expected |= {"threads": 3, "compile": True, "checkpoint": Path("s"), "arch": None}
+    assert {name: getattr(terms, name) for name in expected} == expected
+    every = plan.make(SweepConfig(seeds="0", skip=7), []).certify_config(
+        Path("s"), sweep.runs[0].config, 1000
+    )
+    assert (every.skip, every.max_images) == (7, None)
+
+
+def test_a_trial_leaves_the_threads_of_the_process_alone(tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        words = ["sweep", "--plan", "--seeds", "0", "--threads", "1", *SMALL]
+        assert main([*words, "--out", str(tmp_path / "s")]) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from drf_fast.config.options import TrainConfig
 from drf_fast.config.tags import Role, Tag
 from drf_fast.config.training import steps_of_an_epoch
 from drf_fast.config.values import to_dict
+from drf_fast.runtime import machine
 from drf_fast.runtime.progress import say
 from drf_fast.training import loop, teacher
 from drf_fast.training.prepare import prepare
@@ -97,6 +98,7 @@ def _refuse_absent_data(config: TrainConfig) -> None:
         data.load(config.data, split, data_dir=config.data_dir, download=False)
 
 
+@machine.same_threads()
 def _try(sweep: Sweep, config: TrainConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         # A learning rate so low that no setting diverges within these steps, and one vote of the
@@ -110,7 +112,7 @@ def _try(sweep: Sweep, config: TrainConfig) -> dict[str, Any]:
         vote_seconds = teacher.attach_placeholder(prepare(config, Path(folder, "votes")))
         images = len(data.load(config.data, "train", data_dir=config.data_dir))
         images = min(images, config.train_images or images)
-        test_images = len(data.load(config.data, "test", data_dir=config.data_dir))
+        test_images = certify.test_images(config)
         planned, loaded = _certification(sweep, first, config, test_images)
     return {
         "memory_format": config.memory_format,

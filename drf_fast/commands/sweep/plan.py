@@ -20,7 +20,7 @@ from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.sweep import grid
 from drf_fast.commands.sweep.grid import Grid, SweepRun
 from drf_fast.config import arguments, run_files, tags, training
-from drf_fast.config.certification import check_settings
+from drf_fast.config.certification import certify_settings, check_settings
 from drf_fast.config.options import CertifyConfig, SweepConfig, TrainConfig
 from drf_fast.config.ranges import check_ranges
 from drf_fast.config.tags import Tag
@@ -31,8 +31,13 @@ from drf_fast.runtime import processes
 from drf_fast.runtime.files import is_empty, locked, new_folder, read_json, write_json
 
 _FORMAT = "drf_fast sweep 1"
-_CERTIFICATION = {"n": 10_000, "n0": 100, "alpha": 0.001, "certify_images": None, "skip": None}
-_IMAGES = 100  # where neither certify_images nor skip is given
+_CERTIFICATION = {
+    "n": TrainConfig.certify_n,
+    "n0": CertifyConfig.n0,
+    "alpha": CertifyConfig.alpha,
+    "certify_images": None,
+    "skip": None,
+}
 
 
 @dataclass
@@ -87,23 +92,9 @@ class Sweep:
             config: how it was trained.
             images: size of the test set.
         """
-        terms = self.certification
-        count, skip = terms["certify_images"], terms["skip"]
-        if skip is None:
-            skip = max(1, images // (count or _IMAGES))
-        return CertifyConfig(
-            checkpoint=checkpoint,
-            data_dir=config.data_dir,
-            arch=config.arch if names_code(config.arch) else None,
-            n=terms["n"],
-            n0=terms["n0"],
-            alpha=terms["alpha"],
-            skip=skip,
-            max_images=count if terms["skip"] else count or _IMAGES,
-            precision="auto" if config.precision == "fp32" else config.precision,
-            device=config.device,
-            compile=config.compile,
-        )
+        terms = dict(self.certification)
+        count = terms.pop("certify_images")
+        return certify_settings(checkpoint, config, images, count=count, **terms)
 
 
 def make(config: SweepConfig, words: list[str]) -> Sweep:
@@ -152,7 +143,7 @@ def make(config: SweepConfig, words: list[str]) -> Sweep:
         failed=saved["failed"] if saved else {},
         earlier=tuple(saved["runs"]) if saved else (),
     )
-    check_settings(sweep.certify_config(Path(), runs[0].config, _IMAGES))
+    check_settings(sweep.certify_config(Path(), runs[0].config, images=1))
     return sweep
 
 

@@ -8,7 +8,6 @@ import time
 
 import torch
 
-from drf_fast import data
 from drf_fast.commands import certify, page
 from drf_fast.commands.sweep import cost, figures, plan, summary
 from drf_fast.commands.sweep.grid import SweepRun
@@ -16,7 +15,6 @@ from drf_fast.commands.sweep.plan import Sweep
 from drf_fast.config import run_files
 from drf_fast.config.options import SweepConfig
 from drf_fast.errors import InputError, RunError
-from drf_fast.runtime import machine
 from drf_fast.runtime.files import is_empty
 from drf_fast.runtime.progress import say
 from drf_fast.runtime.text import duration
@@ -130,8 +128,8 @@ def _run_one(sweep: Sweep, run: SweepRun) -> None:
     folder = sweep.folder / run.name
     config = cost.with_measured(sweep, run.config)
     loop.train(dataclasses.replace(config, out=folder, resume=True))
-    test_images = len(data.load(config.data, "test", data_dir=config.data_dir))
-    terms = sweep.certify_config(folder / run_files.CHECKPOINT, config, test_images)
+    network = folder / run_files.CHECKPOINT
+    terms = sweep.certify_config(network, config, certify.test_images(config))
     found = sweep.measured.get(cost.cost_key(run.config))
     if found is not None:
         terms = dataclasses.replace(
@@ -139,12 +137,9 @@ def _run_one(sweep: Sweep, run: SweepRun) -> None:
             memory_format=found["certify_memory_format"],
             batch_size=found["batch_size"],
         )
-    with machine.same_threads():
-        if config.threads != "auto":
-            machine.set_threads(config.threads)
-        out = sweep.log_of(run)
-        same = certify.is_of_network(out, folder / run_files.CHECKPOINT)
-        certify.certify(dataclasses.replace(terms, out=out, resume=same, force=not same))
+    out = sweep.log_of(run)
+    same = certify.is_of_network(out, network)
+    certify.certify(dataclasses.replace(terms, out=out, resume=same, force=not same))
 
 
 class Clock:
