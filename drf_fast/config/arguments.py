@@ -14,7 +14,7 @@ from drf_fast.config.help import description, sectioned
 from drf_fast.config.options import SweepConfig, TrainConfig
 from drf_fast.config.tags import Role, Tag
 from drf_fast.config.training import run_folder, uses_adversary
-from drf_fast.config.values import names_code, updated
+from drf_fast.config.values import refuse_unnamed_code, updated, without_code
 from drf_fast.errors import InputError
 from drf_fast.runtime.files import read_json, read_regular
 
@@ -205,15 +205,8 @@ def _settings_of_saved_run(config: TrainConfig) -> TrainConfig:
         raise InputError(f"{path}: expected the settings of a run, got {type(saved).__name__}")
     names = tags.of(TrainConfig).keys() - _NOT_INHERITED
     known = {key: value for key, value in saved.items() if key in names}
-    arch = str(known.get("arch"))
-    if names_code(arch):  # code runs only where the command line names it
-        if config.arch != arch:
-            raise InputError(
-                f"{path} is of a network of your own: expected its --arch on the command line, got "
-                f"{config.arch!r}; to run that code again, repeat --arch {arch}"
-            )
-        del known["arch"]
-    return updated(TrainConfig(), known, str(path))
+    refuse_unnamed_code(known.get("arch"), config.arch, str(path))
+    return updated(TrainConfig(), without_code(known), str(path))
 
 
 def refuse_ignored_flags(config: TrainConfig, given: set[str]) -> None:

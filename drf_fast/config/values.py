@@ -22,6 +22,24 @@ def names_code(arch: str) -> bool:
     return ":" in arch
 
 
+def without_code(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a file without an ``arch`` that names code: only the command line may."""
+    return {k: v for k, v in values.items() if k != "arch" or not names_code(str(v))}
+
+
+def refuse_unnamed_code(recorded: Any, arch: str, source: str) -> None:
+    """Refuse to go on with code that ``source`` has recorded and ``--arch`` does not name.
+
+    Raises:
+        InputError: names ``source`` and the flag to repeat.
+    """
+    if names_code(str(recorded)) and arch != recorded:
+        raise InputError(
+            f"{source} is of a network of your own: expected its --arch on the command line, got "
+            f"{arch!r}; to run that code again, repeat --arch {recorded}"
+        )
+
+
 def updated(config: Config, values: dict[str, Any], source: str) -> Config:
     """``config`` with ``values`` (keys as flags or as fields) in place; every value is checked.
 

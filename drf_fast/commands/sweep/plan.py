@@ -24,7 +24,7 @@ from drf_fast.config.certification import certify_settings, check_settings
 from drf_fast.config.options import CertifyConfig, SweepConfig, TrainConfig
 from drf_fast.config.ranges import check_ranges
 from drf_fast.config.tags import Tag
-from drf_fast.config.values import names_code, to_dict, updated
+from drf_fast.config.values import refuse_unnamed_code, to_dict, updated, without_code
 from drf_fast.errors import InputError
 from drf_fast.report.shards import missing
 from drf_fast.runtime import processes
@@ -212,33 +212,21 @@ def _bases(
     if saved is None or config.out is None:
         return grid.bases_of(words, values)
     source = str(config.out / run_files.SWEEP)
-    then = {recipe: _without_code(base, source) for recipe, base in saved["bases"].items()}
+    then = {recipe: _settings_of(base, source) for recipe, base in saved["bases"].items()}
     bases = grid.bases_of(words, values, then)
     for recipe, base in bases.items():
         if recipe not in then:
             continue
-        arch = str(saved["bases"][recipe].get("arch"))
-        if names_code(arch) and base.arch != arch:
-            raise InputError(
-                f"{source} is of a network of your own: expected its --arch on the command line, "
-                f"got {base.arch!r}; to run that code again, repeat --arch {arch}"
-            )
+        refuse_unnamed_code(saved["bases"][recipe].get("arch"), base.arch, source)
         training.refuse_other_settings(base, saved["bases"][recipe], "", config.out)
     return bases
 
 
-def _without_code(base: dict[str, Any], source: str) -> TrainConfig:
-    """Settings of a file, without limits of one call, which ``train --resume`` forgets, too.
-
-    And without an ``arch`` that names code: only the command line may.
-    """
+def _settings_of(base: dict[str, Any], source: str) -> TrainConfig:
+    """Settings of a file, without limits of one call, which ``train --resume`` forgets, too."""
     limits = tags.having(TrainConfig, Tag.RENEWED)
-    known = {
-        name: value
-        for name, value in base.items()
-        if name not in limits and not (name == "arch" and names_code(str(value)))
-    }
-    return updated(TrainConfig(), known, source)
+    known = {name: value for name, value in base.items() if name not in limits}
+    return updated(TrainConfig(), without_code(known), source)
 
 
 def _certification(config: SweepConfig, saved: dict[str, Any] | None) -> dict[str, Any]:
