@@ -12,7 +12,7 @@ from drf_fast.commands import page
 from drf_fast.config.choices import Format
 from drf_fast.config.look import numbers
 from drf_fast.errors import InputError
-from drf_fast.report import machine
+from drf_fast.report import export
 from drf_fast.report import table1 as layout
 from drf_fast.report.attacks import UNDER_ATTACK, AttackCurve, attack_cells, curves_of
 from drf_fast.report.best import Positions
@@ -152,9 +152,9 @@ def _print(
     attacks: tuple[AttackCurve, ...] = (),
 ) -> None:
     if format == "json":
-        print(machine.as_json(summary, envelope, attacks))
+        print(export.as_json(summary, envelope, attacks))
     elif format == "csv":
-        print(machine.as_csv(summary, envelope))
+        print(export.as_csv(summary, envelope))
     else:
         tables = tables_of(summary, details, envelope)
         tables += [attack_cells(attacks)] if attacks else []
@@ -181,7 +181,7 @@ def as_json(logs: Sequence[str | Path], *, plot: str | Path) -> dict[str, Any]:
     """
     summary = summarize([read_log(path) for path in logs])
     draw(summary, Path(plot))
-    return machine.as_dict(summary)
+    return export.as_dict(summary)
 
 
 def _print_tables(tables: list[Table], note: str, format: str, bold: Positions) -> None:
