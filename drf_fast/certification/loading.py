@@ -17,6 +17,7 @@ from drf_fast import data, models
 from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.log import sidecar
+from drf_fast.certification.log.sidecar import ENVIRONMENT
 from drf_fast.certification.network import as_requested
 from drf_fast.certification.noise import ASSUMPTIONS
 from drf_fast.checkpoints import first_layer, given
@@ -155,7 +156,7 @@ def with_recorded_choices(config: _Resumable, out: Path | None) -> _Resumable:
 
 def _recorded_threads(recorded: dict[str, Any]) -> int | None:
     """The number of threads of each process, if a log of as many processes names one."""
-    environment = recorded.get("environment")
+    environment = recorded.get(ENVIRONMENT)
     if not isinstance(environment, dict) or environment.get("processes") != processes.count():
         return None
     threads = environment.get("threads")

@@ -12,7 +12,7 @@ from drf_fast.certification import engine, loading, plan, stopping
 from drf_fast.certification.loading import Loaded
 from drf_fast.certification.log import CertificationLog, sidecar
 from drf_fast.certification.log.parts import collect, finished_images
-from drf_fast.certification.log.sidecar import read_config
+from drf_fast.certification.log.sidecar import ENVIRONMENT, read_config
 from drf_fast.certification.log.writer import check_path, refuse_existing
 from drf_fast.certification.stopping import Rule
 from drf_fast.checkpoints import ours as checkpoint
@@ -69,7 +69,7 @@ def certify(config: CertifyConfig) -> Path | None:
     description = _description(config, loaded, work)
     if source.data_dir is not None:  # where ``report`` finds images for its page
         place = {"data_dir": absolute(source.data_dir)}
-        description["environment"] = {**description["environment"], **place}
+        description[ENVIRONMENT] = {**description[ENVIRONMENT], **place}
     with _open_log(config, out, description) as log:
         engine.run(work, log, processes.rank(), processes.count())
         if processes.rank() > 0:
@@ -93,7 +93,7 @@ def _open_log(config: CertifyConfig, out: Path, description: dict[str, Any]) -> 
 
     if processes.count() == 1:
         return of_first()
-    shared = {key: value for key, value in description.items() if key != "environment"}
+    shared = {key: value for key, value in description.items() if key != ENVIRONMENT}
     processes.refuse_differences(shared, "certify with another network, images or settings")
     whole, done = None, None
     problem = ""

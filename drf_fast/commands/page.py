@@ -17,6 +17,7 @@ from drf_fast import data
 from drf_fast.attacks.gallery import choose
 from drf_fast.attacks.log import Attacked
 from drf_fast.certification.log import Log
+from drf_fast.certification.log.sidecar import environments
 from drf_fast.config import run_files
 from drf_fast.data import folders
 from drf_fast.data.dataset import Dataset
@@ -118,9 +119,7 @@ def _images_of(log: Log) -> Dataset:
 
 def _recorded_folder(log: Log) -> Path | None:
     """The folder of the images: as the log's last run had it, else as the training run did."""
-    config = log.config or {}
-    later = config.get("environments_resumed")
-    runs = [*(reversed(later) if isinstance(later, list) else []), config.get("environment")]
+    runs = environments(log.config or {})[::-1]
     with contextlib.suppress(InputError):
         runs.append(read_json(log.path.parent / run_files.SETTINGS))
     found = (run.get("data_dir") for run in runs if isinstance(run, dict))

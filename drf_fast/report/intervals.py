@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-LEVEL = 0.95
+LEVEL = 0.95  # the probability with which lower <= share <= upper
 
 
-def clopper_pearson(
-    successes: np.ndarray, images: int, level: float = LEVEL
-) -> tuple[np.ndarray, np.ndarray]:
-    """The exact two-sided confidence interval of a share.
+def clopper_pearson(successes: np.ndarray, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """The exact two-sided confidence interval of a share, with level ``LEVEL``.
 
-    Lower: the p with P(Bin(images, p) >= successes) = (1 - level)/2; upper: the p with
+    Lower: the p with P(Bin(images, p) >= successes) = (1 - LEVEL)/2; upper: the p with
     P(Bin(images, p) <= successes) equal to the same, which is 1 - the lower bound for the failures.
 
     The mean over training seeds of a number of images need not be whole; it is rounded down for
@@ -22,7 +20,6 @@ def clopper_pearson(
     Args:
         successes: numbers of images, 0 to ``images``, float64 of any shape.
         images: total number of images.
-        level: probability with which lower <= share <= upper.
 
     Returns:
         lower and upper, float64 of the shape of ``successes``.
@@ -36,7 +33,7 @@ def clopper_pearson(
 
     def lower(counts: np.ndarray) -> np.ndarray:
         whole = torch.from_numpy(np.asarray(counts, dtype=np.int64))
-        return clopper_pearson_lower(whole, images, (1 - level) / 2).numpy()
+        return clopper_pearson_lower(whole, images, (1 - LEVEL) / 2).numpy()
 
     # A share times the number of images may differ from a whole number by rounding.
     exact = np.round(successes, 9)

@@ -17,7 +17,7 @@ import numpy as np
 
 from drf_fast.certification.log import Log, sidecar
 from drf_fast.certification.log.audit import is_usable
-from drf_fast.certification.log.sidecar import only_trained
+from drf_fast.certification.log.sidecar import ENVIRONMENT, ENVIRONMENTS_RESUMED, only_trained
 from drf_fast.errors import InputError
 
 _SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
@@ -25,7 +25,7 @@ _MOST_SHARDS, _MOST_IMAGES = 10**5, 2 * 10**7
 # Settings that may differ between shards: "auto" may choose differently on each machine. Not the
 # batch size, since it determines which images a shard gets.
 _MAY_DIFFER = {
-    "shard", "environment", "environments_resumed", "memory_format", "device", "compile",
+    "shard", ENVIRONMENT, ENVIRONMENTS_RESUMED, "memory_format", "device", "compile",
 }  # fmt: skip
 
 

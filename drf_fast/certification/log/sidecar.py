@@ -15,10 +15,10 @@ from drf_fast.errors import InputError
 from drf_fast.runtime.files import read_json, read_regular
 
 # Keys that may differ when a log is resumed: the environment of the first run, and of later ones.
-_ENVIRONMENT, _LATER = "environment", "environments_resumed"
+ENVIRONMENT, ENVIRONMENTS_RESUMED = "environment", "environments_resumed"
 MOST_LOG = 2**28  # bytes: a log of three million images
 _CERTIFICATES = "certificates"  # the log with which an attack was compared last
-_NOT_COMPARED = {_ENVIRONMENT, _LATER, _CERTIFICATES}
+_NOT_COMPARED = {ENVIRONMENT, ENVIRONMENTS_RESUMED, _CERTIFICATES}
 
 
 def bare_name(path: Path) -> str:
@@ -79,11 +79,16 @@ def with_environment(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]
     """
     if _CERTIFICATES in new:
         old = {**old, _CERTIFICATES: new[_CERTIFICATES]}
-    later = old.get(_LATER, [])
-    last = later[-1] if isinstance(later, list) and later else old.get(_ENVIRONMENT)
-    if _ENVIRONMENT not in new or new[_ENVIRONMENT] == last:
+    first, *later = environments(old)
+    if ENVIRONMENT not in new or new[ENVIRONMENT] == [first, *later][-1]:
         return old
-    return {**old, _LATER: [*(later if isinstance(later, list) else []), new[_ENVIRONMENT]]}
+    return {**old, ENVIRONMENTS_RESUMED: [*later, new[ENVIRONMENT]]}
+
+
+def environments(config: dict[str, Any]) -> list[Any]:
+    """The environment of the run that began a log, None if unknown, and of each that resumed it."""
+    later = config.get(ENVIRONMENTS_RESUMED)
+    return [config.get(ENVIRONMENT), *(later if isinstance(later, list) else [])]
 
 
 def read_bytes(path: Path) -> bytes:
