@@ -25,7 +25,6 @@ from drf_fast.errors import InputError
 from drf_fast.functional import noisy_repeat
 from drf_fast.report import page
 from drf_fast.report.attacks import curves_of, on_network_of
-from drf_fast.report.plot import label
 from drf_fast.report.sources import read_all
 from drf_fast.report.summary import Summary, summarize
 from drf_fast.runtime.files import read_json
@@ -77,7 +76,7 @@ def _training(summary: Summary) -> dict[str, list[Mapping[str, Any]]]:
         for log in entry.group.logs:
             rows = read_metrics(log.path.parent)
             seed = ((log.config or {}).get("training") or {}).get("seed")
-            name = label(entry.group) + (f", seed {seed}" if len(entry.group.logs) > 1 else "")
+            name = entry.group.label + (f", seed {seed}" if len(entry.group.logs) > 1 else "")
             if rows:
                 runs[name] = list(rows)
     return runs
@@ -96,7 +95,7 @@ def _gallery(summary: Summary, attacked: Sequence[Attacked]) -> tuple[list[page.
     group = summary.groups[0].group
     attack_results = _attack_results(log, group.sigma, attacked, images)
     pictures = [_picture(log, at, images, group.sigma, attack_results) for at in chosen]
-    return pictures, label(group)
+    return pictures, group.label
 
 
 def _images_of(log: Log) -> Dataset:

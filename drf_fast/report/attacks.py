@@ -179,13 +179,14 @@ def attack_cells(curves: Sequence[AttackCurve]) -> tuple[list[str], list[list[st
     body = []
     for curve in curves:
         at = {float(e): i for i, e in enumerate(curve.epsilon)}
-        sigma = "-" if curve.group.sigma is None else f"{curve.group.sigma:g}"
         for name, values in (
             (curve.group.name, curve.correct),
             ("  undecided", curve.undecided),
             ("  certified", curve.certified),
         ):
-            first = [name, sigma, str(curve.images)] if not name.startswith(" ") else [name, "", ""]
+            first = [name, "", ""]
+            if name == curve.group.name:
+                first[1:] = [curve.group.sigma_text, str(curve.images)]
             body.append([*first, *(f"{values[at[e]]:.1f}" if e in at else "" for e in epsilons)])
     return header, body
 

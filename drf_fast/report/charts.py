@@ -11,8 +11,8 @@ import numpy as np
 from drf_fast.report import style
 from drf_fast.report.attacks import AttackCurve
 from drf_fast.report.compare import resample, statistics
-from drf_fast.report.intervals import LEVEL, clopper_pearson
-from drf_fast.report.plot import curve, ecdf, label, nines, nines_ticks
+from drf_fast.report.intervals import LEVEL
+from drf_fast.report.plot import Curve, closed, curve, ecdf, nines, nines_ticks, over_images
 from drf_fast.report.summary import GroupSummary, Summary, certified_accuracy
 from drf_fast.report.tables import probability
 
@@ -46,30 +46,27 @@ def certified(summary: Summary, attacks: Sequence[AttackCurve]) -> Chart:
     """Certified accuracy against radius, accuracy under attack above it."""
     data, body = [], []
     for i, entry in enumerate(summary.groups):
-        r, mean, lowest, highest = _add_points(*_limit_steps(*curve(entry.group)))
+        r, mean, lowest, highest = _for_browser(curve(entry.group))
         if len(entry.group.logs) == 1:
-            lowest, highest = (100 * v for v in clopper_pearson(mean / 100 * summary.images,
-                                                                summary.images))  # fmt: skip
-        r, mean = np.append(r, r[-1]), np.append(mean, 0.0)
-        lowest, highest = np.append(lowest, lowest[-1]), np.append(highest, highest[-1])
+            lowest, highest = over_images(mean, summary.images)
         data += _band(i, r, lowest, highest, shape="vh")
         proved = ", certified" if attacks else ""
-        data.append(_line(i, label(entry.group) + proved, r, mean, shape="vh"))
+        data.append(_line(i, entry.group.label + proved, r, mean, shape="vh"))
         ends = zip(("  from", "  to"), _ends(entry, summary), strict=True)
-        for name, shares in ((label(entry.group), entry.certified), *ends):
+        for name, shares in ((entry.group.label, entry.certified), *ends):
             body.append([name, *(f"{share:.1f}" for share in shares)])
     for curve_ in attacks:
         i = next(i for i, e in enumerate(summary.groups) if curve_.belongs_to(e.group))
         line = _line(
-            i, f"{label(curve_.group)}, under attack", curve_.epsilon, curve_.correct, shape="hv"
+            i, f"{curve_.group.label}, under attack", curve_.epsilon, curve_.correct, shape="hv"
         )
         line |= {"mode": "lines+markers", "line": {**line["line"], "dash": "dash", "width": 1.5}}
         line["marker"] = {"size": 8, "symbol": _MARKS[i % len(_MARKS)]}
         data.append(line)
         if curve_.images < summary.images:  # attacked images may be easier or harder than all
-            r, mean, *_ = _add_points(*_limit_steps(*curve(curve_.group)))
-            name = f"{label(curve_.group)}, the {curve_.images:,} images attacked"
-            line = _line(i, name, np.append(r, r[-1]), np.append(mean, 0.0), shape="vh")
+            r, mean, *_ = _for_browser(curve(curve_.group))
+            name = f"{curve_.group.label}, the {curve_.images:,} images attacked"
+            line = _line(i, name, r, mean, shape="vh")
             data.append({**line, "line": {**line["line"], "dash": "dot", "width": 1.2}})
     about = (
         "The share of test images that are classified correctly and whose class provably cannot be "
@@ -110,7 +107,7 @@ def acr(summary: Summary) -> Chart:
         values = statistics(entry.group, ())[:, :, :1]
         drawn = resample(np.zeros_like(values), values, np.random.default_rng(0))[:, 0]
         low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        names.append(_text(label(entry.group)))
+        names.append(_text(entry.group.label))
         means.append(entry.acr_mean)
         lows.append(float(low))
         highs.append(float(high))
@@ -136,7 +133,7 @@ def acr(summary: Summary) -> Chart:
     layout["height"] = 150 + 34 * len(names)
     layout["hovermode"] = "closest"
     body = [
-        [label(entry.group), f"{mean:.3f}", f"{low:.3f}", f"{high:.3f}"]
+        [entry.group.label, f"{mean:.3f}", f"{low:.3f}", f"{high:.3f}"]
         for entry, mean, low, high in zip(summary.groups, means, lows, highs, strict=True)
     ]
     about = (
@@ -160,11 +157,11 @@ def p_lower(summary: Summary) -> Chart | None:
         x = nines(p)
         if len(entry.group.logs) > 1:
             data += _band(i, x, lowest, highest, shape="hv")
-        line = _line(i, label(entry.group), x, mean, shape="hv")
+        line = _line(i, entry.group.label, x, mean, shape="hv")
         line["customdata"] = [float(f"{value:.6f}") for value in p]
         line["hovertemplate"] = "%{y:.1f} % have p_lower at most %{customdata}"
         data.append(line)
-        body.append([label(entry.group), *map(probability, entry.p_quantiles)])
+        body.append([entry.group.label, *map(probability, entry.p_quantiles)])
     if not data:
         return None
     ticks = nines_ticks(largest)
@@ -218,10 +215,15 @@ def _limit_steps(x: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(values[kept] for values in (x, *others))
 
 
-def _add_points(r: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """A left-continuous step curve with more points: browsers show values only at points."""
+def _for_browser(steps: Curve) -> Curve:
+    """A certified-accuracy curve, closed, with few steps and values at many radii.
+
+    Browsers show values only at points.
+    """
+    r, *shares = _limit_steps(*steps)
     at = np.union1d(r, np.linspace(r[0], r[-1], _POINTS))
-    return (at, *(values[np.searchsorted(r, at, side="left")] for values in others))
+    mean, lowest, highest = (share[np.searchsorted(r, at, side="left")] for share in shares)
+    return closed((at, mean, lowest, highest))
 
 
 def _colour(i: int) -> str:

@@ -45,6 +45,21 @@ class Group:
         """The method and, if needed, its variant."""
         return f"{self.method} {self.variant}".strip()
 
+    @property
+    def sigma_text(self) -> str:
+        """Sigma as tables show it, "-" if it is unknown."""
+        return "-" if self.sigma is None else f"{self.sigma:g}"
+
+    @property
+    def label(self) -> str:
+        """Name and sigma, as figures show them."""
+        return self.name if self.sigma is None else f"{self.name}, σ = {self.sigma_text}"
+
+    @property
+    def in_words(self) -> str:
+        """Name and sigma, as sentences have them."""
+        return self.name if self.sigma is None else f"{self.name} at sigma = {self.sigma_text}"
+
     def setting(self, key: str) -> Any:
         """The value of a configuration key that the logs share; ``None`` if unknown."""
         return (self.logs[0].config or {}).get(key)

@@ -16,7 +16,6 @@ from typing import Any
 from drf_fast.errors import InputError
 from drf_fast.report import charts
 from drf_fast.report.attacks import UNDER_ATTACK, AttackCurve, attack_cells
-from drf_fast.report.plot import label
 from drf_fast.report.summary import GroupSummary, Summary
 from drf_fast.report.tables import best_cells, caption, cells, incompleteness
 from drf_fast.runtime.files import write_atomic
@@ -111,7 +110,7 @@ def write(
         attacked=any(one.attacked for one in gallery),
         skipped=any(one.state == "skipped" for one in gallery),
         gallery_of=gallery_of,
-        settings=[(label(entry.group), _settings(entry)) for entry in summary.groups],
+        settings=[(entry.group.label, _settings(entry)) for entry in summary.groups],
         plotly=get_plotlyjs(),
         version=__version__,
     )
@@ -154,7 +153,7 @@ def words(entry: GroupSummary, summary: Summary, attacks: Sequence[AttackCurve])
         f"{radius:g} (L2, pixels from 0 to 1)"
     )
     said = [
-        f"{label(entry.group)}: over {images}{seeds} the average certified radius is "
+        f"{entry.group.label}: over {images}{seeds} the average certified radius is "
         f"{entry.acr_mean:.3f}.",
         f"{share} of the images {kept if radius else 'are certified right'}.",
     ]
@@ -203,10 +202,10 @@ def _settings(entry: GroupSummary) -> list[tuple[str, str]]:
 
 
 def _title(summary: Summary) -> str:
-    names = [label(entry.group) for entry in summary.groups]
+    names = [entry.group.label for entry in summary.groups]
     shared = ""
     if len({entry.group.sigma for entry in summary.groups}) == 1:  # then only in the title
         names = [entry.group.name for entry in summary.groups]
-        shared = label(summary.groups[0].group).removeprefix(names[0])
+        shared = summary.groups[0].group.label.removeprefix(names[0])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more + shared

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def label(group: Group) -> str:
-    """Method, variant and sigma."""
-    return group.name + ("" if group.sigma is None else f", σ = {group.sigma:g}")
-
-
 def curve(group: Group) -> Curve:
     """The certified-accuracy curve of a group, without a grid.
 
@@ -42,6 +37,13 @@ def curve(group: Group) -> Curve:
     radii = np.unique(np.concatenate([[0.0], *(log.radius[log.correct] for log in group.logs)]))
     shares = 100.0 * np.array([certified_accuracy(log, radii) for log in group.logs])
     return radii, shares.mean(axis=0), shares.min(axis=0), shares.max(axis=0)
+
+
+def closed(curve: Curve) -> Curve:
+    """A curve of ``curve`` with its fall to 0: beyond the largest radius nothing is certified."""
+    r, mean, lowest, highest = curve
+    mean, lowest, highest = (np.append(share, 0.0) for share in (mean, lowest, highest))
+    return np.append(r, r[-1]), mean, lowest, highest
 
 
 def ecdf(group: Group) -> Curve | None:
@@ -78,14 +80,12 @@ def draw(summary: Summary, path: Path, attacks: Sequence[AttackCurve] = ()) -> N
     for i, entry in enumerate(summary.groups):
         attacked = next((one for one in attacks if one.belongs_to(entry.group)), None)
         group = entry.group if attacked is None else attacked.group
-        r, *shares = (np.append(values, values[-1]) for values in curve(group))
-        for share in shares:
-            share[-1] = 0.0  # beyond the largest radius nothing is certified
+        r, *shares = closed(curve(group))
         if attacked is None:
             _step(axes, i, group, (r, *shares), "pre", f" (ACR {entry.acr_mean:.3f})")
             continue
         if len(group.logs) == 1:
-            shares[1:] = _over_images(shares[0], len(group.logs[0]))
+            shares[1:] = over_images(shares[0], len(group.logs[0]))
         all_images = attacked.images == summary.images
         few = "" if all_images else f", {number_of(attacked.images, 'image')}"
         _step(axes, i, group, (r, *shares), "pre", f", certified{few}", band=True)
@@ -155,13 +155,13 @@ def _step(
 ) -> None:
     x, mean, lowest, highest = values
     colour, dashes = style.colour(i), style.dashes(i)
-    name = style.literal(label(group) + note)
+    name = style.literal(group.label + note)
     axes.step(x, mean, where=where, color=colour, linestyle=dashes, linewidth=1.6, label=name)
     if band or len(group.logs) > 1:
         axes.fill_between(x, lowest, highest, step=where, color=colour, alpha=0.2, linewidth=0)
 
 
-def _over_images(shares: np.ndarray, images: int) -> list[np.ndarray]:
+def over_images(shares: np.ndarray, images: int) -> list[np.ndarray]:
     """The 95 % interval of shares in % of ``images`` images."""
     lower, upper = clopper_pearson(shares / 100 * images, images)
     return [100.0 * lower, 100.0 * upper]
@@ -178,7 +178,7 @@ def _under_attack(axes: Axes, i: int, curve: AttackCurve) -> None:
         linewidth=1.2,
         marker="o",
         markersize=4,
-        label=style.literal(f"{label(curve.group)}, under attack"),
+        label=style.literal(f"{curve.group.label}, under attack"),
     )
     axes.fill_between(
         curve.epsilon,

@@ -17,7 +17,6 @@ import numpy as np
 from drf_fast.errors import InputError
 from drf_fast.report import paper
 from drf_fast.report.best import Positions, best
-from drf_fast.report.groups import Group
 from drf_fast.report.paper import PaperRow
 from drf_fast.report.summary import GroupSummary, Summary, certified_accuracy
 from drf_fast.report.tables import Table, caption, rounded
@@ -64,7 +63,7 @@ def entries(summary: Summary) -> list[Entry]:
         raise InputError(
             f"no log has a row in Table 1: expected methods {', '.join(methods)} at sigma "
             f"{', '.join(f'{sigma:g}' for sigma in sigmas)}, got "
-            f"{', '.join(_describe(entry.group) for entry in summary.groups)}; leave out --table1"
+            f"{', '.join(entry.group.in_words for entry in summary.groups)}; leave out --table1"
         )
     found = []
     for sigma in sorted({sigma for sigma, _ in measured if sigma is not None}):
@@ -74,10 +73,6 @@ def entries(summary: Summary) -> list[Entry]:
         for key in [key for key in measured if key[0] == sigma]:
             found += _entries(key[1], sigma, measured.pop(key), None)
     return found
-
-
-def _describe(group: Group) -> str:
-    return group.name if group.sigma is None else f"{group.name} at sigma {group.sigma:g}"
 
 
 def _entries(

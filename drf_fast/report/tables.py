@@ -116,7 +116,7 @@ def caption(summary: Summary, details: bool = False) -> str:
             + (", over images alone for a method with one seed" if fewest == 1 else "")
             + (", too narrow with so few seeds" if 1 < fewest < 5 else "")
         )
-        first, *others = map(_row_name, (entry.group for entry in summary.groups))
+        first, *others = (entry.group.in_words for entry in summary.groups)
         parts.append(f"compared with {first}: {', '.join(others)}")
     caps = {e.group.sigma: e.group.cap for e in summary.groups if e.group.cap is not None}
     if caps:
@@ -140,10 +140,6 @@ def caption(summary: Summary, details: bool = False) -> str:
         )
     incomplete = f"INCOMPLETE: {incompleteness(summary)}. " if summary.missing else ""
     return incomplete + "; ".join(parts) + "."
-
-
-def _row_name(group: Group) -> str:
-    return group.name if group.sigma is None else f"{group.name} at sigma = {group.sigma:g}"
 
 
 def _stop(summary: Summary) -> str:
@@ -184,7 +180,7 @@ def cells(summary: Summary, intervals: bool = False, envelope: bool = False) -> 
         acr = "" if line.acr is None else rounded(line.acr, f"{signed}.3f")
         if line.acr_std is not None:
             acr += f" ± {line.acr_std:.3f}"
-        first = [line.group.name, _sigma(line.group), str(line.seeds)]
+        first = [line.group.name, line.group.sigma_text, str(line.seeds)]
         if line.kind != "measured":
             first = [f"  {_below(line.kind, summary)}", "", ""]
         shares = [_share(value, signed) for value in line.certified]
@@ -212,7 +208,7 @@ def detail_cells(summary: Summary) -> Table:
     body = [
         [
             entry.group.name,
-            _sigma(entry.group),
+            entry.group.sigma_text,
             "-" if entry.group.cap is None else f"{entry.group.cap:.3f}",
             "-" if entry.at_cap is None else f"{entry.at_cap:.1f} %",
             *map(probability, entry.p_quantiles),
@@ -227,11 +223,7 @@ def _below(kind: str, summary: Summary) -> str:
         return kind.replace(" ", ", ") + (" 95 %" if kind.endswith(("lower", "upper")) else "")
     first = summary.groups[0].group
     same_name = [e for e in summary.groups if e.group.name == first.name]
-    return f"minus {first.name}" + (f", sigma {_sigma(first)}" if len(same_name) > 1 else "")
-
-
-def _sigma(group: Group) -> str:
-    return "-" if group.sigma is None else f"{group.sigma:g}"
+    return f"minus {first.name}" + (f", sigma {first.sigma_text}" if len(same_name) > 1 else "")
 
 
 def _share(value: float | None, signed: str) -> str:

@@ -21,7 +21,7 @@ from drf_fast.commands.cli import main
 from drf_fast.errors import InputError
 from drf_fast.report import charts, page
 from drf_fast.report.attacks import curves_of
-from drf_fast.report.plot import curve, label
+from drf_fast.report.plot import curve
 from drf_fast.report.sources import read_all
 from drf_fast.report.summary import certified_accuracy, summarize
 
@@ -81,7 +81,7 @@ def test_below_a_chart_are_its_numbers(page_run):
     (entry,) = summary.groups
     ends = (("  from", entry.lower), ("  to", entry.upper))
     for row, (name, shares) in zip(
-        chart.body, ((label(entry.group), entry.certified), *ends), strict=True
+        chart.body, ((entry.group.label, entry.certified), *ends), strict=True
     ):
         assert row == [name, *(f"{share:.1f}" for share in shares)]
     assert "classified correctly and whose class provably cannot be changed" in chart.about

@@ -13,7 +13,7 @@ from report_logs import FIRST, SECOND, field, ours, summary_of
 from drf_fast.commands.report import run
 from drf_fast.report import paper
 from drf_fast.report.groups import largest_radius
-from drf_fast.report.plot import curve
+from drf_fast.report.plot import closed, curve
 from drf_fast.report.tables import caption
 
 PEERS = Path(__file__).parents[1] / "golden" / "peer_logs"
@@ -119,6 +119,14 @@ def test_the_area_under_the_curve_is_the_acr():
     for entry in summary_of(*PEERS.glob("*.tsv")).groups:
         r, mean, _, _ = curve(entry.group)
         assert np.sum(np.diff(r) * mean[1:]) / 100 == pytest.approx(entry.acr_mean, rel=1e-12)
+
+
+def test_beyond_the_largest_radius_nothing_is_certified():
+    group = summary_of(*PEERS.glob("*.tsv")).groups[0].group
+    for open_, shut in zip(curve(group), closed(curve(group)), strict=True):
+        assert shut[:-1].tolist() == open_.tolist()
+    r, *shares = closed(curve(group))
+    assert r[-1] == r[-2] and [share[-1] for share in shares] == [0, 0, 0]
 
 
 def test_unknown_n_and_alpha_are_called_unknown():

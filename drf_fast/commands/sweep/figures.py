@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from drf_fast.commands.sweep.grid import flag, format_value
 from drf_fast.commands.sweep.summary import Result, Setting, label
 from drf_fast.config import run_files
 from drf_fast.report import style
-from drf_fast.report.plot import curve
+from drf_fast.report.plot import closed, curve
 from drf_fast.runtime.text import number_of
 
 if TYPE_CHECKING:
@@ -87,10 +85,7 @@ def _draw_curves(result: Result, path: Path) -> Path:
 
 
 def _curve(axes: Axes, point: Setting, colour: Any, dashes: str, text: str) -> None:
-    r, *shares = (np.append(values, values[-1]) for values in curve(point.group))
-    for share in shares:
-        share[-1] = 0.0  # beyond the largest radius nothing is certified
-    mean, lowest, highest = shares
+    r, mean, lowest, highest = closed(curve(point.group))
     axes.step(r, mean, where="pre", color=colour, linestyle=dashes, linewidth=1.6, label=text)
     if len(point.runs) > 1:
         axes.fill_between(r, lowest, highest, step="pre", color=colour, alpha=0.15, linewidth=0)
