@@ -14,6 +14,7 @@ from drf_fast.certification.log import Log
 from drf_fast.report import paper
 from drf_fast.report.attacks import AttackCurve, as_dicts
 from drf_fast.report.compare import RESAMPLES, Comparison, none_for_nan
+from drf_fast.report.groups import skips_wrong
 from drf_fast.report.summary import (
     QUANTILES,
     GroupSummary,
@@ -128,9 +129,7 @@ def _log(log: Log, radii: tuple[float, ...]) -> dict[str, Any]:
         "files": [str(path) for path in log.parts.values()] or [str(log.path)],
         "acr": None if log.predictions else average_certified_radius(log),
         "certified_accuracy": (100.0 * certified_accuracy(log, radii)).tolist(),
-        "abstained": None
-        if (log.config or {}).get("skip_wrong")
-        else 100.0 * float(np.mean(log.predict == -1)),
+        "abstained": None if skips_wrong(log) else 100.0 * float(np.mean(log.predict == -1)),
     }
 
 

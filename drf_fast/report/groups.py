@@ -62,7 +62,7 @@ class Group:
 
     def setting(self, key: str) -> Any:
         """The value of a configuration key that the logs share; ``None`` if unknown."""
-        return (self.logs[0].config or {}).get(key)
+        return setting(self.logs[0], key)
 
     @property
     def cap(self) -> float | None:
@@ -79,12 +79,35 @@ class Group:
 
     @property
     def knows_abstentions(self) -> bool:
-        """Not where images whose chosen class is wrong were skipped: these might have abstained."""
-        return not any((log.config or {}).get("skip_wrong") for log in self.logs)
+        """Whether the share of abstentions is known; see ``skips_wrong``."""
+        return not any(map(skips_wrong, self.logs))
 
     def missing(self) -> list[Missing]:
         """Images and shards that the configurations of its logs name but the logs lack."""
         return [lack for lack in map(missing, self.logs) if lack is not None]
+
+
+def setting(log: Log, key: str) -> Any:
+    """The value of a configuration key; ``None`` if unknown.
+
+    In our logs without a configuration the column n tells the number of samples, and the budget:
+    it is the same for all images with the fixed budget, else its largest value is at most the
+    planned n.
+    """
+    value = (log.config or {}).get(key)
+    if value is not None or log.n is None or not log.n.any():
+        return value
+    drawn = log.n[log.n > 0]  # 0 where the class was skipped as wrong
+    if key == "n":
+        return int(drawn.max())
+    if key == "budget" and log.config is None:
+        return "fixed" if drawn.min() == drawn.max() else "anytime"
+    return None
+
+
+def skips_wrong(log: Log) -> bool:
+    """Whether images whose chosen class is wrong were skipped: these might have abstained."""
+    return bool((log.config or {}).get("skip_wrong")) or (log.n is not None and 0 in log.n)
 
 
 def largest_radius(sigma: float, n: int, alpha: float) -> float:
@@ -169,16 +192,17 @@ def _refuse_half_known(logs: Sequence[Log]) -> None:
     if known and unknown:
         raise InputError(
             f"cannot average {known[0].path} with {unknown[0].path}: expected the configuration of "
-            f"both, got none ({sidecar(unknown[0].path).name}) for the second, so its n and alpha "
-            "are unknown; report them separately"
+            f"both, got none ({sidecar(unknown[0].path).name}) for the second, so its alpha is "
+            "unknown; restore it, or report them separately"
         )
     for key in (*SETTINGS, "training"):
-        given = [log for log in known if (log.config or {}).get(key) is not None]
-        absent = [log for log in known if log not in given]
+        given = [log for log in logs if setting(log, key) is not None]
+        absent = [log for log in logs if log not in given]
         if given and absent:
+            both = "both configurations" if known else "both logs"
             raise InputError(
-                f"cannot average {given[0].path} with {absent[0].path}: expected {key} in both "
-                "configurations, got none in the second; report them separately"
+                f"cannot average {given[0].path} with {absent[0].path}: expected {key} in {both}, "
+                "got none in the second; report them separately"
             )
 
 
@@ -223,15 +247,14 @@ def _training(log: Log) -> dict[str, Any]:
 
 
 def _knows(log: Log, key: str) -> bool:
-    """Whether a log's configuration has the setting; of the two ways to stop, one may be None."""
-    config = log.config or {}
-    stops = key in ("radius", "tolerance") and config.get("budget") is not None
-    return stops or config.get(key) is not None
+    """Whether the setting is known; of the two ways to stop, one may be None in a configuration."""
+    stops = key in ("radius", "tolerance") and (log.config or {}).get("budget") is not None
+    return stops or setting(log, key) is not None
 
 
 def _refuse_mixed(key: str, logs: Sequence[Log]) -> None:
     for log in logs[1:]:
-        first, other = (logs[0].config or {}).get(key), (log.config or {}).get(key)
+        first, other = setting(logs[0], key), setting(log, key)
         if first != other:
             raise InputError(
                 f"cannot compare {logs[0].path} ({key} = {first}) with {log.path} "

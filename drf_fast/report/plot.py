@@ -207,5 +207,6 @@ def _title(summary: Summary) -> str:
     data = summary.setting("data")
     images = images_of(data, summary.images)
     incomplete = " (incomplete)" if summary.missing else ""
-    terms = "" if n is None or alpha is None else f", n = {n:,}, α = {alpha}"
+    terms = "" if n is None else f", n = {n:,}"
+    terms += "" if alpha is None else f", α = {alpha}"
     return style.literal(images + incomplete + terms)

@@ -81,12 +81,6 @@ def lines(summary: Summary, intervals: bool) -> list[Line]:
 
 def caption(summary: Summary, details: bool = False) -> str:
     """The images, n, alpha and other conditions of the numbers, in one or two sentences."""
-    n, alpha = summary.setting("n"), summary.setting("alpha")
-    unknown = any(entry.group.setting("n") is None for entry in summary.groups)
-    if n is None or alpha is None:
-        terms = "n and alpha unknown (no configuration beside the logs)"
-    else:
-        terms = f"n = {n:,}, alpha = {alpha}" + (" where they are known" if unknown else "")
     budget, data = summary.setting("budget"), summary.setting("data")
     what = (
         "accuracy of the smoothed classifier in %, where it abstains counted as wrong"
@@ -95,7 +89,7 @@ def caption(summary: Summary, details: bool = False) -> str:
     )
     parts = [
         f"{what}: {images_of(data, summary.images)}",
-        terms
+        _terms(summary)
         + (f", budget {budget}{_stop(summary)}" if budget not in (None, "fixed") else "")
         + (", sound in floating point" if summary.setting("sound") else ""),
     ]
@@ -142,8 +136,24 @@ def caption(summary: Summary, details: bool = False) -> str:
     return incomplete + "; ".join(parts) + "."
 
 
+def _terms(summary: Summary) -> str:
+    """The values of n and alpha, and which of them are unknown."""
+    values = {key: summary.setting(key) for key in ("n", "alpha")}
+    known = {key: value for key, value in values.items() if value is not None}
+    unknown = [key for key in values if key not in known]
+    said = ", ".join(f"{key} = {value:,}" for key, value in known.items())
+    if any(entry.group.setting(key) is None for entry in summary.groups for key in known):
+        said += " where they are known"
+    if unknown:
+        said += ", " if known else ""
+        said += f"{' and '.join(unknown)} unknown (no configuration beside the logs)"
+    return said
+
+
 def _stop(summary: Summary) -> str:
     radius, tolerance = summary.setting("radius"), summary.setting("tolerance")
+    if all(log.config is None for entry in summary.groups for log in entry.group.logs):
+        return " (n differs between images, the largest is given)"
     if radius is not None:
         return f" (stopped once R >= {radius} was decided: larger radii are understated)"
     return "" if tolerance is None else f" (stopped at a tolerance of {tolerance})"

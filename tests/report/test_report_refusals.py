@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from report_logs import CONFIG, FIRST, field, ours, summary_of
 
-from drf_fast.certification.log import read_log
+from drf_fast.certification.log import CertificationLog, Row, read_log
 from drf_fast.commands.report import run
 from drf_fast.errors import InputError
 from drf_fast.report import summarize
+from drf_fast.report.export import as_dict
 from drf_fast.report.groups import group_logs, largest_radius
 from drf_fast.report.shards import fullest
 from drf_fast.report.tables import caption
@@ -66,8 +69,60 @@ def test_known_and_unknown_settings_stand_side_by_side(tmp_path):
 
 def test_known_and_unknown_settings_are_not_averaged_under_one_name(tmp_path):
     logs = [read_log(ours(tmp_path / "a.tsv")), read_log(field(tmp_path / "b_sigma0.50.tsv"))]
-    with pytest.raises(InputError, match="cannot average .*its n and alpha are unknown"):
+    with pytest.raises(InputError, match="cannot average .*its alpha is unknown"):
         summarize([dataclasses.replace(log, name="mine") for log in logs])
+
+
+def lost(path: Path, counts: Sequence[int] = (1000,), **config) -> Path:
+    """One of our logs whose configuration is lost; image i has ``counts[i]`` samples."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with CertificationLog.create(path, CONFIG | config) as log:
+        for idx, (label, predict, radius) in enumerate(FIRST):
+            n = counts[idx % len(counts)]
+            log.append(Row(idx, label, predict, radius, 1.0, n, n, 0.5))
+    path.with_suffix(".json").unlink()
+    return path
+
+
+@pytest.mark.parametrize("names", [("gaussian_seed0", "gaussian_seed1"), ("gaussian", "macer")])
+def test_the_samples_of_logs_without_configuration_are_those_of_their_lines(tmp_path, names):
+    one, two = (tmp_path / name / "noise_0.50.tsv" for name in names)
+    alike = summary_of(lost(one), lost(two, alpha=0.01))
+    assert len(alike.groups) == len({name.partition("_")[0] for name in names})
+    assert alike.setting("n") == 1000
+    assert "n = 1,000, alpha unknown (no configuration beside the logs)" in caption(alike)
+    for counts, values in (
+        ([100_000], r"\(n = 1000\) with .*\(n = 100000\)"),
+        ([500, 1000], r"\(budget = fixed\) with .*\(budget = anytime\)"),
+    ):
+        two.unlink()
+        with pytest.raises(InputError, match=values):
+            summary_of(one, lost(two, counts))
+
+
+def test_the_samples_of_a_log_without_configuration_are_compared_with_a_known_n(tmp_path):
+    known = ours(tmp_path / "a.tsv")
+    with pytest.raises(InputError, match=r"\(n = 1000\) with .*\(n = 100000\)"):
+        summary_of(known, lost(tmp_path / "macer_sigma0.50.tsv", [100_000]))
+    beside = summary_of(known, lost(tmp_path / "drf_sigma0.50.tsv"))
+    assert "n = 1,000, alpha = 0.001 where they are known" in caption(beside)
+    unknown = [lost(tmp_path / "m_sigma0.50_seed0.tsv"), field(tmp_path / "m_sigma0.50_seed1.tsv")]
+    with pytest.raises(InputError, match="cannot average .*expected n in both logs, got none"):
+        summary_of(*unknown)
+
+
+def test_a_log_without_configuration_shows_that_it_stopped_early_or_skipped(tmp_path):
+    stopped = caption(summary_of(lost(tmp_path / "m_sigma0.50.tsv", [300, 400])))
+    assert "n = 400, alpha unknown" in stopped
+    assert "budget anytime (n differs between images, the largest is given)" in stopped
+    skipped = tmp_path / "m_sigma0.50_seed2.tsv"  # of the wrong image, the third, nothing is known
+    lines = lost(skipped).read_text().splitlines(keepends=True)
+    lines[3] = "2\t2\t5\t0.000000000000\t0\t0:00:01.000000\t0\t0\t0.000000000000\n"
+    skipped.write_text("".join(lines))
+    summary = summary_of(skipped)
+    assert summary.setting("n") == 1000 and summary.setting("budget") == "fixed"
+    assert summary.groups[0].abstained is None
+    assert as_dict(summary)["groups"][0]["logs"][0]["abstained"] is None
 
 
 def test_a_setting_missing_from_one_of_two_seeds_is_refused(tmp_path):
