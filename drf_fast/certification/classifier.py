@@ -185,12 +185,13 @@ class SmoothedClassifier:
         self, count: torch.Tensor, n: int, alpha: float, distance: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Bounds and radii (B,) of the counts (B,)."""
+        sigma = self.drawn_sigma
         if distance == 0.0:
             p_lower = functional.clopper_pearson_lower(count, n, alpha)
-            return p_lower, functional.certified_radius(count, n, sigma=self.sigma, alpha=alpha)
+            return p_lower, functional.certified_radius(count, n, sigma=sigma, alpha=alpha)
         distinct, inverse = count.unique(return_inverse=True)
         proofs = [
-            certificate(k, n, n, sigma=self.sigma, alpha=alpha, budget="fixed", distance=distance)
+            certificate(k, n, n, sigma=sigma, alpha=alpha, budget="fixed", distance=distance)
             for k in distinct.tolist()
         ]
         bounds, radii = torch.tensor(proofs, dtype=torch.float64, device="cpu")[inverse].unbind(1)
@@ -384,6 +385,12 @@ class SmoothedClassifier:
         x = self._noise.images(x)
         with machine.memory_for(batch_size, tuple(x.shape[1:]), "--batch-size"):
             return self._votes.rate(x, batch_size)
+
+    @property
+    def drawn_sigma(self) -> float:
+        """The noise level of which radii are multiples: min(sigma, float32(sigma)), as it is drawn;
+        sigma if sound."""
+        return self._noise.drawn_sigma
 
     def distance(self, x: torch.Tensor) -> float:
         """By how much bounds for images like x (B, ...) are lowered: D tau, 0 unless sound."""

@@ -142,7 +142,7 @@ def certify_dataset(
     chosen = _check_indices(indices, len(data))
     n0, n = check.count(n0, "n0"), check.count(n, "n")  # Python's integers, as JSON takes them
     distance = classifier.distance(data.float_images([chosen[0]]))
-    rule = stopping.rule(n, classifier.sigma, alpha, distance, radius, tolerance)
+    rule = stopping.rule(n, classifier.drawn_sigma, alpha, distance, radius, tolerance)
     sample = data.float_images([chosen[0]])
     device = _device(classifier.base, getattr(data, "images", sample))
     sample = sample.to(device)

@@ -33,18 +33,38 @@ _ROWS = 256  # to be tested, at least
 _COPIES, _PASSES = 16, 16
 
 
+def drawn_sigma(sigma: float) -> float:
+    """min(sigma, float32(sigma)): a lower bound of the noise level as it is drawn.
+
+    Noise in float32 has the level float32(sigma), which for sigma 0.12 or 0.7 lies below sigma, by
+    2^-24 of it at most; noise in float64 has sigma itself. A radius grows with the level, so that
+    computed with the smaller of both holds for either.
+
+    Raises:
+        ValueError: float32(sigma) is 0.
+    """
+    drawn = min(sigma, float(torch.tensor(sigma, dtype=torch.float32, device="cpu")))
+    if drawn == 0.0:
+        raise ValueError(f"sigma must be a noise level above 0 in float32, got {sigma:g}; raise it")
+    return drawn
+
+
 class GaussianNoise:
     """x + sigma z in the dtype of x, see ``functional.noisy_repeat``.
 
     Args:
         sigma: noise level in pixel units.
         seed: names the noise together with the image id.
+
+    Attributes:
+        drawn_sigma: the noise level of which radii are multiples.
     """
 
     sound = False
 
     def __init__(self, sigma: float, seed: int) -> None:
         self.sigma, self.seed = sigma, seed
+        self.drawn_sigma = drawn_sigma(sigma)
         self._warned = False
 
     def images(self, x: Any) -> torch.Tensor:
@@ -88,6 +108,7 @@ class LevelNoise(GaussianNoise):
 
     def __init__(self, sigma: float, seed: int) -> None:
         super().__init__(sigma, seed)
+        self.drawn_sigma = sigma  # thresholds are made of it as it is
         self.tau = level_table(sigma).distance
 
     def images(self, x: Any) -> torch.Tensor:

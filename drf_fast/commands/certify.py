@@ -51,7 +51,7 @@ def certify(config: CertifyConfig) -> Path | None:
         indices=loaded.indices,
         device=loaded.device,
         n0=config.n0,
-        rule=rule_of(config, loaded.classifier.sigma, loaded.distance),
+        rule=rule_of(config, loaded.classifier.drawn_sigma, loaded.distance),
         batch_size=loaded.batch_size,
         skip_wrong=config.skip_wrong,
         shard=shard,

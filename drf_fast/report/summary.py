@@ -200,7 +200,7 @@ def _at_cap(group: Group) -> float | None:
     cap = group.cap
     if not cap:
         return None
-    printed = cap * (1 - 1e-9) - 1e-12  # logged radii are rounded down
+    printed = cap * (1 - 1e-7) - 1e-12  # radii are of float32(sigma), and logged rounded down
     return 100.0 * float(np.mean([certified_accuracy(log, [printed])[0] for log in group.logs]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification import plan
 from drf_fast.certification.log import read_log
 from drf_fast.certification.network import RunNetwork
+from drf_fast.certification.stopping import Decide
 from drf_fast.certification.votes import NoisyVotes
 from drf_fast.commands.cli import main
 
@@ -105,6 +107,41 @@ def test_levels_are_divided_by_255_and_sound_certificates_take_them():
     found = drf_fast.certify_dataset(smoothed(sound=True), levels, labels(), **FEW)
     direct = smoothed(sound=True).certify_batch(levels, 20, 200, 0.01, 64)
     assert torch.equal(found.predict, direct.label) and torch.equal(found.radius, direct.radius)
+
+
+@pytest.mark.parametrize("sigma", [0.12, 0.3, 0.7])  # float32 lies below, above and below
+def test_no_radius_is_of_more_noise_than_was_drawn(tmp_path, sigma):
+    log, few = tmp_path / "a.tsv", {**FEW, "batch_size": 64}
+    drawn = min(sigma, float(np.float32(sigma)))
+    assert (drawn < sigma) == (sigma != 0.3)
+    classifier = drf_fast.SmoothedClassifier(network(), K, sigma)
+    found = drf_fast.certify_dataset(classifier, images(), labels(), out=log, **few)
+    radii = [
+        drf_fast.certified_radius(count, 200, sigma=drawn, alpha=0.01) for count in found.count
+    ]
+    assert float(max(radii)) > 0.1
+    torch.testing.assert_close(found.radius, torch.stack(radii), rtol=0, atol=1e-12)
+    assert read_log(log).radius.tolist() == found.radius.tolist()
+    assert json.loads(log.with_suffix(".json").read_text())["sigma"] == sigma
+    one = classifier.certify(images()[0], 20, 200, 0.01, 64)
+    assert one[1] == float(radii[0])
+
+
+@pytest.mark.parametrize("share", [0.999999999, 1.00000001])
+def test_a_radius_is_decided_by_the_noise_that_was_drawn(share):
+    reach = Decide(n=200, sigma=0.12, alpha=0.01, radius=0.1).final(200, 200).radius
+    asked = reach * share * float(np.float32(0.12)) / 0.12
+    classifier = drf_fast.SmoothedClassifier(network(), K, 0.12)
+    refused = pytest.raises(ValueError, match="radius must be at most")
+    with refused if share > 1 else contextlib.nullcontext():
+        drf_fast.certify_dataset(classifier, images(), labels(), radius=asked, **FEW)
+
+
+def test_sound_noise_is_of_sigma_itself():
+    assert smoothed(sound=True).drawn_sigma == 0.25
+    assert drf_fast.SmoothedClassifier(network(), K, 0.12, sound=True).drawn_sigma == 0.12
+    with pytest.raises(ValueError, match="sigma must be a noise level above 0 in float32"):
+        drf_fast.SmoothedClassifier(network(), K, 1e-50)
 
 
 def test_an_interrupted_log_goes_on_and_is_that_of_the_report(tmp_path, capsys):

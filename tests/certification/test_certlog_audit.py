@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import drf_fast
@@ -116,6 +117,19 @@ def test_anytime_certificates_are_computed_from_the_samples_drawn(tmp_path):
         read_log(changed(path, 2, 7, "201"))
     with pytest.raises(InputError, match="trials must be at most n, got 1001 of 1000"):
         read_log(changed(path, 2, 7, "1001"))
+
+
+@pytest.mark.parametrize("budget", ["fixed", "anytime"])
+@pytest.mark.parametrize("sigma", [0.12, 0.7])
+def test_radii_are_of_the_noise_as_drawn_and_older_ones_of_sigma(tmp_path, sigma, budget):
+    of_log = {"sigma": sigma, "budget": budget}
+    drawn, above = float(np.float32(sigma)), sigma * (1 + 1e-9)
+    assert drawn < sigma
+    for level in (drawn, sigma):
+        path = log_of(tmp_path / f"{level!r}.tsv", rows_of(**of_log | {"sigma": level}), **of_log)
+        assert read_log(path).radius[0] == pytest.approx(rows_of(**of_log)[0].radius)
+    with pytest.raises(InputError, match="line 2 is not what its count certifies"):
+        read_log(log_of(tmp_path / "a.tsv", rows_of(**of_log | {"sigma": above}), **of_log))
 
 
 def test_a_wrong_class_that_was_skipped_took_no_samples(tmp_path):

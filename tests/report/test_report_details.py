@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from drf_fast.certification.log import CertificationLog, Row, read_log
+from drf_fast.certification.noise import drawn_sigma
 from drf_fast.certification.stopping import certificate
 from drf_fast.commands.report import run
 from drf_fast.errors import InputError
@@ -40,7 +41,7 @@ def log_of(path: Path, counts=COUNTS, **config: Any) -> Path:
     sigma, n, alpha, budget = (settings[key] for key in ("sigma", "n", "alpha", "budget"))
     with CertificationLog.create(path, settings) as log:
         for idx, (count, predict) in enumerate(counts):
-            proof = certificate(count, n, n, sigma=sigma, alpha=alpha, budget=budget)
+            proof = certificate(count, n, n, sigma=drawn_sigma(sigma), alpha=alpha, budget=budget)
             log.append(Row(idx, 3, predict, proof.radius, 1.0, count, n, proof.p_lower))
     return path
 
@@ -87,9 +88,10 @@ def test_the_default_table_says_how_far_its_shares_hold(tmp_path, capsys):
 # ---------------------------------------------------------------- the cap
 
 
-def test_right_images_at_the_cap_are_counted(tmp_path):
-    entry = entry_of(log_of(tmp_path / "a.tsv"))
-    assert entry.group.cap == pytest.approx(largest_radius(0.5, 1000, 0.001))
+@pytest.mark.parametrize("sigma", [0.5, 0.12])  # float32(0.12) is less
+def test_right_images_at_the_cap_are_counted(tmp_path, sigma):
+    entry = entry_of(log_of(tmp_path / "a.tsv", sigma=sigma))
+    assert entry.group.cap == pytest.approx(largest_radius(sigma, 1000, 0.001))
     assert entry.at_cap == pytest.approx(20)  # the wrong one certifies nothing
 
 

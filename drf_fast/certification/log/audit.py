@@ -77,28 +77,32 @@ def _distance(sound: Any) -> float | None:
 def refuse_other_certificates(path: Path, config: dict[str, Any], rows: Sequence[Row]) -> None:
     """Refuse a log whose radii, bounds or abstentions do not follow from its counts.
 
+    Radii are multiples of the noise level as it is drawn; logs of older versions, of sigma.
+
     Raises:
         InputError: names the line, the logged certificate and the recomputed one.
     """
     pairs = sorted({(row.count, row.n) for row in rows if row.n > 0})
     if not pairs:
         return
+    counts, trials = zip(*pairs, strict=True)
     try:
-        computed = certificates(config, [count for count, _ in pairs], [n for _, n in pairs])
+        computed = [certificates(at, counts, trials) for at in _as_drawn_and_as_recorded(config)]
     except ValueError as error:  # more samples than n, or than a bound can be computed for
         raise InputError(
             f"{path}: the counts do not fit {sidecar(path).name}: {error}; restore the pair that "
             "belongs together"
         ) from error
-    if computed is None:
+    known = [dict(zip(pairs, zip(*found, strict=True), strict=True)) for found in computed if found]
+    if not known:
         return
-    known = dict(zip(pairs, zip(*computed, strict=True), strict=True))
     for number, row in enumerate(rows, start=2):
         if row.n == 0:
             continue
-        p_lower, radius = known[row.count, row.n]
+        (p_lower, radius), *older = (of_pair[row.count, row.n] for of_pair in known)
         abstains = row.predict == -1
-        if abstains != (radius == 0) or not (abstains or _same(row.radius, radius)):
+        same = abstains or any(_same(row.radius, r) for r in (radius, *(r for _, r in older)))
+        if abstains != (radius == 0) or not same:
             name, expected, got = "radius", radius, row.radius
         elif not _same(row.p_lower, p_lower):
             name, expected, got = "p_lower", p_lower, row.p_lower
@@ -110,6 +114,16 @@ def refuse_other_certificates(path: Path, config: dict[str, Any], rows: Sequence
             f"sigma {config['sigma']}, alpha {config['alpha']}), got {round_down(got)} with "
             f"predict {row.predict}; restore the pair that belongs together or certify again"
         )
+
+
+def _as_drawn_and_as_recorded(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """``config`` with the noise level of which radii are multiples, and itself if that differs."""
+    if config.get("sound") or not is_usable("sigma", config.get("sigma")):
+        return [config]
+    from drf_fast.certification.noise import drawn_sigma
+
+    drawn = drawn_sigma(config["sigma"])
+    return [config] if drawn == config["sigma"] else [{**config, "sigma": drawn}, config]
 
 
 def _same(logged: float, computed: float) -> bool:

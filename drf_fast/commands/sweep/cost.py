@@ -154,7 +154,7 @@ def _certification(
         indices=loaded.indices,
         device=loaded.device,
         n0=terms.n0,
-        rule=certify.rule_of(terms, loaded.classifier.sigma),
+        rule=certify.rule_of(terms, loaded.classifier.drawn_sigma),
         batch_size=loaded.batch_size,
     )
     return plan.make(work), loaded
