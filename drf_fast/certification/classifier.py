@@ -19,7 +19,7 @@ from drf_fast.ops import checks as check
 from drf_fast.runtime import machine
 
 # What noise and network are made with: changed afterwards, they would be another's certificates.
-_FIXED = frozenset({"base", "num_classes", "sigma", "precision", "sound", "seed"})
+_FIXED = frozenset({"base", "num_classes", "sigma", "drawn_sigma", "precision", "sound", "seed"})
 
 
 class CertifyResult(NamedTuple):
@@ -71,6 +71,10 @@ class SmoothedClassifier:
             that a row's logits do not depend on the other rows.
         seed: determines the noise together with the image id, so certificates are reproducible.
 
+    Attributes:
+        drawn_sigma: the noise level of which radii are multiples: min(sigma, float32(sigma)), as it
+            is drawn; sigma itself if ``sound``.
+
     Raises:
         TypeError, ValueError: bad arguments.
 
@@ -110,6 +114,7 @@ class SmoothedClassifier:
         )
         self.sound = sound
         self._noise = (LevelNoise if sound else GaussianNoise)(self.sigma, seed)
+        self.drawn_sigma = self._noise.drawn_sigma
         self._votes = NoisyVotes(network, num_classes, self._noise)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -385,12 +390,6 @@ class SmoothedClassifier:
         x = self._noise.images(x)
         with machine.memory_for(batch_size, tuple(x.shape[1:]), "--batch-size"):
             return self._votes.rate(x, batch_size)
-
-    @property
-    def drawn_sigma(self) -> float:
-        """The noise level of which radii are multiples: min(sigma, float32(sigma)), as it is drawn;
-        sigma if sound."""
-        return self._noise.drawn_sigma
 
     def distance(self, x: torch.Tensor) -> float:
         """By how much bounds for images like x (B, ...) are lowered: D tau, 0 unless sound."""

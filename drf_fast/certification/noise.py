@@ -55,17 +55,18 @@ class GaussianNoise:
     Args:
         sigma: noise level in pixel units.
         seed: names the noise together with the image id.
-
-    Attributes:
-        drawn_sigma: the noise level of which radii are multiples.
     """
 
     sound = False
 
     def __init__(self, sigma: float, seed: int) -> None:
         self.sigma, self.seed = sigma, seed
-        self.drawn_sigma = drawn_sigma(sigma)
         self._warned = False
+
+    @property
+    def drawn_sigma(self) -> float:
+        """The noise level of which radii are multiples."""
+        return drawn_sigma(self.sigma)
 
     def images(self, x: Any) -> torch.Tensor:
         """The user's images checked and converted for ``copies``; warns once if out of range."""
@@ -108,8 +109,12 @@ class LevelNoise(GaussianNoise):
 
     def __init__(self, sigma: float, seed: int) -> None:
         super().__init__(sigma, seed)
-        self.drawn_sigma = sigma  # thresholds are made of it as it is
         self.tau = level_table(sigma).distance
+
+    @property
+    def drawn_sigma(self) -> float:
+        """sigma itself, of which the thresholds of the levels are made."""
+        return self.sigma
 
     def images(self, x: Any) -> torch.Tensor:
         return inputs.level_images(x)

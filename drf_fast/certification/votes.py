@@ -69,6 +69,7 @@ class NoisyVotes:
         self._network_version = 0  # that the graphs of ``passes`` were captured with
         self._best_batch: dict[tuple[object, ...], int] = {}
         self._row_tests: dict[tuple[object, ...], tuple[RowTest, int, list[torch.Tensor]]] = {}
+        self._said_nan = False
         self._rows_to_test = _TESTED_ROWS
         if noise.sound:  # each form is tested, and to the bit
             self._rows_to_test = self._rows_to_test_again()
@@ -138,7 +139,19 @@ class NoisyVotes:
         if x.device.type == "cuda":
             # The lock orders only the host: another thread's stream may reuse a graph's memory.
             torch.cuda.current_stream(x.device).synchronize()
+        if not self._said_nan:
+            self._say_nan(len(x) * drawn - int(counts.sum()), len(x) * drawn)
         return counts, drawn
+
+    def _say_nan(self, without_vote: int, rows: int) -> None:
+        """Say once that rows had no vote: certificates hold, but abstain without visible cause."""
+        if without_vote:
+            self._said_nan = True
+            say(
+                f"warning: {without_vote:,} of {rows:,} rows had NaN logits and vote for no class: "
+                f"is the range of {self.network.choices['precision']} too small for the network "
+                "(--precision fp32 has the largest), or did its training diverge?"
+            )
 
     def _test_alone(self, x: torch.Tensor, number: int, most: int, size: int | None) -> None:
         """Test that votes are independent samples, with ``number`` noisy copies of x (1, ...)."""

@@ -241,6 +241,21 @@ def test_a_network_that_emits_nan_abstains(backend, share):
         assert classifier(network).predict(x[0], 50, 0.01, 20) == ABSTAIN
 
 
+def test_rows_of_nan_are_said_once(capsys):
+    def network(rows: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(rows), K)
+        logits[: len(rows) // 2, 2] = math.nan
+        return logits
+
+    broken = classifier(network)
+    broken.predict(images()[0], 50, 0.01, 20)
+    said = capsys.readouterr().err
+    assert "warning: 25 of 50 rows had NaN logits and vote for no class: is the range of" in said
+    broken.certify_batch(images(), 20, 200, 0.01, 20)
+    classifier(lambda rows: torch.ones(len(rows), K)).certify_batch(images(), 20, 200, 0.01, 20)
+    assert "NaN" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("width", [2, 4])
 def test_a_network_of_another_width_is_named(backend, width):
     base = lambda rows: torch.zeros(len(rows), width)  # noqa: E731
