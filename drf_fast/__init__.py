@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from drf_fast.adversary import AttackResult, attack
     from drf_fast.backends.dispatch import use as use_backend
     from drf_fast.balls import HardBall, SoftBall
-    from drf_fast.certification.classifier import CertifyResult, SmoothedClassifier
+    from drf_fast.certification.classifier import SmoothedClassifier
     from drf_fast.certification.dataset import DatasetCertificates, certify_dataset
+    from drf_fast.certification.result import CertifyResult
     from drf_fast.checkpoints.runs import TrainedRun, load_run
     from drf_fast.functional import (
         adversary_step,
@@ -51,7 +52,7 @@ _HOME = {
     "SoftBall": "balls",
     "attack": "adversary",
     "faster": "models.faster",
-    "CertifyResult": "certification.classifier",
+    "CertifyResult": "certification.result",
     "ConsistencyLoss": "nn",
     "MacerLoss": "nn",
     "SmoothCELoss": "nn",

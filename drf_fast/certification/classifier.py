@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from drf_fast import functional
 from drf_fast.certification import inputs
 from drf_fast.certification.network import PRECISIONS, RunNetwork
 from drf_fast.certification.noise import GaussianNoise, LevelNoise, RowTest
-from drf_fast.certification.notebook import as_html
+from drf_fast.certification.result import CertifyResult
 from drf_fast.certification.stopping import certificate, reduced_alpha
 from drf_fast.certification.votes import NoisyVotes
 from drf_fast.ops import checks as check
@@ -20,26 +20,6 @@ from drf_fast.runtime import machine
 
 # What noise and network are made with: changed afterwards, they would be another's certificates.
 _FIXED = frozenset({"base", "num_classes", "sigma", "drawn_sigma", "precision", "sound", "seed"})
-
-
-class CertifyResult(NamedTuple):
-    """The certificates of B images.
-
-    Attributes:
-        label: (B,) int64, the class, or -1 where it abstains.
-        radius: (B,) float64, certified L2 radius in pixel units, 0 where it abstains.
-        count: (B,) int64, votes of the chosen class among the n estimation samples.
-        p_lower: (B,) float64, lower bound of that class's probability under noise.
-    """
-
-    label: torch.Tensor
-    radius: torch.Tensor
-    count: torch.Tensor
-    p_lower: torch.Tensor
-
-    def _repr_html_(self) -> str:
-        """A table in a notebook."""
-        return as_html(self.label, self.radius, self.count, self.p_lower)
 
 
 class SmoothedClassifier:

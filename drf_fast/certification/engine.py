@@ -49,6 +49,21 @@ class Sink(Protocol):
     def append(self, row: Row) -> None: ...
 
 
+def computation(
+    classifier: SmoothedClassifier, device: torch.device, batch_size: int
+) -> dict[str, Any]:
+    """What a log records of how its numbers were computed, after the form was chosen."""
+    choices = classifier.choices
+    return {
+        "precision": choices["precision"],
+        "batch_size": batch_size,
+        "memory_format": choices["memory_format"],
+        "compile": choices["compile"],
+        "device": device.type,
+        "environment": machine.environment(device, dispatch.current(), classifier.left_out),
+    }
+
+
 @dataclass(frozen=True)
 class Work:
     """The images to be certified, and the settings.
@@ -88,7 +103,6 @@ class Work:
         On resume all of it but the environment must agree.
         """
         classifier, rule = self.classifier, self.rule
-        choices = classifier.choices
         optional = {
             "radius": getattr(rule, "radius", None),
             "tolerance": getattr(rule, "tolerance", None),
@@ -101,14 +115,7 @@ class Work:
             "budget": rule.budget,
             **{key: value for key, value in optional.items() if value is not None},
             "seed": classifier.seed,
-            "precision": choices["precision"],
-            "batch_size": self.batch_size,
-            "memory_format": choices["memory_format"],
-            "compile": choices["compile"],
-            "device": self.device.type,
-            "environment": machine.environment(
-                self.device, dispatch.current(), classifier.left_out
-            ),
+            **computation(classifier, self.device, self.batch_size),
         }
 
     @property

@@ -16,10 +16,11 @@ from torch import nn
 from drf_fast import data, models
 from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification.classifier import SmoothedClassifier
+from drf_fast.certification.engine import computation
 from drf_fast.certification.log import sidecar
 from drf_fast.certification.log.sidecar import ENVIRONMENT
 from drf_fast.certification.network import as_requested
-from drf_fast.certification.noise import ASSUMPTIONS
+from drf_fast.certification.noise import ASSUMPTIONS, total_distance
 from drf_fast.checkpoints import first_layer, given
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config import run_files, tags
@@ -70,7 +71,17 @@ class Source:
     @property
     def identity(self) -> dict[str, Any]:
         """The first keys of every log: the network, the images and the noise level."""
-        return _identity(self.saved, self.images, self.sigma)
+        recorded = self.saved["config"]
+        return {
+            "method": recorded["method_label"],
+            "training": trained(recorded),
+            "checkpoint_sha256": self.saved["sha256"],
+            "arch": self.saved["arch"],
+            "data": self.images.name,
+            "split": self.images.split,
+            "fingerprint": self.images.fingerprint,
+            "sigma": self.sigma,
+        }
 
     def default_path(self, name: str) -> Path:
         """The default path of an output file: beside the checkpoint.
@@ -90,48 +101,36 @@ class Loaded:
     """All that a run of certification needs.
 
     Attributes:
-        saved: the checkpoint, as in ``Source``.
-        path: of the checkpoint; None for a network whose own code loads its weights.
-        images: the data set.
+        source: the network, its images and the noise level as read.
         indices: positions of the images of the run.
         device: where to compute.
-        classifier: the smoothed network.
+        classifier: the smoothed network, in its form.
         batch_size: rows of a forward pass.
-        memory_format: of the network's weights.
         sound: what a log records about sound noise: s in levels, tau, the pixels D of an image, and
             the number of rows whose independence was tested; None for ordinary noise.
-        distance: by which bounds are lowered for the noise: D tau, or 0.
     """
 
-    saved: dict[str, Any]
-    path: Path | None
-    images: Dataset
+    source: Source
     indices: tuple[int, ...]
     device: torch.device
     classifier: SmoothedClassifier
     batch_size: int
-    memory_format: str
-    sound: dict[str, Any] | None = None
-    distance: float = 0.0
+    sound: dict[str, Any] | None
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """As that of the ``Source``."""
-        return _identity(self.saved, self.images, self.classifier.sigma)
+    def images(self) -> Dataset:
+        """The data set."""
+        return self.source.images
 
+    @property
+    def distance(self) -> float:
+        """By which bounds are lowered for the noise: D tau, or 0."""
+        return total_distance(self.sound["tau"], self.sound["pixels"]) if self.sound else 0.0
 
-def _identity(saved: dict[str, Any], images: Dataset, sigma: float) -> dict[str, Any]:
-    recorded = saved["config"]
-    return {
-        "method": recorded["method_label"],
-        "training": trained(recorded),
-        "checkpoint_sha256": saved["sha256"],
-        "arch": saved["arch"],
-        "data": images.name,
-        "split": images.split,
-        "fingerprint": images.fingerprint,
-        "sigma": sigma,
-    }
+    @property
+    def computation(self) -> dict[str, Any]:
+        """See ``engine.computation``."""
+        return computation(self.classifier, self.device, self.batch_size)
 
 
 def with_recorded_choices(config: _Resumable, out: Path | None) -> _Resumable:
@@ -197,7 +196,7 @@ def source(config: SmoothedConfig) -> Source:
             f"classes, got {images.name} with images {shape} and {images.num_classes} classes; "
             "pass the data set that it was trained on"
         )
-    return Source(saved, path, images, sigma, model, place)
+    return Source(saved, path, images, float(sigma), model, place)
 
 
 def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
@@ -270,19 +269,7 @@ def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
     if config.sound:
         with _as_input_error():
             sound = soundness(classifier, sample, batch_size)
-    memory_format = shared_choices["memory_format"]
-    return Loaded(
-        found.saved,
-        found.path,
-        images,
-        indices,
-        device,
-        classifier,
-        batch_size,
-        memory_format,
-        sound=sound,
-        distance=classifier.distance(sample),
-    )
+    return Loaded(found, indices, device, classifier, batch_size, sound)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -12,14 +11,14 @@ from typing import Any, get_args
 from torch import nn
 
 from drf_fast.attacks import engine
-from drf_fast.attacks.log import AttackLog, differences, read_attacked
+from drf_fast.attacks.log import AttackLog, read_attacked
 from drf_fast.attacks.search import Search
 from drf_fast.attacks.verdict import Broken, Standing, broken, standings
-from drf_fast.backends import dispatch
 from drf_fast.certification import loading
 from drf_fast.certification.loading import Loaded, Source
-from drf_fast.certification.log import Log, read_log
+from drf_fast.certification.log import Log
 from drf_fast.certification.network import as_requested
+from drf_fast.commands import beside
 from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.choices import Arithmetic
 from drf_fast.config.look import AttackConfig, numbers
@@ -27,9 +26,7 @@ from drf_fast.config.training import check_epsilon
 from drf_fast.errors import InputError
 from drf_fast.functional import noise_key
 from drf_fast.models.faster import place
-from drf_fast.report.shards import fullest, join_shards
-from drf_fast.report.sources import logs_in
-from drf_fast.runtime import machine, processes
+from drf_fast.runtime import processes
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.progress import say
@@ -60,7 +57,7 @@ def run(config: AttackConfig) -> int:
     if config.resume and config.force:
         raise InputError("--resume continues a log and --force replaces it: pass one of them")
     source = loading.source(config)
-    certificates = certificates_of(config, source)
+    certificates = beside.certificates_of(config.certificates, source)
     if certificates is None:
         say("no certificates of this network to compare with; run 'drf-fast certify' first")
     else:
@@ -144,8 +141,9 @@ def _with_gradient(loaded: Loaded, num_samples: int) -> nn.Module:
     """
     shape, rows = loaded.images.image_shape, min(256, num_samples)
     base: Any = loaded.classifier.base  # a module, as every network that is loaded
+    layout = loaded.classifier.choices["memory_format"]
     network = place(
-        base, loaded.device, loaded.memory_format, "fp32", shape, rows, remedy="--num-samples"
+        base, loaded.device, layout, "fp32", shape, rows, remedy="--num-samples"
     ).network
     images = loaded.images.float_images(list(loaded.indices[:1])).to(loaded.device)
     with frozen(network):
@@ -157,46 +155,6 @@ def _with_gradient(loaded: Loaded, num_samples: int) -> nn.Module:
             "remove that, or leave the network to certify"
         )
     return network
-
-
-def certificates_of(config: AttackConfig, source: Source) -> Log | None:
-    """The certificates to compare with: the log named, or the fullest one beside the checkpoint.
-
-    Shards found there count as one log.
-
-    Raises:
-        InputError: certificates of another network, of other images, or at another sigma.
-    """
-
-    def of_another(log: Log) -> str:
-        """What tells the log from certificates of this network; nothing where it is one."""
-        if log.predictions:
-            return "predictions"
-        return ", ".join(differences(log.config or {}, source.identity))
-
-    if config.certificates is not None:
-        log = read_log(config.certificates)
-        if other := of_another(log):
-            raise InputError(
-                f"{log.path}: expected certificates of the network and the images that are "
-                f"attacked, got others: {other}; pass its own, or certify it first"
-            )
-        return log
-    found: list[Log] = []
-    for path in _left_by_certify(source):
-        with contextlib.suppress(InputError):  # the user has not named it
-            found.append(read_log(path))
-    found = [log for log in found if len(log) > 0 and not of_another(log)]
-    with contextlib.suppress(InputError):  # of several runs, or with a shard twice
-        found = join_shards(found)
-    return fullest(found) if found else None
-
-
-def _left_by_certify(source: Source) -> list[Path]:
-    if source.path is not None:
-        return logs_in(source.path.parent)
-    first = source.default_path("certify-*.tsv")  # the folder is the user's, and may hold anything
-    return sorted(first.parent.glob(first.name))
 
 
 def _files_of(certificates: Log) -> list[Path]:
@@ -246,8 +204,11 @@ def _description(
     On resume all of it but the environment and the certificates must agree.
     """
     shard = {} if config.shard is None else {"shard": config.shard}
+    computation = loaded.computation
+    if not computation["compile"]:  # logs of older versions lack the key
+        del computation["compile"]
     return {
-        **loaded.identity,
+        **loaded.source.identity,
         "n": config.n,
         "alpha": config.alpha,
         "epsilons": list(work.epsilons),
@@ -259,16 +220,8 @@ def _description(
         "seed": config.seed,
         "max_images": config.max_images,
         "indices": [loaded.indices[0], loaded.indices[-1], len(loaded.indices)],
-        "precision": loaded.classifier.choices["precision"],
-        "batch_size": loaded.batch_size,
-        "memory_format": loaded.memory_format,
-        # Only if so: logs of older versions lack the key.
-        **({"compile": True} if loaded.classifier.choices["compile"] else {}),
-        "device": loaded.device.type,
+        **computation,
         "certificates": _names_of(certificates),
-        "environment": machine.environment(
-            loaded.device, dispatch.current(), loaded.classifier.left_out
-        ),
     }
 
 

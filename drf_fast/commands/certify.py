@@ -152,7 +152,7 @@ def _description(config: CertifyConfig, loaded: Loaded, work: engine.Work) -> di
     """The configuration of the log; on resume all of it but the environment must agree."""
     optional = {"shard": config.shard, "sound": loaded.sound}
     return {
-        **loaded.identity,
+        **loaded.source.identity,
         **work.settings(),
         **{key: value for key, value in optional.items() if value is not None},
         "skip": config.skip,

@@ -133,14 +133,15 @@ def measure(config: GapConfig) -> list[Gaps]:
     networks: dict[str, Path] = {}
     for given in config.checkpoints or (None,):  # None: a network whose code loads its weights
         loaded = loading.load(_as_predict(config, given))
-        path = given or Path(loaded.saved["arch"])
-        first = networks.setdefault(loaded.saved["sha256"], path)
+        saved = loaded.source.saved
+        path = given or Path(saved["arch"])
+        first = networks.setdefault(saved["sha256"], path)
         if first is not path:
             raise InputError(
                 f"{path} holds the same network as {first}: expected each network once, or it "
                 "counts double; remove one"
             )
-        method = loaded.saved["config"]["method_label"]
+        method = saved["config"]["method_label"]
         method = str(path) if method == "foreign" else method  # not known to be seeds of one
         name = f"{method}, σ = {loaded.classifier.sigma:g}"
         data = f"{loaded.images.name} ({loaded.images.split})"
@@ -224,7 +225,7 @@ def gaps_of(loaded: loading.Loaded, num_samples: int, seed: int) -> np.ndarray:
             rate = done * num_samples / (time.perf_counter() - started)
             tracker.advance(len(ids), f"{rate:,.0f} samples/s")
     if np.isnan(gaps).any():
-        name = loaded.path or loaded.saved["arch"]
+        name = loaded.source.path or loaded.source.saved["arch"]
         raise RunError(f"{name}: the network returns NaN; it diverged, train it again")
     return gaps
 

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from drf_fast.backends import dispatch
 from drf_fast.certification import loading
 from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.log import sidecar
@@ -105,19 +104,12 @@ def _warn(config: PredictConfig) -> None:
 def _description(config: PredictConfig, loaded: loading.Loaded) -> dict[str, Any]:
     """The configuration of the log, with the keys of certify."""
     return {
-        **loaded.identity,
+        **loaded.source.identity,
         "n": config.n,
         "alpha": config.alpha,
         **({"sound": loaded.sound} if loaded.sound else {}),
         "seed": config.seed,
         "skip": config.skip,
         "indices_total": len(loaded.indices),
-        "precision": loaded.classifier.choices["precision"],
-        "batch_size": loaded.batch_size,
-        "memory_format": loaded.memory_format,
-        "compile": loaded.classifier.choices["compile"],
-        "device": loaded.device.type,
-        "environment": machine.environment(
-            loaded.device, dispatch.current(), loaded.classifier.left_out
-        ),
+        **loaded.computation,
     }

@@ -9,10 +9,9 @@ import torch
 from drf_fast import data
 from drf_fast.attacks import gallery
 from drf_fast.attacks.gallery import Card
-from drf_fast.attacks.log import AttackRow, differences, is_attack_log, read_attacked
 from drf_fast.certification import loading
 from drf_fast.certification.loading import Source
-from drf_fast.commands import attack
+from drf_fast.commands import attack, beside
 from drf_fast.config.look import AttackConfig, ShowConfig, numbers
 from drf_fast.config.ranges import check_ranges
 from drf_fast.config.training import check_epsilon, check_sigma
@@ -99,7 +98,7 @@ def cards_of(config: ShowConfig, source: Source | None = None) -> list[Card]:
     """
     settings = _as_attack(config)
     source = source or loading.source(settings)
-    certificates = attack.certificates_of(settings, source)
+    certificates = beside.certificates_of(settings.certificates, source)
     if certificates is None or len(certificates) == 0:
         raise InputError(
             f"{source.path or config.arch} has no certificates beside it: expected a log of this "
@@ -110,26 +109,9 @@ def cards_of(config: ShowConfig, source: Source | None = None) -> list[Card]:
     epsilon = 2 * work.classifier.sigma if config.epsilon is None else config.epsilon
     if config.epsilon is not None:
         check_epsilon(epsilon, work.images.image_shape)
-    rows = _attacked(source) if config.sort == "broken" else []
+    rows = beside.attacked(source) if config.sort == "broken" else []
     chosen = gallery.choose(certificates, config.sort, config.images, epsilon, rows)
     return gallery.cards(work, certificates, chosen)
-
-
-def _attacked(source: Source) -> list[AttackRow]:
-    """The rows of the attack logs beside a network that are of it, its images and its sigma."""
-    if source.path is None:  # the folder is the user's, and may hold anything
-        first = source.default_path("attack-*.tsv")
-        paths = sorted(first.parent.glob(first.name))
-    else:
-        paths = sorted(source.path.parent.glob("*.tsv"))
-    logs = []
-    for path in filter(is_attack_log, paths):
-        try:
-            logs.append(read_attacked(path))
-        except InputError as error:  # the user has not named it, and it may still be written
-            say(f"left out: {error}")
-    own = [log for log in logs if not differences(log.config, source.identity)]
-    return [row for log in own for row in log.rows]
 
 
 def _noise(config: ShowConfig, out: Path) -> None:

@@ -266,4 +266,4 @@ def test_gradients_are_computed_in_the_memory_format_of_the_log(tmp_path, monkey
         checkpoint=path, n=100, device="cpu", batch_size=64, memory_format=layout, max_images=2
     )
     loaded, work = prepare(config, loading.source(config), None)
-    assert loaded.memory_format == layout and is_last(work.model) == asked
+    assert loaded.classifier.choices["memory_format"] == layout and is_last(work.model) == asked

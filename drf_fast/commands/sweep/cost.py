@@ -116,7 +116,7 @@ def _try(sweep: Sweep, config: TrainConfig) -> dict[str, Any]:
         planned, loaded = _certification(sweep, first, config, test_images)
     return {
         "memory_format": config.memory_format,
-        "certify_memory_format": loaded.memory_format,
+        "certify_memory_format": loaded.classifier.choices["memory_format"],
         "batch_size": loaded.batch_size,
         "step_seconds": step_seconds,
         "vote_seconds": vote_seconds,
