@@ -14,7 +14,9 @@ import torch
 
 from drf_fast.checkpoints import plain_values
 from drf_fast.errors import InputError
-from drf_fast.runtime.files import read_regular
+from drf_fast.runtime.files import explained, read_regular
+
+_EXPECTED = "a file of torch.save or safetensors"
 
 
 def read_bytes(path: Path) -> bytes:
@@ -23,13 +25,8 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         InputError: no such file, or not readable.
     """
-    try:
+    with explained("read the checkpoint", path, _EXPECTED, "check the path"):
         return read_regular(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot read the checkpoint {path}: expected a file of torch.save, got "
-            f"{(error.strerror or 'an error').lower()}; check the path"
-        ) from error
 
 
 def read(path: Path) -> tuple[Any, str]:
@@ -55,9 +52,8 @@ def read(path: Path) -> tuple[Any, str]:
         ) from error
     except Exception as error:  # whatever the reader raises for a damaged file
         raise InputError(
-            f"cannot load {path} ({len(data)} bytes): expected a file of torch.save or "
-            "safetensors, got a truncated file or another format; copy it again or pass "
-            "another file"
+            f"cannot load {path} ({len(data)} bytes): expected {_EXPECTED}, got a truncated file "
+            "or another format; copy it again or pass another file"
         ) from error
     return content, hashlib.sha256(data).hexdigest()
 

@@ -16,7 +16,7 @@ from drf_fast.config.tags import Role, Tag
 from drf_fast.config.training import run_folder, uses_adversary
 from drf_fast.config.values import refuse_unnamed_code, updated, without_code
 from drf_fast.errors import InputError
-from drf_fast.runtime.files import read_json, read_regular
+from drf_fast.runtime.files import read_json, read_parsed
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -175,24 +175,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: unreadable, or not TOML.
     """
-    try:
-        return tomllib.loads(read_regular(path, _MOST_TOML).decode("utf-8-sig"))
-    except InputError:  # a ValueError, too
-        raise
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: expected a TOML file, got "
-            f"{(error.strerror or 'an error').lower()}; check --config"
-        ) from error
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not TOML: expected lines such as 'sigma = 0.5', got an error: {error}"
-        ) from error
-    except RecursionError as error:
-        raise InputError(
-            f"{path}: expected lines such as 'sigma = 0.5', got brackets nested too deep; no "
-            "setting needs them"
-        ) from error
+    remedy = "write lines such as 'sigma = 0.5'"
+    return read_parsed(path, tomllib.loads, "TOML", "check --config", remedy, _MOST_TOML)
 
 
 def _settings_of_saved_run(config: TrainConfig) -> TrainConfig:

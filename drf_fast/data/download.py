@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import http.client
 import os
 import shutil
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from drf_fast.errors import InputError
+from drf_fast.runtime.files import explained
 
 # How the user allows a download, for messages about missing files.
 ALLOW = "run without --dry-run or --plan (in Python, with download=True) to download"
@@ -44,16 +44,10 @@ def fetch(
         OSError: the disk is full.
     """
     ask = f"put the {what} files into a folder and name it with --data-dir"
-    try:
+    choose = "choose another --data-dir"
+    with explained(f"store {what} in", data_dir, "a writable folder", choose):
         target.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.mkdtemp(prefix=".download.", dir=data_dir)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(
-            f"cannot store {what} in {data_dir}: expected a writable folder, got "
-            f"{(error.strerror or 'an error').lower()}; choose another --data-dir"
-        ) from error
     try:
         # torchvision may print, but standard output is for results.
         with contextlib.redirect_stdout(sys.stderr):

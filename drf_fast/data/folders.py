@@ -27,6 +27,7 @@ from torch import Tensor
 
 from drf_fast.data.image_files import ImageFiles, decode
 from drf_fast.errors import InputError
+from drf_fast.runtime.files import explained
 from drf_fast.runtime.progress import say
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
@@ -239,13 +240,8 @@ def _refuse_splits_as_classes(data_dir: Path, layout: str) -> None:
 
 
 def _folders(root: Path) -> list[str]:
-    try:
+    with explained("read", root, "a readable folder", "check its permissions"):
         entries = [entry.name for entry in os.scandir(root) if entry.is_dir()]
-    except OSError as error:
-        raise InputError(
-            f"cannot read {root}: expected a readable folder, got "
-            f"{(error.strerror or 'an error').lower()}; check its permissions"
-        ) from error
     return sorted(name for name in entries if not name.startswith("."))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from drf_fast.errors import InputError
-from drf_fast.runtime.files import read_regular
+from drf_fast.runtime.files import read_file
 
 _UNSIGNED_BYTE = 0x08
 
@@ -22,13 +22,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         InputError: it cannot be read.
     """
-    try:
-        return read_regular(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: expected a readable data file, got "
-            f"{(error.strerror or 'an error').lower()}; check its permissions"
-        ) from error
+    return read_file(path, "a readable data file", "check its permissions")
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -21,7 +21,39 @@ _FOLDER_LOCK = ".lock"
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
           stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}  # fmt: skip
 MOST_TEXT = 2**24  # bytes of a JSON file at most; ours have some thousands
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # full or broken: no fault of the input
 _FOLDER_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def reason(error: OSError) -> str:
+    """Why the system refused, in small letters: "no such file or directory"."""
+    return (error.strerror or "an error").lower()
+
+
+@contextlib.contextmanager
+def explained(action: str, path: str | Path, expected: str, remedy: str) -> Iterator[None]:
+    """Report an OSError inside the block in one sentence, with its reason as what came.
+
+    A full or broken disk is no bad input: its OSError is raised as it is, with the path.
+
+    Args:
+        action: what fails, as a verb: "read".
+        path: of the file or folder.
+        expected: what should be there: "a readable file".
+        remedy: what the user can do: "check its permissions".
+
+    Raises:
+        InputError: any other OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            error.filename = error.filename or str(path)  # a read of an open file does not name it
+            raise
+        raise InputError(
+            f"cannot {action} {path}: expected {expected}, got {reason(error)}; {remedy}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -44,7 +76,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
             raise
         raise InputError(
             f"cannot write {path}: expected an existing, writable folder, got "
-            f"{os.strerror(error.errno).lower()}; create the folder or choose another one"
+            f"{reason(error)}; create the folder or choose another one"
         ) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -146,31 +178,58 @@ def _open_without_blocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+def read_file(path: str | Path, expected: str, remedy: str, most: int | None = None) -> bytes:
+    """The content of a regular file, of ``most`` bytes at most.
+
+    Args:
+        path: the file.
+        expected: what it should be, for the message: "a readable data file".
+        remedy: what to do if it cannot be read: "check its permissions".
+        most: the longest that is read.
+
+    Raises:
+        InputError: missing, not readable, not regular or too long.
+        OSError: the disk is broken.
+    """
+    with explained("read", path, expected, remedy):
+        return read_regular(path, most)
+
+
+def read_parsed(
+    path: str | Path, parse: Callable[[str], Any], kind: str, check: str, remedy: str, most: int
+) -> Any:
+    """What ``parse`` makes of the text in a file, of ``most`` bytes at most.
+
+    Args:
+        path: the file, in UTF-8.
+        parse: raises ValueError for text of another kind.
+        kind: the format, for messages: "JSON".
+        check: what to do if the file cannot be read.
+        remedy: what to do if it has another format.
+        most: the longest that is read.
+
+    Raises:
+        InputError: as ``read_file``, or of another format.
+    """
+    content = read_file(path, f"a {kind} file", check, most)
+    try:
+        return parse(content.decode("utf-8-sig"))
+    except ValueError as error:
+        got = f"something else ({error})"
+        raise InputError(f"cannot read {path}: expected {kind}, got {got}; {remedy}") from error
+    except RecursionError as error:
+        got = "brackets nested too deep"
+        raise InputError(f"cannot read {path}: expected {kind}, got {got}; {remedy}") from error
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
         InputError: the file is missing, unreadable or not JSON.
     """
-    try:
-        return json.loads(read_regular(path, MOST_TEXT).decode("utf-8-sig"))
-    except InputError:  # is a ValueError
-        raise
-    except OSError as error:
-        reason = (error.strerror or "an error").lower()
-        raise InputError(
-            f"cannot read {path}: expected a JSON file, got {reason}; check the path"
-        ) from error
-    except ValueError as error:
-        raise InputError(
-            f"cannot read {path}: expected JSON, got something else ({error}); "
-            "restore the file or write it anew"
-        ) from error
-    except RecursionError as error:
-        raise InputError(
-            f"cannot read {path}: expected JSON, got brackets nested too deep for a file of ours; "
-            "restore the file or write it anew"
-        ) from error
+    remedy = "restore the file or write it anew"
+    return read_parsed(path, json.loads, "JSON", "check the path", remedy, MOST_TEXT)
 
 
 def absolute(path: Path) -> str:
@@ -192,18 +251,14 @@ def lock(path: Path) -> FileLock:
     name = path / _FOLDER_LOCK if path.is_dir() else path.with_name(f".{path.name}-lock")
     # Not thread-local: the thread that closes a log may not be the one that opened it.
     guard = FileLock(name, timeout=0, thread_local=False)
-    try:
-        guard.acquire()
-    except Timeout as error:
-        raise InputError(
-            f"{path} is being written by another process: expected one writer; wait for it, or "
-            "choose another --out"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"cannot lock {path}: expected a folder that can be written, got "
-            f"{(error.strerror or 'an error').lower()}; choose another --out"
-        ) from error
+    with explained("lock", path, "a folder that can be written", "choose another --out"):
+        try:
+            guard.acquire()
+        except Timeout as error:
+            raise InputError(
+                f"{path} is being written by another process: expected one writer; wait for it, or "
+                "choose another --out"
+            ) from error
     return guard
 
 
@@ -244,19 +299,14 @@ def new_folder(path: str | Path, *, force: bool = False, resume: bool = False) -
         InputError: the folder is in use, not a folder, or cannot be created.
     """
     path = Path(path)
-    try:
+    action, expected, remedy = "use as output folder", "a writable folder", "choose another --out"
+    with explained(action, path, expected, remedy):
         path.mkdir(parents=True, exist_ok=True)
         in_use = not is_empty(path)
-        writable = os.access(path, os.W_OK | os.X_OK)
-    except OSError as error:
+    if not os.access(path, os.W_OK | os.X_OK):
         raise InputError(
-            f"cannot use {path} as output folder: expected a writable folder, "
-            f"got {(error.strerror or 'an error').lower()}; choose another --out"
-        ) from error
-    if not writable:
-        raise InputError(
-            f"cannot use {path} as output folder: expected a writable folder, got one without "
-            "write permission; choose another --out"
+            f"cannot {action} {path}: expected {expected}, got one without write permission; "
+            f"{remedy}"
         )
     if in_use and not (force or resume):
         raise InputError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drf_fast.config import run_files
-from drf_fast.runtime.files import write_atomic
+from drf_fast.runtime.files import read_regular, write_atomic
 from drf_fast.runtime.progress import say
 from drf_fast.training.events import Events
 
@@ -22,8 +22,8 @@ def last_metrics(folder: Path) -> dict[str, Any]:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl up to the first damaged one; none if it is missing."""
     rows: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in (folder / run_files.METRICS).read_text(encoding="utf-8").splitlines():
+    with contextlib.suppress(OSError, ValueError):  # an InputError is a ValueError, too
+        for line in read_regular(folder / run_files.METRICS).decode().splitlines():
             row = json.loads(line)
             if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
                 break

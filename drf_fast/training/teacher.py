@@ -7,6 +7,7 @@ continues with the same numbers and does not need the teacher.
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.format import read_array
 from torch import nn
 
 from drf_fast import data
@@ -25,7 +27,7 @@ from drf_fast.config.values import names_code
 from drf_fast.errors import InputError
 from drf_fast.functional import noise_key
 from drf_fast.runtime import processes
-from drf_fast.runtime.files import atomic_file
+from drf_fast.runtime.files import atomic_file, read_file
 from drf_fast.runtime.progress import Tracker
 from drf_fast.runtime.randomness import TEACHER
 from drf_fast.training.run import Run
@@ -162,17 +164,18 @@ def _count_votes(run: Run, teacher: Teacher) -> torch.Tensor:
 
 
 def _read(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    expected = "the smoothed predictions that the run was started with"
+    remedy = "delete the file, and --resume counts them again"
+    content = read_file(path, expected, remedy)
     try:
-        predictions = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        predictions = read_array(io.BytesIO(content), allow_pickle=False)
+    except ValueError as error:  # a damaged file
         raise InputError(
-            f"cannot read {path}: expected the smoothed predictions that the run was started with, "
-            f"got {type(error).__name__}; delete the file, and --resume counts them again"
+            f"cannot read {path}: expected {expected}, got {type(error).__name__}; {remedy}"
         ) from error
     if predictions.shape != shape or predictions.dtype != np.float32:
         raise InputError(
             f"{path}: expected float32 smoothed predictions of shape {shape}, got "
-            f"{predictions.dtype} {predictions.shape}; delete the file, and --resume counts them "
-            "again"
+            f"{predictions.dtype} {predictions.shape}; {remedy}"
         )
     return predictions

@@ -173,7 +173,7 @@ def test_the_sigma_of_a_file_chooses_the_values_of_its_recipe(tmp_path):
         ("epochs = 1.5", "epochs: expected int, got 1.5"),
         ("epochs = true", "epochs: expected int, got True"),
         ("form = 'round'", "expected prox or shrink or excess or udr, got 'round'"),
-        ("sigma = ", "is not TOML"),
+        ("sigma = ", "expected TOML, got something else"),
     ],
 )
 def test_a_bad_file_names_the_key_and_what_was_expected(tmp_path, text, expected):

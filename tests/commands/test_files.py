@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,11 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from drf_fast.certification.log import read_log
+from drf_fast.checkpoints import tensorfile
+from drf_fast.config.arguments import read_toml
+from drf_fast.data.idx import read_idx
 from drf_fast.errors import InputError
+from drf_fast.runtime import files
 from drf_fast.runtime.files import (
+    explained,
     lock,
     locked,
     new_folder,
+    read_json,
     refuse_irregular,
     unlock,
     write_atomic,
@@ -96,3 +104,39 @@ def test_what_is_no_file_is_never_replaced(tmp_path):
     assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2
     with pytest.raises(InputError, match="cannot write /dev/stdout: expected a file or nothing"):
         refuse_irregular(Path("/dev/stdout"))  # a link, to a regular file where output goes to one
+
+
+READERS = {
+    "log": read_log,
+    "checkpoint": tensorfile.read,
+    "TOML": read_toml,
+    "JSON": read_json,
+    "data": lambda path: read_idx(path, 1),
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_every_reader_tells_bad_input_from_a_broken_disk(tmp_path, monkeypatch, reader, number):
+    path = tmp_path / "file.tsv"
+    path.write_text("idx\t")
+
+    def fail(path: str, flags: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files, "_open_without_blocking", fail)
+    kind = OSError if number == errno.EIO else InputError
+    with pytest.raises(kind) as caught:
+        reader(path)
+    if isinstance(caught.value, OSError):
+        assert caught.value.filename == str(path)
+    else:
+        assert f"{path}: expected a" in str(caught.value)
+        assert "got permission denied; check" in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_is_no_bad_input_and_is_named(number):
+    with pytest.raises(OSError, match="'out.tsv'") as caught, explained("write", "out.tsv", "", ""):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.errno == number

@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from drf_fast.commands.cli import main
 from drf_fast.data import image_files
 from drf_fast.errors import InputError
 from drf_fast.runtime import files
+from drf_fast.training import teacher
+from drf_fast.training.metrics import read_metrics
 
 LOG = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t7\t7\t0.5\t1\t0:00:01\n"
 ZERO = Path("/dev/zero")
@@ -55,6 +58,29 @@ def test_a_folder_with_a_pipe_in_it_is_reported(pipe, capsys):
     (pipe.parent / "log.tsv").write_text(LOG)
     assert main(["report", str(pipe.parent)]) == 0
     assert ": 1 image;" in capsys.readouterr().out
+
+
+def archive(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, a=np.zeros((3, 10), dtype=np.float32))
+
+
+@posix
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (archive, "got ValueError; delete the file"),
+        (os.mkfifo, "expected a regular file, got a pipe"),
+        (Path.mkdir, "got is a directory; delete the file"),
+    ],
+)
+def test_odd_files_of_a_run_are_not_waited_for(tmp_path, make, message):
+    for name in ("smoothed.npy", "metrics.jsonl"):
+        make(tmp_path / name)
+    with pytest.raises(InputError, match=message):
+        teacher._read(tmp_path / "smoothed.npy", (3, 10))
+    assert read_metrics(tmp_path) == []
 
 
 @needs_zero

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from drf_fast.config.training import trained
 from drf_fast.errors import InputError
-from drf_fast.runtime.files import read_json, read_regular
+from drf_fast.runtime.files import explained, read_file, read_json
 
 # Keys that may differ when a log is resumed: the environment of the first run, and of later ones.
 ENVIRONMENT, ENVIRONMENTS_RESUMED = "environment", "environments_resumed"
 MOST_LOG = 2**28  # bytes: a log of three million images
+_CHECK = "check the path and its permissions"
 _CERTIFICATES = "certificates"  # the log with which an attack was compared last
 _NOT_COMPARED = {ENVIRONMENT, ENVIRONMENTS_RESUMED, _CERTIFICATES}
 
@@ -92,8 +91,12 @@ def environments(config: dict[str, Any]) -> list[Any]:
 
 
 def read_bytes(path: Path) -> bytes:
-    with explained(path, "read"):
-        return read_regular(path, MOST_LOG)
+    return read_file(path, "a readable file", _CHECK, MOST_LOG)
+
+
+def writing(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Report an OSError inside the block as an InputError, unless the disk is full or broken."""
+    return explained("write", path, "a writable file in an existing folder", _CHECK)
 
 
 def decode(path: Path, content: bytes) -> str:
@@ -102,19 +105,4 @@ def decode(path: Path, content: bytes) -> str:
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is no log: expected text, got binary data; check the path"
-        ) from error
-
-
-@contextlib.contextmanager
-def explained(path: Path, action: str = "write") -> Iterator[None]:
-    """Report an OSError inside the block as an InputError, unless the disk is full or broken."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            raise
-        expected = "readable file" if action == "read" else "writable file in an existing folder"
-        raise InputError(
-            f"cannot {action} {path}: expected a {expected}, got "
-            f"{(error.strerror or 'an error').lower()}; check the path and its permissions"
         ) from error

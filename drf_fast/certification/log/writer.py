@@ -14,13 +14,13 @@ from drf_fast.certification.log.parts import collect, part_path, parts_of
 from drf_fast.certification.log.rows import COLUMNS, Row, format_row, parse_rows
 from drf_fast.certification.log.sidecar import (
     decode,
-    explained,
     plain,
     read_bytes,
     read_config,
     refuse_other_config,
     sidecar,
     with_environment,
+    writing,
 )
 from drf_fast.errors import InputError
 from drf_fast.runtime.files import (
@@ -43,7 +43,7 @@ def refuse_other_files(path: Path) -> None:
     """
     refuse_irregular(path)
     if path.exists():
-        with explained(path), path.open("rb") as file:
+        with writing(path), path.open("rb") as file:
             start = file.read(len(COLUMNS[0]) + 1)
         if start not in (b"", COLUMNS[0].encode() + b"\t"):
             raise InputError(
@@ -129,7 +129,7 @@ class CertificationLog:
                 refuse_existing(path)  # once more: another process may have begun it meanwhile
             # The old log is removed before the new sidecar is written, so that an interruption
             # never leaves rows beside the configuration of another run.
-            with explained(path):
+            with writing(path):
                 for old in (path, *parts_of(path)):
                     old.unlink(missing_ok=True)
             write_json(sidecar(path), config)
@@ -191,7 +191,7 @@ class CertificationLog:
     def _drop_incomplete_line(self) -> None:
         complete, done = self._complete_lines(read_bytes(self.path))
         self.done.update(done)
-        with explained(self.path):
+        with writing(self.path):
             self._file.truncate(len(complete))
             self._file.seek(0, os.SEEK_END)
         if not complete:
@@ -213,7 +213,7 @@ class CertificationLog:
     @classmethod
     def _open(cls, path: Path, done: set[int], guard: FileLock | None = None) -> Self:
         """The log open for appending, locked, by ``guard`` if that is its lock already."""
-        with explained(path):
+        with writing(path):
             log = cls(path, FileIO(path, "ab"), done)
         try:
             log._lock = guard or lock(path)
