@@ -22,12 +22,13 @@ from drf_fast.errors import InputError
 from drf_fast.models import fusing
 from drf_fast.runtime import tf32
 from drf_fast.runtime.frozen import frozen
-from drf_fast.runtime.logits import logits_agree, logits_of, one_line
+from drf_fast.runtime.logits import logits_agree, logits_of
 from drf_fast.runtime.machine import MEMORY_FORMATS
 from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.modules import dtype_of, has_convolutions, is_channels_last
 from drf_fast.runtime.progress import say
 from drf_fast.runtime.tensors import same_bits
+from drf_fast.runtime.text import one_line
 
 PRECISIONS = (*get_args(Arithmetic), "bf16 autocast", "auto", "fastest")
 _REPEATS = 3  # timed forward passes per form

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from drf_fast.backends.graphs import GraphMemory, captured
-from drf_fast.runtime.logits import one_line
 from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.progress import say
+from drf_fast.runtime.text import one_line
 
 _DEVICES = ("cuda",)
 _WARM_UP = 3  # passes before a capture: kernels compile, libraries make their state

@@ -20,6 +20,7 @@ from drf_fast.config import run_files
 from drf_fast.config.values import names_code
 from drf_fast.errors import InputError
 from drf_fast.runtime.files import write_atomic
+from drf_fast.runtime.text import message_of
 
 _FORMAT = "drf_fast checkpoint 2"  # with a checksum of all the rest
 _WITHOUT_CHECKSUM = "drf_fast checkpoint 1"  # written by drf_fast 0.1
@@ -213,8 +214,7 @@ def load_weights(model: nn.Module, content: dict[str, Any], path: Path) -> None:
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
         raise InputError(
-            f"the weights in {path} do not fit {content['arch']}: {reason[:300]}; pass the network "
-            "that they were trained in"
+            f"the weights in {path} do not fit {content['arch']}: {message_of(error)}; pass the "
+            "network that they were trained in"
         ) from error

@@ -18,6 +18,7 @@ from drf_fast.errors import InputError, RunError
 from drf_fast.runtime import signals
 from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.streams import discard
+from drf_fast.runtime.text import message_of
 from drf_fast.version import __version__
 
 _USAGE = """\
@@ -274,7 +275,7 @@ def _missing(error: ModuleNotFoundError) -> str:
 
 
 def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__} ({' '.join(str(error).split())[:160] or 'no more memory'})"
+    return f"{type(error).__name__} ({message_of(error, 160) or 'no more memory'})"
 
 
 def _ended(words: list[str], message: str, status: int) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from drf_fast.errors import InputError
 from drf_fast.runtime.files import explained
+from drf_fast.runtime.text import message_of
 
 # How the user allows a download, for messages about missing files.
 ALLOW = "run without --dry-run or --plan (in Python, with download=True) to download"
@@ -66,9 +67,9 @@ def fetch(
         TimeoutError,
         http.client.HTTPException,
     ) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = message_of(error) or type(error).__name__
         raise InputError(
-            f"cannot download {what}: expected its servers to answer, got '{reason[:300]}'; "
+            f"cannot download {what}: expected its servers to answer, got '{reason}'; "
             f"connect to the network, or {ask}, or use --data mnist-mini, which needs no download"
         ) from error
     finally:

@@ -19,10 +19,11 @@ from drf_fast.models.module_state import state as state_of
 from drf_fast.ops import checks as check
 from drf_fast.runtime import machine, tf32
 from drf_fast.runtime.frozen import frozen
-from drf_fast.runtime.logits import logits_agree, logits_of, one_line
+from drf_fast.runtime.logits import logits_agree, logits_of
 from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.modules import dtype_of, has_convolutions, is_channels_last
 from drf_fast.runtime.progress import say
+from drf_fast.runtime.text import one_line
 from drf_fast.runtime.tracing import are_transforms_active
 
 _Network = TypeVar("_Network")

@@ -22,8 +22,9 @@ import torch
 from torch import nn
 
 from drf_fast.errors import InputError
-from drf_fast.runtime.logits import logits_of, one_line
+from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.modules import dtype_of
+from drf_fast.runtime.text import one_line
 
 _CALL = "expected a function or class that is called with num_classes=K and returns an nn.Module"
 

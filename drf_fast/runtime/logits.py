@@ -1,4 +1,4 @@
-"""The logits in whatever a network returns, whether two agree, and its exceptions as one line."""
+"""The logits in whatever a network returns, and whether two agree."""
 
 from __future__ import annotations
 
@@ -56,8 +56,3 @@ def logits_agree(got: torch.Tensor, expected: torch.Tensor, bf16: bool = False) 
     equal = (got == expected) | (got.isnan() & expected.isnan())
     near = (got - expected).abs() <= tolerance * size.clamp(min=scale)
     return bool((equal | (near & size.isfinite())).all())
-
-
-def one_line(error: BaseException, most: int = 300) -> str:
-    """The type and message of an exception on one line, at most ``most`` characters of it."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}".rstrip(": ")

@@ -15,10 +15,11 @@ from torch import nn
 from drf_fast.errors import InputError, RunError
 from drf_fast.runtime import processes
 from drf_fast.runtime.frozen import frozen
-from drf_fast.runtime.logits import logits_of, one_line
+from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.modules import dtype_of
 from drf_fast.runtime.progress import say
+from drf_fast.runtime.text import one_line
 from drf_fast.version import __version__
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from drf_fast.errors import InputError, RunError
+from drf_fast.runtime.text import message_of
 
 _T = TypeVar("_T")
 _STORE_TIMEOUT = 5.0  # seconds until the store counts as unreachable
@@ -56,7 +57,7 @@ class Meeting:
         except RuntimeError as error:
             raise RunError(
                 f"process {rank} of {size}: expected the meeting place of the processes at "
-                f"{self.address}, got {' '.join(str(error).split())[:120]}; start process 0 too, "
+                f"{self.address}, got {message_of(error, 120)}; start process 0 too, "
                 "and see MASTER_ADDR and MASTER_PORT"
             ) from error
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -155,7 +156,7 @@ class Meeting:
             return RunError(self._silent_message(silent))
         return RunError(
             f"process {self.rank} of {self.size}: a collective operation failed, expected all "
-            f"processes to take part, got {' '.join(str(error).split())[:120]}; go on with --resume"
+            f"processes to take part, got {message_of(error, 120)}; go on with --resume"
         )
 
     def _silent_message(self, ranks: list[int], within: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Numbers as people write them."""
+"""Numbers as people write them, and exceptions on one line."""
 
 from __future__ import annotations
 
@@ -33,3 +33,13 @@ def rounded_down(value: float, decimals: int) -> str:
         return f"{value:.{decimals}f}"
     exact = Decimal(repr(float(value)))
     return f"{exact.quantize(Decimal(1).scaleb(-decimals), ROUND_FLOOR):f}"
+
+
+def message_of(error: BaseException, most: int = 300) -> str:
+    """The message of an exception on one line, at most ``most`` characters of it."""
+    return " ".join(str(error).split())[:most]
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """The type and message of an exception on one line, at most ``most`` characters of it."""
+    return f"{type(error).__name__}: {message_of(error, most)}".rstrip(": ")

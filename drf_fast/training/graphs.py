@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from drf_fast.backends.graphs import GraphMemory, captured
-from drf_fast.runtime.logits import one_line
 from drf_fast.runtime.memory import is_out_of_memory
+from drf_fast.runtime.text import one_line
 from drf_fast.training.methods.common import Batch, MethodOptions
 from drf_fast.training.run import Run, announce
 

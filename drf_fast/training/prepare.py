@@ -31,9 +31,8 @@ from drf_fast.errors import InputError
 from drf_fast.functional import noise_key
 from drf_fast.models import faster, normalize
 from drf_fast.runtime import machine, processes
-from drf_fast.runtime.logits import one_line
 from drf_fast.runtime.randomness import INITIAL_WEIGHTS
-from drf_fast.runtime.text import number_of
+from drf_fast.runtime.text import number_of, one_line
 from drf_fast.training import dry_run, initial, state, teacher
 from drf_fast.training.graphs import GraphedSteps
 from drf_fast.training.run import Run, Totals, announce

@@ -14,6 +14,7 @@ from drf_fast.config.values import to_dict
 from drf_fast.errors import InputError
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.files import absolute, write_json
+from drf_fast.runtime.text import message_of
 from drf_fast.training import saved as training_state
 from drf_fast.training.run import Run, Totals, announce
 
@@ -110,10 +111,9 @@ def restore(run: Run, saved: dict[str, Any]) -> None:
         # Forms that failed then are not tried again.
         run.left_out = {**saved["config"].get("left_out", {}), **run.left_out}
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"cannot resume {run.folder}: expected a checkpoint with the state of a training run, "
-            f"got {type(error).__name__} ({reason}); start again with --force"
+            f"got {type(error).__name__} ({message_of(error, 200)}); start again with --force"
         ) from error
     announce(f"resuming {run.folder} at epoch {run.epoch}, step {run.step}")
     if saved.get("processes", 1) != processes.count():
