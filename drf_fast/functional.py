@@ -22,7 +22,7 @@ import torch
 
 from drf_fast.balls import HardBall, SoftBall, ball_arguments
 from drf_fast.levels import noisy_levels as noisy_levels
-from drf_fast.ops import autograd, schemas
+from drf_fast.ops import autograd, noise_checks, schemas
 from drf_fast.ops import checks as check
 from drf_fast.ops.checks import Scalar
 from drf_fast.runtime.randomness import STREAMS
@@ -46,9 +46,9 @@ def noise_key(seed: int, step: int) -> int:
     Raises:
         TypeError, ValueError: not an int, or out of range.
     """
-    base = _mix(check.signed_key(seed) % 2**64)
+    base = _mix(noise_checks.signed_key(seed) % 2**64)
     step = check.count(step, "step", 0, 2**64 - 1)
-    return check.signed_key(_mix((base + step * 0x9E3779B97F4A7C15) % 2**64))
+    return noise_checks.signed_key(_mix((base + step * 0x9E3779B97F4A7C15) % 2**64))
 
 
 def _mix(z: int) -> int:
@@ -96,8 +96,8 @@ def noisy_repeat(
     sigma = check.scalar(sigma, "sigma", positive=True)
     num_samples = check.count(num_samples, "num_samples")
     check.choice(stream, "stream", STREAMS)
-    key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
-    offset = check.first_sample(sample_offset, num_samples, x.device)
+    key, ids = noise_checks.noise_source(seed, image_ids, x.shape[0], x.device)
+    offset = noise_checks.first_sample(sample_offset, num_samples, x.device)
     return autograd.noisy_repeat(x, sigma, key, ids, offset, num_samples, stream)
 
 
@@ -233,8 +233,8 @@ def adversary_step(
     grad_norm: str = "image",
     clamp: tuple[float, float] | None = (0, 1),
     sigma: Scalar,
-    seed: int | torch.Tensor | None,
-    image_ids: torch.Tensor | None,
+    seed: int | torch.Tensor,
+    image_ids: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One ascent step of the smoothed adversary, and the noisy batch for the next forward pass.
 
@@ -252,7 +252,7 @@ def adversary_step(
             norm of the batch; "none". A zero gradient stays zero.
         clamp: the box of valid images, or None.
         sigma, seed, image_ids: determine the noise as in ``noisy_repeat`` (stream "train"); pass
-            the same in every step of an attack.
+            the same in every step of an attack. None is refused: it would be new noise each time.
 
     Returns:
         x_adv (B, ...), noisy (B*m, ...), distance (B,) = ||x_adv - x||_2.
@@ -264,23 +264,12 @@ def adversary_step(
         Salman et al. 2019; Wang, Zhou, Liu 2024, algorithm 1, lines 5 to 7.
     """
     check.untransformed("adversary_step")
-    check.images(x)
-    check.images(x_adv, "x_adv")
-    check.images(grad, "grad")
-    for name, tensor in (("x_adv", x_adv), ("grad", grad)):
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}")
-    check.same_device(x.device, x_adv=x_adv, grad=grad)
-    if x_adv.shape != x.shape or grad.shape[1:] != x.shape[1:] or grad.shape[0] % x.shape[0]:
-        raise ValueError(
-            "adversary_step needs x and x_adv (B, ...) and grad (B*m, ...), got "
-            f"{tuple(x.shape)}, {tuple(x_adv.shape)} and {tuple(grad.shape)}"
-        )
+    check.images_of_step(grad, x, x_adv)
     check.choice(grad_norm, "grad_norm", schemas.GRAD_NORMS)
     step_size = check.scalar(step_size, "step_size", nonnegative=True)
     sigma = check.scalar(sigma, "sigma", positive=True)
     form, epsilon, lam = ball_arguments(ball, step_size)
-    key, ids = check.noise_source(seed, image_ids, x.shape[0], x.device)
+    key, ids = noise_checks.shared_source(seed, image_ids, x.shape[0], x.device)
     return schemas.adversary_step(
         grad.detach(),
         x.detach(),

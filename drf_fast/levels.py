@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from drf_fast.ops import checks as check
-from drf_fast.ops import level_checks, schemas
+from drf_fast.ops import level_checks, noise_checks, schemas
 from drf_fast.runtime.randomness import STREAMS
 
 
@@ -51,6 +51,6 @@ def noisy_levels(
     num_samples = check.count(num_samples, "num_samples")
     check.choice(stream, "stream", STREAMS)
     scale = level_checks.sigma(sigma)
-    key, ids = check.noise_source(seed, image_ids, u.shape[0], u.device)
-    offset = check.first_sample(sample_offset, num_samples, u.device)
+    key, ids = noise_checks.noise_source(seed, image_ids, u.shape[0], u.device)
+    offset = noise_checks.first_sample(sample_offset, num_samples, u.device)
     return schemas.noisy_levels(u, scale, key, ids, offset, num_samples, stream, dtype)

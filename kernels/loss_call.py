@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from drf_fast.kernels.launch import KernelTooLargeError, launch
 from drf_fast.kernels.rows import reduce_losses
 from drf_fast.kernels.scalars import on_device
 from drf_fast.runtime.tensors import FLOATS, arithmetic_dtype
+from drf_fast.runtime.values import debugging
 
 # Bytes that one load instruction of a warp reads: 16 a thread.
 _ROW_OF_A_WARP = 512
@@ -180,7 +180,7 @@ def _check(name: str, logits: torch.Tensor, target: torch.Tensor) -> None:
             f"{name}: expected tensors on one device, got logits on {logits.device} and labels on "
             f"{target.device}; move them"
         )
-    if os.environ.get("DRF_FAST_DEBUG") == "1":
+    if debugging():
         _check_values(logits, target)
 
 

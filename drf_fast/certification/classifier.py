@@ -16,6 +16,7 @@ from drf_fast.certification.result import CertifyResult
 from drf_fast.certification.stopping import certificate, reduced_alpha
 from drf_fast.certification.votes import NoisyVotes
 from drf_fast.ops import checks as check
+from drf_fast.ops import noise_checks
 from drf_fast.runtime import machine
 
 # What noise and network are made with: changed afterwards, they would be another's certificates.
@@ -87,7 +88,7 @@ class SmoothedClassifier:
         self._batch_size = None if batch_size is None else check.count(batch_size, "batch_size")
         self._last_batch_size = self._batch_size  # given or measured
         self.precision = check.choice(precision, "precision", PRECISIONS)
-        check.signed_key(seed)
+        noise_checks.signed_key(seed)
         self.seed = int(seed)
         network = RunNetwork(
             base, precision=precision, compile=compile, memory_format=memory_format
@@ -317,7 +318,7 @@ class SmoothedClassifier:
         x = self._noise.images(x)
         if image_ids is None:
             image_ids = torch.arange(x.shape[0], device=x.device)
-        check.noise_source(self.seed, image_ids, x.shape[0], x.device)
+        noise_checks.noise_source(self.seed, image_ids, x.shape[0], x.device)
         size = self._resolve_batch_size(x) if batch_size is None else batch_size
         check.count(size, "batch_size")
         return self._votes.counts(x, num, stream, size, image_ids, stop)

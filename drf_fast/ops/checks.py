@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from drf_fast.runtime.fresh import fresh_key
 from drf_fast.runtime.tensors import FLOATS
 from drf_fast.runtime.tracing import (
     are_transforms_active,
     is_forward_mode_active,
     is_traced_or_profiled,
 )
+from drf_fast.runtime.values import may_read
 
 Scalar = float | int | torch.Tensor
 
@@ -163,7 +163,7 @@ def scalar(
 ) -> torch.Tensor:
     """A real number or 0-dim tensor as a 0-dim float64 tensor (a tensor stays on its device).
 
-    Values are checked on the CPU only: on other devices that would synchronise.
+    The value of a tensor is checked where it ``may_read`` it.
     """
     if isinstance(value, torch.Tensor):
         if has_value(value, name).dim() != 0:
@@ -174,8 +174,7 @@ def scalar(
             raise TypeError(f"{name} must be a real number, got a tensor of {value.dtype}")
         if value.requires_grad:
             raise ValueError(f"{name} must not require a gradient; pass {name}.detach()")
-        readable = value.device.type == "cpu" and not torch.compiler.is_compiling()
-        number = float(value) if readable else None
+        number = float(value) if may_read(value.device) else None
         tensor = value if value.dtype == torch.float64 else value.to(torch.float64)
     elif isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool):
         if torch.compiler.is_compiling():
@@ -200,61 +199,6 @@ def scalar(
         if nonnegative and number < 0:
             raise ValueError(f"{name} must be 0 or more, got {number}")
     return tensor
-
-
-def noise_source(
-    seed: Any, image_ids: Any, batch: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The key (int64 0-dim) and the image ids (int64 (B,)) that name a batch's noise."""
-    if seed is None:
-        key = fresh_key()
-        if image_ids is None:
-            return key, torch.arange(batch, device=device)
-    elif isinstance(seed, torch.Tensor):
-        if has_value(seed, "seed").dim() != 0 or seed.dtype != torch.int64:
-            raise ValueError(
-                f"seed must be an int or a 0-dim int64 tensor, got {seed.dtype} of shape "
-                f"{tuple(seed.shape)}"
-            )
-        key = seed
-    else:
-        key = on_cpu(signed_key(seed), torch.int64)
-    if image_ids is None:
-        raise ValueError(
-            "an explicit seed needs image_ids, a (B,) int64 tensor that names each image (its "
-            "index in the data set): without them every batch would be images 0..B-1 and share "
-            "one noise; pass image_ids, or leave seed=None"
-        )
-    is_tensor(image_ids, "image_ids")
-    if image_ids.dtype != torch.int64 or image_ids.shape != (batch,):
-        raise ValueError(
-            f"image_ids must be int64 of shape ({batch},), got {image_ids.dtype} of shape "
-            f"{tuple(image_ids.shape)}"
-        )
-    same_device(device, image_ids=image_ids)
-    if device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = _min_and_max(image_ids)
-        if low < 0 or high >= 2**32:
-            raise ValueError(f"image_ids must lie in 0..2^32-1, got values from {low} to {high}")
-    return key, image_ids
-
-
-def _min_and_max(ids: torch.Tensor) -> tuple[int, int]:
-    """The smallest and the largest id."""
-    if ids.numel() > 32:  # below, a Python list is faster
-        low, high = torch.aminmax(ids)
-        return int(low), int(high)
-    values = ids.tolist()
-    return min(values), max(values)
-
-
-def signed_key(seed: Any) -> int:
-    """A 64-bit seed reinterpreted as a signed integer, as an int64 tensor holds it."""
-    seed = integer(seed, "seed must be an int or a 0-dim int64 tensor")
-    if not -(2**63) <= seed < 2**64:
-        got = seed if abs(seed) < 2**80 else type_and_value(seed)
-        raise ValueError(f"seed must fit 64 bits, -2^63 <= seed < 2^64, got {got}")
-    return seed - 2**64 if seed >= 2**63 else seed
 
 
 def logits_and_target(logits: Any, target: Any, num_samples: Any, sample_dim: Any) -> int:
@@ -301,6 +245,22 @@ def logits_and_target(logits: Any, target: Any, num_samples: Any, sample_dim: An
     return samples
 
 
+def images_of_step(grad: Any, x: Any, x_adv: Any) -> None:
+    """Check x and x_adv (B, ...) and the gradient (B*m, ...) of ``adversary_step``."""
+    images(x)
+    images(x_adv, "x_adv")
+    images(grad, "grad")
+    for name, tensor in (("x_adv", x_adv), ("grad", grad)):
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}")
+    same_device(x.device, x_adv=x_adv, grad=grad)
+    if x_adv.shape != x.shape or grad.shape[1:] != x.shape[1:] or grad.shape[0] % x.shape[0]:
+        raise ValueError(
+            "adversary_step needs x and x_adv (B, ...) and grad (B*m, ...), got "
+            f"{tuple(x.shape)}, {tuple(x_adv.shape)} and {tuple(grad.shape)}"
+        )
+
+
 def labels(target: Any, batch: int, samples: int, classes: int | None = None) -> None:
     """Check the type and shape of (B,) labels; what looks like a known mistake is named.
 
@@ -342,33 +302,6 @@ def box(clamp: Any) -> list[float] | None:
     return [low, high]
 
 
-def first_sample(value: Any, num_samples: int, device: torch.device) -> torch.Tensor:
-    """As ``sample_offset``, but the default 0 is made on the device of the images.
-
-    A copy from the CPU could not be captured in a CUDA graph.
-    """
-    if type(value) is int and value == 0:
-        if device.type == "cpu":
-            return on_cpu(0, torch.int64)
-        return torch.zeros((), dtype=torch.int64, device=device)
-    return sample_offset(value, num_samples)
-
-
-def sample_offset(value: Any, num_samples: int) -> torch.Tensor:
-    """The index of the first sample as a 0-dim int64 tensor."""
-    tensor = value
-    if not isinstance(value, torch.Tensor):
-        tensor = on_cpu(count(value, "sample_offset", 0), torch.int64)
-    if has_value(tensor, "sample_offset").dim() != 0 or tensor.dtype != torch.int64:
-        raise ValueError(
-            f"sample_offset must be an int or a 0-dim int64 tensor, got {tensor.dtype} of shape "
-            f"{tuple(tensor.shape)}"
-        )
-    if tensor.device.type == "cpu" and not torch.compiler.is_compiling():
-        count(int(tensor), "sample_offset", 0, 2**32 - num_samples)
-    return tensor
-
-
 def counts(successes: Any, trials: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Successes and trials as contiguous int64 tensors of one shape."""
     tensors = []
@@ -395,6 +328,6 @@ def counts(successes: Any, trials: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def probability(alpha: Any) -> torch.Tensor:
     """An error probability as a 0-dim float64 tensor."""
     tensor = scalar(alpha, "alpha", positive=True)
-    if tensor.device.type == "cpu" and not torch.compiler.is_compiling() and float(tensor) >= 1:
+    if may_read(tensor.device) and float(tensor) >= 1:
         raise ValueError(f"alpha must be a probability, 0 < alpha < 1, got {float(tensor)}")
     return tensor

@@ -38,7 +38,7 @@ def macer(**options: Any) -> Any:
 
 
 def step(grad: Any = None, x: Any = X, x_adv: Any = X, **options: Any) -> Any:
-    noise = {"sigma": 0.5, "seed": None, "image_ids": None}
+    noise = {"sigma": 0.5, "seed": 1, "image_ids": IDS}
     defaults = {"step_size": 0.1, "ball": drf_fast.HardBall(1.0), **noise}
     grad = torch.zeros(4, 1, 3, 3) if grad is None else grad
     return drf_fast.adversary_step(grad, x, x_adv, **{**defaults, **options})
@@ -100,7 +100,14 @@ NUMBERS: list[Case] = [
 NOISE: list[Case] = [
     ("a seed without ids", lambda: noisy(seed=1), ValueError, "explicit seed needs image_ids"),
     ("a seed without ids, attack", lambda: attack(seed=1), ValueError, "seed needs image_ids"),
-    ("a seed without ids, step", lambda: step(seed=1), ValueError, "seed needs image_ids"),
+    ("a seed without ids, step", lambda: step(image_ids=None), ValueError, "seed needs image_ids"),
+    ("a step without seed", lambda: step(seed=None), ValueError, "step needs the seed.*got .*None"),
+    (
+        "a step without seed and ids",
+        lambda: step(seed=None, image_ids=None),
+        ValueError,
+        "got seed=None, .* pass seed and image_ids, .* or use attack",
+    ),
     ("65 bits", lambda: noisy(seed=2**64, image_ids=IDS), ValueError, "fit 64 bits.*got 1844"),
     ("float seed", lambda: noisy(seed=1.0, image_ids=IDS), TypeError, "an int.*got float 1.0"),
     ("bool seed", lambda: noisy(seed=True, image_ids=IDS), TypeError, "an int.*got bool"),

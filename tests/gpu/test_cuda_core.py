@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from elsewhere import GPU, OnGpu, on_gpu
 
 import drf_fast
 from drf_fast.backends import dispatch, triton
@@ -24,24 +25,10 @@ from drf_fast.backends.native import counting, cuda, library
 from drf_fast.backends.reference import operations as reference
 
 OPERATIONS = ("vote", "clopper_pearson_lower", "certified_radius")
-GPU = torch.device("cuda", 1)
 STREAM = 0xABCD
 needs_native = pytest.mark.skipif(
     not library.available(), reason=f"needs the C++ core: {library.why_not()}"
 )
-
-
-class OnGpu(torch.Tensor):
-    """A tensor in the CPU's memory that reports a CUDA device."""
-
-    device = GPU  # type: ignore[assignment]
-
-    def cpu(self) -> torch.Tensor:  # type: ignore[override]
-        return self.as_subclass(torch.Tensor)
-
-
-def on_gpu(values: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-    return torch.tensor(values, dtype=dtype).as_subclass(OnGpu)
 
 
 class Core:

@@ -7,7 +7,6 @@ input), norms and MACER's quantiles in float64. The signatures are those of ``op
 from __future__ import annotations
 
 import math
-import os
 
 import torch
 
@@ -21,6 +20,7 @@ from drf_fast.backends.reference.pooling import (
 )
 from drf_fast.runtime.randomness import STREAM_WORDS
 from drf_fast.runtime.tensors import arithmetic_dtype, memory_format_of
+from drf_fast.runtime.values import may_read
 
 __all__ = [
     "adversary_step",
@@ -97,11 +97,6 @@ def noisy_levels(u, thresholds, guide, key, image_ids, sample_offset, num_sample
 # ----------------------------------------------------------------------------------------- losses
 
 
-def _must_read_values(tensor: torch.Tensor) -> bool:
-    """Whether to raise on bad values: on a GPU, where reading synchronises, on request only."""
-    return tensor.device.type == "cpu" or os.environ.get("DRF_FAST_DEBUG") == "1"
-
-
 def _invalid_images(log_probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
     """(B,) bool: label out of range, or logits that give no valid distribution.
 
@@ -110,7 +105,7 @@ def _invalid_images(log_probabilities: torch.Tensor, target: torch.Tensor) -> to
     classes = log_probabilities.shape[2]
     bad_label = (target < 0) | (target >= classes)
     bad_logits = log_probabilities.isnan().flatten(1).any(1)
-    if not _must_read_values(target):
+    if not may_read(target.device):
         return bad_label | bad_logits
     if bad_label.any():
         index = int(bad_label.nonzero()[0])
