@@ -104,6 +104,7 @@ def implementation(operation: str, device_type: str) -> Callable[..., Any]:
 
 def _find(operation: str, device_type: str, backend: str) -> Callable[..., Any]:
     from drf_fast.backends import triton
+    from drf_fast.backends.fallback import warn_once
     from drf_fast.backends.native import cpu, cuda
     from drf_fast.backends.reference import operations as reference
 
@@ -119,15 +120,20 @@ def _find(operation: str, device_type: str, backend: str) -> Callable[..., Any]:
             return triton.load(operation)
         if reason is None:
             return triton.load_or_fall_back(operation)
-        triton.warn_once(f"{operation}: {reason}")
+        warn_once(f"{operation}: {reason}")
         return fallback
     module = {"cpu": cpu, "cuda": cuda}.get(device_type)
     if module is not None and operation in module.OPERATIONS:
         return getattr(module, operation)
     if backend == "native":
+        if device_type == "cpu" or (device_type == "cuda" and operation in cuda.IMPLEMENTED):
+            raise RunError(
+                f"the backend 'native' was asked for, but {operation} has no native implementation "
+                f"for {device_type} tensors in this installation; use 'auto' or 'reference', and "
+                "see 'drf-fast doctor' for what is built"
+            )
         raise RunError(
-            f"the backend 'native' was asked for, but {operation} has no native implementation "
-            f"for {device_type} tensors in this installation; use 'auto' or 'reference', and see "
-            "'drf-fast doctor' for what is built"
+            f"the backend 'native' was asked for, but no installation has a native {operation} for "
+            f"{device_type} tensors; use 'auto', the fastest that there is for them"
         )
     return fallback

@@ -11,11 +11,12 @@ import functools
 import importlib
 import importlib.util
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from drf_fast.backends.fallback import warn_once
 
 # Operation -> module of drf_fast.kernels.
 MODULES = {
@@ -109,19 +110,3 @@ def load_or_fall_back(operation: str) -> Callable[..., Any]:
 
     run.__name__ = operation
     return run
-
-
-_warned: set[str] = set()
-
-
-def warn_once(message: str) -> None:
-    """Warn that CUDA tensors run on the slower reference backend, once for each reason.
-
-    The reason is the part of ``message`` after the operation's name.
-    """
-    reason = message.partition(": ")[2]
-    if reason not in _warned:
-        _warned.add(reason)
-        warnings.warn(
-            f"CUDA tensors run on the reference backend: {message}", RuntimeWarning, stacklevel=3
-        )

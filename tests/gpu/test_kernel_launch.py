@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import drf_fast
-from drf_fast.backends import dispatch
+from drf_fast.backends import dispatch, fallback
 from drf_fast.backends import triton as kernels
 from drf_fast.backends.reference import operations as reference
 from drf_fast.kernels import launch as launching  # pyright: ignore[reportMissingImports]
@@ -118,7 +118,7 @@ FAULTS = {
 def fresh(monkeypatch):
     monkeypatch.delenv("DRF_FAST_BACKEND", raising=False)
     monkeypatch.setattr(dispatch, "_cache", {})
-    monkeypatch.setattr(kernels, "_warned", set())
+    monkeypatch.setattr(fallback, "_warned", set())
     kernels.load_or_fall_back.cache_clear()
     yield
     kernels.load_or_fall_back.cache_clear()

@@ -78,6 +78,20 @@ def test_auto_never_fails_because_a_compiled_part_is_missing(without_compiled_pa
         assert dispatch.implementation(name, "cpu") is getattr(reference, name)
 
 
+def test_native_names_a_rebuild_only_where_it_could_help(without_compiled_parts):
+    with drf_fast.use_backend("native"):
+        for name in reference.__all__:
+            with pytest.raises(RuntimeError, match=f"{name} .*in this installation; .*what is bui"):
+                dispatch.implementation(name, "cpu")
+        for name, device in (("smooth_ce", "cuda"), ("max_pool_relu", "cuda"), ("vote", "mps")):
+            with pytest.raises(RuntimeError) as caught:
+                dispatch.implementation(name, device)
+            assert str(caught.value) == (
+                f"the backend 'native' was asked for, but no installation has a native {name} for "
+                f"{device} tensors; use 'auto', the fastest that there is for them"
+            )
+
+
 def test_the_environment_variable_chooses(marked, monkeypatch):
     monkeypatch.setenv("DRF_FAST_BACKEND", "reference")
     assert dispatch.current() == "reference"

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from drf_fast.backends import triton
+from drf_fast.backends.fallback import warn_once
 from drf_fast.backends.native import counting, library
 from drf_fast.runtime.values import may_read
 
-__all__ = ["OPERATIONS", "certified_radius", "clopper_pearson_lower", "vote"]
+__all__ = ["IMPLEMENTED", "OPERATIONS", "certified_radius", "clopper_pearson_lower", "vote"]
 
-_IMPLEMENTED = ("vote", "clopper_pearson_lower", "certified_radius")
+IMPLEMENTED = ("vote", "clopper_pearson_lower", "certified_radius")
 
 # Operation -> its backend, for those that this installation can run.
 OPERATIONS: dict[str, str]
@@ -27,9 +27,9 @@ OPERATIONS: dict[str, str]
 def _operations() -> dict[str, str]:
     reason = library.cuda_why_not()
     if reason is None:
-        return dict.fromkeys(_IMPLEMENTED, "native")
+        return dict.fromkeys(IMPLEMENTED, "native")
     # Reached once at most, and only when an operation is called with CUDA tensors.
-    triton.warn_once(f"{', '.join(_IMPLEMENTED)}: {reason}")
+    warn_once(f"{', '.join(IMPLEMENTED)}: {reason}")
     return {}
 
 
