@@ -8,7 +8,8 @@ Published code has the m noisy rows of an image in two orders. The losses take b
 ``sample_dim=0``, sample-major (``torch.cat`` over m noisy batches). All other operations take and
 return consecutive rows.
 
-What may change from step to step (sigma, lam, step size, seed ...) is a number or a 0-dim tensor.
+What may change from step to step (sigma, lam, step size, seed ...) is a number or a 0-dim tensor;
+only the sigma of ``noisy_levels``, of which a table is made, is always a number.
 Under ``torch.compile`` a tensor that changes never causes recompilation; a number does once, at its
 first change (never with ``dynamic=True``), but a seed of 2^63 or more each time. A CUDA graph needs
 tensors on its device, see examples/cuda_graph.py.
@@ -29,11 +30,12 @@ from drf_fast.runtime.randomness import STREAMS
 
 
 def noise_key(seed: int, step: int) -> int:
-    """The 64-bit seed of one training step: no two steps of a run share noise.
+    """The 64-bit seed of one training step: no two steps of one seed share noise.
 
     Steele, Lea, Flood 2014 (SplitMix64): the finalizer is a bijection of 64 bits, applied to
     ``finalizer(seed) + step * odd constant``. So for one seed all 2^64 steps have different keys;
-    steps of two seeds share one by chance only, 2^-64 for each pair.
+    steps of two seeds share one by chance only, 2^-64 for each pair. No key is special: that of
+    (0, 0) is 0.
 
     Args:
         seed: seed of the run, -2^63 <= seed < 2^64.
@@ -175,7 +177,7 @@ def consistency_loss(
     lam = check.scalar(lam, "lam", nonnegative=True)
     eta = check.scalar(eta, "eta", nonnegative=True)
     return autograd.loss(
-        autograd.Consistency, logits, target, samples, sample_dim, lam, eta, reduction
+        autograd.ConsistencyLoss, logits, target, samples, sample_dim, lam, eta, reduction
     )
 
 
@@ -219,7 +221,7 @@ def macer_loss(
     gamma = check.scalar(gamma, "gamma", nonnegative=True)
     beta = check.scalar(beta, "beta", positive=True)
     return autograd.loss(
-        autograd.Macer, logits, target, samples, sample_dim, sigma, lam, gamma, beta
+        autograd.MacerLoss, logits, target, samples, sample_dim, sigma, lam, gamma, beta
     )
 
 
@@ -364,17 +366,17 @@ def clopper_pearson_lower(
 def certified_radius(
     successes: int | torch.Tensor, trials: int | torch.Tensor, *, sigma: Scalar, alpha: Scalar
 ) -> torch.Tensor:
-    """L2 radius R = sigma * Phi^-1(p_lower), from the counts; never above its exact value.
+    """L2 radius R = sigma * Phi^-1(p_lower), from the counts.
 
-    Computed from 1 - p_lower, which does not lose digits where p_lower is near 1.
+    Never above its exact value, which is proved for alpha from 1e-12 to 1/2. Computed from
+    1 - p_lower, which does not lose digits where p_lower is near 1.
 
     Args:
         successes, trials, alpha: as in ``clopper_pearson_lower``.
         sigma: noise level in pixel units, above 0; the radius has the same units.
 
     Returns:
-        float64 of the broadcast shape; 0 where p_lower <= 1/2 (CERTIFY abstains there). That it is
-        never above the exact value is proved for alpha from 1e-12 to 1/2.
+        float64 of the broadcast shape; 0 where p_lower <= 1/2 (CERTIFY abstains there).
 
     Raises:
         TypeError, ValueError: as ``clopper_pearson_lower``, on a GPU too; sigma not above 0.

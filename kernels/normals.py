@@ -35,7 +35,7 @@ def philox(c0, c1, c2, c3, key):
 
 
 @triton.jit
-def radius(word):
+def normal_radius(word):
     """sqrt(-2 log u) in float32 for u = word 2^-32 + 2^-33."""
     u = word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
     # u = 2^exponent (1 + t) with 1 + t in [sqrt(1/2), sqrt(2)).
@@ -59,7 +59,7 @@ def radius(word):
 
 
 @triton.jit
-def cos_sin(word):
+def cos_sin_turns(word):
     """cos(2 pi v) and sin(2 pi v) in float32 for v = (word >> 8) 2^-24."""
     turns = (word >> 8).to(tl.int32)
     # v = quadrant / 4 + x exactly, |x| <= 1/8.
@@ -97,7 +97,7 @@ def normals(group, sample, image, stream, key):
         key: int64 scalar, the bits of the 64-bit seed.
     """
     w0, w1, w2, w3 = philox(group, sample, image, stream, key)
-    r, s = radius(w0), radius(w2)
-    cosine, sine = cos_sin(w1)
-    cosine2, sine2 = cos_sin(w3)
+    r, s = normal_radius(w0), normal_radius(w2)
+    cosine, sine = cos_sin_turns(w1)
+    cosine2, sine2 = cos_sin_turns(w3)
     return r * cosine, r * sine, s * cosine2, s * sine2

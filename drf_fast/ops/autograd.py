@@ -1,7 +1,7 @@
 """The backward of each differentiable operation.
 
-Every loss computes its gradient in the forward pass, from the one read of the logits, so backward
-is one multiplication by the incoming gradient, or nothing where that is 1.
+Every loss computes its gradient in the forward pass, together with its value, so backward is one
+multiplication by the incoming gradient, or nothing where that is 1.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class SmoothCE(torch.autograd.Function):
         return (_grad_of_logits(ctx, grad_loss), *[None] * 4)
 
 
-class Consistency(torch.autograd.Function):
+class ConsistencyLoss(torch.autograd.Function):
     """See ``backends/reference/operations.py`` for the derivation."""
 
     operation = schemas.consistency_loss
@@ -215,7 +215,7 @@ class Consistency(torch.autograd.Function):
         return (_grad_of_logits(ctx, grad_loss), *[None] * 6)
 
 
-class Macer(torch.autograd.Function):
+class MacerLoss(torch.autograd.Function):
     """See ``backends/reference/operations.py`` for the derivation."""
 
     operation = schemas.macer_loss

@@ -20,7 +20,7 @@ from drf_fast.backends.reference import noise
 from drf_fast.backends.reference import operations as reference
 from drf_fast.kernels import noisy_repeat as kernels
 from drf_fast.kernels.launch import launch, recording
-from drf_fast.kernels.normals import cos_sin, philox, radius
+from drf_fast.kernels.normals import cos_sin_turns, normal_radius, philox
 from drf_fast.runtime.randomness import STREAM_WORDS
 from drf_fast.runtime.tensors import FLOATS as DTYPES
 
@@ -67,8 +67,8 @@ def philox_kernel(words, key, out, BLOCK: tl.constexpr):
 def pieces_kernel(words, r, cosine, sine, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     word = tl.load(words + at).to(tl.uint32)
-    c, s = cos_sin(word)
-    tl.store(r + at, radius(word))
+    c, s = cos_sin_turns(word)
+    tl.store(r + at, normal_radius(word))
     tl.store(cosine + at, c)
     tl.store(sine + at, s)
 
@@ -100,7 +100,7 @@ def test_radius_cosine_and_sine_have_the_bits_of_the_reference():
     r, cosine, sine = (torch.empty(words.shape) for _ in range(3))
     launch(pieces_kernel, words.numel() // block, words, r, cosine, sine, BLOCK=block)
     expected_cosine, expected_sine = noise.cos_sin_turns(words)
-    assert same_bits(r, noise.radius_of(words))
+    assert same_bits(r, noise.normal_radius(words))
     assert same_bits(cosine, expected_cosine) and same_bits(sine, expected_sine)
 
 

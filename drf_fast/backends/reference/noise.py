@@ -101,7 +101,7 @@ def _horner(coefficients: tuple[float, ...], x: torch.Tensor) -> torch.Tensor:
     return result.add_(coefficients[0])
 
 
-def radius_of(word: torch.Tensor) -> torch.Tensor:
+def normal_radius(word: torch.Tensor) -> torch.Tensor:
     """r = sqrt(-2 log u) in float32 for 32-bit words in int64; u = word * 2^-32 + 2^-33."""
     u = word.to(torch.float32) * 2.0**-32 + 2.0**-33
     # Shift the origin of the exponent to sqrt(1/2), so that 1 + t is in [sqrt(1/2), sqrt(2)).
@@ -167,7 +167,7 @@ def normals(
     )
     parts = []
     for radius_word, angle_word in (words[:2], words[2:]):
-        radius = radius_of(radius_word)
+        radius = normal_radius(radius_word)
         cosine, sine = cos_sin_turns(angle_word)
         parts += [radius * cosine, radius * sine]
     return torch.cat(parts, dim=1)[:, :pixels]
