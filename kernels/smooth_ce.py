@@ -1,5 +1,6 @@
 """smooth_ce: -log((1/m) sum_i F_i^y) and its gradient from one read of the logits.
 
+Logits of an image that do not fit registers (``loss_call`` has the sizes) are read twice.
 With e_i = exp(z_i - peak_i), s_i its sum and w = softmax_i(log F_i^y), the gradient of row i is
 w_i / s_i times e_i, and at the label minus the sum of the other e_i: one factor for each row.
 """

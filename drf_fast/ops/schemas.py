@@ -8,7 +8,8 @@ noisy_levels: it selects a table, which is looked up when the operation runs.
 
 Logits are (B, m, K) in any strides, so both orders of the m noisy rows of an image are views of
 the caller's tensor. A loss returns its value and its whole gradient, both from one read of the
-logits; ``need_grad=False`` returns an empty gradient.
+logits, or from two on a GPU where those of an image do not fit registers; ``need_grad=False``
+returns an empty gradient.
 """
 
 from __future__ import annotations
