@@ -182,7 +182,9 @@ def source(config: SmoothedConfig) -> Source:
     if config.sigma is not None and trained["sigma"] not in (None, config.sigma):
         say(f"the network was trained at sigma {trained['sigma']:g}, not {config.sigma:g}")
     place = config.data_dir or _path(trained.get("data_dir"))
-    images = data.load(name, config.split, data_dir=place)
+    recorded = saved.get("image_shape")  # absent where only the images tell it
+    channels = None if recorded is None else recorded[0]
+    images = data.load(name, config.split, data_dir=place, channels=channels)
     shape, model = images.image_shape, None
     if checkpoint.CONTENT in saved:
         model, saved = given.network(saved, path, images.num_classes, shape)

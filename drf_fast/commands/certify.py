@@ -68,7 +68,8 @@ def certify(config: CertifyConfig) -> Path | None:
         return None
     description = _description(config, loaded, work)
     if source.data_dir is not None:  # where ``report`` finds images for its page
-        place = {"data_dir": absolute(source.data_dir)}
+        channels = source.images.image_shape[0]
+        place = {"data_dir": absolute(source.data_dir), "channels": channels}
         description[ENVIRONMENT] = {**description[ENVIRONMENT], **place}
     with _open_log(config, out, description) as log:
         engine.run(work, log, processes.rank(), processes.count())

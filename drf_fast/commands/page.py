@@ -107,23 +107,29 @@ def _images_of(log: Log) -> Dataset:
     config = log.config or {}
     if not isinstance(config.get("data"), str) or config.get("split") not in ("test", "train"):
         raise InputError(f"{log.path} does not say of which data set it is")
-    place = _recorded_folder(log)
+    place, channels = _recorded_folder(log)
     if place is None and config["data"] in folders.NAMES:
         raise InputError(f"nothing beside {log.path} says where its {config['data']} lies")
-    images = data.load(config["data"], config["split"], data_dir=place, download=False)
+    images = data.load(
+        config["data"], config["split"], data_dir=place, download=False, channels=channels
+    )
     if images.fingerprint != config.get("fingerprint") or log.idx.max() >= len(images):
         raise InputError(f"{config['data']} holds other images than {log.path} was made of")
     return images
 
 
-def _recorded_folder(log: Log) -> Path | None:
-    """The folder of the images: as the log's last run had it, else as the training run did."""
+def _recorded_folder(log: Log) -> tuple[Path | None, int]:
+    """The folder of the images: as the log's last run had it, else as the training run did.
+
+    And how many channels its images had; three, where a log is older than grey images of one.
+    """
     runs = environments(log.config or {})[::-1]
     with contextlib.suppress(InputError):
         runs.append(read_json(log.path.parent / run_files.SETTINGS))
-    found = (run.get("data_dir") for run in runs if isinstance(run, dict))
-    place = next((place for place in found if isinstance(place, str)), None)
-    return None if place is None else Path(place)
+    for run in runs:
+        if isinstance(run, dict) and isinstance(run.get("data_dir"), str):
+            return Path(run["data_dir"]), run.get("channels", 3)
+    return None, 3
 
 
 def _attack_results(

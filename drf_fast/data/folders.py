@@ -1,4 +1,4 @@
-"""Folders of image files: one folder per class, inside one folder per split.
+"""Which image files of a folder are which split and class.
 
 ::
 
@@ -6,9 +6,11 @@
     DATA_DIR/test/CLASS/*.jpg        or testing/, val/, valid/, validation/; in any case
 
 Classes are numbered in the order of their names and images ordered by class and name, as in
-torchvision's ImageFolder, so that an image has the same position in both. If there are only class
-folders, every fifth image of each class, from the first on, is a test image. Hidden files and
-folders are ignored; linked folders are followed.
+torchvision's ImageFolder, so that an image has the same position in both. The test split is the
+first folder of these names that has class folders: a flat one, or one of a single folder that is no
+class, has no labels. It may lack images of some classes. If there are only class folders, every
+fifth image of each class, from the first on, is a test image. Hidden files and folders are ignored;
+linked folders are followed.
 """
 
 from __future__ import annotations
@@ -22,10 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from drf_fast.data.image_files import ImageFiles, decode
 from drf_fast.errors import InputError
 from drf_fast.runtime.files import explained
 from drf_fast.runtime.progress import say
@@ -33,17 +32,16 @@ from drf_fast.runtime.progress import say
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 
 _VALIDATION = ("val", "valid", "validation")
-_TEST_NAMES = {
+TEST_NAMES = {
     "imagefolder": ("test", *_VALIDATION, "testing"),
     "imagenet": (*_VALIDATION, "test", "testing"),
 }
+NAMES: tuple[str, ...] = tuple(TEST_NAMES)
 _TRAIN_NAMES = ("train", "training")
 _SPLIT_WORD = re.compile(
     r"(.*[^a-z])?(train|test|val|valid|validation|training|testing)(s|sets?|data|images)?([^a-z]|$)"
 )
-NAMES: tuple[str, ...] = tuple(_TEST_NAMES)
 _TEST_EVERY = 5
-_MAX_BYTES_IN_MEMORY = 2 * 2**30  # bytes of pixels
 
 
 @dataclass(frozen=True)
@@ -63,43 +61,64 @@ class Listing:
     labels: np.ndarray
 
 
-def read_folder(
-    name: str, split: str, data_dir: Path | None, limit: int | None
-) -> tuple[Tensor | ImageFiles, Tensor, tuple[str, ...]]:
-    """The images of one split, their labels and the names of the classes.
+@dataclass(frozen=True)
+class _Splits:
+    """The folders of the splits, None where there is none; ``unlabelled``: without classes."""
 
-    ``"imagefolder"`` takes images of one size and decodes them into memory (above 2 GiB, on demand
-    instead); ``"imagenet"`` resizes images of any size to 224 x 224, on demand.
+    train: Path | None
+    test: Path | None
+    unlabelled: tuple[Path, ...]
+
+    @property
+    def folders(self) -> list[Path]:
+        return [root for root in (self.train, self.test, *self.unlabelled) if root is not None]
+
+
+def list_split(data_dir: Path, split: str, test_names: Sequence[str]) -> Listing:
+    """Find the files of one split.
 
     Args:
-        name: one of ``NAMES``.
-        split: ``"train"`` or ``"test"``.
         data_dir: the folder.
-        limit: take only so many images, evenly spaced, since neighbours are of the same class.
+        split: ``"train"`` or ``"test"``.
+        test_names: names of the test split's folder; the first that has class folders is taken.
 
     Raises:
-        InputError: a folder is missing, a class is empty or in one split only, an image is damaged
-            or of another size; names it.
+        InputError: a folder is missing or holds no class folders, a class is in the test split
+            only, or has no training images.
     """
-    if data_dir is None:
+    layout = (
+        f"train/ and {' or '.join(f'{name}/' for name in test_names[:2])} with a folder a class"
+    )
+    if not data_dir.is_dir():
+        what = "a file" if data_dir.exists() else "nothing there"
         raise InputError(
-            f"--data {name} needs the folder of its images: expected --data-dir FOLDER with "
-            f"train/CLASS/*.jpg and {_TEST_NAMES[name][0]}/CLASS/*.jpg, got none; pass it"
+            f"cannot read {data_dir}: expected a folder with {layout}, got {what}; check --data-dir"
         )
-    listing = list_split(data_dir, split, _TEST_NAMES[name])
-    count = len(listing.names)
-    picked = np.arange(count)
-    if limit is not None and limit < count:
-        picked = np.arange(limit) * count // limit
-    files = [listing.names[index] for index in picked]
-    labels = torch.from_numpy(listing.labels[picked])
-    if name == "imagenet":
-        return ImageFiles(listing.root, files, None), labels, listing.class_names
-    first = decode(listing.root / files[0])
-    images = ImageFiles(listing.root, files, (first.height, first.width))
-    if images.shape.numel() > _MAX_BYTES_IN_MEMORY:
-        return images, labels, listing.class_names
-    return _decoded(images), labels, listing.class_names
+    splits = _find_splits(data_dir, test_names)
+    root = splits.train if split == "train" else splits.test
+    if root is not None:
+        classes = _classes_of(splits, root, data_dir)
+        files = {name: _images(root / name, root) for name in classes}
+        (_refuse_empty if split == "train" else _say_empty)(root, files)
+        listing = _listing(root, files)
+    elif splits.folders:
+        raise _no_split(data_dir, split, layout, splits)
+    else:
+        _refuse_splits_as_classes(data_dir, layout)
+        listing = _listing(data_dir, _divided(data_dir, split))
+    _say_text_order(listing.root, listing.class_names)
+    return listing
+
+
+def walk_training_files(data_dir: Path, test_names: Sequence[str]) -> Iterator[Path]:
+    """The files of the training split, else of the test split, else of all class folders.
+
+    One class folder is listed at a time, so that the first files of many are found fast.
+    """
+    splits = _find_splits(data_dir, test_names)
+    root = splits.train or splits.test or data_dir
+    for name in _folders(root):
+        yield from (root / file for file in _images(root / name, root))
 
 
 def refuse_class_folders(what: str, data_dir: Path) -> None:
@@ -114,7 +133,7 @@ def refuse_class_folders(what: str, data_dir: Path) -> None:
     """
     if not data_dir.is_dir():
         return
-    names = (*_TRAIN_NAMES, *_TEST_NAMES["imagefolder"])
+    names = (*_TRAIN_NAMES, *TEST_NAMES["imagefolder"])
     splits = [data_dir / name for name in _folders(data_dir) if name.lower() in names]
     for root in splits or [data_dir]:
         with_images = (name for name in _folders(root) if _holds_image(root / name))
@@ -127,63 +146,71 @@ def refuse_class_folders(what: str, data_dir: Path) -> None:
             )
 
 
-def _holds_image(folder: Path) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return any(entry.name.lower().endswith(SUFFIXES) for entry in entries)
-    except OSError:
-        return False
+def _find_splits(data_dir: Path, test_names: Sequence[str]) -> _Splits:
+    train = next(_split_folders(data_dir, _TRAIN_NAMES), None)
+    classes = set(_folders(train)) if train is not None else set()
+    unlabelled = []
+    for root in _split_folders(data_dir, test_names):
+        found = _folders(root)
+        if len(found) > 1 or (found and classes.issuperset(found)):
+            if unlabelled:
+                _say_unlabelled(unlabelled[0], root)
+            return _Splits(train, root, tuple(unlabelled))
+        unlabelled.append(root)
+    return _Splits(train, None, tuple(unlabelled))
 
 
-def _decoded(images: ImageFiles) -> Tensor:
-    result = torch.empty(tuple(images.shape), dtype=torch.uint8, device="cpu")
-    chunks = torch.arange(len(images), device="cpu").split(256)
-    for ids, batch in zip(chunks, images.stream(chunks), strict=True):
-        result[ids] = batch
-    return result
+def _split_folders(data_dir: Path, names: Sequence[str]) -> Iterator[Path]:
+    """The folders of these names, compared ignoring case, in the order of the names."""
+    existing = _folders(data_dir)
+    for name in names:
+        found = [folder for folder in existing if folder.lower() == name]
+        if len(found) > 1:
+            raise InputError(
+                f"{data_dir} has the folders {' and '.join(found)}: expected one of them; rename "
+                "the other"
+            )
+        if found:
+            yield data_dir / found[0]
 
 
-def list_split(data_dir: Path, split: str, test_names: Sequence[str]) -> Listing:
-    """Find the files of one split.
+def _classes_of(splits: _Splits, root: Path, data_dir: Path) -> list[str]:
+    """The classes of a split: the training split has a folder of every class."""
+    train = [] if splits.train is None else _folders(splits.train)
+    test = [] if splits.test is None else _folders(splits.test)
+    if train and (unknown := set(test) - set(train)):
+        raise InputError(
+            f"{data_dir} has the class {min(unknown)!r} in {splits.test} only: expected its folder "
+            f"in {splits.train} too; add or remove it"
+        )
+    if root == splits.test and len(train) > 1:
+        return train
+    return _classes(root)
 
-    Args:
-        data_dir: the folder.
-        split: ``"train"`` or ``"test"``.
-        test_names: names of the test split's folder; the first that exists is taken.
 
-    Raises:
-        InputError: as ``read_folder``.
-    """
-    layout = (
-        f"train/ and {' or '.join(f'{name}/' for name in test_names[:2])} with a folder a class"
+def _no_split(data_dir: Path, split: str, layout: str, splits: _Splits) -> InputError:
+    got = [_unlabelled(root) for root in splits.unlabelled] or [f"only {splits.folders[0].name}/"]
+    fix = "sort its images into a folder a class" if splits.unlabelled else "add the other folder"
+    if split == "test" and splits.train is not None:
+        fix += (
+            f", or pass --data-dir {splits.train}: every {_TEST_EVERY}th image of a class is then "
+            "for tests"
+        )
+    return InputError(
+        f"{data_dir} has no {split} images: expected {layout}, got {' and '.join(got)}; {fix}"
     )
-    if not data_dir.is_dir():
-        what = "a file" if data_dir.exists() else "nothing there"
-        raise InputError(
-            f"cannot read {data_dir}: expected a folder with {layout}, got {what}; check --data-dir"
-        )
-    roots = {
-        "train": _find_split_folder(data_dir, _TRAIN_NAMES),
-        "test": _find_split_folder(data_dir, test_names),
-    }
-    root = roots[split]
-    if root is not None:
-        classes = _classes(root)
-        for other in roots.values():
-            if other is not None and (difference := set(classes) ^ set(_folders(other))):
-                raise InputError(
-                    f"{data_dir} has the class {min(difference)!r} in one of "
-                    f"{roots['train']} and {roots['test']} only: expected the same class folders "
-                    "in both; add or remove it"
-                )
-        return _listing(root, {name: _images(root, name) for name in classes})
-    if any(roots.values()):
-        raise InputError(
-            f"{data_dir} has no {split} images: expected {layout}, got only "
-            f"{next(filter(None, roots.values())).name}/; add the other folder"
-        )
-    _refuse_splits_as_classes(data_dir, layout)
-    files = {name: _images(data_dir, name) for name in _classes(data_dir)}
+
+
+def _unlabelled(root: Path) -> str:
+    found = _folders(root)
+    without = f"no class folder but {found[0]}/" if found else "no class folders"
+    return f"{root.name}/ with {without}, hence without labels"
+
+
+def _divided(data_dir: Path, split: str) -> dict[str, list[str]]:
+    """The files of each class that belong to the split, where there are only class folders."""
+    files = {name: _images(data_dir / name, data_dir) for name in _classes(data_dir)}
+    _refuse_empty(data_dir, files)
     if split == "test":
         parts = {name: found[::_TEST_EVERY] for name, found in files.items()}
     else:
@@ -198,12 +225,67 @@ def list_split(data_dir: Path, split: str, test_names: Sequence[str]) -> Listing
                 "test; add images, or make folders train/ and test/"
             )
     _say_division(data_dir)
-    return _listing(data_dir, parts)
+    return parts
 
 
-@functools.cache  # a command reads both splits
+def _refuse_empty(root: Path, files: dict[str, list[str]]) -> None:
+    empty = next((name for name, found in files.items() if not found), None)
+    if empty is not None:
+        raise InputError(
+            f"the class folder {root / empty} holds no images: expected files "
+            f"{', '.join(SUFFIXES)}; add images or remove the folder"
+        )
+
+
+def _say_empty(root: Path, files: dict[str, list[str]]) -> None:
+    """Classes without test images stay classes: a part of a test split has the labels of all."""
+    empty = [name for name, found in files.items() if not found]
+    if len(empty) == len(files):
+        raise InputError(
+            f"the class folders in {root} hold no images: expected files {', '.join(SUFFIXES)}; "
+            "add images"
+        )
+    if empty:
+        say_once(
+            f"{root} has no images of {len(empty):,} of its {len(files):,} classes, such as "
+            f"{empty[0]!r}: the labels of the others are as if it had"
+        )
+
+
 def _say_division(data_dir: Path) -> None:
-    say(f"{data_dir} has no train/ and test/: every {_TEST_EVERY}th image of a class is for tests")
+    say_once(
+        f"{data_dir} has no train/ and test/: every {_TEST_EVERY}th image of a class is for tests"
+    )
+
+
+def _say_unlabelled(skipped: Path, taken: Path) -> None:
+    say_once(
+        f"{skipped} has no class folders, so what it holds is unlabelled: the test images are "
+        f"those of {taken}"
+    )
+
+
+def _say_text_order(root: Path, classes: Sequence[str]) -> None:
+    """Say that "10" is before "2", where a network may have been trained on the numbers."""
+    if not all(name.isdecimal() for name in classes):
+        return
+    by_number = sorted(classes, key=int)
+    moved = next(
+        (name for name, other in zip(by_number, classes, strict=True) if name != other), None
+    )
+    if moved is not None:
+        say_once(
+            f"the classes in {root} are in the order of their names as text, as torchvision has "
+            f"them: {moved!r} is class {classes.index(moved)}, and would be class "
+            f"{by_number.index(moved)} by its number; for the order of numbers, name them with "
+            "equally many digits (00, 01, ...)"
+        )
+
+
+@functools.cache  # a command reads both splits, and some of them twice
+def say_once(sentence: str) -> None:
+    """Say a sentence about a folder, once in a process."""
+    say(sentence)
 
 
 def _listing(root: Path, files: dict[str, list[str]]) -> Listing:
@@ -212,21 +294,6 @@ def _listing(root: Path, files: dict[str, list[str]]) -> Listing:
     return Listing(
         root, tuple(files), names, np.repeat(np.arange(len(files), dtype=np.int64), counts)
     )
-
-
-def _find_split_folder(data_dir: Path, names: Sequence[str]) -> Path | None:
-    """The folder of a split, whose name is compared ignoring case; None if there is none."""
-    existing = _folders(data_dir)
-    for name in names:
-        found = [folder for folder in existing if folder.lower() == name]
-        if len(found) > 1:
-            raise InputError(
-                f"{data_dir} has the folders {' and '.join(found)}: expected one of them; rename "
-                "the other"
-            )
-        if found:
-            return data_dir / found[0]
-    return None
 
 
 def _refuse_splits_as_classes(data_dir: Path, layout: str) -> None:
@@ -248,11 +315,39 @@ def _folders(root: Path) -> list[str]:
 def _classes(root: Path) -> list[str]:
     classes = _folders(root)
     if len(classes) < 2:
+        got, fix = "", ""
+        if _holds_image(root):
+            got, fix = (
+                ", got images beside them",
+                "move each image into the folder of its class, or ",
+            )
         raise InputError(
             f"{root} has {len(classes)} class folders: expected two or more, each with images of "
-            "one class; check --data-dir"
+            f"one class{got}; {fix}check --data-dir"
         )
     return classes
+
+
+def _holds_image(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.name.lower().endswith(SUFFIXES) for entry in entries)
+    except OSError:
+        return False
+
+
+def _images(folder: Path, root: Path) -> list[str]:
+    """The image files of a class, including those in subfolders, as paths relative to ``root``."""
+    found = []
+    for place, files in sorted(_walk(folder, frozenset())) if folder.is_dir() else ():
+        subfolder = Path(place).relative_to(root)
+        if not any(part.startswith(".") for part in subfolder.parts):
+            found += [
+                (subfolder / file).as_posix()
+                for file in sorted(files)
+                if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+            ]
+    return found
 
 
 def _walk(folder: Path, above: frozenset[str]) -> Iterator[tuple[str, list[str]]]:
@@ -265,22 +360,3 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[tuple[str, list[str]]
     for entry in entries:
         if entry.is_dir():
             yield from _walk(Path(entry.path), above | {real_path})
-
-
-def _images(root: Path, class_name: str) -> list[str]:
-    """The image files of a class, including those in subfolders, as paths relative to ``root``."""
-    found = []
-    for folder, files in sorted(_walk(root / class_name, frozenset())):
-        subfolder = Path(folder).relative_to(root)
-        if not any(part.startswith(".") for part in subfolder.parts):
-            found += [
-                (subfolder / file).as_posix()
-                for file in sorted(files)
-                if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-            ]
-    if not found:
-        raise InputError(
-            f"the class folder {root / class_name} holds no images: expected files "
-            f"{', '.join(SUFFIXES)}; add images or remove the folder"
-        )
-    return found

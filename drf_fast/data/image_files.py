@@ -18,13 +18,14 @@ from drf_fast.data import augment
 from drf_fast.errors import InputError
 from drf_fast.runtime.files import is_regular
 
-_EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
+_GREY = {"1", "L", "LA"}
+_EIGHT_BIT = _GREY | {"La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 _SHORT_SIDE, _CROP = 256, 224  # pixels, as in the published ImageNet evaluation
 _AHEAD = 2  # batches that are read ahead
 
 
 class ImageFiles:
-    """N image files with the indexing of a tensor (N, 3, H, W) uint8.
+    """N image files with the indexing of a tensor (N, C, H, W) uint8.
 
     An image is decoded each time it is indexed, in threads (Pillow releases the GIL), so that only
     the indexed images are in memory and, in ``stream``, two batches ahead.
@@ -34,21 +35,25 @@ class ImageFiles:
         names: paths below ``root``.
         size: (H, W) that every image must have; ``None`` takes images of any size to 224 x 224:
             resized to a shorter side of 256 pixels (bilinear, antialiased), then centre-cropped.
+        channels: C: 3 for RGB, 1 for grey images.
 
     Raises:
-        InputError: on indexing: an image is damaged, missing or of another size; names it.
+        InputError: on indexing: an image is damaged, missing, of another size, or has colours where
+            C is 1; names it.
     """
 
-    def __init__(self, root: Path, names: Sequence[str], size: tuple[int, int] | None) -> None:
-        self.root, self.names, self.size = root, tuple(names), size
+    def __init__(
+        self, root: Path, names: Sequence[str], size: tuple[int, int] | None, channels: int = 3
+    ) -> None:
+        self.root, self.names, self.size, self.channels = root, tuple(names), size, channels
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
     def shape(self) -> torch.Size:
-        """(N, 3, H, W)."""
-        return torch.Size((len(self), 3, *(self.size or (_CROP, _CROP))))
+        """(N, C, H, W)."""
+        return torch.Size((len(self), self.channels, *(self.size or (_CROP, _CROP))))
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         if isinstance(index, int):
@@ -87,12 +92,13 @@ class ImageFiles:
                 yield augment.crop_flip(images, ids, *augmented)
 
     def fingerprint(self, labels: Tensor) -> str:
-        """SHA-256 (hex) over each file's name and length and its label.
+        """SHA-256 (hex) over the number of channels, each file's name and length, and its label.
 
         Not over the pixels, since that would read all files: a change that keeps a file's length is
         not detected.
         """
-        digest = hashlib.sha256(f"image files, {self.size or 'resized to 224'}\n".encode())
+        grey = "grey " if self.channels == 1 else ""
+        digest = hashlib.sha256(f"{grey}image files, {self.size or 'resized to 224'}\n".encode())
         for name, label in zip(self.names, labels.tolist(), strict=True):
             path = self.root / name
             try:
@@ -104,7 +110,7 @@ class ImageFiles:
 
     def _decoded(self, index: int) -> Tensor:
         path = self.root / self.names[index]
-        image = decode(path)
+        image = decode(path, self.channels)
         if self.size is None:
             return _tensor(_centre(image))
         if (image.height, image.width) != self.size:
@@ -116,7 +122,7 @@ class ImageFiles:
         return _tensor(image)
 
     def _random_part(self, index: int, seed: int, epoch: int) -> Tensor:
-        image = decode(self.root / self.names[index])
+        image = decode(self.root / self.names[index], self.channels)
         left, top, width, height, flipped = augment.resized_crop_box(
             image.width, image.height, seed, epoch, index
         )
@@ -134,11 +140,30 @@ def _centre(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + _CROP, top + _CROP))
 
 
-def decode(path: Path) -> Image.Image:
-    """The image in a file as RGB; transparency and EXIF orientation are ignored.
+def is_grey(path: Path) -> bool:
+    """Whether a file holds one channel, by its header; True of what is no image, which tells
+    nothing about the others."""
+    if not is_regular(path):
+        return True
+    try:
+        with Image.open(path) as image:
+            return image.mode in _GREY
+    except MemoryError:
+        raise
+    except Exception:  # ``decode`` names it
+        return True
+
+
+def decode(path: Path, channels: int = 3) -> Image.Image:
+    """The image in a file as RGB, or as grey; transparency and EXIF orientation are ignored.
+
+    Args:
+        path: the file.
+        channels: 3 for RGB, 1 for grey, of a file without colours.
 
     Raises:
-        InputError: it cannot be read or decoded, or has more than 8 bits per channel.
+        InputError: it cannot be read or decoded, has more than 8 bits per channel, or has colours
+            where one channel is wanted.
     """
     if path.exists() and not is_regular(path):  # opening a pipe may block for ever
         raise InputError(
@@ -149,14 +174,29 @@ def decode(path: Path) -> Image.Image:
         with Image.open(path) as image:
             mode = image.mode
             if mode in _EIGHT_BIT:
-                return image.convert("RGB")
+                found = image.convert("RGB") if channels == 3 else _one_channel(image)
+                if found is not None:
+                    return found
     except MemoryError:
         raise
     except Exception as error:  # whatever Pillow's readers raise for a damaged file
         raise _unreadable(path, error) from error
+    if mode in _EIGHT_BIT:
+        raise InputError(
+            f"{path} has colours: expected a grey image, since the network or the training images "
+            "have one channel; convert it to grey"
+        )
     raise InputError(
         f"{path} has pixels of mode {mode!r}: expected 8 bits a channel; convert it to PNG or JPEG"
     )
+
+
+def _one_channel(image: Image.Image) -> Image.Image | None:
+    """The grey values of an image, which may be stored as colours; None if it has colours."""
+    if image.mode in _GREY:
+        return image.convert("L")
+    red, green, blue = image.convert("RGB").split()
+    return red if red.tobytes() == green.tobytes() == blue.tobytes() else None
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
@@ -169,7 +209,9 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def _tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    """(C, H, W) uint8."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
 def _read_ahead(chunks: Iterable[Sequence[int]], read: Callable[[int], Tensor]) -> Iterator[Tensor]:

@@ -17,6 +17,7 @@ from drf_fast.config.choices import Split
 from drf_fast.data import folders
 from drf_fast.data.cifar import read_cifar
 from drf_fast.data.dataset import Dataset, fingerprint
+from drf_fast.data.image_folders import read_folder
 from drf_fast.data.mnist import read_mini, read_mnist
 from drf_fast.data.svhn import read_svhn
 from drf_fast.errors import InputError
@@ -102,6 +103,7 @@ def load(
     data_dir: Path | None = None,
     download: bool = True,
     limit: int | None = None,
+    channels: int | None = None,
 ) -> Dataset:
     """Load one split of a data set, into memory unless its images stay in their files.
 
@@ -113,6 +115,8 @@ def load(
         download: download missing files.
         limit: keep only the first ``limit`` images, of folders evenly spaced ones; all if there are
             fewer.
+        channels: of images in class folders: C, 1 or 3, as the network takes them; ``None`` takes 1
+            if every training image is grey, else 3. Other data sets have their own.
 
     Returns:
         The data; images (N, C, H, W) uint8, labels (N,) int64.
@@ -131,7 +135,7 @@ def load(
     folder = default_data_dir() if data_dir is None else Path(os.path.expanduser(data_dir))
     if name in folders.NAMES:
         where = None if data_dir is None else folder
-        images, labels, class_names = folders.read_folder(name, split, where, limit)
+        images, labels, class_names = read_folder(name, split, where, limit, channels)
         found = fingerprint(images, labels)
         return Dataset(images, labels, len(class_names), name, split, class_names, found)
     source = _SOURCES[name]

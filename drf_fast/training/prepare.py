@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,12 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     """Build data, network, optimizer and ball; restore the checkpoint in the folder if resuming."""
     check(config, processes.count())
     asked, config = config, _with_usual_layer(config)
-    train_set, test_set = _data(config)
+    saved = state.read(folder) if config.resume else None
+    train_set, test_set = _data(config, saved)
     device = machine.pick_device(config.device)
     processes.start(device, seconds(config.timeout, "timeout"))
     _refuse_other_processes(config, train_set.fingerprint, test_set.fingerprint)
-    saved = processes.broadcast(state.read(folder) if config.resume else None)
+    saved = processes.broadcast(saved)
     if saved:
         if asked.normalize == "auto":
             layer = saved["config"].get("normalize", config.normalize)
@@ -106,14 +108,14 @@ def _with_usual_layer(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, normalize=layer)
 
 
-def _data(config: TrainConfig) -> tuple[data.Dataset, data.Dataset]:
-    """Training and test images; a dry run downloads nothing."""
-    download = not config.dry_run
-    limit = config.train_images
-    return (
-        data.load(config.data, "train", data_dir=config.data_dir, limit=limit, download=download),
-        data.load(config.data, "test", data_dir=config.data_dir, download=download),
-    )
+def _data(
+    config: TrainConfig, saved: dict[str, Any] | None
+) -> tuple[data.Dataset, data.Dataset]:
+    """Training and test images, with the channels that they had; a dry run downloads nothing."""
+    load = partial(data.load, config.data, data_dir=config.data_dir, download=not config.dry_run)
+    channels = saved["image_shape"][0] if saved else None
+    train_set = load("train", limit=config.train_images, channels=channels)
+    return train_set, load("test", channels=train_set.image_shape[0])
 
 
 def _with_saved_choices(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from drf_fast import data
-from drf_fast.data import folders, image_files
+from drf_fast.data import folders, image_files, image_folders
 from drf_fast.data.image_files import ImageFiles
 from drf_fast.errors import InputError
 
@@ -95,6 +95,78 @@ def test_val_stands_for_test_and_may_come_alone(tmp_path):
     assert len(load(tmp_path, "test", "imagenet")) == 6  # its test images have no labels
 
 
+def test_a_test_folder_without_labels_is_skipped(tmp_path, capsys):
+    """As Tiny-ImageNet has them: classes in train/ and val/, and test/images/ beside them."""
+    write_classes(tmp_path / "train", 3)
+    write_classes(tmp_path / "val", 2, seed=50)
+    (tmp_path / "test" / "images").mkdir(parents=True)
+    picture(1).save(tmp_path / "test" / "images" / "test_0.png")
+    assert len(load(tmp_path)) == 9 and load(tmp_path).class_names == CLASSES
+    test = load(tmp_path, "test")
+    assert len(test) == 6 and test.class_names == CLASSES
+    said = capsys.readouterr().err
+    assert said.count(f"unlabelled: the test images are those of {tmp_path / 'val'}") == 1
+
+
+def test_training_images_alone_are_divided_where_the_sentence_says(tmp_path):
+    write_classes(tmp_path / "train", 6)
+    with pytest.raises(InputError, match="has no test images: .* got only train/; add") as caught:
+        load(tmp_path, "test")
+    assert f"or pass --data-dir {tmp_path / 'train'}: every 5th" in str(caught.value)
+    assert len(load(tmp_path / "train", "test")) == 6
+    (tmp_path / "test").mkdir()  # as Kaggle has them
+    picture(1).save(tmp_path / "test" / "0.png")
+    with pytest.raises(InputError, match="got test/ with no class folders, hence") as caught:
+        load(tmp_path, "test")
+    assert f"or pass --data-dir {tmp_path / 'train'}: every 5th" in str(caught.value)
+    assert len(load(tmp_path)) == 18
+
+
+def test_images_that_lie_unsorted_are_named(tmp_path):
+    """As the archive of ImageNet's validation images has them."""
+    (tmp_path / "val").mkdir()
+    picture(1).save(tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG")
+    with pytest.raises(InputError, match="has no test images: .* sort its images into") as caught:
+        load(tmp_path, "test", "imagenet")
+    assert "got val/ with no class folders, hence without labels" in str(caught.value)
+    with pytest.raises(InputError, match="0 class folders: .* got images beside them; move each"):
+        load(tmp_path / "val", "test", "imagenet")
+    (tmp_path / "val").rename(tmp_path / "train")
+    with pytest.raises(InputError, match="train has 0 class folders: .* got images beside them"):
+        load(tmp_path)
+
+
+def test_a_part_of_the_test_images_has_the_labels_of_all(split_folder, capsys):
+    for file in (split_folder / "test" / "ant").iterdir():
+        file.unlink()
+    for file in (split_folder / "test" / "bee").iterdir():
+        file.unlink()
+    (split_folder / "test" / "bee").rmdir()
+    test = load(split_folder, "test")
+    assert test.class_names == CLASSES and test.labels.tolist() == [2, 2]
+    said = capsys.readouterr().err
+    assert f"{split_folder / 'test'} has no images of 2 of its 3 classes, such as 'ant'" in said
+    assert load(split_folder).class_names == CLASSES
+    (split_folder / "train").rename(split_folder / "elsewhere")  # then the folders tell the classes
+    (split_folder / "test" / "bee").mkdir()
+    assert load(split_folder, "test").labels.tolist() == [2, 2]
+    for file in (split_folder / "test" / "cat").iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match="the class folders in .*test hold no images"):
+        load(split_folder, "test")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(("0", "1", "2"), False), (("1", "2"), False), (("0", "2", "10"), True)]
+)
+def test_numbers_in_the_order_of_text_are_told(tmp_path, capsys, names, said):
+    for name in names:
+        pictures(tmp_path / "train" / name)
+    assert load(tmp_path).class_names == tuple(sorted(names))
+    sentence = "'2' is class 2, and would be class 1 by its number"
+    assert (sentence in capsys.readouterr().err) is said
+
+
 def test_a_limit_takes_evenly_spaced_images(split_folder):
     limited = load(split_folder, limit=6)
     whole = load(split_folder)
@@ -113,12 +185,76 @@ def test_other_kinds_of_pixels_become_rgb(split_folder, mode):
     assert np.array_equal(torch.as_tensor(load(split_folder).images[0]).numpy(), expected)
 
 
+def make_grey(folder: Path, mode: str = "L") -> None:
+    for path in folder.rglob("*.png"):
+        Image.open(path).convert("L").convert(mode).save(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1"])
+def test_grey_images_have_one_channel_and_a_sentence_says_so(split_folder, capsys, mode):
+    make_grey(split_folder, mode)
+    train, test = load(split_folder), load(split_folder, "test")
+    assert train.image_shape == test.image_shape == (1, 8, 10)
+    path = split_folder / "train" / "ant" / "000.png"
+    expected = np.array(Image.open(path).convert("L"))
+    assert np.array_equal(torch.as_tensor(train.images[0, 0]).numpy(), expected)
+    said = capsys.readouterr().err
+    assert said.count(f"the images in {split_folder} are grey and read with one channel") == 1
+
+
+def test_one_file_with_colours_makes_three_channels(split_folder, capsys):
+    make_grey(split_folder)
+    picture(1).save(split_folder / "train" / "cat" / "005.png")
+    for split in ("train", "test"):  # the training images decide
+        assert load(split_folder, split).image_shape == (3, 8, 10)
+    assert "read with one channel" not in capsys.readouterr().err
+
+
+def test_three_channels_of_grey_images_are_those_of_before_and_a_sentence(split_folder, capsys):
+    make_grey(split_folder)
+    three, one = load(split_folder, channels=3), load(split_folder)
+    assert three.image_shape == (3, 8, 10) and three.fingerprint != one.fingerprint
+    assert torch.equal(three.images[:], one.images[:].expand(-1, 3, -1, -1))
+    assert "sqrt(3) times that in grey values" in capsys.readouterr().err
+
+
+def test_colours_that_are_grey_are_read_by_a_network_of_one_channel(split_folder, capsys):
+    make_grey(split_folder)
+    one = load(split_folder).images[:]
+    make_grey(split_folder, "RGB")
+    assert load(split_folder).image_shape == (3, 8, 10)
+    assert "read with three equal channels" in capsys.readouterr().err
+    assert torch.equal(load(split_folder, channels=1).images[:], one)
+    path = split_folder / "train" / "bee" / "003.png"
+    picture(1).save(path)
+    with pytest.raises(InputError, match="has colours: expected a grey image.* convert") as caught:
+        load(split_folder, channels=1)
+    assert str(path) in str(caught.value)
+
+
+def test_grey_images_that_stay_in_their_files(split_folder, monkeypatch):
+    make_grey(split_folder)
+    inside = load(split_folder)
+    monkeypatch.setattr(image_folders, "_MAX_BYTES_IN_MEMORY", 100)
+    outside, three = load(split_folder), load(split_folder, channels=3)
+    assert isinstance(outside.images, ImageFiles) and outside.images.shape == (18, 1, 8, 10)
+    assert torch.equal(outside.images[:], inside.images[:])
+    assert outside.fingerprint != three.fingerprint
+    resized, wide = (load(split_folder, name="imagenet", channels=c) for c in (None, 3))
+    assert resized.image_shape == (1, 224, 224) and wide.image_shape == (3, 224, 224)
+    settings = {"shuffle_seed": 0, "epoch": 0, "augment": "crop-flip"}
+    for (grey, _, _), (rgb, _, _) in zip(
+        data.batches(resized, 5, **settings), data.batches(wide, 5, **settings), strict=True
+    ):
+        assert torch.equal(grey.expand(-1, 3, -1, -1), rgb)
+
+
 # ---- images that stay in their files
 
 
 def test_large_sets_stay_in_their_files_and_look_the_same(split_folder, monkeypatch):
     inside = load(split_folder)
-    monkeypatch.setattr(folders, "_MAX_BYTES_IN_MEMORY", 100)
+    monkeypatch.setattr(image_folders, "_MAX_BYTES_IN_MEMORY", 100)
     outside = load(split_folder)
     assert isinstance(inside.images, torch.Tensor) and isinstance(outside.images, ImageFiles)
     assert outside.images.shape == inside.images.shape and len(outside) == 18
@@ -137,7 +273,7 @@ def test_large_sets_stay_in_their_files_and_look_the_same(split_folder, monkeypa
 
 
 def test_the_fingerprint_of_files_is_of_names_lengths_and_labels(split_folder, monkeypatch):
-    monkeypatch.setattr(folders, "_MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(image_folders, "_MAX_BYTES_IN_MEMORY", 0)
     before = load(split_folder).fingerprint
     assert load(split_folder).fingerprint == before
     path = split_folder / "train" / "bee" / "003.png"
@@ -186,14 +322,14 @@ def test_training_on_imagenet_sees_random_parts_reproducibly(tmp_path):
 
 
 def test_no_more_than_two_batches_are_read_ahead(split_folder, monkeypatch):
-    monkeypatch.setattr(folders, "_MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(image_folders, "_MAX_BYTES_IN_MEMORY", 0)
     train, read, lock = load(split_folder), [], threading.Lock()
     original = image_files.decode
 
-    def counted(path: Path) -> Image.Image:
+    def counted(path: Path, channels: int) -> Image.Image:
         with lock:
             read.append(path)
-        return original(path)
+        return original(path, channels)
 
     monkeypatch.setattr(image_files, "decode", counted)
     stream: Any = data.batches(train, 2, shuffle_seed=0, epoch=0)
@@ -232,7 +368,7 @@ def whole_png() -> bytes:
 def test_a_damaged_image_is_named(split_folder, monkeypatch, content, lazily):
     path = broken(split_folder, content)
     if lazily:
-        monkeypatch.setattr(folders, "_MAX_BYTES_IN_MEMORY", 0)
+        monkeypatch.setattr(image_folders, "_MAX_BYTES_IN_MEMORY", 0)
     with pytest.raises(InputError, match="cannot read the image .*restore or remove") as caught:
         for _ in data.batches(load(split_folder), 4, shuffle_seed=0, epoch=0):
             pass
@@ -257,7 +393,7 @@ def test_an_image_of_16_bits_is_refused(split_folder):
 
 
 def test_an_image_that_has_gone_is_named(split_folder, monkeypatch):
-    monkeypatch.setattr(folders, "_MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(image_folders, "_MAX_BYTES_IN_MEMORY", 0)
     train = load(split_folder)
     path = split_folder / "train" / "ant" / "001.png"
     path.unlink()
@@ -278,7 +414,7 @@ def test_an_empty_class_is_named(split_folder):
 def test_a_class_of_one_split_only_is_named(split_folder):
     (split_folder / "test" / "dog").mkdir()
     for split in ("train", "test"):
-        with pytest.raises(InputError, match="the class 'dog' in one of .* only"):
+        with pytest.raises(InputError, match="the class 'dog' in .*test only"):
             load(split_folder, split)
 
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from drf_fast import data, models
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
+from drf_fast.data import image_folders
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,61 @@ def test_the_page_finds_the_images_by_the_settings_of_the_run(pictures, tmp_path
     assert 'id="gallery"' not in (tmp_path / "page.html").read_text()
 
 
+def grey_digits(folder: Path, mode: str = "L") -> Path:
+    """The first test images of mnist-mini as PNGs, in folders of their classes."""
+    digits = data.load("mnist-mini", "test", limit=40)
+    for at, (image, label) in enumerate(zip(digits.images[:], digits.labels.tolist(), strict=True)):
+        for split in ("train", "test"):
+            path = folder / split / str(label) / f"{at:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).convert(mode).save(path)
+    return folder
+
+
+def test_a_network_of_one_channel_certifies_grey_pngs(tmp_path, capsys):
+    torch.manual_seed(0)
+    content = {
+        "model": models.build("lenet", 10, (1, 28, 28)).state_dict(),
+        "arch": "lenet",
+        "num_classes": 10,
+        "image_shape": [1, 28, 28],
+        "config": {"sigma": 0.5, "data": "mnist-mini", "method_label": "smoothadv"},
+    }
+    checkpoint.save(tmp_path / "checkpoint.pt", content)
+    rows = []
+    for mode in ("L", "RGB"):  # grey values that are stored as colours are the same images
+        folder, out = grey_digits(tmp_path / mode, mode), tmp_path / f"{mode}.tsv"
+        words = ["certify", str(tmp_path), "--data", "imagefolder", "--data-dir", str(folder)]
+        words += ["--n", "64", "--n0", "8", "--max-images", "3", "--device", "cpu"]
+        words += ["--batch-size", "32", "--memory-format", "contiguous", "--precision", "fp32"]
+        assert main([*words, "--out", str(out)]) == 0
+        assert json.loads(out.with_suffix(".json").read_text())["environment"]["channels"] == 1
+        lines = [line.split("\t") for line in out.read_text().splitlines()]
+        rows.append([line[:5] + line[6:] for line in lines])  # but for the time
+    assert rows[0] == rows[1] and len(rows[0]) == 4
+
+
+@pytest.mark.slow
+def test_a_run_of_three_equal_channels_goes_on_with_them(tmp_path, monkeypatch, capsys):
+    folder, run = grey_digits(tmp_path / "digits"), tmp_path / "run"
+    with monkeypatch.context() as then:
+        then.setattr(image_folders, "is_grey", lambda path: False)  # as before they were told
+        run_on(folder, run, "--epochs", "2", "--max-steps", "2")
+    saved = run_on(folder, run, "--resume", "--epochs", "2")
+    assert saved["image_shape"] == [3, 28, 28] and saved["epoch"] == 2
+    assert "sqrt(3) times that in grey values" in capsys.readouterr().err
+    few = ["--max-images", "2", "--n", "32", "--n0", "4", "--batch-size", "32"]
+    few += ["--memory-format", "contiguous", "--device", "cpu"]
+    assert main(["certify", str(run), *few]) == 0
+    (sidecar,) = run.glob("certify-*.json")
+    settings = json.loads(sidecar.read_text())
+    assert settings["environment"].pop("channels") == 3  # a log of then does not have it
+    sidecar.write_text(json.dumps(settings))
+    assert main(["report", str(run), "--html", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").read_text().count("<li data-state=") == 2
+    assert run_on(folder, tmp_path / "new", "--epochs", "1")["image_shape"] == [1, 28, 28]
+
+
 @pytest.mark.slow
 def test_cropped_images_are_the_same_after_a_break(pictures, tmp_path):
     flags = ["--augment", "crop-flip"]
@@ -124,11 +181,11 @@ def test_splits_of_other_sizes_are_refused(pictures, tmp_path, capsys):
 def test_a_damaged_image_stops_a_run_with_one_sentence(pictures, tmp_path, capsys):
     shutil.copytree(pictures, tmp_path / "p")
     (tmp_path / "p" / "train" / "red" / "3.png").write_bytes(b"\x89PNG")
-    for data in ("imagefolder", "imagenet"):
-        words = ["train", "--data", data, "--data-dir", str(tmp_path / "p"), "--batch-size", "4"]
+    for name in ("imagefolder", "imagenet"):
+        words = ["train", "--data", name, "--data-dir", str(tmp_path / "p"), "--batch-size", "4"]
         words += ["--method", "gaussian", "--arch", "resnet20", "--normalize", "none"]
         words += ["--num-samples", "1", "--epochs", "1", "--device", "cpu"]
-        assert main([*words, "--out", str(tmp_path / data), "--memory-format", "contiguous"]) == 2
+        assert main([*words, "--out", str(tmp_path / name), "--memory-format", "contiguous"]) == 2
         message = capsys.readouterr().err
         assert str(tmp_path / "p" / "train" / "red" / "3.png") in message
         assert "Traceback" not in message
