@@ -31,6 +31,7 @@ _ISA_FLAGS = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_bf16"),
     *("avx512_vnni", "amx_bf16", "neon", "asimd", "sve", "sve2", "bf16"),
 )
+_KERNELS = "Triton kernels"  # their entry among the extensions
 Report = dict[str, Any]
 
 
@@ -112,6 +113,7 @@ def _threads() -> dict[str, Any]:
 
 
 def _extensions() -> dict[str, Any]:
+    from drf_fast.backends import triton
     from drf_fast.backends.native import library
 
     parts = library.build_record().get("parts", {})
@@ -129,6 +131,9 @@ def _extensions() -> dict[str, Any]:
         }
     if library.available():
         found["drf_fast._C"]["build"] = library.load().build_info()
+    # Guarded on its own: a broken Triton must not hide the other two.
+    reason = _guarded(lambda: triton.why_not("cuda"))
+    found[_KERNELS] = {"usable": reason is None, "why not": reason}
     return found
 
 
@@ -225,14 +230,21 @@ def _sections(report: Report) -> Iterator[tuple[str, list[tuple[str, str]]]]:
             yield title, [(key, _shown(value)) for key, value in content.items()] or [("", "none")]
 
 
+def _has_gpu(report: Report) -> bool:
+    return isinstance(report["cuda"], dict) and bool(report["cuda"]["devices"])
+
+
 def _verdict(report: Report) -> str:
     if not report["usable"]:
         return f"not usable: {report['problem'] or 'a bound came out wrong'}; reinstall drf_fast"
     extensions, missing = report["extensions"], report["missing"]
-    core = extensions.get("drf_fast._C", {}) if isinstance(extensions, dict) else {}
+    parts = extensions if isinstance(extensions, dict) else {}
+    core, kernels = parts.get("drf_fast._C", {}), parts.get(_KERNELS, {})
     found = "usable, with the C++ core"
     if not core.get("usable"):
         found = f"usable on the reference backend, slower: {core.get('why not') or extensions}"
+    if _has_gpu(report) and kernels.get("why not"):
+        found += f"; on the GPU without Triton's kernels, slower: {kernels['why not']}"
     if missing and isinstance(missing, list):
         found += f"; required packages are missing: pip install {' '.join(missing)}"
     return found

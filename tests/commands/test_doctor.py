@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import drf_fast.commands.self_test
-from drf_fast.backends import dispatch
+from drf_fast.backends import dispatch, triton
 from drf_fast.backends.native import cpu, library
 from drf_fast.backends.reference import operations as reference
 from drf_fast.commands import doctor
@@ -45,6 +45,41 @@ def test_each_operation_names_the_backend_that_serves_it(report):
 def test_an_extension_is_usable_or_says_why_not(report):
     for part in report["extensions"].values():
         assert part["usable"] is (part["why not"] is None)
+
+
+WHY_NOT = "the kernels need triton 3.2 or newer, got 3.1; install a newer torch"
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("reason", [WHY_NOT, None])
+def test_it_says_why_triton_is_not_used_and_in_the_verdict_where_there_is_a_gpu(
+    monkeypatch, capsys, gpu, reason
+):
+    monkeypatch.setattr(triton, "why_not", lambda device: reason if device == "cuda" else "cpu")
+    devices = ["H200, sm_90, 139 GiB"] if gpu else []
+    monkeypatch.setattr(doctor, "_cuda", lambda: {"torch built for": "13.0", "devices": devices})
+    monkeypatch.setattr(doctor, "_operations", dict)
+    part = doctor.collect()["extensions"]["Triton kernels"]
+    assert part == {"usable": reason is None, "why not": reason}
+    assert doctor.run() == 0
+    verdict, _, text = capsys.readouterr().out.partition("\n")
+    assert ("on the GPU without Triton's kernels" in verdict) == (gpu and reason is not None)
+    assert (f"slower: {WHY_NOT}" in verdict) == (gpu and reason is not None)
+    section = text.partition("\nTriton kernels\n")[2].partition("\n\n")[0]
+    assert re.search(rf"^  usable +{'no' if reason else 'yes'}$", section, re.MULTILINE)
+    assert (WHY_NOT in section) == (reason is not None)
+
+
+def test_a_triton_that_cannot_be_asked_hides_no_other_part(monkeypatch, capsys):
+    def broken(device: str) -> str:
+        raise OSError("libtriton.so: file too short")
+
+    monkeypatch.setattr(triton, "why_not", broken)
+    monkeypatch.setattr(doctor, "_operations", dict)
+    assert doctor.run() == 0
+    text = capsys.readouterr().out
+    assert "why not  error: OSError: libtriton.so: file too short" in text
+    assert "\ndrf_fast._C\n" in text and "\ndrf_fast._CUDA\n" in text
 
 
 def test_json_is_json_and_holds_the_whole_report(capsys):
