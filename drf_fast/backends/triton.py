@@ -32,6 +32,11 @@ MODULES = {
 OLDEST = (3, 2)
 
 
+def version() -> str:
+    """Triton's version; needs ``why_not`` to be None."""
+    return importlib.import_module("triton").__version__
+
+
 def why_not(device_type: str) -> str | None:
     """The reason, in one sentence, why no kernel can run on ``device_type``; None if they can."""
     if importlib.util.find_spec("drf_fast.kernels") is None:

@@ -15,11 +15,10 @@ from typing import Any, Protocol
 
 import torch
 
-from drf_fast.backends import dispatch
+from drf_fast.backends.environment import environment
 from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.log import Row
 from drf_fast.certification.stopping import Fixed, Rule
-from drf_fast.runtime import machine
 from drf_fast.runtime.progress import Tracker
 
 
@@ -60,7 +59,7 @@ def computation(
         "memory_format": choices["memory_format"],
         "compile": choices["compile"],
         "device": device.type,
-        "environment": machine.environment(device, dispatch.current(), classifier.left_out),
+        "environment": environment(device, classifier.left_out),
     }
 
 

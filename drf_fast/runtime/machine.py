@@ -1,26 +1,22 @@
-"""The machine of a run: device, measured memory format, threads, versions."""
+"""The machine of a run: device, measured memory format, threads."""
 
 from __future__ import annotations
 
 import contextlib
-import platform
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from drf_fast.errors import InputError, RunError
-from drf_fast.runtime import processes
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.modules import dtype_of
 from drf_fast.runtime.progress import say
 from drf_fast.runtime.text import one_line
-from drf_fast.version import __version__
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # Flags of ``train`` that lower the memory of a step.
@@ -185,24 +181,3 @@ def set_threads(number: int) -> None:
     """Compute with ``number`` CPU threads."""
     if number != torch.get_num_threads():
         torch.set_num_threads(number)
-
-
-def environment(
-    device: torch.device, backend: str, left_out: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """Versions, threads and device, to be recorded with every result.
-
-    ``left_out`` are the forms in which the network failed, with the reasons.
-    """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "drf_fast": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": sys.platform,
-        "device": f"{device.type} ({name})",
-        "threads": torch.get_num_threads(),
-        "processes": processes.count(),
-        "backend": backend,
-        **({"left_out": dict(left_out)} if left_out else {}),
-    }

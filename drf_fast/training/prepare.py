@@ -108,9 +108,7 @@ def _with_usual_layer(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, normalize=layer)
 
 
-def _data(
-    config: TrainConfig, saved: dict[str, Any] | None
-) -> tuple[data.Dataset, data.Dataset]:
+def _data(config: TrainConfig, saved: dict[str, Any] | None) -> tuple[data.Dataset, data.Dataset]:
     """Training and test images, with the channels that they had; a dry run downloads nothing."""
     load = partial(data.load, config.data, data_dir=config.data_dir, download=not config.dry_run)
     channels = saved["image_shape"][0] if saved else None

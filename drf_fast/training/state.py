@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from drf_fast.backends import dispatch
+from drf_fast.backends.environment import environment
 from drf_fast.balls import SoftBall
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config import run_files
 from drf_fast.config.training import method_label
 from drf_fast.config.values import to_dict
 from drf_fast.errors import InputError
-from drf_fast.runtime import machine, processes
+from drf_fast.runtime import processes
 from drf_fast.runtime.files import absolute, write_json
 from drf_fast.runtime.text import message_of
 from drf_fast.training import saved as training_state
@@ -36,8 +36,8 @@ def description(run: Run) -> dict[str, Any]:
 
 def record(run: Run) -> None:
     """Write ``config.json``: settings, measured choices, what was left out, versions."""
-    environment = machine.environment(run.device, dispatch.current())
-    write_json(run.folder / run_files.SETTINGS, {**description(run), "environment": environment})
+    recorded = {**description(run), "environment": environment(run.device)}
+    write_json(run.folder / run_files.SETTINGS, recorded)
     run.recorded = dict(run.left_out)
 
 

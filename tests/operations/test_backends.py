@@ -6,13 +6,15 @@ import contextvars
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import drf_fast
-from drf_fast.backends import dispatch
-from drf_fast.backends.native import cpu
+from drf_fast.backends import dispatch, triton
+from drf_fast.backends.environment import environment, runs_on
+from drf_fast.backends.native import cpu, library
 from drf_fast.backends.reference import operations as reference
 from drf_fast.ops import schemas
 
@@ -231,3 +233,50 @@ def test_torch_frees_none_of_the_names():
                 pass
     after = [sys.getrefcount(name) for name in names]
     assert all(late >= early - 20 for early, late in zip(before, after, strict=True))
+
+
+# ------------------------------------------------------------------------------- what is recorded
+
+
+@pytest.mark.parametrize(
+    "device, chosen, kernels, cores, expected",
+    [
+        ("cpu", "auto", True, True, "C++ core (avx2)"),
+        ("cpu", "native", True, True, "C++ core (avx2)"),
+        ("cpu", "triton", True, True, "Triton 3.6.0 + C++ core (avx2)"),
+        ("cpu", "auto", True, False, "reference"),
+        ("cpu", "reference", True, True, "reference"),
+        ("cuda", "auto", True, True, "Triton 3.6.0 + CUDA core"),
+        ("cuda", "auto", True, False, "Triton 3.6.0"),
+        ("cuda", "auto", False, True, "CUDA core"),
+        ("cuda", "native", True, True, "CUDA core"),
+        ("cuda", "auto", False, False, "reference"),
+        ("cuda", "reference", True, True, "reference"),
+        ("mps", "auto", False, True, "reference"),
+    ],
+)
+def test_what_a_backend_means_is_named(monkeypatch, device, chosen, kernels, cores, expected):
+    core = SimpleNamespace(build_info=lambda: {"isa": "avx2"})
+    monkeypatch.setattr(triton, "why_not", lambda device: None if kernels else "none")
+    monkeypatch.setattr(triton, "version", lambda: "3.6.0")
+    monkeypatch.setattr(library, "available", lambda: cores)
+    monkeypatch.setattr(library, "load", lambda: core)
+    monkeypatch.setattr(library, "cuda_why_not", lambda: None if cores else "none")
+    assert runs_on(device, chosen) == expected
+
+
+@pytest.mark.parametrize("left_out", [{"compile": "no compiler"}, {}, None])
+def test_the_environment_names_the_backend_and_what_it_runs_on(left_out):
+    device = torch.device("cpu")
+    found = environment(device, left_out)
+    isa = library.load().build_info()["isa"] if library.available() else None
+    assert found["backend"] == "auto"
+    assert found["runs_on"] == (f"C++ core ({isa})" if isa else "reference")
+    assert found.get("left_out") == (left_out or None)
+    with drf_fast.use_backend("reference"):
+        found = environment(device)
+    assert (found["backend"], found["runs_on"]) == ("reference", "reference")
+
+
+def test_the_version_of_triton_is_that_of_the_installed_one():
+    assert triton.version() == pytest.importorskip("triton").__version__
