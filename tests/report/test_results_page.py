@@ -18,9 +18,12 @@ def test_readme_shows_the_rows_of_the_full_protocol():
     page = script("page")
     text = page.README.read_text(encoding="utf-8")
     assert page.filled(text, page.IN_README) == text, "run python docs/results/page.py"
-    shown = page.rows()
-    for row in json.loads((RESULTS / "full.json").read_text(encoding="utf-8"))["rows"]:
+    shown, found = page.rows(), json.loads((RESULTS / "full.json").read_text(encoding="utf-8"))
+    for row in found["rows"]:
         assert f"| {row['acr']:.3f} ± {row['error']:.3f} | {row['paper']:.3f} |" in shown
+    for pair in found["pairs"]:
+        gain = f"{pair['difference']:+.3f} ± {pair['error']:.3f} (the paper: {pair['paper']:+.3f})"
+        assert gain in text
 
 
 def test_another_number_in_the_page_is_noticed():
