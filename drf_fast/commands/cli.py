@@ -7,12 +7,14 @@ stdout, everything else to stderr.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from drf_fast.errors import InputError, RunError
 from drf_fast.runtime import signals
@@ -54,6 +56,7 @@ def _train(words: list[str]) -> int:
 
 def _certify(words: list[str]) -> int:
     from drf_fast.config.arguments import parse
+    from drf_fast.config.look import ReportConfig
     from drf_fast.config.options import CertifyConfig
 
     config = parse(CertifyConfig, "certify", words)
@@ -66,37 +69,7 @@ def _certify(words: list[str]) -> int:
         return 0
     if config.shard is not None and len(read_log(log)) == 0:
         return 0  # this shard has no image to report on
-    return report.run([log], format="json" if config.json else "table", paper=None)
-
-
-def _predict(words: list[str]) -> int:
-    from drf_fast.config.arguments import parse
-    from drf_fast.config.options import PredictConfig
-
-    config = parse(PredictConfig, "predict", words)
-    from drf_fast.commands import predict
-
-    return predict.run(config)
-
-
-def _attack(words: list[str]) -> int:
-    from drf_fast.config.arguments import parse
-    from drf_fast.config.look import AttackConfig
-
-    config = parse(AttackConfig, "attack", words)
-    from drf_fast.commands import attack
-
-    return attack.run(config)
-
-
-def _show(words: list[str]) -> int:
-    from drf_fast.config.arguments import parse
-    from drf_fast.config.look import ShowConfig
-
-    config = parse(ShowConfig, "show", words)
-    from drf_fast.commands import show
-
-    return show.run(config)
+    return report.run(ReportConfig((str(log),), json=config.json))
 
 
 def _report(words: list[str]) -> int:
@@ -106,20 +79,7 @@ def _report(words: list[str]) -> int:
     config = parse(ReportConfig, "report", words)
     from drf_fast.commands import report
 
-    return report.run(
-        config.logs,
-        format=config.format,
-        details=config.details,
-        compare=config.compare,
-        plot=config.plot,
-        plot_p=config.plot_p,
-        html=config.html,
-        paper=None if config.paper else False,
-        table1=config.table1 if "table1" in given(words) else None,
-        radii=config.radii,
-        envelope=config.envelope,
-        force=config.force,
-    )
+    return report.run(config, fitting="table1" not in given(words))
 
 
 def _sweep(words: list[str]) -> int:
@@ -131,14 +91,22 @@ def _sweep(words: list[str]) -> int:
     return sweep.run(config, train_words)
 
 
-def _gap(words: list[str]) -> int:
+# Where the settings of the commands are that are parsed and run alike.
+_ALIKE = {
+    "predict": ("options", "PredictConfig"),
+    "attack": ("look", "AttackConfig"),
+    "show": ("look", "ShowConfig"),
+    "gap": ("look", "GapConfig"),
+}
+
+
+def _alike(command: str, words: list[str]) -> int:
     from drf_fast.config.arguments import parse
-    from drf_fast.config.look import GapConfig
 
-    config = parse(GapConfig, "gap", words)
-    from drf_fast.commands import gap
-
-    return gap.run(config)
+    module, name = _ALIKE[command]
+    config_type = getattr(importlib.import_module(f"drf_fast.config.{module}"), name)
+    config = parse(config_type, command, words)
+    return importlib.import_module(f"drf_fast.commands.{command}").run(config)
 
 
 def _doctor(words: list[str]) -> int:
@@ -158,12 +126,12 @@ def _doctor(words: list[str]) -> int:
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "certify": _certify,
-    "predict": _predict,
-    "attack": _attack,
-    "show": _show,
+    "predict": partial(_alike, "predict"),
+    "attack": partial(_alike, "attack"),
+    "show": partial(_alike, "show"),
     "report": _report,
     "sweep": _sweep,
-    "gap": _gap,
+    "gap": partial(_alike, "gap"),
     "doctor": _doctor,
 }
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from drf_fast.certification.log import read_log
 from drf_fast.commands import page
 from drf_fast.config.choices import Format
-from drf_fast.config.look import numbers
+from drf_fast.config.look import ReportConfig, numbers
 from drf_fast.errors import InputError
 from drf_fast.report import export
 from drf_fast.report import table1 as layout
@@ -32,40 +33,13 @@ from drf_fast.report.tables import (
 FORMATS = get_args(Format)
 
 
-def run(
-    logs: Sequence[str | Path],
-    *,
-    format: str = "table",
-    details: bool = False,
-    compare: bool = False,
-    plot: str | Path | None = None,
-    plot_p: str | Path | None = None,
-    html: str | Path | None = None,
-    paper: bool | None = None,
-    table1: bool | None = False,
-    radii: str | None = None,
-    envelope: bool = False,
-    force: bool = False,
-) -> int:
+def run(config: ReportConfig, *, fitting: bool = False) -> int:
     """Report on certification logs.
 
     Args:
-        logs: paths of logs, ours or published ones, folders or patterns, each as PATH or NAME=PATH;
-            shards of one run are joined.
-        format: one of ``FORMATS``; ``table`` is drawn on a terminal and aligned text elsewhere.
-        details: show bounds of certified accuracy, the cap on the radius and quantiles of p_lower,
-            which JSON and CSV always hold.
-        compare: show each other group's paired difference to the first.
-        plot: draw certified accuracy against radius to this file (PNG, PDF or SVG).
-        plot_p: draw the distribution of p_lower to this file.
-        html: write it as one page to this file.
-        paper: compare with the paper's Table 1; ``None``: if the logs are comparable to it.
-        table1: use the layout of the paper's Table 1, whatever n, alpha and images; ``None``: in
-            formats other than CSV and JSON, if every group is compared with a row of it and neither
-            details nor compare is requested.
-        radii: radii of certified accuracy, comma-separated.
-        envelope: add the highest certified accuracy at each radius.
-        force: replace existing figures.
+        config: the settings; a table is drawn on a terminal and aligned text elsewhere.
+        fitting: use the layout of the paper's Table 1 without ``config.table1``, too, if every
+            group is compared with a row of it and nothing is asked for that it has no room for.
 
     Returns:
         0, the exit status.
@@ -75,92 +49,136 @@ def run(
             written.
         OSError: the disk is full.
     """
-    if format not in FORMATS:
-        raise InputError(f"unknown format '{format}': expected one of {', '.join(FORMATS)}")
-    chosen = None if radii is None else numbers(radii, "radii", zero=True)
-    unfit = {"--details": details, "--compare": compare, "--no-paper": paper is False,
-             "--radii": radii is not None, "--envelope": envelope}  # fmt: skip
-    if table1 and any(unfit.values()):
-        other = next(flag for flag, given in unfit.items() if given)
-        raise InputError(
-            f"--table1 is a layout without room for {other}: expected one of them; leave one out"
-        )
-    pictures = [Path(at) for at in (plot, plot_p) if at is not None]
-    for path in pictures:
-        check_path(path, force)
-    if html is not None:
-        check_path(Path(html), force, suffixes=(".html", ".htm"))
-    if len({path.resolve() for path in pictures}) < len(pictures):
-        raise InputError(f"{plot} would be both pictures: expected two names; choose another one")
-    found = read_all(logs)
+    config = _checked(config)
+    radii = None if config.radii is None else numbers(config.radii, "radii", zero=True)
+    pictures = _pictures(config)
+    found = read_all(config.logs)
     summary = summarize(
-        found.logs, paper=True if table1 else paper, compare_groups=compare, radii=chosen
+        found.logs,
+        paper=True if config.table1 else None if config.paper else False,
+        compare_groups=config.compare,
+        radii=radii,
     )
-    _refuse_for_predictions(summary, table1=bool(table1), radii=radii, plot=bool(pictures),
-                           html=html is not None)  # fmt: skip
-    if table1 is None:
-        readable = format not in ("csv", "json")  # whose content is always the same
-        simple = readable and not any(unfit.values()) and not found.attacks
-        table1 = simple and all(entry.paper is not None for entry in summary.groups)
-    if table1:
-        layout.entries(summary)  # raises before any figure is drawn
-    if compare and len(summary.groups) < 2:
-        raise InputError(
-            "nothing to compare: expected logs of two methods or more, got one "
-            f"({', '.join(entry.group.name for entry in summary.groups)}); give the logs of another"
-        )
+    _refuse_for_summary(config, summary)
     attacks, broken = curves_of(summary, found.attacks)
-    if plot is not None:
-        draw(summary, Path(plot), attacks)
-    if plot_p is not None:
-        draw_p(summary, Path(plot_p))
-    if html is not None:
-        page.write(Path(html), summary, found.attacks, found.warnings())
-    for warning in [*found.warnings(), *broken]:
+    if fitting and not found.attacks and _fits_table1(config, summary):
+        config = dataclasses.replace(config, table1=True)
+    if config.table1:
+        layout.entries(summary)  # raises before any figure is drawn
+    if config.plot is not None:
+        draw(summary, config.plot, attacks)
+    if config.plot_p is not None:
+        draw_p(summary, config.plot_p)
+    if config.html is not None:
+        page.write(config.html, summary, found.attacks, found.warnings())
+    for warning in [*found.warnings(), *broken, *_omissions(config, summary, attacks)]:
         print(f"warning: {warning}", file=sys.stderr)
-    if attacks and (table1 or format == "csv"):
-        print(
-            f"warning: {'--table1' if table1 else '--format csv'} has no columns for the attacks: "
-            "left out; --format table and json have them",
-            file=sys.stderr,
-        )
-    if summary.missing:
-        print(f"warning: incomplete: {incompleteness(summary)}", file=sys.stderr)
-    if table1:
-        _print_table1(summary, format)
+    if config.table1:
+        _print_table1(summary, config.format)
     else:
-        _print(summary, format, details, envelope, attacks)
-    for path in [*pictures, *([html] if html is not None else [])]:
+        _print(config, summary, attacks)
+    for path in [*pictures, *([config.html] if config.html is not None else [])]:
         print(f"wrote {path}", file=sys.stderr)
     return 0
 
 
-def _refuse_for_predictions(summary: Summary, **asked: object) -> None:
+def _checked(config: ReportConfig) -> ReportConfig:
+    """The settings with one name for the format.
+
+    Raises:
+        InputError: an unknown format, or settings that exclude each other.
+    """
+    if config.format not in FORMATS:
+        raise InputError(f"unknown format '{config.format}': expected one of {', '.join(FORMATS)}")
+    if config.json:
+        if config.format not in ("table", "json"):
+            raise InputError(
+                f"--json is --format json: expected one format, got {config.format} too; leave one "
+                "of them out"
+            )
+        config = dataclasses.replace(config, format="json")
+    others = _unlike_table1(config)
+    if config.table1 and others:
+        raise InputError(
+            f"--table1 is a layout without room for {others[0]}: expected one of them; leave one "
+            "out"
+        )
+    return config
+
+
+def _unlike_table1(config: ReportConfig) -> list[str]:
+    """The flags given for which the layout of Table 1 has no room."""
+    flags = {"--details": config.details, "--compare": config.compare,
+             "--no-paper": not config.paper, "--radii": config.radii is not None,
+             "--envelope": config.envelope}  # fmt: skip
+    return [flag for flag, given in flags.items() if given]
+
+
+def _fits_table1(config: ReportConfig, summary: Summary) -> bool:
+    readable = config.format not in ("csv", "json")  # whose content is always the same
+    compared = all(entry.paper is not None for entry in summary.groups)
+    return readable and compared and not _unlike_table1(config)
+
+
+def _pictures(config: ReportConfig) -> list[Path]:
+    """The files of the pictures to draw.
+
+    Raises:
+        InputError: a file of theirs or of the page cannot be written, or is that of both.
+    """
+    pictures = [path for path in (config.plot, config.plot_p) if path is not None]
+    for path in pictures:
+        check_path(path, config.force)
+    if config.html is not None:
+        check_path(config.html, config.force, suffixes=(".html", ".htm"))
+    if len({path.resolve() for path in pictures}) < len(pictures):
+        raise InputError(
+            f"{config.plot} would be both pictures: expected two names; choose another one"
+        )
+    return pictures
+
+
+def _refuse_for_summary(config: ReportConfig, summary: Summary) -> None:
+    """Refuse what these logs cannot show."""
+    asked = {"table1": config.table1, "radii": config.radii, "plot": config.plot or config.plot_p,
+             "html": config.html}  # fmt: skip
     given = [flag for flag, value in asked.items() if value]
     if summary.predictions and given:
         raise InputError(
             f"--{given[0]} is for certificates: expected logs of 'drf-fast certify', got "
             "predictions, which have no radius; leave it out"
         )
+    if config.compare and len(summary.groups) < 2:
+        raise InputError(
+            "nothing to compare: expected logs of two methods or more, got one "
+            f"({', '.join(entry.group.name for entry in summary.groups)}); give the logs of another"
+        )
 
 
-def _print(
-    summary: Summary,
-    format: str,
-    details: bool,
-    envelope: bool,
-    attacks: tuple[AttackCurve, ...] = (),
-) -> None:
-    if format == "json":
-        print(export.as_json(summary, envelope, attacks))
-    elif format == "csv":
-        print(export.as_csv(summary, envelope))
+def _omissions(
+    config: ReportConfig, summary: Summary, attacks: tuple[AttackCurve, ...]
+) -> Iterator[str]:
+    """Sentences on what is not in the report."""
+    if attacks and (config.table1 or config.format == "csv"):
+        where = "--table1" if config.table1 else "--format csv"
+        yield (
+            f"{where} has no columns for the attacks: left out; --format table and json have them"
+        )
+    if summary.missing:
+        yield f"incomplete: {incompleteness(summary)}"
+
+
+def _print(config: ReportConfig, summary: Summary, attacks: tuple[AttackCurve, ...]) -> None:
+    if config.format == "json":
+        print(export.as_json(summary, config.envelope, attacks))
+    elif config.format == "csv":
+        print(export.as_csv(summary, config.envelope))
     else:
-        tables = tables_of(summary, details, envelope)
+        tables = tables_of(summary, config.details, config.envelope)
         tables += [attack_cells(attacks)] if attacks else []
-        bold = best_cells(summary, tables[0], details)
-        note = caption(summary, details) + (f" {UNDER_ATTACK}" if attacks else "")
-        _print_tables(tables, note, format, bold)
+        bold = best_cells(summary, tables[0], config.details)
+        note = caption(summary, config.details) + (f" {UNDER_ATTACK}" if attacks else "")
+        _print_tables(tables, note, config.format, bold)
 
 
 def _print_table1(summary: Summary, format: str) -> None:

@@ -10,6 +10,7 @@ from drf_fast.certification.log.sidecar import read_config
 from drf_fast.commands import certify, page, report
 from drf_fast.config import run_files
 from drf_fast.config.certification import certify_settings
+from drf_fast.config.look import ReportConfig
 from drf_fast.config.options import TrainConfig
 from drf_fast.config.training import run_folder
 from drf_fast.runtime import machine, processes
@@ -52,7 +53,9 @@ def run(config: TrainConfig) -> int:
         shown = None if log is None else report.as_json([log], plot=folder / run_files.CURVE)
         print(json.dumps({"folder": str(folder), "metrics": metrics, "report": shown}, indent=2))
         return 0
-    return 0 if log is None else report.run([log], plot=folder / run_files.CURVE, force=True)
+    if log is None:
+        return 0
+    return report.run(ReportConfig((str(log),), plot=folder / run_files.CURVE, force=True))
 
 
 def _certify(config: TrainConfig, folder: Path) -> Path:

@@ -167,6 +167,8 @@ class ReportConfig:
     beside them."""
     format: Annotated[Format, Role.CALL] = "table"
     """Output on stdout; json and csv contain everything that --details shows."""
+    json: Annotated[bool, Role.CALL] = False
+    """The same as --format json."""
     details: Annotated[bool, Role.CALL] = False
     """Also show 95 % bounds of certified accuracy over images, the largest possible radius and how
     many images reach it, and quantiles of p_lower."""

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_logs import run
 
 import drf_fast
 from drf_fast.certification.log import CertificationLog, Row, read_log
 from drf_fast.certification.stopping import certificate
-from drf_fast.commands.report import FORMATS, run
+from drf_fast.commands.report import FORMATS
 from drf_fast.errors import InputError
 
 CONFIG: dict[str, Any] = {"method": "gaussian", "sigma": 0.5, "n0": 100, "n": 1000, "alpha": 0.001}

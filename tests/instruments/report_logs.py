@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from drf_fast.certification.log import CertificationLog, Row, read_log
+from drf_fast.commands import report
+from drf_fast.config.look import ReportConfig
 from drf_fast.report import summarize
 
 CONFIG = {
@@ -22,6 +26,11 @@ HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
 # (label, predict, radius): right, right, wrong, abstained, right with radius exactly 0.25
 FIRST = [(3, 3, 1.0), (1, 1, 0.5), (2, 5, 0.75), (4, -1, 0.0), (0, 0, 0.25)]
 SECOND = [(3, 3, 0.7625), (1, -1, 0.0), (2, 2, 0.125), (4, -1, 0.0), (0, 0, 0.0)]
+
+
+def run(logs: Iterable[str | Path], **settings: Any) -> int:
+    """``drf-fast report`` on these logs, without the choice of a fitting layout."""
+    return report.run(ReportConfig(tuple(map(str, logs)), **settings))
 
 
 def ours(path: Path, certificates=FIRST, first_idx: int = 0, **config) -> Path:

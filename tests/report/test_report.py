@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_logs import FIRST, SECOND, field, ours, summary_of
+from report_logs import FIRST, SECOND, field, ours, run, summary_of
 
-from drf_fast.commands.report import run
 from drf_fast.report import paper
 from drf_fast.report.groups import largest_radius
 from drf_fast.report.plot import closed, curve

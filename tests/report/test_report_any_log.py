@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from report_logs import HEADER, published
+from report_logs import HEADER, published, run
 
 from drf_fast.certification.log import read_log
 from drf_fast.commands.cli import main
-from drf_fast.commands.report import run
 from drf_fast.errors import InputError
 from drf_fast.report import summarize
 
@@ -250,7 +249,7 @@ def test_radii_of_the_users_choice(tmp_path, capsys):
 @pytest.mark.parametrize("radii", ["", "a", "0.5,,1", "-1", "nan", "inf", "1,1.0"])
 def test_radii_that_are_none_are_refused(tmp_path, radii):
     with pytest.raises(InputError, match="--radii must be different numbers of 0 or more"):
-        run([published(tmp_path / "m_sigma0.50.tsv")], radii=radii)
+        run([tmp_path / "absent.tsv"], radii=radii)  # before anything is read
 
 
 def test_the_best_of_each_column_is_bold(tmp_path, capsys):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from report_logs import run
 
 from drf_fast.certification.log import read_log
-from drf_fast.commands.report import run
 from drf_fast.errors import InputError
 from drf_fast.report import summarize
 from drf_fast.report.compare import RESAMPLES, compare, resample, statistics

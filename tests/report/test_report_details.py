@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_logs import run
 from scipy import stats
 
 from drf_fast.certification.log import CertificationLog, Row, read_log
 from drf_fast.certification.noise import drawn_sigma
 from drf_fast.certification.stopping import certificate
-from drf_fast.commands.report import run
 from drf_fast.errors import InputError
 from drf_fast.report import summarize
 from drf_fast.report.groups import largest_radius

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_logs import FIRST, SECOND, ours
+from report_logs import FIRST, SECOND, ours, run
 
 from drf_fast.certification.log import read_log
-from drf_fast.commands.report import run
+from drf_fast.commands.cli import main
 from drf_fast.errors import InputError
 from drf_fast.report import charts, style, summarize
 from drf_fast.report.groups import largest_radius
@@ -122,6 +122,18 @@ def test_json_is_for_machines(three, capsys):
     }
     assert gaussian["cap"] == pytest.approx(largest_radius(0.5, 1000, 0.001))
     assert gaussian["paper"] is None
+
+
+def test_json_is_asked_for_as_of_every_command(three, capsys):
+    words = ["report", *map(str, three)]
+    assert main([*words, "--format", "json"]) == 0
+    expected = capsys.readouterr().out
+    assert json.loads(expected)["groups"]
+    for flags in (["--json"], ["--json", "--format", "json"]):
+        assert main([*words, *flags]) == 0
+        assert capsys.readouterr().out == expected
+    assert main([*words, "--json", "--format", "csv"]) == 2
+    assert "expected one format, got csv too" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("width", "drawn"), [(200, True), (40, False)])

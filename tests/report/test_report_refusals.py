@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from report_logs import CONFIG, FIRST, field, ours, summary_of
+from report_logs import CONFIG, FIRST, field, ours, run, summary_of
 
 from drf_fast.certification.log import CertificationLog, Row, read_log
-from drf_fast.commands.report import run
 from drf_fast.errors import InputError
 from drf_fast.report import summarize
 from drf_fast.report.export import as_dict

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_logs import run
 
 from drf_fast.certification.log import CertificationLog, Row, read_log
 from drf_fast.certification.stopping import certificate
-from drf_fast.commands.report import run
 from drf_fast.errors import InputError
 from drf_fast.report import summarize
 from drf_fast.report.shards import join_shards, missing
