@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from drf_fast.config.options import TrainConfig
 from drf_fast.training.methods.common import MethodOptions
 
@@ -27,14 +25,14 @@ def epsilon(config: TrainConfig, epoch: int) -> float:
 
 def options(config: TrainConfig, epoch: int) -> MethodOptions:
     """The hyperparameters of the method in an epoch."""
-    names = {field.name for field in dataclasses.fields(MethodOptions)} - {"mix_radius"}
-    values = {name: getattr(config, name) for name in names}
     warm = _warm_up_factor(config.mix_warmup, epoch)
-    values["mix_eta"] *= warm
-    values["mix_radius"] = config.mix_alpha * warm
-    if config.macer_after_drop and drops(config, epoch) == 0:
-        values["macer_lam"] = 0.0
-    return MethodOptions(**values)
+    waits = config.macer_after_drop and drops(config, epoch) == 0
+    of_epoch = {
+        "mix_eta": config.mix_eta * warm,
+        "mix_radius": config.mix_alpha * warm,
+        "macer_lam": 0.0 if waits else config.macer_lam,
+    }
+    return MethodOptions(**{**vars(config), **of_epoch})
 
 
 def _warm_up_factor(epochs: int, epoch: int) -> float:

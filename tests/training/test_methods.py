@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -15,7 +14,6 @@ from torch import nn
 
 import drf_fast
 from drf_fast.commands.cli import main
-from drf_fast.config.options import TrainConfig
 from drf_fast.training import methods
 from drf_fast.training.methods.common import Batch, MethodOptions
 
@@ -118,13 +116,6 @@ CASES = [
 def case_id(value: Any) -> str:
     """The same in every process, which a function's address is not."""
     return value.__name__ if callable(value) else str(value)[:40]
-
-
-def test_the_options_have_the_defaults_of_the_flags():
-    flags = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    for field in dataclasses.fields(MethodOptions):
-        if field.name in flags and field.default is not dataclasses.MISSING:
-            assert field.default == flags[field.name], field.name
 
 
 @pytest.mark.parametrize(("name", "formula", "ball", "values"), CASES, ids=case_id)

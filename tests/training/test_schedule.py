@@ -38,6 +38,15 @@ def test_warm_ups_are_linear_and_end_at_the_value():
     assert schedule.epsilon(TrainConfig(epsilon=2.0), 0) == 2.0
 
 
+def test_the_options_of_an_epoch_are_the_settings():
+    config = TrainConfig(sigma=0.25, num_samples=3, grad_norm="batch", catrs_lam=2.0, mix_warmup=4)
+    first, second = (schedule.options(config, epoch) for epoch in (0, 1))
+    changed = {"mix_eta": 1.25, "mix_radius": 0.25, "macer_lam": 12.0}
+    assert vars(first) == {**vars(config), **changed}
+    # A CUDA graph is captured anew where they differ.
+    assert first == schedule.options(config, 0) and first != second
+
+
 def test_split_batches_take_m_times_as_many_steps():
     whole = TrainConfig(batch_size=256, num_samples=4)
     split = TrainConfig(batch_size=256, num_samples=4, split_batches=True)

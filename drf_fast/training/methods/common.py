@@ -10,6 +10,7 @@ import torch
 
 from drf_fast.adversary import attack
 from drf_fast.balls import HardBall, SoftBall
+from drf_fast.config.options import TrainConfig
 from drf_fast.functional import noisy_repeat
 from drf_fast.runtime.logits import logits_of
 
@@ -44,36 +45,17 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class MethodOptions:
-    """Hyperparameters of a training step; each method reads its own.
+class MethodOptions(TrainConfig):
+    """The settings of a training step, with what changes from epoch to epoch at its value there.
+
+    Each method reads its own.
 
     Attributes:
-        sigma: noise level in pixel units.
-        num_samples: m, noisy copies of an image.
-        steps: T, steps of the adversary.
-        grad_norm: "image", "batch" or "none", see ``adversary_step``.
-        consistency_lam, consistency_eta: weights of the consistency loss.
-        stability_lam: weight of the stability term.
-        macer_lam, macer_gamma, macer_beta: see ``macer_loss``.
-        mix_alpha, mix_eta, mix_step, mix_radius: see ``smoothmix``.
-        catrs_lam: see ``catrs``.
+        mix_radius: how far smoothmix's adversarial image after one step may be from the image, L2
+            in pixel units.
     """
 
-    sigma: float
-    num_samples: int
-    steps: int = 4
-    grad_norm: str = "image"
-    consistency_lam: float = 1.0
-    consistency_eta: float = 0.5
-    stability_lam: float = 2.0
-    macer_lam: float = 12.0
-    macer_gamma: float = 8.0
-    macer_beta: float = 16.0
-    mix_alpha: float = 1.0
-    mix_eta: float = 5.0
-    mix_step: int = 0
     mix_radius: float = 1.0
-    catrs_lam: float = 1.0
 
 
 @dataclass(frozen=True)
