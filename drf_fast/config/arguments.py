@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import tyro
 
-from drf_fast.config import methods, published, recipes, run_files, tags
+from drf_fast.config import published, recipes, run_files, tags
 from drf_fast.config.help import description, sectioned
 from drf_fast.config.options import SweepConfig, TrainConfig
 from drf_fast.config.tags import Role, Tag
-from drf_fast.config.training import run_folder, uses_adversary
+from drf_fast.config.training import run_folder, without_effect
 from drf_fast.config.values import refuse_unnamed_code, updated, without_code
 from drf_fast.errors import InputError
 from drf_fast.runtime.files import read_json, read_parsed
@@ -25,8 +25,6 @@ else:
 
 _T = TypeVar("_T")
 
-_DRF_FLAGS = frozenset(tags.having(TrainConfig, Tag.SOFT_BALL))
-_ADVERSARY_FLAGS = frozenset(tags.having(TrainConfig, Tag.ADVERSARY))
 _MOST_TOML = 2**16  # bytes; all settings together take two thousand
 _NOT_INHERITED = frozenset(tags.having(TrainConfig, Role.CALL, Tag.RENEWED))
 
@@ -95,12 +93,13 @@ def parse_train(words: list[str]) -> TrainConfig:
     """The configuration of ``drf-fast train``, merged with its TOML file, recipe or earlier run.
 
     Raises:
-        InputError: a bad file, an unknown recipe, or a flag that the method would ignore.
+        InputError: a bad file, an unknown recipe, or a flag or key that the method would ignore.
     """
-
-    config = merged(words)
+    config, file = _merged(words)
     check_places(config)
     refuse_ignored_flags(config, given(words))
+    if file is not None:
+        _refuse_ignored_keys(config, file)
     return config
 
 
@@ -123,13 +122,26 @@ def merged(
     Raises:
         InputError: a bad file or an unknown recipe.
     """
+    return _merged(words, command, start)[0]
+
+
+class _File(NamedTuple):
+    """A TOML file of settings, as read."""
+
+    path: Path
+    values: dict[str, Any]
+
+
+def _merged(
+    words: list[str], command: str = "train", start: TrainConfig | None = None
+) -> tuple[TrainConfig, _File | None]:
     published.refuse(words, _names(TrainConfig))
 
     def flags_over(base: TrainConfig) -> TrainConfig:
         return _cli(TrainConfig, command, words, default=base)
 
     if start is not None:
-        return _expanded(flags_over(start))
+        return _expanded(flags_over(start)), None
     config = _expanded(flags_over(TrainConfig()))
     path = config.config
     file = {} if path is None else read_toml(path)
@@ -151,7 +163,7 @@ def merged(
         config = with_recipe(_settings_of_saved_run(_expanded(config)))
     if recipe is not None and recipes.depends_on_sigma(str(recipe)):
         _say_nearest_sigma(str(recipe), config.sigma)
-    return _expanded(config)
+    return _expanded(config), None if path is None else _File(path, file)
 
 
 def given(words: list[str]) -> set[str]:
@@ -193,8 +205,8 @@ def _settings_of_saved_run(config: TrainConfig) -> TrainConfig:
     return updated(TrainConfig(), without_code(known), str(path))
 
 
-def refuse_ignored_flags(config: TrainConfig, given: set[str]) -> None:
-    """Refuse flags that have no effect with the chosen method.
+def refuse_ignored_flags(config: TrainConfig, given: set[str], source: str = "") -> None:
+    """Refuse flags that have no effect with the chosen method; ``source`` says where they stand.
 
     Raises:
         InputError: names the fields of ``given`` that the method or the data set would ignore.
@@ -205,21 +217,7 @@ def refuse_ignored_flags(config: TrainConfig, given: set[str]) -> None:
             "package: expected another --data, such as mnist, got none; name it, or leave "
             "--data-dir out"
         )
-    reasons: dict[str, str] = {}
-    if not uses_adversary(config):
-        flags = _ADVERSARY_FLAGS | _DRF_FLAGS
-        if methods.uses_adversary(config.method):
-            flags = flags - {"steps"}  # --steps 0 is what turned the adversary off
-        reasons |= dict.fromkeys(flags, f"{config.method} trains without an adversary here")
-    elif not config.drf:
-        reason = "part of the soft ball, which --no-drf (or the recipe) turns off"
-        reasons |= dict.fromkeys(_DRF_FLAGS, reason)
-        if config.method == "smoothmix":
-            reason = "without the soft ball its adversary has no ball"
-            reasons |= dict.fromkeys(("epsilon", "warmup_epochs"), reason)
-    for method, flags in methods.FLAGS.items():
-        if method != config.method:
-            reasons |= dict.fromkeys(flags, f"part of --method {method} alone")
+    reasons = without_effect(config)
     if "no_drf" in given:
         reasons.pop("drf", None)
     ignored = sorted(given & set(reasons))
@@ -227,6 +225,23 @@ def refuse_ignored_flags(config: TrainConfig, given: set[str]) -> None:
         flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
         why = "; ".join(dict.fromkeys(reasons[name] for name in ignored))
         raise InputError(
-            f"{flags} would have no effect with --method {config.method}: {why}; leave it out "
-            "or choose another method"
+            f"{source}{flags} would have no effect with --method {config.method}: {why}; leave it "
+            "out or choose another method"
         )
+
+
+def _refuse_ignored_keys(config: TrainConfig, file: _File) -> None:
+    """Refuse what a TOML file sets without effect, alone and with the flags over it.
+
+    A key with the value that holds without it, too, is no mistake.
+    """
+    usual = TrainConfig()
+    if config.recipe is not None:
+        usual = updated(usual, recipes.get(config.recipe, config.sigma), f"recipe {config.recipe}")
+    alone = updated(usual, file.values, str(file.path))
+    ignored = {
+        name for name in without_effect(alone) if getattr(alone, name) != getattr(usual, name)
+    }
+    if not alone.drf:
+        ignored.discard("drf")  # as --no-drf, which holds for any method
+    refuse_ignored_flags(config, ignored, f"{file.path}: ")

@@ -1,5 +1,6 @@
-"""The settings of every command: one dataclass per command, the one source of its flags, of the
-keys of a TOML file and of Python's keyword arguments. Nothing here imports torch."""
+"""The settings of every command: one dataclass per command, the one source of its flags and of
+Python's keyword arguments; TrainConfig also of the keys of a TOML file, which only train reads (and
+sweep, for its runs). Nothing here imports torch."""
 
 from __future__ import annotations
 

@@ -31,6 +31,8 @@ NOT_TRAINED = frozenset(tags.of(TrainConfig)) - frozenset(tags.having(TrainConfi
     "left_out",
 }
 
+_DRF_FLAGS = frozenset(tags.having(TrainConfig, Tag.SOFT_BALL))
+_ADVERSARY_FLAGS = frozenset(tags.having(TrainConfig, Tag.ADVERSARY))
 _MOST_EPSILON = 64.0  # published strengths from here on are counted in 0..255
 _MOST_SIGMA = 4  # larger ones are counted in 0..255
 
@@ -48,6 +50,26 @@ def uses_adversary(config: TrainConfig) -> bool:
 def uses_drf(config: TrainConfig) -> bool:
     """Whether this run's adversary has DRF's soft ball."""
     return config.drf and uses_adversary(config)
+
+
+def without_effect(config: TrainConfig) -> dict[str, str]:
+    """The settings that this run's method ignores, and why."""
+    reasons: dict[str, str] = {}
+    if not uses_adversary(config):
+        flags = _ADVERSARY_FLAGS | _DRF_FLAGS
+        if methods.uses_adversary(config.method):
+            flags = flags - {"steps"}  # --steps 0 is what turned the adversary off
+        reasons |= dict.fromkeys(flags, f"{config.method} trains without an adversary here")
+    elif not config.drf:
+        reason = "part of the soft ball, which --no-drf (or the recipe) turns off"
+        reasons |= dict.fromkeys(_DRF_FLAGS, reason)
+        if config.method == "smoothmix":
+            reason = "without the soft ball its adversary has no ball"
+            reasons |= dict.fromkeys(("epsilon", "warmup_epochs"), reason)
+    for method, flags in methods.FLAGS.items():
+        if method != config.method:
+            reasons |= dict.fromkeys(flags, f"part of --method {method} alone")
+    return reasons
 
 
 def method_label(config: TrainConfig) -> str:

@@ -12,7 +12,7 @@ import torch
 from drf_fast.config import tags
 from drf_fast.config.options import TrainConfig
 from drf_fast.config.tags import Role
-from drf_fast.config.training import steps_of_an_epoch
+from drf_fast.config.training import steps_of_an_epoch, without_effect
 from drf_fast.config.values import to_dict
 from drf_fast.runtime import processes
 from drf_fast.runtime.text import duration, number_of
@@ -28,11 +28,17 @@ _NOT_SETTINGS = frozenset(tags.having(TrainConfig, Role.SOURCE, Role.CALL))
 def show_settings(config: TrainConfig) -> None:
     """Print the settings before anything is measured, which takes long for a large network.
 
-    JSON is printed as a whole, by ``show``.
+    Without those that have no effect: ``--config`` refuses them. JSON is printed as a whole, by
+    ``show``.
     """
     if processes.rank() > 0 or config.json:
         return
-    lines = (_toml(key, value) for key, value in _settings(config).items() if value is not None)
+    ignored = without_effect(config)
+    lines = (
+        _toml(key, value)
+        for key, value in _settings(config).items()
+        if value is not None and key not in ignored
+    )
     print("\n".join(lines), flush=True)
 
 

@@ -183,6 +183,32 @@ def test_a_bad_file_names_the_key_and_what_was_expected(tmp_path, text, expected
     assert expected in str(caught.value) and "bad.toml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "words", "ignored"),
+    [
+        ('method = "gaussian"\nlambda0 = 2.0\nsteps = 9', [], "--lambda0, --steps"),
+        ("macer-lam = 3.0", [], "--macer-lam"),
+        ("drf = false\nkappa = 50", ["--sigma", "1"], "--kappa"),
+        ('recipe = "mnist-gaussian"\nepsilon = 0.5', [], "--epsilon"),
+        ('recipe = "mnist-smoothmix"\nepsilon = 3.0', [], "--epsilon"),
+        ("macer_lam = 3.0", ["--method", "macer"], None),  # a flag may complete the file
+        ("lambda0 = 2.0", ["--method", "gaussian"], None),  # or override it
+        ("lambda0 = 2.0", ["--no-drf"], None),
+        ('method = "gaussian"\ndrf = false\nlambda0 = 1.0', [], None),  # which hold anyway
+        ('recipe = "mnist-smoothmix"\nepsilon = 2.0', [], None),
+    ],
+)
+def test_a_key_of_a_file_that_the_method_ignores_is_refused_as_a_flag_is(
+    tmp_path, text, words, ignored
+):
+    file = write(tmp_path / "run.toml", text)
+    if ignored is None:
+        parse_train(["--config", file, *words])
+        return
+    with pytest.raises(InputError, match=rf"run\.toml: {ignored} would have no effect with "):
+        parse_train(["--config", file, *words])
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such file or directory; check --config"):
         parse_train(["--config", str(tmp_path / "none.toml")])

@@ -97,8 +97,8 @@ SETS = {
         "certify_n out max_steps save_every data_dir "
         f"timeout {CALL}",
     ),
-    "soft ball": (arguments._DRF_FLAGS, OF_THE_BALL),
-    "adversary": (arguments._ADVERSARY_FLAGS, "drf steps epsilon warmup_epochs grad_norm"),
+    "soft ball": (training._DRF_FLAGS, OF_THE_BALL),
+    "adversary": (training._ADVERSARY_FLAGS, "drf steps epsilon warmup_epochs grad_norm"),
     "stability": (methods.FLAGS["stability"], "stability_lam"),
     "macer": (methods.FLAGS["macer"], "macer_lam macer_gamma macer_beta macer_after_drop"),
     "smoothmix": (methods.FLAGS["smoothmix"], "mix_alpha mix_eta mix_step mix_warmup"),

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from drf_fast.commands.cli import main
+from drf_fast.config import recipes
 from drf_fast.config.arguments import parse_train, tomllib
+from drf_fast.config.training import uses_drf, without_effect
 from drf_fast.config.values import to_dict
+from drf_fast.training import dry_run
 
 FLAGS = [
     "--train-images", "40", "--batch-size", "8", "--num-samples", "1", "--steps", "1",
@@ -56,6 +59,21 @@ def test_the_settings_are_printed_before_anything_is_measured(here, capsys, monk
     assert differ == {"config", "dry_run", "threads", "normalize"}
     assert main(["train", *words, "--json"]) == 130
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [(name, ()) for name in recipes.NAMES]
+    + [(name, ("--no-drf",)) for name in recipes.NAMES if name.endswith("-drf")],
+)
+def test_the_settings_of_every_recipe_can_be_used_again(here, capsys, name, flags):
+    first = parse_train(["--recipe", name, *flags])
+    dry_run.show_settings(first)
+    (here / "again.toml").write_text(capsys.readouterr().out)
+    again = parse_train(["--config", str(here / "again.toml")])
+    differ = {key for key, value in to_dict(first).items() if to_dict(again)[key] != value}
+    assert differ <= {"config", "recipe", *without_effect(first)}
+    assert again.method == first.method and uses_drf(again) == uses_drf(first)
 
 
 def test_one_step_and_one_test_are_in_the_singular(here, capsys):
