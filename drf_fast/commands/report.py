@@ -58,6 +58,7 @@ def run(config: ReportConfig, *, fitting: bool = False) -> int:
         paper=True if config.table1 else None if config.paper else False,
         compare_groups=config.compare,
         radii=radii,
+        common=config.common,
     )
     _refuse_for_summary(config, summary)
     attacks, broken = curves_of(summary, found.attacks)

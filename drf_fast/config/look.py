@@ -180,6 +180,8 @@ class ReportConfig:
     up to the largest radius."""
     envelope: Annotated[bool, Role.CALL] = False
     """Add a row with the highest certified accuracy at each radius."""
+    common: Annotated[bool, Role.CALL] = False
+    """Restrict logs of different images to the images that all of them share."""
     plot: Annotated[Path | None, Role.PLACE] = None
     """Draw certified accuracy against radius to this PNG, PDF or SVG file."""
     plot_p: Annotated[Path | None, Role.PLACE] = None

@@ -6,14 +6,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from drf_fast.attacks.log import Attacked, AttackRow, differences
 from drf_fast.attacks.verdict import broken
 from drf_fast.certification.log import Log
-from drf_fast.report.groups import Group
+from drf_fast.report.groups import Group, restricted_to
 from drf_fast.report.intervals import clopper_pearson
 from drf_fast.report.summary import Summary
 from drf_fast.runtime.text import number_of
@@ -78,7 +77,10 @@ def curves_of(
             unknown = {idx for one in own for idx in one.images} - certified
             if unknown:
                 attacked = number_of(len(unknown), "attacked image")
-                warnings.append(f"{attacked} without a certificate in {log.path}: left out")
+                lack = (
+                    "not common to all logs, in" if summary.of_logs else "without a certificate in"
+                )
+                warnings.append(f"{attacked} {lack} {log.path}: left out")
             if not rows:
                 continue
             networks.append((rows, log))
@@ -126,20 +128,9 @@ def _curve(group: Group, networks: list[tuple[list[AttackRow], Log]]) -> AttackC
         lower, upper = 100.0 * np.array(bounds).T
     images = int(counts[:, :, 0].min())
     epsilon = np.array(epsilons)
-    attacked = tuple(_restricted_to(log, {row.idx for row in rows}) for rows, log in networks)
+    attacked = tuple(restricted_to(log, [row.idx for row in rows]) for rows, log in networks)
     group = dataclasses.replace(group, logs=attacked)
     return AttackCurve(group, images, epsilon, correct, undecided, certified, lower, upper)
-
-
-def _restricted_to(log: Log, images: set[int]) -> Log:
-    """The log restricted to these images."""
-    kept = np.isin(log.idx, list(images))
-    columns: dict[str, Any] = {
-        field.name: getattr(log, field.name)[kept]
-        for field in dataclasses.fields(Log)
-        if isinstance(getattr(log, field.name), np.ndarray)
-    }
-    return dataclasses.replace(log, **columns)
 
 
 def _points(rows: Sequence[AttackRow], log: Log) -> dict[float, tuple[int, int, int, int]]:

@@ -65,6 +65,7 @@ def as_dict(summary: Summary, envelope: bool = False) -> dict[str, Any]:
     return {
         "caption": caption(summary),
         "images": summary.images,
+        **({} if summary.of_logs is None else {"images_of_logs": summary.of_logs}),
         **settings,
         "radii": summary.radii,
         "missing": [

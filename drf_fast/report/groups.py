@@ -8,6 +8,7 @@ method whose training differs in more than the seed are separate groups, named b
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -122,8 +123,12 @@ def largest_radius(sigma: float, n: int, alpha: float) -> float:
     return 0.0 if tail >= 0.5 else -sigma * NormalDist().inv_cdf(tail)
 
 
-def group_logs(logs: Sequence[Log]) -> list[Group]:
+def group_logs(logs: Sequence[Log], *, any_images: bool = False) -> list[Group]:
     """Join shards and sort the logs into groups, in the order of their first log.
+
+    Args:
+        logs: certification logs.
+        any_images: the logs may be of different images of one data set.
 
     Raises:
         InputError: no log, a log given twice, or logs that cannot be joined or compared.
@@ -150,10 +155,46 @@ def group_logs(logs: Sequence[Log]) -> list[Group]:
         _refuse_same_network(group)
     for key in SETTINGS:
         _refuse_mixed(key, [log for log in logs if _knows(log, key)])
-    _refuse_other_images(logs)
+    if not any_images:
+        _refuse_other_images(logs)
     for group in groups:
         _refuse_above_cap(group)
     return groups
+
+
+def on_common_images(groups: Sequence[Group]) -> list[Group]:
+    """The groups with their logs restricted to the images that all of them hold.
+
+    Raises:
+        InputError: there is no such image, or two logs give one different labels.
+    """
+    first, *others = (log for group in groups for log in group.logs)
+    common = first.idx
+    for log in others:
+        common = np.intersect1d(common, log.idx)
+        if not common.size:
+            raise InputError(
+                f"--common leaves no image: expected images that all logs hold, got none that "
+                f"{log.path} ({_images(log)}) shares with the logs before it, from {first.path} "
+                f"({_images(first)}) on; leave one of them out"
+            )
+    restricted = [
+        dataclasses.replace(group, logs=tuple(restricted_to(log, common) for log in group.logs))
+        for group in groups
+    ]
+    _refuse_other_images([log for group in restricted for log in group.logs])
+    return restricted
+
+
+def restricted_to(log: Log, images: Sequence[int] | np.ndarray) -> Log:
+    """The log with the lines of these images alone."""
+    kept = np.isin(log.idx, images)
+    columns: dict[str, Any] = {
+        field.name: getattr(log, field.name)[kept]
+        for field in dataclasses.fields(Log)
+        if isinstance(getattr(log, field.name), np.ndarray)
+    }
+    return dataclasses.replace(log, **columns)
 
 
 def _refuse_mixed_kinds(logs: Sequence[Log]) -> None:
@@ -283,10 +324,12 @@ def _refuse_other_images(logs: Sequence[Log]) -> None:
     for log in logs[1:]:
         other = np.argsort(log.idx)
         if not np.array_equal(first.idx[order], log.idx[other]):
+            shared = np.intersect1d(first.idx, log.idx).size
+            common = "report on those that all logs share with --common, " if shared else ""
             raise InputError(
                 f"cannot compare {first.path} ({_images(first)}) with {log.path} ({_images(log)}): "
-                "expected the same images in each log; certify the same images, or report them "
-                "separately"
+                f"expected the same images in each log; certify the same images, {common}or report "
+                "them separately"
             )
         differ = np.flatnonzero(first.label[order] != log.label[other])
         if differ.size:

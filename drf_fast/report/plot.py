@@ -206,7 +206,8 @@ def _title(summary: Summary) -> str:
     n, alpha = summary.setting("n"), summary.setting("alpha")
     data = summary.setting("data")
     images = images_of(data, summary.images)
-    incomplete = " (incomplete)" if summary.missing else ""
+    which = " (in all logs)" if summary.of_logs else ""
+    which += " (incomplete)" if summary.missing else ""
     terms = "" if n is None else f", n = {n:,}"
     terms += "" if alpha is None else f", α = {alpha}"
-    return style.literal(images + incomplete + terms)
+    return style.literal(images + which + terms)

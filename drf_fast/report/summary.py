@@ -10,7 +10,7 @@ import numpy as np
 
 from drf_fast.certification.log import Log
 from drf_fast.report.compare import Comparison, compare
-from drf_fast.report.groups import Group, group_logs
+from drf_fast.report.groups import Group, group_logs, on_common_images
 from drf_fast.report.intervals import clopper_pearson
 from drf_fast.report.paper import PaperRow, paper_row
 from drf_fast.report.shards import Missing
@@ -61,6 +61,8 @@ class Summary:
         groups: one entry per method and sigma.
         radii: those requested, or 0, 0.25, ... up to the largest radius of a correct prediction.
         images: number of images in each log.
+        of_logs: the smallest and the largest number of images that the logs hold, if the report is
+            on fewer, those that all of them share; else None.
         missing: images and shards that the logs lack.
         predictions: whether the logs are of PREDICT: nothing is certified, ``certified`` has the
             accuracy only, at radius 0, and the ACR has no meaning.
@@ -71,6 +73,7 @@ class Summary:
     images: int
     missing: tuple[Missing, ...] = ()
     predictions: bool = False
+    of_logs: tuple[int, int] | None = None
 
     @property
     def envelope(self) -> tuple[tuple[float, GroupSummary], ...]:
@@ -121,6 +124,7 @@ def summarize(
     paper: bool | None = None,
     compare_groups: bool = False,
     radii: Sequence[float] | None = None,
+    common: bool = False,
 ) -> Summary:
     """Group logs by method and sigma and average each group over its seeds.
 
@@ -131,12 +135,16 @@ def summarize(
             configuration).
         compare_groups: add the paired difference of each other group to the first.
         radii: radii of certified accuracy; ``None``: chosen from the logs.
+        common: restrict logs of different images to those that all of them share.
 
     Raises:
         InputError: logs that cannot be joined or compared: different images, n, alpha, budget or
             data set, or logs with and without configuration in one group.
     """
-    groups = group_logs(logs)
+    groups = group_logs(logs, any_images=common)
+    lacks = tuple(lack for group in groups for lack in group.missing())
+    sizes = [len(log) for group in groups for log in group.logs]
+    groups = on_common_images(groups) if common else groups
     joined = [log for group in groups for log in group.logs]
     predictions = joined[0].predictions
     if predictions:
@@ -151,8 +159,11 @@ def summarize(
         )
         for group in groups
     )
-    lacks = tuple(lack for group in groups for lack in group.missing())
-    return Summary(entries, radii, len(joined[0]), lacks, predictions)
+    images, of_logs = len(joined[0]), (min(sizes), max(sizes))
+    if max(sizes) == images:
+        return Summary(entries, radii, images, lacks, predictions)
+    # What a log lacks is no common image.
+    return Summary(entries, radii, images, (), predictions, of_logs)
 
 
 def _usual_radii(logs: Sequence[Log]) -> tuple[float, ...]:

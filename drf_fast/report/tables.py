@@ -88,7 +88,7 @@ def caption(summary: Summary, details: bool = False) -> str:
         else "ACR and certified accuracy in % at L2 radius r (pixel units)"
     )
     parts = [
-        f"{what}: {images_of(data, summary.images)}",
+        f"{what}: {images_of(data, summary.images)}{_of_logs(summary)}",
         _terms(summary)
         + (f", budget {budget}{_stop(summary)}" if budget not in (None, "fixed") else "")
         + (", sound in floating point" if summary.setting("sound") else ""),
@@ -134,6 +134,14 @@ def caption(summary: Summary, details: bool = False) -> str:
         )
     incomplete = f"INCOMPLETE: {incompleteness(summary)}. " if summary.missing else ""
     return incomplete + "; ".join(parts) + "."
+
+
+def _of_logs(summary: Summary) -> str:
+    if summary.of_logs is None:
+        return ""
+    least, most = (f"{size:,}" for size in summary.of_logs)
+    hold = f"{least} to {most}" if least != most else least
+    return f", those that all logs share (each holds {hold})"
 
 
 def _terms(summary: Summary) -> str:

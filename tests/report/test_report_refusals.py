@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from report_logs import CONFIG, FIRST, field, ours, run, summary_of
+from report_logs import CONFIG, FIRST, SECOND, field, ours, run, summary_of
 
 from drf_fast.certification.log import CertificationLog, Row, read_log
+from drf_fast.commands.cli import main
 from drf_fast.errors import InputError
-from drf_fast.report import summarize
+from drf_fast.report import plot, summarize
 from drf_fast.report.export import as_dict
 from drf_fast.report.groups import group_logs, largest_radius
 from drf_fast.report.shards import fullest
@@ -176,6 +177,45 @@ def test_different_images_are_not_compared(tmp_path, certificates, first_idx, me
     b = ours(tmp_path / "b.tsv", certificates, first_idx, method=method)
     with pytest.raises(InputError, match=message):
         summary_of(a, b)
+
+
+@pytest.mark.parametrize("method", ["gaussian", "macer"], ids=["one group", "two groups"])
+def test_logs_of_different_images_are_compared_on_those_that_they_share(tmp_path, capsys, method):
+    few = ours(tmp_path / "few.tsv", FIRST[1:3], first_idx=1)
+    many = ours(tmp_path / "many.tsv", SECOND, method=method, indices_total=6, skip=1)
+    with pytest.raises(InputError, match="report on those that all logs share with --common"):
+        run([few, many])
+    alone = summary_of(ours(tmp_path / "alone.tsv", SECOND[1:3], first_idx=1)).groups[0]
+    summary = summary_of(many, few, common=True)
+    assert summary.images == 2 and summary.of_logs == (2, 5) and summary.missing == ()
+    assert summary.groups[0].acr[0] == alone.acr_mean == 0.0625  # by hand: (0 + 0.125) / 2
+    assert "2 images of mnist-mini (in all logs), n = 1,000" in plot._title(summary)
+    assert run([many, few], common=True, details=True) == 0
+    shown = capsys.readouterr()
+    assert "2 images of mnist-mini, those that all logs share (each holds 2 to 5);" in shown.out
+    assert "INCOMPLETE" not in shown.out and "incomplete" not in shown.err
+    assert main(["report", str(many), str(few), "--common", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images_of_logs"] == [2, 5]
+
+
+def test_common_changes_nothing_where_all_logs_hold_the_same_images(tmp_path):
+    paths = [ours(tmp_path / f"{name}.tsv", indices_total=6, skip=1) for name in "ab"]
+    alike, common = (summary_of(*paths, common=common) for common in (False, True))
+    assert caption(alike) == caption(common) and common.of_logs is None
+    assert len(common.missing) == 2
+
+
+def test_common_refuses_logs_without_common_images_and_with_other_labels(tmp_path):
+    a = ours(tmp_path / "a.tsv")
+    apart = ours(tmp_path / "b.tsv", first_idx=5)
+    with pytest.raises(InputError, match=r"--common leaves no image: .* from 5 to 9"):
+        summary_of(a, apart, common=True)
+    with pytest.raises(InputError) as caught:
+        summary_of(a, apart)
+    assert "--common" not in str(caught.value)
+    other = ours(tmp_path / "c.tsv", [(3, 3, 1.0), (9, 1, 0.5)])
+    with pytest.raises(InputError, match="one data set, got label 1 and label 9 for image 1"):
+        summary_of(a, other, common=True)
 
 
 def test_a_log_given_twice_does_not_count_as_two_seeds(tmp_path):
