@@ -66,6 +66,11 @@ class Group:
         return setting(self.logs[0], key)
 
     @property
+    def largest(self) -> float:
+        """The largest certified radius, of wrong predictions too."""
+        return max(float(log.radius.max()) for log in self.logs)
+
+    @property
     def cap(self) -> float | None:
         """The largest radius that n, alpha and sigma allow; ``None`` if one is unknown."""
         n, alpha = self.setting("n"), self.setting("alpha")

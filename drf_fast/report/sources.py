@@ -7,18 +7,22 @@ with a warning. Of several certification logs of one network in a folder one is 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
+import gzip
 import itertools
 import os
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from drf_fast.attacks.log import Attacked, differences, is_attack_log, read_attacked
 from drf_fast.certification.log import Log, is_log, read_log
+from drf_fast.certification.log.rows import is_header
 from drf_fast.certification.log.sidecar import MOST_LOG
 from drf_fast.config import run_files
 from drf_fast.errors import InputError
@@ -31,6 +35,7 @@ _NEVER_LOGS = {
 }  # fmt: skip
 _TABLES_OF_A_SWEEP = {run_files.RUNS, run_files.SUMMARY_TABLE}
 _MOST_NAMED = 5
+_LONGEST_HEADER = 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Found:
         """Sentences for the user."""
         said = [warning for log in self.logs for warning in log.warnings]
         said += self.choices
+        said += _copies(self.logs)
         if self.skipped:
             names = ", ".join(map(str, self.skipped[:_MOST_NAMED]))
             more = len(self.skipped) - _MOST_NAMED
@@ -56,7 +62,12 @@ class Found:
             files = (
                 "1 file that is no log" if one else f"{len(self.skipped)} files that are no logs"
             )
-            said.append(f"skipped {files}: {names}" + (f" and {more} more" if more > 0 else ""))
+            packed = any(path.suffix == ".gz" for path in self.skipped)
+            said.append(
+                f"skipped {files}: {names}"
+                + (f" and {more} more" if more > 0 else "")
+                + ("; to report on a packed log unpack it" if packed else "")
+            )
         return said
 
 
@@ -92,6 +103,23 @@ def read_all(words: Sequence[str | Path]) -> Found:
         skipped += [path for path in others if path not in attacks]
     attacked = tuple(read_attacked(path) for path in dict.fromkeys(attacks))
     return Found(tuple(logs), tuple(dict.fromkeys(skipped)), attacked, tuple(choices))
+
+
+def _copies(logs: Sequence[Log]) -> list[str]:
+    """Sentences on logs without a configuration that have the same lines, times included."""
+    seen: dict[tuple[bytes, ...], Path] = {}
+    said = []
+    for log in logs:
+        if log.config is not None:  # it names its network
+            continue
+        columns = (log.idx, log.label, log.predict, log.radius, log.seconds)
+        first = seen.setdefault(tuple(column.tobytes() for column in columns), log.path)
+        if first != log.path:
+            said.append(
+                f"{first} and {log.path} have the same lines: if one is a copy of the other, leave "
+                "it out, or it counts as another network"
+            )
+    return said
 
 
 def _one_of_each_network(logs: Sequence[Log]) -> tuple[list[Log], list[str]]:
@@ -211,11 +239,21 @@ def _below(folder: Path, recursive: bool = True) -> list[Path]:
     return sorted(path for path in found if not path.name.startswith("."))
 
 
+def _is_packed_log(path: Path) -> bool:
+    if path.suffix.lower() != ".gz":
+        return False
+    with contextlib.suppress(OSError, EOFError, zlib.error), gzip.open(path) as content:
+        return is_header(content.readline(_LONGEST_HEADER).decode("utf-8-sig", errors="replace"))
+    return False
+
+
 def _split_logs(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """(logs, other files that might be meant as logs), without parts of an unfinished log."""
     logs, others = [], []
     for path in files:
-        if path.suffix.lower() in _NEVER_LOGS or "tfevents" in path.name:
+        if path.suffix.lower() in _NEVER_LOGS and not _is_packed_log(path):
+            continue
+        if "tfevents" in path.name:
             continue
         if path.name in _TABLES_OF_A_SWEEP and path.with_name(run_files.SWEEP).exists():
             continue

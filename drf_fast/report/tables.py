@@ -14,6 +14,7 @@ from drf_fast.runtime.text import images_of, rounded_down
 
 Table = tuple[list[str], list[list[str]]]
 ENVELOPE = "best at each radius"
+_MOST_SIGMAS = 9.0  # Phi^-1 of the largest double below 1 is 8.2
 _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {
@@ -120,6 +121,12 @@ def caption(summary: Summary, details: bool = False) -> str:
         plain = budget in (None, "fixed") and not summary.setting("sound")
         formula = " sigma*Phi^-1(alpha^(1/n))" if plain else ""
         parts.append(f"largest possible radius{formula}: {listed}, {by}")
+    parts += [
+        f"{group.in_words} has a radius of {group.largest / group.sigma:.0f} sigma, more than any "
+        "number of samples proves: give radii and sigma in pixel units"
+        for group in (entry.group for entry in summary.groups)
+        if group.sigma is not None and group.largest > _MOST_SIGMAS * group.sigma
+    ]
     if any(entry.abstained is None for entry in summary.groups):
         parts.append("abstentions of methods certified with --skip-wrong are unknown")
     if details:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -154,7 +155,65 @@ def test_a_mark_before_the_text_and_windows_line_ends_are_read(tmp_path, capsys)
     assert "0.300" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            f"{HEADER}0\t3\t3\t0.3\t1\t1\n".replace("\t", ","),
+            "got 'idx,label,.*; write it with these",
+        ),
+        (
+            "idx\tpredict\tlabel\tradius\tcorrect\ttime\n",
+            r"got 'idx\\tpredict.*; write it with these",
+        ),
+        (f"{HEADER}0\t3\t3\t0.3\t1\t1\n".replace("\n", "\r"), r"got 'idx\\tlabel.*time\\r0\\t3"),
+        ("0.0\t0.99\n", r"got '0\.0\\t0\.99'; check the path"),
+        (f"{HEADER}0\t3\t3\t0,3\t1\t1\n", "expected a number with a decimal point, got '0,3'"),
+        (f"{HEADER}0\t3\t-1\t-1\t0\t1\n", "expected radius 0 for an abstention .* got -1.0"),
+        (f"{HEADER}0\t3\t-1\tnan\t0\t1\n", "expected radius 0 for an abstention .* got nan"),
+        (f"{HEADER}0\t3\t3\tnan\t1\t1\n", "finite radius.*; restore or correct the log"),
+        (gzip.compress(HEADER.encode()), "expected UTF-8 text, got a gzip file; unpack it"),
+        (b"PK\x03\x04\xff", "expected UTF-8 text, got a zip file; unpack it"),
+        (HEADER.encode("utf-16"), "expected UTF-8 text, got UTF-16; save it as UTF-8"),
+        (b"\xff\x00", "expected UTF-8 text, got binary data; check the path"),
+    ],
+)
+def test_what_cannot_be_read_is_explained_in_one_sentence(tmp_path, content, message):
+    path = tmp_path / "m_sigma0.50.tsv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message) as caught:
+        read_log(path)
+    assert not set("\n\r\t") & set(str(caught.value))
+
+
+def test_radii_and_a_sigma_of_different_units_are_pointed_out(tmp_path, capsys):
+    words = "m at sigma = 0.5 has a radius of 255 sigma"
+    for radius, said in (("127.5", True), ("4", False)):
+        assert run([published(tmp_path / "m_sigma0.50.tsv", float(radius))]) == 0
+        assert (words in capsys.readouterr().out) == said
+
+
 # ---------------------------------------------------------------- what lies beside logs
+
+
+def test_a_packed_log_in_a_folder_is_named(tmp_path, capsys):
+    path = published(tmp_path / "m_sigma0.50_seed1.tsv")
+    (tmp_path / "m_sigma0.50_seed2.tsv.gz").write_bytes(gzip.compress(path.read_bytes()))
+    (tmp_path / "labels.gz").write_bytes(gzip.compress(b"data"))
+    (tmp_path / "torn.gz").write_bytes(b"\x1f\x8b\x08\x00")
+    assert run([tmp_path]) == 0
+    err = capsys.readouterr().err
+    assert "skipped 1 file that is no log:" in err and "seed2.tsv.gz; to report on a packed" in err
+
+
+def test_a_copy_without_configuration_is_pointed_out(tmp_path, capsys):
+    one = published(tmp_path / "m_sigma0.50_seed1.tsv")
+    two = published(tmp_path / "m_sigma0.50_seed2.tsv")
+    assert run([one, two]) == 0
+    assert f"warning: {one} and {two} have the same lines: if one is" in capsys.readouterr().err
+    published(two, time="0:00:02")
+    assert run([one, two]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_other_files_of_a_folder_are_named_and_skipped(tmp_path, capsys):

@@ -107,10 +107,12 @@ def parse_rows(path: Path, text: str) -> Parsed:
     """
     lines = [line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")]
     if not is_header(lines[0]):
+        alike = "label" in lines[0].lower()  # a log perhaps, in another layout
+        fix = "write it with these columns in this order" if alike else "check the path"
         raise InputError(
             f"{path} is not a certification log: expected the tab-separated header "
             f"{' '.join(FIELD_COLUMNS)} (or, of predictions, {' '.join(PREDICT_COLUMNS)}), got "
-            f"'{lines[0][:80]}'; check the path"
+            f"{lines[0][:80]!r}; {fix}"
         )
     parsed = Parsed(tuple(lines[0].split("\t")), [])
     corrects: list[str] = []
@@ -140,7 +142,8 @@ def parse_rows(path: Path, text: str) -> Parsed:
 
 def _malformed(path: Path, number: int, problem: str) -> InputError:
     return InputError(
-        f"{path}: line {number} is malformed: {problem}; restore the log or certify again"
+        f"{path}: line {number} is malformed: {problem}; restore or correct the log, or certify "
+        "again"
     )
 
 
@@ -213,7 +216,8 @@ def read_number(text: str) -> float:
             return float(text)
     except ValueError:
         pass
-    raise ValueError(f"expected a number, got {text[:40]!r}")
+    comma = " with a decimal point" if "," in text else ""
+    raise ValueError(f"expected a number{comma}, got {text[:40]!r}")
 
 
 def _problem(row: Row, sampled: bool = True) -> str | None:
@@ -223,10 +227,10 @@ def _problem(row: Row, sampled: bool = True) -> str | None:
             "expected idx and label of 0 or more and predict of -1 or more, got "
             f"{row.idx}, {row.label}, {row.predict}"
         )
+    if row.predict == -1 and row.radius != 0:
+        return f"expected radius 0 for an abstention (predict -1), got {row.radius}"
     if not 0 <= row.radius <= LARGEST_RADIUS:
         return f"expected a finite radius of 0 or more, got {row.radius}"
-    if row.predict == -1 and row.radius > 0:
-        return f"expected radius 0 for an abstention (predict -1), got {row.radius}"
     if not 0 <= row.seconds <= _LONGEST:
         return f"expected a time of 0 s or more, got {row.seconds}"
     if sampled and not 0 <= row.count <= row.n:

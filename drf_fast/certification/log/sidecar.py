@@ -14,6 +14,14 @@ from drf_fast.runtime.files import explained, read_file, read_json
 
 # Keys that may differ when a log is resumed: the environment of the first run, and of later ones.
 ENVIRONMENT, ENVIRONMENTS_RESUMED = "environment", "environments_resumed"
+_OTHER_FORMATS = {  # by the bytes that they begin with
+    b"\x1f\x8b": "a gzip file; unpack it",
+    b"PK\x03\x04": "a zip file; unpack it",
+    b"BZh": "a bzip2 file; unpack it",
+    b"\xfd7zXZ": "an xz file; unpack it",
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+}
 MOST_LOG = 2**28  # bytes: a log of three million images
 _CHECK = "check the path and its permissions"
 _CERTIFICATES = "certificates"  # the log with which an attack was compared last
@@ -103,6 +111,6 @@ def decode(path: Path, content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")  # some editors on Windows add a byte order mark
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is no log: expected text, got binary data; check the path"
-        ) from error
+        known = (said for start, said in _OTHER_FORMATS.items() if content.startswith(start))
+        said = next(known, "binary data; check the path")
+        raise InputError(f"{path} is no log: expected UTF-8 text, got {said}") from error
