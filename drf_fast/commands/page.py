@@ -76,7 +76,8 @@ def _training(summary: Summary) -> dict[str, list[Mapping[str, Any]]]:
         for log in entry.group.logs:
             rows = read_metrics(log.path.parent)
             seed = ((log.config or {}).get("training") or {}).get("seed")
-            name = entry.group.label + (f", seed {seed}" if len(entry.group.logs) > 1 else "")
+            which = log.path.parent.name if seed is None else f"seed {seed}"
+            name = entry.group.label + (f", {which}" if len(entry.group.logs) > 1 else "")
             if rows:
                 runs[name] = list(rows)
     return runs

@@ -18,8 +18,8 @@ from drf_fast.report.summary import Summary
 from drf_fast.runtime.text import number_of
 
 UNDER_ATTACK = (
-    "Under attack: accuracy in % within each L2 epsilon, an abstention of PREDICT counted as "
-    "wrong; undecided: no wrong class but an abstention; certified: of the same images."
+    "Under attack: accuracy in % within each L2 epsilon (pixel units), an abstention of PREDICT "
+    "counted as wrong; undecided: no wrong class but an abstention; certified: of the same images."
 )
 
 

@@ -13,7 +13,7 @@ from drf_fast.report.attacks import AttackCurve
 from drf_fast.report.compare import resample, statistics
 from drf_fast.report.intervals import LEVEL
 from drf_fast.report.plot import Curve, closed, curve, ecdf, nines, nines_ticks, over_images
-from drf_fast.report.summary import GroupSummary, Summary, certified_accuracy
+from drf_fast.report.summary import QUANTILES, GroupSummary, Summary, certified_accuracy
 from drf_fast.report.tables import probability
 
 _MOST_STEPS = 400  # of a curve; more cannot be seen on a screen
@@ -69,7 +69,7 @@ def certified(summary: Summary, attacks: Sequence[AttackCurve]) -> Chart:
             line = _line(i, name, r, mean, shape="vh")
             data.append({**line, "line": {**line["line"], "dash": "dot", "width": 1.2}})
     about = (
-        "The share of test images that are classified correctly and whose class provably cannot be "
+        "The share of images that are classified correctly and whose class provably cannot be "
         "changed by moving the pixels less than r (L2)."
     )
     if attacks:
@@ -136,11 +136,13 @@ def acr(summary: Summary) -> Chart:
         [entry.group.label, f"{mean:.3f}", f"{low:.3f}", f"{high:.3f}"]
         for entry, mean, low, high in zip(summary.groups, means, lows, highs, strict=True)
     ]
+    of = [len(entry.acr) for entry in summary.groups]
+    seeds = " and seeds" if max(of) > 1 else ""
+    seeds += " (over images alone with one seed)" if min(of) == 1 < max(of) else ""
     about = (
         "The average certified radius, 0 counted where the class is wrong, with 95 % bootstrap "
-        "intervals over images" + (" and seeds." if max(map(len, (e.acr for e in summary.groups)))
-                                   > 1 else ".")
-    )  # fmt: skip
+        f"intervals over images{seeds}."
+    )
     header = ["method", "ACR", "from", "to"]
     return Chart("acr", "Average certified radius", about, [trace], layout, header, body)
 
@@ -168,10 +170,16 @@ def p_lower(summary: Summary) -> Chart | None:
     axis = {"tickvals": [float(nines(p)) for p in ticks], "ticktext": [f"{p:.9g}" for p in ticks]}
     layout = _layout("p_lower of the true class", "images with at most this p_lower (%)",
                      yaxis={"range": [0, 100]}, xaxis=axis)  # fmt: skip
-    header = ["method", "10 %", "25 %", "50 %", "75 %", "90 %"]
+    header = ["method", *(f"p {100 * q:g} %" for q in QUANTILES)]
     about = (
         "How sure the classifier provably is of the true class: at the left the images of which "
         "nothing is certified. The ACR rewards easy images, this shows the hard ones too."
+    )
+    if max(len(entry.acr) for entry in summary.groups) > 1:
+        about += " Bands: lowest to highest seed."
+    about += (
+        " In the numbers, q % of images have a p_lower of at most that in column p q % (- where "
+        "nothing is certified)."
     )
     return Chart("p_lower", "Distribution of p_lower", about, data, layout, header, body)
 

@@ -23,6 +23,7 @@ from drf_fast.runtime.text import images_of, number_of, rounded_down
 from drf_fast.version import __version__
 
 NEEDS = ("jinja2", "plotly")
+_IMAGES = {"test": "test image", "train": "training image"}  # by split
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def write(
     if summary.missing:
         warnings = [*warnings, f"incomplete: {incompleteness(summary)}"]
     shown = [charts.certified(summary, attacks), charts.acr(summary), charts.p_lower(summary)]
+    tables = _tables(summary, attacks)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -104,7 +106,8 @@ def write(
         warnings=warnings,
         charts=[chart for chart in shown if chart is not None],
         training=charts.training(training or {}),
-        tables=_tables(summary, attacks),
+        tables=tables,
+        bold=_meaning_of_bold(summary, tables),
         caption=caption(summary) + (f" {UNDER_ATTACK}" if attacks else ""),
         gallery=gallery,
         attacked=any(one.attacked for one in gallery),
@@ -129,12 +132,11 @@ def figures(summary: Summary, attacks: Sequence[AttackCurve]) -> list[tuple[str,
         (f"{share:.1f} %", f"certified right within {radius:g}" if radius else "certified right"),
     ]
     if attacks:
-        found.append(
-            (
-                f"{attacks[0].correct[-1]:.1f} %",
-                f"right under attack within {attacks[0].epsilon[-1]:g}",
-            )
-        )
+        (attack,) = attacks
+        few = attack.images < summary.images
+        of = f", of {number_of(attack.images, 'image')}" if few else ""
+        said = f"right under attack within {attack.epsilon[-1]:g}{of}"
+        found.append((f"{attack.correct[-1]:.1f} %", said))
     if entry.abstained is not None:
         found.append((f"{entry.abstained:.1f} %", "abstentions"))
     return found
@@ -144,8 +146,8 @@ def words(entry: GroupSummary, summary: Summary, attacks: Sequence[AttackCurve])
     """A group's results, in sentences."""
     radius = _telling_radius(entry, summary)
     at = summary.radii.index(radius)
-    data = summary.setting("data")
-    images = images_of(data, summary.images, "test image")
+    data, split = summary.setting("data"), summary.setting("split")
+    images = images_of(data, summary.images, _IMAGES.get(str(split), "image"))
     seeds = f" and {len(entry.acr)} training seeds" if len(entry.acr) > 1 else ""
     share = f"{entry.certified[at]:.1f} %"
     kept = (
@@ -186,9 +188,20 @@ def _tables(summary: Summary, attacks: Sequence[AttackCurve]) -> list[dict[str, 
     return found
 
 
+def _meaning_of_bold(summary: Summary, tables: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence on the cells in bold, if there are any."""
+    if not any(best for row in tables[0]["rows"] for _, best in row):
+        return ""
+    sigmas = {entry.group.sigma for entry in summary.groups}
+    several = 1 < len(sigmas) < len(summary.groups)
+    return "Bold: the best of a column" + (" at its sigma." if several else ".")
+
+
 def _settings(entry: GroupSummary) -> list[tuple[str, str]]:
     """Settings of certification, training and environment of a group's first log, flat."""
-    flat: list[tuple[str, str]] = [("log", str(entry.group.logs[0].path.name))]
+    logs = entry.group.logs
+    key = "log" if len(logs) == 1 else f"log, the first of {len(logs)}"
+    flat: list[tuple[str, str]] = [(key, logs[0].path.name)]
 
     def add(prefix: str, values: Mapping[str, Any]) -> None:
         for key, value in values.items():
@@ -197,15 +210,18 @@ def _settings(entry: GroupSummary) -> list[tuple[str, str]]:
             else:
                 flat.append((prefix + key, "-" if value is None else str(value)))
 
-    add("", entry.group.logs[0].config or {})
+    add("", logs[0].config or {})
     return flat
 
 
 def _title(summary: Summary) -> str:
-    names = [entry.group.label for entry in summary.groups]
+    groups = [entry.group for entry in summary.groups]
+    if len(groups) > 1 and len({group.name for group in groups}) == 1:
+        return f"{groups[0].name}, σ = {', '.join(group.sigma_text for group in groups)}"
+    names = [group.label for group in groups]
     shared = ""
-    if len({entry.group.sigma for entry in summary.groups}) == 1:  # then only in the title
-        names = [entry.group.name for entry in summary.groups]
-        shared = summary.groups[0].group.label.removeprefix(names[0])
+    if len({group.sigma for group in groups}) == 1:  # then only in the title
+        names = [group.name for group in groups]
+        shared = groups[0].label.removeprefix(names[0])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more + shared

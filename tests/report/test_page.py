@@ -23,7 +23,7 @@ from drf_fast.report import charts, page
 from drf_fast.report.attacks import curves_of
 from drf_fast.report.plot import curve
 from drf_fast.report.sources import read_all
-from drf_fast.report.summary import certified_accuracy, summarize
+from drf_fast.report.summary import Summary, certified_accuracy, summarize
 
 
 def test_it_is_one_file_that_fetches_nothing(written_page):
@@ -133,6 +133,62 @@ def test_words_say_the_largest_radius_that_half_of_the_images_keep(page_run):
     assert f"{share} of the images are certified right." in page.words(weak, summary, ())
 
 
+@pytest.mark.parametrize(
+    ("split", "images"),
+    [("test", " test images"), ("train", " training images"), (None, " images"), ([], " images")],
+)
+def test_words_call_the_images_by_their_split(page_run, split, images):
+    log = read_log(page_run / "certificates.tsv")
+    log = dataclasses.replace(log, config={**(log.config or {}), "split": split})
+    summary = summarize([log], paper=False)
+    assert f"over 30{images} of mnist-mini" in page.words(summary.groups[0], summary, ())
+
+
+def test_title_and_bold_of_several_sigmas(page_run, tmp_path):
+    log = read_log(page_run / "certificates.tsv")
+
+    def summary_of(*named: tuple[str, float]) -> Summary:
+        logs = [
+            dataclasses.replace(
+                log, name=name, path=tmp_path / f"{at}.tsv", radius=log.radius * sigma,
+                config={**(log.config or {}), "sigma": sigma, "checkpoint_sha256": str(at)},
+            )
+            for at, (name, sigma) in enumerate(named)
+        ]  # fmt: skip
+        return summarize(logs, paper=False)
+
+    def bold(summary: Summary) -> str:
+        return page._meaning_of_bold(summary, page._tables(summary, ()))
+
+    one, two = summary_of(("a", 1.0)), summary_of(("a", 0.5), ("a", 1.0))
+    assert bold(one) == "" and bold(two) == "Bold: the best of a column."
+    assert page._title(two) == "a, σ = 0.5, 1"
+    weak = dataclasses.replace(log, name="b", path=tmp_path / "b.tsv", radius=log.radius / 2)
+    weak = dataclasses.replace(weak, config={**(log.config or {}), "checkpoint_sha256": "b"})
+    strong = dataclasses.replace(log, name="a", path=tmp_path / "a.tsv")
+    other = dataclasses.replace(
+        strong, path=tmp_path / "c.tsv", config={**(log.config or {}), "sigma": 1.0}
+    )
+    mixed = summarize([strong, weak, other], paper=False)
+    assert bold(mixed) == "Bold: the best of a column at its sigma."
+    assert page._title(mixed) == "a, σ = 0.5, b, σ = 0.5, a, σ = 1"
+
+
+def test_training_curves_of_seeds_without_a_recorded_one_are_all_shown(page_run, tmp_path):
+    from drf_fast.commands.page import _training
+
+    log = read_log(page_run / "certificates.tsv")
+    logs = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        shutil.copy(page_run / "metrics.jsonl", tmp_path / name)
+        logs.append(
+            dataclasses.replace(log, config=None, name="m", path=tmp_path / name / "a_sigma0.5.tsv")
+        )
+    summary = summarize(logs, paper=False)
+    assert list(_training(summary)) == ["m, σ = 0.5, first", "m, σ = 0.5, second"]
+
+
 def test_the_numbers_to_remember_are_those_of_the_words_and_the_report(page_run, tmp_path):
     found = read_all([page_run])
     summary = summarize(found.logs, paper=False)
@@ -140,7 +196,7 @@ def test_the_numbers_to_remember_are_those_of_the_words_and_the_report(page_run,
     entry = summary.groups[0]
     shown = dict((name, value) for value, name in page.figures(summary, attacks))
     assert shown["average certified radius"] == f"{entry.acr_mean:.3f}"
-    assert shown["right under attack within 1.5"] == f"{attacks[0].correct[-1]:.1f} %"
+    assert shown["right under attack within 1.5, of 10 images"] == f"{attacks[0].correct[-1]:.1f} %"
     assert shown["abstentions"] == f"{entry.abstained:.1f} %" and len(shown) == 4
     said = page.words(entry, summary, attacks)
     assert all(value in said for value in shown.values())
