@@ -26,7 +26,7 @@ def noisy_levels(
     whole levels commutes with rounding, so these are the Gaussian-smoothed images of a classifier
     that rounds its input to levels first, and certificates hold for the program as it runs, which
     ``noisy_repeat`` cannot promise. The distribution of R is known exactly; its total variation
-    distance from the one above is below 1e-16 at sigma 0.5 (``backends/reference/levels.py``). R is
+    distance from the one above is below 1e-16 at sigma 0.5 (``runtime/level_table.py``). R is
     a function of seed, stream, image id and sample, as the noise of ``noisy_repeat``, and
     independent of it.
 

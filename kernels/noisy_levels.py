@@ -1,6 +1,6 @@
 """noisy_levels: float32(u + R)/255 for m copies of each 8-bit image, R Gaussian in whole levels.
 
-``drf_fast/backends/reference/levels.py`` defines R and explains the guide; ``csrc/common/levels.h``
+``drf_fast/runtime/level_table.py`` defines R and explains the guide; ``csrc/common/levels.h``
 is the same look-up in C++. The guide is in global memory: nearly all look-ups are in its highest
 few octaves, some 10 KB, which stay in the L1 cache.
 """
@@ -23,10 +23,9 @@ from drf_fast.kernels.noisy_repeat import (
 )
 from drf_fast.kernels.normals import philox
 from drf_fast.kernels.scalars import on_device
+from drf_fast.runtime.level_table import bits_of
 from drf_fast.runtime.randomness import STREAM_WORDS
 from drf_fast.runtime.tensors import is_channels_last
-
-OCTAVES = 63  # of the guide
 
 
 @triton.jit
@@ -120,13 +119,7 @@ def noisy_levels(
     """uint8 (B, ...) -> (B*m, ...) noisy copies of ``dtype``, in the memory format of u."""
     check_levels("noisy_levels", u, dtype)
     check_ids("noisy_levels", image_ids, u)
-    bits = (guide.shape[0] // OCTAVES).bit_length() - 1
-    expected = (torch.Size((OCTAVES << max(bits, 0), 2)), torch.int64, u.device)
-    if (guide.shape, guide.dtype, guide.device) != expected or not 1 <= bits <= 22:
-        raise ValueError(
-            f"noisy_levels: expected an int64 guide of level_table on {u.device}, got "
-            f"{guide.dtype} {tuple(guide.shape)} on {guide.device}"
-        )
+    bits = bits_of(guide, u.device)
     batch, u = u.shape[0], dense(u)
     last = is_channels_last(u)
     out = torch.empty(

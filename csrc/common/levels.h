@@ -1,5 +1,5 @@
 // Gaussian noise in whole levels: a 64-bit word to an integer R, through the guide that
-// drf_fast/backends/reference/levels.py makes and explains.
+// drf_fast/runtime/level_table.py makes and explains.
 //
 // V is the word, or its complement where its first bit is set, so 63 bits. Its bucket is the
 // position of its leading bit and the `bits` bits after it; the bucket's row is a threshold and

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import torch
 
 from drf_fast.backends.reference.tail import (
-    _STIRLING_SERIES,
-    _STIRLING_SMALL,
     QUANTILE_ERROR,
+    STIRLING_SERIES,
+    STIRLING_SMALL,
     UNIT,
     central_normal_quantile,
     upper_normal_quantile,
@@ -141,9 +141,9 @@ def _half_error(k: int) -> float:
 
 def _stirling_error(k: int) -> float:
     if k < 16:
-        return _STIRLING_SMALL[k]
+        return STIRLING_SMALL[k]
     r, series = 1.0 / k, 0.0
-    for coefficient in _STIRLING_SERIES:
+    for coefficient in STIRLING_SERIES:
         series = series * r * r + coefficient
     return series * r
 

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from drf_fast import data, models
-from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.engine import computation
 from drf_fast.certification.log import sidecar
@@ -35,6 +34,7 @@ from drf_fast.errors import InputError, RunError
 from drf_fast.functional import noisy_repeat
 from drf_fast.runtime import machine, processes
 from drf_fast.runtime.files import read_json
+from drf_fast.runtime.level_table import level_table
 from drf_fast.runtime.progress import say
 
 _Resumable = TypeVar("_Resumable", CertifyConfig, AttackConfig)

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 
 from drf_fast import functional
-from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification import inputs
 from drf_fast.errors import InputError
 from drf_fast.ops import level_checks
+from drf_fast.runtime.level_table import level_table
 from drf_fast.runtime.logits import logits_agree
 from drf_fast.runtime.memory import is_out_of_memory
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from drf_fast.backends.reference.levels import level_table
 from drf_fast.ops import checks as check
+from drf_fast.runtime.level_table import level_table
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -21,8 +21,8 @@ import torch
 from torch.library import Library, register_fake
 
 from drf_fast.backends.dispatch import implementation
-from drf_fast.backends.reference.levels import level_table
 from drf_fast.config.choices import GradNorm
+from drf_fast.runtime.level_table import level_table
 from drf_fast.runtime.tensors import arithmetic_dtype, memory_format_of
 from drf_fast.runtime.tracing import is_traced_or_profiled
 

@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import drf_fast
 from drf_fast import data
-from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification import plan
 from drf_fast.certification.log import read_log
 from drf_fast.certification.network import RunNetwork
 from drf_fast.certification.stopping import Decide
 from drf_fast.certification.votes import NoisyVotes
 from drf_fast.commands.cli import main
+from drf_fast.runtime.level_table import level_table
 
 K, COUNT = 4, 9
 FEW: Any = {"n0": 20, "n": 200, "alpha": 0.01, "batch_size": 64, "progress": False}

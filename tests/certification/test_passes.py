@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 import drf_fast
-from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification import passes
 from drf_fast.certification.noise import LevelNoise
 from drf_fast.certification.passes import Passes, Votes
 from drf_fast.errors import RunError
+from drf_fast.runtime.level_table import level_table
 
 
 class Replayed:

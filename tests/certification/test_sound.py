@@ -16,12 +16,12 @@ from half_spaces import ALPHA, SIGMA, above, classifier, two_classes
 from scipy.stats import binomtest
 
 import drf_fast
-from drf_fast.backends.reference.levels import level_table
 from drf_fast.backends.reference.noise import cos_sin_turns, groups_per_image
 from drf_fast.certification import stopping
 from drf_fast.certification.noise import LevelNoise
 from drf_fast.certification.stopping import Decide, certificate
 from drf_fast.certification.votes import NoisyVotes
+from drf_fast.runtime.level_table import level_table
 
 ABSTAIN = drf_fast.SmoothedClassifier.ABSTAIN
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from drf_fast.backends.reference.levels import level_table
 from drf_fast.certification.log import read_log
 from drf_fast.certification.stopping import certificate
 from drf_fast.commands import cli
 from drf_fast.config import training
+from drf_fast.runtime.level_table import level_table
 
 SIGMA, ALPHA = 0.5, 0.001
 

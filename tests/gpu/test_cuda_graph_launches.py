@@ -12,7 +12,7 @@ import torch
 from graph_step import CLASSES, B, M, OnOneDevice
 
 from drf_fast.backends import triton
-from drf_fast.backends.reference.levels import level_table
+from drf_fast.runtime.level_table import level_table
 
 # Made here: a table is computed on the CPU, before any capture.
 TABLES = {"cpu": level_table(0.5), "meta": level_table(0.5, torch.device("meta"))}

@@ -15,8 +15,8 @@ import torch
 
 from drf_fast import balls
 from drf_fast.backends import triton
-from drf_fast.backends.reference.levels import level_table
 from drf_fast.kernels.launch import Launch, recording
+from drf_fast.runtime.level_table import level_table
 
 OPERATIONS = tuple(triton.MODULES)
 NOISE = ("noisy_repeat", "noisy_levels", "adversary_step")  # those whose bits are fixed

@@ -13,9 +13,9 @@ import torch
 import values
 
 from drf_fast.backends.reference import operations as reference
-from drf_fast.backends.reference.levels import level_table
 from drf_fast.kernels import noisy_levels as kernels
 from drf_fast.kernels.launch import recording
+from drf_fast.runtime.level_table import level_table
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)

@@ -14,14 +14,15 @@ import torch
 
 import drf_fast
 from drf_fast.backends.native import library
-from drf_fast.backends.reference import levels
-from drf_fast.backends.reference.levels import level_table
-from drf_fast.backends.reference.noise import level_words
+from drf_fast.backends.reference.noise import level_words, levels_of_words
+from drf_fast.runtime import level_table as level_tables
+from drf_fast.runtime.level_table import bits_of, level_table
 
 OPERATIONS = ("noisy_levels",)
 SIGMAS = (0.12, 0.25, 0.5, 1.0, 2.0)
 STREAMS = ("train", "selection", "estimation", "prediction")
 IDS = torch.tensor([0, 2**32 - 1, 12345])
+CPU = torch.device("cpu")
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -66,7 +67,7 @@ def test_every_threshold_is_the_nearest_to_the_truth_at_50_digits(sigma):
 def test_phi_is_within_the_error_that_is_relied_on(z):
     with mpmath.workdps(60):
         exact = mpmath.ncdf(-mpmath.mpf(z))
-        got = mpmath.mpf(levels._tail(int(mpmath.mpf(z) * 2**192))) / mpmath.mpf(2) ** 192
+        got = mpmath.mpf(level_tables._tail(int(mpmath.mpf(z) * 2**192))) / mpmath.mpf(2) ** 192
         assert abs(got - exact) < mpmath.mpf(2) ** -110
 
 
@@ -75,7 +76,7 @@ def test_phi_is_within_the_error_that_is_relied_on(z):
 def test_the_guide_answers_as_a_search_does(sigma):
     table = level_table(sigma)
     thresholds, rows = table.thresholds.tolist(), table.guide.tolist()
-    bits = levels.guide_bits(table.guide)
+    bits = bits_of(table.guide, CPU)
     generator = np.random.default_rng(1)
     values = [
         int(v) >> int(s)
@@ -95,6 +96,29 @@ def test_the_guide_answers_as_a_search_does(sigma):
 
 def test_the_table_is_made_once_whatever_names_the_cpu():
     assert level_table(0.5, torch.device("cpu")) is level_table(0.5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda guide: guide[:-1],
+        lambda guide: guide[:, :1],
+        lambda guide: guide[:0],
+        lambda guide: guide.int(),
+        lambda guide: guide.to("meta"),
+        lambda guide: guide.reshape(-1),
+        lambda guide: guide[:63],  # of no bit
+        lambda guide: torch.empty((63 << 23, 2), dtype=torch.int64, device="meta"),
+    ],
+)
+def test_no_other_tensor_is_taken_for_a_guide(change):
+    good = level_table(0.5).guide
+    bad = change(good)
+    device = CPU if bad.numel() < 2**20 else bad.device  # the last has as many bits as nobody reads
+    with pytest.raises(ValueError, match=r"expected an int64 guide of level_table on (cpu|meta)"):
+        bits_of(bad, device)
+    assert good.shape == (63 << bits_of(good, CPU), 2)
+    assert bits_of(good.to("meta"), torch.device("meta")) == bits_of(good, CPU)
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, 16.1, math.nan, math.inf, torch.tensor(17.0)])
@@ -220,8 +244,8 @@ def test_words_that_the_high_half_does_not_decide_are_decided(instruction_sets):
         high, low = level_words(key, ids[part], part, 2, pixels)
         value = torch.where(high >= 2**31, high ^ 0xFFFFFFFF, high)
         ties += int(torch.isin(value, table.thresholds >> 32).sum())
-        small += int((value < 2 ** levels.guide_bits(table.guide)).sum())
-        expected.append(levels.levels_of_words(high, low, table.thresholds))
+        small += int((value < 2 ** bits_of(table.guide, CPU)).sum())
+        expected.append(levels_of_words(high, low, table.thresholds))
     assert ties > 10 and small > 0
     for isa in instruction_sets:
         library.load().use_isa(isa)

@@ -7,7 +7,7 @@ import math
 import torch
 
 from drf_fast.backends.native.library import load, threads_for
-from drf_fast.backends.reference.levels import OCTAVES, guide_bits
+from drf_fast.runtime.level_table import bits_of
 from drf_fast.runtime.randomness import STREAM_WORDS
 from drf_fast.runtime.tensors import DTYPE_NAMES, is_channels_last
 
@@ -53,18 +53,9 @@ def noisy_levels(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """uint8 (B, ...) -> (B*m, ...) noisy copies of ``dtype``, in the memory format of u."""
-    bits = guide_bits(guide)
-    if (
-        u.dtype != torch.uint8
-        or guide.dtype != torch.int64
-        or guide.device.type != "cpu"
-        or guide.shape != (OCTAVES << max(bits, 0), 2)
-        or not 1 <= bits <= 22
-    ):
-        raise ValueError(
-            f"noisy_levels: expected uint8 images and a guide of level_table on the CPU, got "
-            f"{u.dtype} and {guide.dtype} {tuple(guide.shape)} on {guide.device}"
-        )
+    if u.dtype != torch.uint8:
+        raise TypeError(f"noisy_levels: expected uint8 images, got {u.dtype}; convert them")
+    bits = bits_of(guide, u.device)
     u, image_ids, out, layout = _prepare("noisy_levels", u, image_ids, num_samples, dtype)
     guide = guide.contiguous()
     load().noisy_levels(

@@ -25,7 +25,8 @@ of each of these operations, hence all backends that follow the same order agree
 
 Whole levels (``noisy_levels``) use two blocks for a group, block b with c3 = stream + 4 (1 + b), so
 that they share no word with the normals. Their words w0..w7 form four 64-bit words, w_2j being the
-high half of number j, which belongs to pixel j*G + g as above; ``levels.py`` maps them to levels.
+high half of number j, which belongs to pixel j*G + g as above; ``levels_of_words`` maps them to
+levels by the table of ``runtime/level_table.py``.
 """
 
 from __future__ import annotations
@@ -193,6 +194,21 @@ def level_words(
         words += philox(counter, key.to(device))
     high, low = torch.cat(words[0::2], dim=1), torch.cat(words[1::2], dim=1)
     return high[:, :pixels], low[:, :pixels]
+
+
+def levels_of_words(
+    high: torch.Tensor, low: torch.Tensor, thresholds: torch.Tensor
+) -> torch.Tensor:
+    """R of the words W = 2^32 high + low, by binary search; int64 of their shape.
+
+    Args:
+        high, low: int64 in [0, 2^32).
+        thresholds: (N,) int64, ascending.
+    """
+    upper = high >= 2**31
+    value = torch.where(upper, (high ^ 0xFFFFFFFF) << 32 | (low ^ 0xFFFFFFFF), high << 32 | low)
+    beyond = thresholds.numel() - torch.searchsorted(thresholds, value, right=True)
+    return torch.where(upper, beyond, -beyond)
 
 
 def rows_per_chunk(pixels: int) -> int:

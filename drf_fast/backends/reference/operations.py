@@ -11,8 +11,12 @@ import math
 import torch
 
 from drf_fast.backends.reference.bounds import certified_radius, clopper_pearson_lower
-from drf_fast.backends.reference.levels import levels_of_words
-from drf_fast.backends.reference.noise import level_words, normals, rows_per_chunk
+from drf_fast.backends.reference.noise import (
+    level_words,
+    levels_of_words,
+    normals,
+    rows_per_chunk,
+)
 from drf_fast.backends.reference.pooling import (
     max_pool_relu,
     max_pool_relu_backward,

@@ -78,7 +78,7 @@ def x_minus_log1p(x: Tensor) -> Tensor:
 
 # ------------------------------------------------------------------------------ binomial_tail.h
 
-_STIRLING_SMALL = (
+STIRLING_SMALL = (
     0.0,
     0.0810614667953272582,
     0.0413406959554092941,
@@ -96,7 +96,7 @@ _STIRLING_SMALL = (
     0.00595137011275884774,
     0.00555473355196280137,
 )
-_STIRLING_SERIES = (
+STIRLING_SERIES = (
     -691.0 / 360360.0,
     1.0 / 1188.0,
     -1.0 / 1680.0,
@@ -128,10 +128,10 @@ def tail_log_error(deviance: Tensor, log_level: float) -> Tensor:
 
 
 def stirling_error(k: Tensor) -> Tensor:
-    table = k.new_tensor(_STIRLING_SMALL)
+    table = k.new_tensor(STIRLING_SMALL)
     r = 1.0 / k.clamp(min=16.0)
     series = torch.zeros_like(k)
-    for coefficient in _STIRLING_SERIES:
+    for coefficient in STIRLING_SERIES:
         series = series * r * r + coefficient
     return torch.where(k < 16.0, table[k.clamp(max=15.0).to(torch.int64)], series * r)
 

@@ -40,7 +40,8 @@ import torch
 
 # The table grows with sigma; at 16, sixteen times the range of the pixels, it has 37,000 entries.
 MOST_SIGMA = 16.0
-OCTAVES = 63  # of V, which is below 2^63
+_OCTAVES = 63  # of V, which is below 2^63
+_MOST_BITS = 22  # a look-up takes them from the 23 behind the leading one of a float32
 
 _POINT = 192  # bits behind the point
 _ONE = 1 << _POINT
@@ -153,16 +154,27 @@ def _inverse_root_of_two_pi() -> int:
     return math.isqrt((_ONE**3) // (2 * pi))
 
 
-def guide_bits(guide: torch.Tensor) -> int:
-    """The ``bits`` of a guide, from its size."""
-    return (guide.shape[0] // OCTAVES).bit_length() - 1
+def bits_of(guide: torch.Tensor, device: torch.device) -> int:
+    """The ``bits`` of a guide, from its size; checked, since look-ups rely on it.
+
+    Raises:
+        ValueError: it is no guide of ``level_table``, or not on ``device``.
+    """
+    bits = (guide.numel() // 2 // _OCTAVES).bit_length() - 1
+    expected = (torch.Size((_OCTAVES << max(bits, 0), 2)), torch.int64, device)
+    if (guide.shape, guide.dtype, guide.device) != expected or not 1 <= bits <= _MOST_BITS:
+        raise ValueError(
+            f"noisy_levels: expected an int64 guide of level_table on {device}, got {guide.dtype} "
+            f"{tuple(guide.shape)} on {guide.device}"
+        )
+    return bits
 
 
 def _guide(thresholds: torch.Tensor) -> torch.Tensor:
     bits = 1
     while _has_shared_bucket(thresholds, bits):
         bits += 1
-    bucket = torch.arange(OCTAVES << bits, device="cpu")
+    bucket = torch.arange(_OCTAVES << bits, device="cpu")
     octave, rest = bucket >> bits, bucket & ((1 << bits) - 1)
     # In two steps, since rest << octave would overflow. Buckets that hold no integer are never
     # looked up.
@@ -196,18 +208,3 @@ def _has_shared_bucket(thresholds: torch.Tensor, bits: int) -> bool:
             return True
         buckets.add(bucket)
     return False
-
-
-def levels_of_words(
-    high: torch.Tensor, low: torch.Tensor, thresholds: torch.Tensor
-) -> torch.Tensor:
-    """R of the words W = 2^32 high + low, by binary search; int64 of their shape.
-
-    Args:
-        high, low: int64 in [0, 2^32).
-        thresholds: (N,) int64, ascending.
-    """
-    upper = high >= 2**31
-    value = torch.where(upper, (high ^ 0xFFFFFFFF) << 32 | (low ^ 0xFFFFFFFF), high << 32 | low)
-    beyond = thresholds.numel() - torch.searchsorted(thresholds, value, right=True)
-    return torch.where(upper, beyond, -beyond)
