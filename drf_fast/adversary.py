@@ -15,6 +15,7 @@ from drf_fast.ops import checks as check
 from drf_fast.ops.checks import Scalar
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of
+from drf_fast.runtime.tensors import per_image
 from drf_fast.runtime.values import may_read
 
 
@@ -206,5 +207,5 @@ def _gradient(
     grad = torch.autograd.grad(logits, noisy, scaled)[0]
     if noisy.dtype == torch.float16 and grad_norm == "image":
         return grad  # which the step divides by its norm
-    rows = scale.repeat_interleave(num_samples).view(-1, *[1] * (grad.dim() - 1))
+    rows = per_image(scale.repeat_interleave(num_samples), grad)
     return (grad.float() / rows).to(grad.dtype)

@@ -25,7 +25,7 @@ from drf_fast.kernels.normals import philox
 from drf_fast.kernels.scalars import on_device
 from drf_fast.runtime.level_table import bits_of
 from drf_fast.runtime.randomness import STREAM_WORDS
-from drf_fast.runtime.tensors import is_channels_last
+from drf_fast.runtime.tensors import empty_rows, is_channels_last
 
 
 @triton.jit
@@ -122,12 +122,7 @@ def noisy_levels(
     bits = bits_of(guide, u.device)
     batch, u = u.shape[0], dense(u)
     last = is_channels_last(u)
-    out = torch.empty(
-        (batch * num_samples, *u.shape[1:]),
-        dtype=dtype,
-        device=u.device,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
-    )
+    out = empty_rows(u, batch * num_samples, dtype)
     layout = layout_of(u)
     # With few images several programs split the copies of one, and read u again, from the cache.
     blocks = batch * triton.cdiv(layout.octets * 8, GROUPS)

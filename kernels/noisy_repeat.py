@@ -12,7 +12,7 @@ from drf_fast.kernels.launch import launch
 from drf_fast.kernels.normals import normals
 from drf_fast.kernels.scalars import on_device
 from drf_fast.runtime.randomness import STREAM_WORDS
-from drf_fast.runtime.tensors import is_channels_last, memory_format_of
+from drf_fast.runtime.tensors import empty_rows, is_channels_last
 
 # Counter groups of a program. The usual images, 3*2^k on a side or 28x28, leave few lanes masked.
 GROUPS = 256
@@ -218,12 +218,7 @@ def noisy_repeat(
     check_ids("noisy_repeat", image_ids, x)
     x = dense(x)
     last = is_channels_last(x)
-    out = torch.empty(
-        (batch * num_samples, *x.shape[1:]),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=memory_format_of(x),
-    )
+    out = empty_rows(x, batch * num_samples)
     layout = layout_of(x)
     # With few images several programs split the copies of one, and read x again, from the cache.
     blocks = batch * triton.cdiv(layout.octets * 8, GROUPS)
@@ -260,12 +255,7 @@ def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
             f"noisy_repeat_backward: expected {num_samples} rows an image, got {grad.shape[0]} rows"
         )
     grad = dense(grad)
-    out = torch.empty(
-        (batch, *grad.shape[1:]),
-        dtype=grad.dtype,
-        device=grad.device,
-        memory_format=memory_format_of(grad),
-    )
+    out = empty_rows(grad, batch)
     pixels = layout_of(grad).pixels
     launch(
         noisy_repeat_backward_kernel,

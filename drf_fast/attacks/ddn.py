@@ -11,6 +11,7 @@ import torch
 from drf_fast.functional import noisy_repeat, smooth_ce
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of
+from drf_fast.runtime.tensors import per_image
 
 
 def ddn(
@@ -53,7 +54,6 @@ def ddn(
     Reference:
         Rony et al. 2019, algorithm 1; on smoothed classifiers Salman et al. 2019.
     """
-    shape = (-1, *[1] * (x.dim() - 1))
     delta = torch.zeros_like(x)
     norm = x.new_full((x.shape[0],), initial_norm)
     nearest = torch.full_like(norm, math.inf)
@@ -66,12 +66,12 @@ def ddn(
             distance = delta.flatten(1).norm(dim=1)
             better = misled & (distance < nearest)
             nearest = torch.where(better, distance, nearest)
-            best = torch.where(better.reshape(shape), delta, best)
+            best = torch.where(per_image(better, x), delta, best)
             size = 0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2
-            delta = delta + size * _unit(gradient, shape)
+            delta = delta + size * _unit(gradient)
             norm = norm * torch.where(misled, 1 - gamma, 1 + gamma)
-            delta = (x + norm.reshape(shape) * _unit(delta, shape)).clamp(0, 1) - x
-    return x + torch.where(torch.isinf(nearest).reshape(shape), delta, best)
+            delta = (x + per_image(norm, x) * _unit(delta)).clamp(0, 1) - x
+    return x + torch.where(per_image(torch.isinf(nearest), x), delta, best)
 
 
 def _gradient_and_misled(
@@ -94,6 +94,6 @@ def _gradient_and_misled(
     return gradient, mean.argmax(1) != target
 
 
-def _unit(v: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def _unit(v: torch.Tensor) -> torch.Tensor:
     """v / ||v||_2 of each image; zero stays zero."""
-    return v / v.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(shape)
+    return v / per_image(v.flatten(1).norm(dim=1).clamp(min=1e-12), v)

@@ -21,6 +21,7 @@ from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.data.dataset import Dataset
 from drf_fast.runtime import machine
 from drf_fast.runtime.progress import Tracker
+from drf_fast.runtime.tensors import per_image
 
 _RANKING = 256  # noisy copies by which the candidates of an image are ranked
 _MOST_ROWS = 1024  # rows of a forward and backward pass, at most
@@ -154,7 +155,7 @@ def adversarial(work: Work, group: tuple[int, ...]) -> Iterator[Found]:
         broken = (predicted != target.cpu()) & (predicted != judge.ABSTAIN)
         tried = work.search.candidates(work.model, x, target, sigma, ids, epsilon, direction)
         new_names, new = worst([*tried, ("before", best)], votes)
-        keep = broken.to(work.device).reshape(-1, *[1] * (x.dim() - 1))
+        keep = per_image(broken.to(work.device), x)
         names = [
             old if kept or name == "before" else name
             for old, name, kept in zip(names, new_names, broken.tolist(), strict=True)

@@ -17,6 +17,7 @@ from drf_fast.adversary import attack
 from drf_fast.attacks.ddn import ddn
 from drf_fast.balls import HardBall
 from drf_fast.functional import noise_key, noisy_repeat
+from drf_fast.runtime.tensors import per_image
 
 # Steps of ``noise_key`` with the attack's key: one for DDN, and one for each restart.
 _DDN, _FIRST_RESTART = 0, 1
@@ -102,7 +103,7 @@ def random_start(x: torch.Tensor, epsilon: float, key: int, ids: torch.Tensor) -
 def scaled_to(x: torch.Tensor, direction: torch.Tensor, epsilon: float) -> torch.Tensor:
     """x + epsilon * direction / ||direction||_2 of each image, clamped to [0, 1]."""
     norm = direction.flatten(1).norm(dim=1).clamp(min=1e-12)
-    scale = (epsilon / norm).reshape(-1, *[1] * (x.dim() - 1))
+    scale = per_image(epsilon / norm, x)
     return (x + scale * direction).clamp(0, 1)
 
 

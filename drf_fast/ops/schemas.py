@@ -23,7 +23,7 @@ from torch.library import Library, register_fake
 from drf_fast.backends.dispatch import implementation
 from drf_fast.config.choices import GradNorm
 from drf_fast.runtime.level_table import level_table
-from drf_fast.runtime.tensors import arithmetic_dtype, memory_format_of
+from drf_fast.runtime.tensors import arithmetic_dtype, empty_rows
 from drf_fast.runtime.tracing import is_traced_or_profiled
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -77,29 +77,19 @@ for _name, _schema in _SCHEMAS.items():
     _library.impl(_name, _IMPLEMENTATIONS[_name], "CompositeExplicitAutograd")
 
 
-def repeated_like(
-    x: torch.Tensor, num_samples: Any, dtype: torch.dtype | None = None
-) -> torch.Tensor:
-    """An empty (B*m, ...) tensor in the dtype, device and memory format of x (B, ...)."""
-    shape = (x.shape[0] * num_samples, *x.shape[1:])
-    out = torch.empty(shape, dtype=dtype or x.dtype, device=x.device)
-    return out.contiguous(memory_format=memory_format_of(x))
-
-
 @register_fake("drf_fast::noisy_repeat", lib=_library)
 def _(x, sigma, key, image_ids, sample_offset, num_samples, stream):
-    return repeated_like(x, num_samples)
+    return empty_rows(x, x.shape[0] * num_samples)
 
 
 @register_fake("drf_fast::noisy_levels", lib=_library)
 def _(u, sigma, key, image_ids, sample_offset, num_samples, stream, dtype):
-    return repeated_like(u, num_samples, dtype)
+    return empty_rows(u, u.shape[0] * num_samples, dtype)
 
 
 @register_fake("drf_fast::noisy_repeat_backward", lib=_library)
 def _(grad, num_samples):
-    out = grad.new_empty((grad.shape[0] // num_samples, *grad.shape[1:]))
-    return out.contiguous(memory_format=memory_format_of(grad))
+    return empty_rows(grad, grad.shape[0] // num_samples)
 
 
 def _fake_loss(logits, reduction, need_grad):
@@ -127,7 +117,7 @@ def _(logits, target, sigma, lam, gamma, beta, need_grad):
 def _(grad, x, x_adv, step_size, epsilon, lam, sigma, key, image_ids, ball, grad_norm, clamp):
     distance = x.new_empty((x.shape[0],), dtype=arithmetic_dtype(x.dtype))
     result = torch.empty_like(x)  # of a slice of channels_last images this is channels_last
-    return result, repeated_like(result, grad.shape[0] // x.shape[0]), distance
+    return result, empty_rows(result, grad.shape[0]), distance
 
 
 def _fake_channels_last(like, shape, dtype):

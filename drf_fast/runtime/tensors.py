@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 # The dtypes that the operations take, as the compiled cores name them.
@@ -31,6 +33,21 @@ def is_channels_last(x: torch.Tensor) -> bool:
 def memory_format_of(x: torch.Tensor) -> torch.memory_format:
     """The memory format of outputs computed from x: channels_last if x has it, else contiguous."""
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+def empty_rows(like: torch.Tensor, rows: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An empty (rows, ...) tensor in the device and memory format of images, and their dtype."""
+    return torch.empty(
+        (rows, *like.shape[1:]),
+        dtype=dtype or like.dtype,
+        device=like.device,
+        memory_format=memory_format_of(like),
+    )
+
+
+def per_image(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """``values`` (B,) reshaped to broadcast with ``like`` (B, ...)."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def same_bits(now: list[torch.Tensor], then: list[torch.Tensor]) -> bool:

@@ -9,7 +9,7 @@ import torch
 from drf_fast.backends.native.library import load, threads_for
 from drf_fast.runtime.level_table import bits_of
 from drf_fast.runtime.randomness import STREAM_WORDS
-from drf_fast.runtime.tensors import DTYPE_NAMES, is_channels_last
+from drf_fast.runtime.tensors import DTYPE_NAMES, empty_rows, is_channels_last
 
 # Normals below which waking another thread costs more than it saves.
 NORMALS_PER_THREAD = 16384
@@ -90,11 +90,7 @@ def _prepare(
             f"and ids of {image_ids.dtype} {tuple(image_ids.shape)} on {image_ids.device} for "
             f"{batch} images"
         )
-    rows = (batch * num_samples, *shape[1:])
-    if channels_last:
-        out = torch.empty(rows, dtype=dtype, memory_format=torch.channels_last, device="cpu")
-    else:
-        out = x.new_empty(rows, dtype=dtype)
+    out = empty_rows(x, batch * num_samples, dtype)
     channels = shape[1] if channels_last else 1
     sizes = {
         "batch": batch,
@@ -108,8 +104,7 @@ def _prepare(
 
 def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
     """Sum over the m copies: (B*m, ...) -> (B, ...), in the dtype and memory format of grad."""
-    channels_last = is_channels_last(grad)
-    if not channels_last:
+    if not is_channels_last(grad):
         grad = grad.contiguous()
     batch = grad.shape[0] // num_samples
     if grad.device.type != "cpu" or batch * num_samples != grad.shape[0]:
@@ -117,12 +112,7 @@ def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
             f"noisy_repeat_backward: expected {num_samples} rows an image on the CPU, got "
             f"{grad.shape[0]} rows on {grad.device}"
         )
-    out = torch.empty(
-        (batch, *grad.shape[1:]),
-        dtype=grad.dtype,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-        device="cpu",
-    )
+    out = empty_rows(grad, batch)
     load().noisy_repeat_backward(
         grad=grad.data_ptr(),
         out=out.data_ptr(),

@@ -23,7 +23,7 @@ from drf_fast.backends.reference.pooling import (
     pooled_image_gradient,
 )
 from drf_fast.runtime.randomness import STREAM_WORDS
-from drf_fast.runtime.tensors import arithmetic_dtype, memory_format_of
+from drf_fast.runtime.tensors import arithmetic_dtype, memory_format_of, per_image
 from drf_fast.runtime.values import may_read
 
 __all__ = [
@@ -45,11 +45,6 @@ __all__ = [
 
 def _arithmetic(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(arithmetic_dtype(tensor.dtype))
-
-
-def _per_image(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """``values`` (B,) reshaped to broadcast with (B, ...)."""
-    return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
 # ------------------------------------------------------------------------------------------ noise
@@ -129,7 +124,7 @@ def _finish(loss, grad, invalid, logits, reduction, need_grad):
     """Reduce (B,) losses and scale the gradient of their sum accordingly."""
     if invalid is not None:
         loss = loss.masked_fill(invalid, math.nan)
-        grad = grad.masked_fill(_per_image(invalid, grad), math.nan)
+        grad = grad.masked_fill(per_image(invalid, grad), math.nan)
     if reduction == "mean":
         grad = grad / loss.shape[0]
         value = loss.mean()
@@ -210,7 +205,7 @@ def macer_loss(logits, target, sigma, lam, gamma, beta, need_grad):
     loss = -torch.log(target_mean + 1e-10)
     slope = -1.0 / (target_mean + 1e-10)
     p_target = (p * one_hot).sum(2, keepdim=True)
-    grad = _per_image(slope, p) * p_target * (one_hot - p) / samples
+    grad = per_image(slope, p) * p_target * (one_hot - p) / samples
 
     q = torch.softmax(beta * logits.double(), dim=2)
     mean_q = q.mean(1)
@@ -282,13 +277,13 @@ def adversary_step(
         divisor = norms if grad_norm == "image" else norms.mean().expand(batch)
         scale = torch.where(divisor > 0, step_size / divisor, 0.0)
     # In float64: where the network is confident, norms are so small that 1/norm overflows float32.
-    ascent = (total.double() * _per_image(scale, total)).to(total.dtype)
+    ascent = (total.double() * per_image(scale, total)).to(total.dtype)
     moved = _arithmetic(x_adv) + ascent
     if clamp is not None and ball in ("none", "hard", "excess"):
         moved = moved.clamp(*clamp)
     offset = moved - origin
     factor = _shrinkage(_norms(offset), step_size, epsilon, lam, ball)
-    factor = _per_image(factor, offset).to(offset.dtype)
+    factor = per_image(factor, offset).to(offset.dtype)
     moved = torch.where(factor < 1.0, origin + offset * factor, moved)
     if clamp is not None:
         moved = moved.clamp(*clamp)

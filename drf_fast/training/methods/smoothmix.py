@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from drf_fast.adversary import attack
 from drf_fast.functional import noisy_repeat
 from drf_fast.runtime.logits import logits_of
+from drf_fast.runtime.tensors import per_image
 from drf_fast.training.methods.common import Ball, Batch, MethodOptions, Model, StepLoss
 
 
@@ -29,7 +30,7 @@ def step(model: Model, batch: Batch, options: MethodOptions, ball: Ball) -> Step
     mean = logits.softmax(1).unflatten(0, (-1, m)).mean(1)
 
     u = _mixing_weight(batch, m)
-    mix = torch.lerp(start, adversary, u.view(-1, *[1] * (start.dim() - 1)))
+    mix = torch.lerp(start, adversary, per_image(u, start))
     target = (1 - u)[:, None] * mean + (u / mean.shape[1])[:, None]
     noisy = noisy_repeat(mix, options.sigma, m, **batch.noise)
     mixed = logits_of(model(noisy)).float().log_softmax(1)
