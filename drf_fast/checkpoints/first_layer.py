@@ -123,7 +123,7 @@ def pick(saved: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
     a factor of 25.
 
     Args:
-        saved: what ``drf_fast.checkpoints.foreign.load`` returned.
+        saved: what ``drf_fast.checkpoints.foreign.convert`` returned.
         rows: (B, C, H, W) images of the data set **with** the noise of training; 256 are enough.
 
     Returns:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from drf_fast import models
-from drf_fast.checkpoints import first_layer, fitting, names, tensorfile
+from drf_fast.checkpoints import first_layer, fitting, names
 from drf_fast.checkpoints.first_layer import State
 from drf_fast.checkpoints.fitting import COUNTER, first_of, is_counter, list_differences
 from drf_fast.errors import InputError
@@ -26,48 +26,29 @@ _IMPOSSIBLE = "not possible with"
 _PUBLISHED_NAMES = {f"cifar_{arch}": arch for arch in ("resnet20", "resnet56", "resnet110")}
 
 
-def load(
-    path: Path,
-    arch: str | None = None,
-    *,
-    normalize: str | None = None,
-    image_shape: tuple[int, ...] | None = None,
+def convert(
+    content: Any, path: Path, arch: str | None = None, normalize: str | None = None
 ) -> dict[str, Any]:
-    """Read a published checkpoint to the CPU, in the form of ``drf_fast.checkpoints.ours.load``.
+    """A published checkpoint in the form of ``drf_fast.checkpoints.ours.load``, without sha256.
 
     Args:
-        path: the file.
+        content: of the file, as ``tensorfile.read`` returned it.
+        path: of the file, for messages.
         arch: its architecture, by our name or the published one ("cifar_resnet110"); ``None``
             takes the one named in the file or, if there is none we know, the one that fits.
         normalize: its first layer, one of ``drf_fast.models.normalize.NAMES``; ``None`` takes the
             constants in the file, or assumes the usual ones (see ``first_layer.pick``).
-        image_shape: (C, H, W) where it is not the usual one of the architecture.
 
     Returns:
-        * arch, num_classes, image_shape, model: for ``models.build_for``;
+        * arch, num_classes, image_shape, model: for ``models.build_for``; the shape is the usual
+          one of the architecture;
         * config: sigma and data are ``None``, since the file does not contain them;
         * notes: sentences for the user about what was converted;
-        * assumed: a sentence if the first layer had to be assumed, or ``None``;
-        * sha256: hash of the file.
+        * assumed: a sentence if the first layer had to be assumed, or ``None``.
 
     Raises:
-        InputError: unreadable, contains code, no state dict, or one that does not fit: names the
-            first keys that differ.
+        InputError: no state dict, or one that does not fit: names the first keys that differ.
     """
-    content, digest = tensorfile.read(path)
-    converted = convert(content, path, arch, normalize=normalize, image_shape=image_shape)
-    return {**converted, "sha256": digest}
-
-
-def convert(
-    content: Any,
-    path: Path,
-    arch: str | None = None,
-    *,
-    normalize: str | None = None,
-    image_shape: tuple[int, ...] | None = None,
-) -> dict[str, Any]:
-    """As ``load``, from content that ``tensorfile.read`` has returned; without sha256."""
     state, dropped = names.canonical(names.state_dict(content, path), path)
     network, in_file, has_layer = first_layer.split(state, path)
     network, notes = _float_weights(network, path)
@@ -78,13 +59,7 @@ def convert(
     arch_in_file = arch_in_file if isinstance(arch_in_file, str) else None
     arch = _pick_arch(network, path, arch, arch_in_file)
     channels, num_classes = _channels(network), _num_classes(network)
-    shape = tuple(image_shape or models.usual_shape(arch, channels))
-    if shape[0] != channels:
-        raise InputError(
-            f"{path} classifies images of {channels} channels, got images of shape {shape}; pass "
-            "the data set that it was trained on"
-        )
-    models.check_shape(arch, shape)
+    shape = models.usual_shape(arch, channels)
     name, layer, assumed = first_layer.choose(
         first_layer.usual_for(shape), channels, normalize, in_file, has_layer, path
     )

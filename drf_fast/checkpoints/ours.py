@@ -98,7 +98,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_any(path: Path, arch: str | None = None, normalize: str | None = None) -> dict[str, Any]:
-    """As ``load``, but checkpoints of other repositories too: see ``foreign.load``.
+    """As ``load``, but checkpoints of other repositories too: see ``foreign.convert``.
 
     If ``arch`` names code and the file is another program's, the network can be built only when
     the images are known: ``given.network`` does so from the entry ``CONTENT``.
@@ -112,7 +112,7 @@ def load_any(path: Path, arch: str | None = None, normalize: str | None = None) 
     if not is_ours(content):
         if code:
             return {**pending(content, str(arch), normalize), "sha256": digest}
-        return {**foreign.convert(content, path, arch, normalize=normalize), "sha256": digest}
+        return {**foreign.convert(content, path, arch, normalize), "sha256": digest}
     saved = checked(content, digest, path)
     if names_code(saved["arch"]) and normalize is None:
         _refuse_code_of_file(saved, path, arch if code else None)

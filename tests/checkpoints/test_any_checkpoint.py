@@ -14,8 +14,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from drf_fast import models
-from drf_fast.checkpoints import foreign, plain_values, tensorfile
 from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.checkpoints import plain_values, tensorfile
+from drf_fast.checkpoints.ours import load_any as load
 from drf_fast.errors import InputError
 
 
@@ -40,7 +41,7 @@ def zeros() -> dict[str, torch.Tensor]:
 
 def assert_same_network(path: Path, images: torch.Tensor = IMAGES) -> list[str]:
     """The checkpoint gives the logits of NETWORK on ``images``; returns what is noted of it."""
-    saved = foreign.load(path)
+    saved = load(path)
     found = checkpoint.build_model(saved, path).eval()
     with torch.no_grad():
         assert torch.allclose(found(IMAGES), NETWORK(images), atol=1e-5)
@@ -109,7 +110,7 @@ def test_losses_and_metrics_beside_the_network_are_left_out(tmp_path, name):
 def test_a_part_beside_the_network_is_not_dropped(tmp_path):
     torch.save({**prefixed("model."), "head.weight": torch.zeros(3, 10)}, tmp_path / "a.pt")
     with pytest.raises(InputError, match="fit none of .*the closest is .*: missing"):
-        foreign.load(tmp_path / "a.pt")
+        load(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -146,4 +147,4 @@ def test_safetensors(tmp_path):
     for wrong in (data[:-4], struct.pack("<Q", 12) + b"{not json}  ", data[:8] + b"{" * 40):
         (tmp_path / "m.safetensors").write_bytes(wrong)
         with pytest.raises(InputError, match="cannot load .*(safetensors|truncated)"):
-            foreign.load(tmp_path / "m.safetensors")
+            load(tmp_path / "m.safetensors")
