@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from drf_fast.models.normalize import Normalize
 COUNTER = "num_batches_tracked"  # missing before torch 0.4.1, and unused in eval mode
 _STATISTICS = ("running_mean", "running_var")  # of a batch norm, which are trained
 
+LOAD_THEM_THERE = (
+    "or load them in the factory (--arch package.module:factory) and leave the checkpoint out"
+)
 _OR_CODE = ", or name the code of another network with --arch package.module:factory"
 
 
@@ -39,7 +42,14 @@ class Fit:
     notes: list[str]
 
 
-def load_into(network: nn.Module, content: Any, path: Path, what: str) -> Fit:
+def load_into(
+    network: nn.Module,
+    content: Any,
+    path: Path,
+    what: str,
+    num_classes: int,
+    new_head: bool = False,
+) -> Fit:
     """Put the weights in ``content``, as ``tensorfile.read`` returned it, into ``network``.
 
     Names are tried unchanged, without the prefixes of wrappers, and without a first part that all
@@ -50,6 +60,9 @@ def load_into(network: nn.Module, content: Any, path: Path, what: str) -> Fit:
         content: a state dict, or a dict that contains one.
         path: of the file, for messages.
         what: the network's name, for messages.
+        num_classes: K, of the network.
+        new_head: whether to keep the network's own last layer, and note it, where that in the file
+            is of another number of classes only.
 
     Raises:
         InputError: no state dict, one that does not fit (names the keys that differ), or weights
@@ -62,17 +75,25 @@ def load_into(network: nn.Module, content: Any, path: Path, what: str) -> Fit:
         found.append(_compared(reading, expected))
         if not found[-1][1]:
             break
-    fit, differences = min(found, key=lambda pair: sum(map(len, pair[1].values())))
-    if differences:
-        fix = "pass the checkpoint of this network, or the network of this checkpoint"
-        if differences.keys() == {"missing"} and _are_constants(network, differences["missing"]):
-            fix = (
-                "if these buffers are constants of a normalisation, keep them out of checkpoints "
-                "with register_buffer(..., persistent=False), or name the network without it and "
-                "pass --normalize"
-            )
+    fit, different = min(found, key=lambda pair: sum(map(len, pair[1].values())))
+    head, classes = _of_other_classes(expected, fit.weights, num_classes)
+    if head and new_head:
+        note = (
+            f"{path.name} is of {classes} classes: {first_of(head)} are left out, and those of "
+            f"{num_classes} classes start at random"
+        )
+        kept = {key: value for key, value in fit.weights.items() if key not in head}
+        fit = replace(fit, weights=kept, notes=[*fit.notes, note])
+    elif head:
         raise InputError(
-            f"the weights in {path} do not fit {what}: {list_differences(differences)}; {fix}"
+            f"the weights in {path} do not fit {what}: expected {num_classes} classes, as many as "
+            f"the data set has, got {classes} in {first_of(head)}; pass the data set that they "
+            "were trained on, or train a new last layer with 'drf-fast train --init'"
+        )
+    elif different:
+        raise InputError(
+            f"the weights in {path} do not fit {what}: {list_differences(different)}; "
+            f"{_remedy(network, different)}"
         )
     rounded = set()
     trained = dict(network.named_parameters(remove_duplicate=False)).keys()
@@ -84,6 +105,44 @@ def load_into(network: nn.Module, content: Any, path: Path, what: str) -> Fit:
     network.load_state_dict(fit.weights, strict=False)
     notes = fit.notes + [f"{path.name} holds weights of {dtype}: rounded" for dtype in rounded]
     return Fit(fit.weights, fit.layer, fit.has_layer, notes)
+
+
+def _of_other_classes(expected: State, found: State, num_classes: int) -> tuple[list[str], int]:
+    """The tensors of the last layer, and its classes in ``found``, if only their number differs.
+
+    No tensors if they fit, or if others differ, too: then it is another network.
+    """
+    if differences(expected, found).keys() != {"wrong shape"}:
+        return [], 0
+    shared = [key for key in expected if key in found]
+    wrong = [k for k in shared if _shape_and_type(expected[k]) != _shape_and_type(found[k])]
+    layers = {key.rpartition(".")[0] for key in wrong}
+    head = [key for key in shared if {key.rpartition(".")[0]} == layers]
+    pairs = [(expected[key], found[key]) for key in head]
+    alike = all(
+        own.dim() == other.dim() > 0
+        and own.shape[1:] == other.shape[1:]
+        and own.is_floating_point() == other.is_floating_point()
+        for own, other in pairs
+    )
+    sizes = {(len(own), len(other)) for own, other in pairs} if alike else set()
+    if len(sizes) != 1:
+        return [], 0
+    ((own_classes, classes),) = sizes
+    return (head, classes) if own_classes == num_classes else ([], 0)
+
+
+def _remedy(network: nn.Module, differences: dict[str, list[str]]) -> str:
+    """What to do about weights that differ from those of the network."""
+    if differences.keys() == {"missing"} and _are_constants(network, differences["missing"]):
+        return (
+            "if these buffers are constants of a normalisation, keep them out of checkpoints with "
+            "register_buffer(..., persistent=False), or name the network without it and pass "
+            "--normalize"
+        )
+    return (
+        f"pass the checkpoint of this network or the network of this checkpoint, {LOAD_THEM_THERE}"
+    )
 
 
 def _are_constants(network: nn.Module, keys: list[str]) -> bool:
@@ -127,11 +186,12 @@ def check_weights(
 
 def _interpretations(content: Any, path: Path) -> Iterator[Fit]:
     """Possible mappings of the file's names to the network's, the simplest first."""
-    state = names.state_dict(content, path)
-    yield Fit(state, None, False, [])  # a part of the network may be called "module", too
+    state, beside = names.state_dict(content, path)
+    yield Fit(state, None, False, beside)  # a part of the network may be called "module", too
     state = names.unwrapped(state, path)
-    yield Fit(state, None, False, [])
-    inner, notes = names.canonical(state, path)
+    yield Fit(state, None, False, beside)
+    inner, dropped = names.canonical(state, path)
+    notes = beside + dropped
     layer, has_layer = None, False
     with contextlib.suppress(InputError):  # any nn.Sequential has parts "0" and "1"
         inner, layer, has_layer = first_layer.split(inner, path)

@@ -19,10 +19,17 @@ import torch
 from drf_fast import models
 from drf_fast.checkpoints import first_layer, fitting, names
 from drf_fast.checkpoints.first_layer import State
-from drf_fast.checkpoints.fitting import COUNTER, first_of, is_counter, list_differences
+from drf_fast.checkpoints.fitting import (
+    COUNTER,
+    LOAD_THEM_THERE,
+    first_of,
+    is_counter,
+    list_differences,
+)
 from drf_fast.errors import InputError
 
 _IMPOSSIBLE = "not possible with"
+_ANOTHER = f"pass the file of such a network, {LOAD_THEM_THERE}"
 _PUBLISHED_NAMES = {f"cifar_{arch}": arch for arch in ("resnet20", "resnet56", "resnet110")}
 
 
@@ -49,10 +56,11 @@ def convert(
     Raises:
         InputError: no state dict, or one that does not fit: names the first keys that differ.
     """
-    state, dropped = names.canonical(names.state_dict(content, path), path)
+    state, beside = names.state_dict(content, path)
+    state, dropped = names.canonical(state, path)
     network, in_file, has_layer = first_layer.split(state, path)
     network, notes = _float_weights(network, path)
-    notes = dropped + notes
+    notes = beside + dropped + notes
     while (inner := fitting.without_common_part(network)) is not None:  # no network of ours has one
         network = inner
     arch_in_file, epoch = content.get("arch"), content.get("epoch")
@@ -100,7 +108,7 @@ def _pick_arch(network: State, path: Path, requested: str | None, in_file: str |
             f"the weights in {path} do not fit {arch}, named by "
             f"{'--arch' if requested is not None else 'the file'}: "
             f"{list_differences(differences)}; "
-            + (f"pass --arch {others[0]}" if others else "pass the file of such a network")
+            + (f"pass --arch {others[0]}" if others else _ANOTHER)
         )
     all_differences = {}
     for arch in models.NAMES:
@@ -112,7 +120,7 @@ def _pick_arch(network: State, path: Path, requested: str | None, in_file: str |
         f"the weights{f' of {named}' if named else ''} in {path} fit none of "
         f"{', '.join(models.NAMES)}; the closest is {closest}: "
         f"{list_differences(all_differences[closest])}; name the code of such a network with "
-        "--arch package.module:factory"
+        "--arch package.module:factory, or load them in it and leave the checkpoint out"
     )
 
 

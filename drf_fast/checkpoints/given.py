@@ -67,7 +67,8 @@ def network(
         name, assumed = requested or "none", None
     else:
         model = models.build(arch, num_classes, image_shape)
-        fit = fitting.load_into(model, saved[checkpoint.CONTENT], path, f"--arch {arch}")
+        content = saved[checkpoint.CONTENT]
+        fit = fitting.load_into(model, content, path, f"--arch {arch}", num_classes)
         if fit.has_layer or requested is not None:
             name, layer, assumed = first_layer.choose(
                 first_layer.usual_for(image_shape),

@@ -1,8 +1,9 @@
 """Removing what wrappers, trainers and averaging add to the names of a state dict.
 
-``nn.DataParallel`` inserts "module." and ``torch.compile`` "_orig_mod."; a Lightning module has its
-network under "model.", "net." or "backbone."; ``AveragedModel`` has a counter "n_averaged" beside
-"module."; a normalising first layer is "normalizer." beside the network.
+The state dict is under a known key, or the only one in the file. ``nn.DataParallel`` inserts
+"module." and ``torch.compile`` "_orig_mod."; a Lightning module has its network under "model.",
+"net." or "backbone."; ``AveragedModel`` has a counter "n_averaged" beside "module."; a normalising
+first layer is "normalizer." beside the network.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _MORE_HOLDERS = (
     "ema_model", "ema", "params_ema", "averaged_model", "swa_model", "shadow",
 )  # fmt: skip
 _WRAPPERS = {"module", "_orig_mod"}
-_COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
+# Of torch.optim.swa_utils.AveragedModel, and of the profiler thop in every module.
+_COUNTERS = {"n_averaged", "total_ops", "total_params"}
 _NETWORKS = (
     "model", "net", "network", "backbone", "classifier", "base_model", "base_classifier",
     "ema_model", "model_ema", "ema", "averaged_model", "swa_model",
@@ -39,15 +41,31 @@ _BESIDE = re.compile(r"(.*_)?(criterion|loss|metrics?|acc|accuracy)(_.*)?")
 _DEPTH = 3
 
 
-def state_dict(content: Any, path: Path) -> State:
-    """The state dict in ``content``, or ``content`` itself if it is one.
+def state_dict(content: Any, path: Path) -> tuple[State, list[str]]:
+    """The state dict under a known key, or ``content`` itself, or the only one in the file.
+
+    Numbers, texts and the like between the tensors are left out.
+
+    Returns:
+        The state dict, and a sentence if there are others beside it.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or there are several, all under unknown keys.
     """
+    networks = _networks(content, _DEPTH)
     found = _find(content, _DEPTH)
     if found is not None:
-        return found
+        key, state = found
+        others = ", ".join(name for name in networks if key and name != key)
+        note = f"{path.name} holds {others} beside {key}: read {key} alone"
+        return state, [note] if others else []
+    if len(networks) == 1:
+        return next(iter(networks.values())), []
+    if networks:
+        raise InputError(
+            f"{path} holds several networks: expected one, got {', '.join(networks)}; save the "
+            "state dict of one of them alone"
+        )
     got = type(content).__name__
     if isinstance(content, Mapping):
         got = f"the keys {', '.join(map(str, list(content)[:6])) or '(none)'}"
@@ -57,22 +75,58 @@ def state_dict(content: Any, path: Path) -> State:
     )
 
 
-def _find(content: Any, depth: int) -> State | None:
+def _find(content: Any, depth: int) -> tuple[str, State] | None:
+    """The first state dict under a known key, with its key, or ``content``, with no key."""
     if not isinstance(content, Mapping):
         return None
     for key in (*HOLDERS, *_MORE_HOLDERS):
-        inner = content.get(key)
-        if isinstance(inner, Mapping) and inner:
-            found = _as_state(inner) or (_find(inner, depth - 1) if depth else None)
-            if found:
-                return found
-    return _as_state(content)
+        found = _find(content.get(key), depth - 1) if depth >= 0 else None
+        if found is not None:
+            return f"{key}.{found[0]}".rstrip("."), found[1]
+    state = _as_state(content)
+    return None if state is None else ("", state)
+
+
+def _networks(content: Any, depth: int) -> dict[str, State]:
+    """All state dicts with weights under the keys of ``content``, but those of optimizers."""
+    found: dict[str, State] = {}
+    for key, value in content.items() if isinstance(content, Mapping) else ():
+        if not isinstance(key, str) or not isinstance(value, Mapping) or key.startswith("optim"):
+            continue
+        state = _as_state(value)
+        if state is not None and _has_weights(state):
+            found[key] = state
+        elif depth:
+            inner = _networks(value, depth - 1)
+            found.update({f"{key}.{name}": state for name, state in inner.items()})
+    return found
 
 
 def _as_state(content: Mapping[Any, Any]) -> State | None:
-    """``content`` if it maps strings to tensors only, else None."""
-    entries = [isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()]
-    return dict(content) if entries and all(entries) else None
+    """The tensors of ``content`` by name, if nothing else is in it, or nothing else with weights.
+
+    None if they are not the weights of a network.
+    """
+    state = _tensors(content)
+    if len(state) == len(content):
+        return state or None
+    others = [value for value in content.values() if isinstance(value, Mapping)]
+    names = all(isinstance(key, str) for key in content)
+    alone = names and not any(_has_weights(_tensors(other)) for other in others)
+    return state if alone and _has_weights(state) else None
+
+
+def _tensors(content: Mapping[Any, Any]) -> State:
+    return {
+        key: value
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
+
+
+def _has_weights(state: State) -> bool:
+    """Whether there is a matrix in it, as in every network: other tensors may be of anything."""
+    return any(value.is_floating_point() and value.dim() > 1 for value in state.values())
 
 
 def unwrapped(state: State, path: Path) -> State:
@@ -81,7 +135,7 @@ def unwrapped(state: State, path: Path) -> State:
     Raises:
         InputError: two tensors get the same name.
     """
-    weights = {key: value for key, value in state.items() if key.split(".")[-1] != _COUNTER}
+    weights = {key: value for key, value in state.items() if key.split(".")[-1] not in _COUNTERS}
     plain = {
         ".".join(part for part in key.split(".") if part not in _WRAPPERS): value
         for key, value in weights.items()

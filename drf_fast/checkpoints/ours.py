@@ -16,16 +16,18 @@ from torch import nn
 from drf_fast import models
 from drf_fast.checkpoints import foreign, tensorfile
 from drf_fast.checkpoints.checksum import content_sha256
+from drf_fast.checkpoints.fitting import first_of
 from drf_fast.config import run_files
 from drf_fast.config.values import names_code
 from drf_fast.errors import InputError
-from drf_fast.runtime.files import write_atomic
+from drf_fast.runtime.files import explained, write_atomic
 from drf_fast.runtime.text import message_of
 
 _FORMAT = "drf_fast checkpoint 2"  # with a checksum of all the rest
 _WITHOUT_CHECKSUM = "drf_fast checkpoint 1"  # written by drf_fast 0.1
 _FILE_KEYS = ("format", "checksum", "sha256")
 CONTENT = "content"  # key of a foreign file's content, until the user's own network is built
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")  # of files of weights
 _EXTRA_STATE = "_extra_state"  # end of the key of what ``nn.Module.get_extra_state`` returns
 _KEYS = {"format", "model", "arch", "num_classes", "image_shape", "config"}
 
@@ -79,8 +81,24 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def locate(path: Path) -> Path:
-    """The checkpoint file of ``path``, which may be a run folder."""
-    return path / run_files.CHECKPOINT if path.is_dir() else path
+    """The checkpoint file of ``path``, which may be a folder: of a run, or with one of weights.
+
+    Raises:
+        InputError: a folder with several files of weights.
+    """
+    file = path / run_files.CHECKPOINT
+    if not path.is_dir() or file.exists():
+        return file if path.is_dir() else path
+    with explained("read", path, "a readable folder", "check its permissions"):
+        found = sorted(entry for entry in path.iterdir() if entry.suffix in _SUFFIXES)
+    # Hugging Face writes other states beside the one file of weights: optimizer.pt, for example.
+    found = [entry for entry in found if entry.suffix == _SUFFIXES[0]] or found
+    if len(found) > 1:
+        raise InputError(
+            f"{path} holds several files of weights: expected {run_files.CHECKPOINT} or a single "
+            f"one, got {first_of([entry.name for entry in found])}; name one of them"
+        )
+    return found[0] if found else file
 
 
 def sha256(path: Path) -> str:

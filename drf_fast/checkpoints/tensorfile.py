@@ -7,6 +7,7 @@ import io
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,17 @@ from drf_fast.errors import InputError
 from drf_fast.runtime.files import explained, read_regular
 
 _EXPECTED = "a file of torch.save or safetensors"
+_ARRAYS = "arrays of NumPy", "save them as tensors by name, with torch.from_numpy and torch.save"
+# By their first bytes: what came, and the remedy.
+_OTHER_FORMATS = {
+    b"version https://git-lfs": (
+        "a pointer of git-lfs to the file",
+        "fetch the file itself with 'git lfs pull'",
+    ),
+    b"<": ("a web page", "download the file itself, not the page that shows it"),
+    b"GGUF": ("GGUF, the weights of a language model", "pass the network that was trained"),
+    b"\x93NUMPY": _ARRAYS,
+}
 
 
 def read_bytes(path: Path) -> bytes:
@@ -39,6 +51,7 @@ def read(path: Path) -> tuple[Any, str]:
     data = read_bytes(path)
     if _is_safetensors(data):
         return _safetensors(data, path), hashlib.sha256(data).hexdigest()
+    _refuse_other_format(data, path)
     try:
         with warnings.catch_warnings(), plain_values.readable():
             warnings.simplefilter("ignore")  # about old pickle protocols
@@ -56,6 +69,37 @@ def read(path: Path) -> tuple[Any, str]:
             "or another format; copy it again or pass another file"
         ) from error
     return content, hashlib.sha256(data).hexdigest()
+
+
+def _refuse_other_format(data: bytes, path: Path) -> None:
+    """Name a format that is easily taken for a checkpoint, and what to do with it.
+
+    Raises:
+        InputError: it is one of them.
+    """
+    start, names = data[:64].lstrip(), _names_in_zip(data)
+    found = next((value for key, value in _OTHER_FORMATS.items() if start.startswith(key)), None)
+    if names and all(name.endswith(".npy") for name in names):
+        found = _ARRAYS
+    elif any("/code/" in name or name.endswith("/constants.pkl") for name in names):
+        weights = f"torch.jit.load({str(path)!r}, 'cpu').state_dict()"
+        found = (
+            "TorchScript, which is code",
+            f"if you trust its author, pass what torch.save({weights}, 'weights.pt') writes",
+        )
+    if found is not None:
+        raise InputError(f"cannot load {path}: expected {_EXPECTED}, got {found[0]}; {found[1]}")
+
+
+def _names_in_zip(data: bytes) -> list[str]:
+    """The names of the files in a zip archive; none if it is no whole one."""
+    if not data.startswith(b"PK"):
+        return []
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return archive.namelist()
+    except Exception:  # torch tells that it is damaged
+        return []
 
 
 def _is_safetensors(data: bytes) -> bool:

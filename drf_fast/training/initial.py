@@ -37,7 +37,8 @@ def network(
         _refuse_other_arch(config.arch, content["arch"], path)
     model = models.build(config.arch, num_classes, image_shape)
     weights = content["model"] if ours else content
-    fit = fitting.load_into(model, weights, path, f"--arch {config.arch}")
+    what = f"--arch {config.arch}"
+    fit = fitting.load_into(model, weights, path, what, num_classes)
     layer = normalize.normalize_layer(config.normalize, image_shape[0])
     if fit.layer is not None or ours:
         _refuse_other_layer(config.normalize, fit.layer, path)

@@ -76,6 +76,76 @@ def test_copies_and_nested_holders(tmp_path, content):
     assert_same_network(tmp_path / "a.pt")
 
 
+MOMENTUM = {"state": {0: {"momentum_buffer": torch.zeros(16, 3, 3, 3)}}, "param_groups": [{}]}
+BESIDE = {"epoch": 3, "acc": 0.5, "name": "best", "optimizer": MOMENTUM, "none": None}
+OTHER_STATES = {"rng": {"cpu": torch.get_rng_state()}, "scaler": {"scale": torch.ones(1)}}
+
+
+@pytest.mark.parametrize(
+    "holder",
+    ["model_state", "weights", "state", "student", "best_model", "model_dict", "weight", "any"],
+)
+def test_the_only_network_in_a_file_is_taken(tmp_path, holder):
+    torch.save({**BESIDE, **OTHER_STATES, holder: prefixed("module.")}, tmp_path / "a.pt")
+    assert assert_same_network(tmp_path / "a.pt") == []
+    torch.save({"best": {holder: {**WEIGHTS, "epoch": 3}, **OTHER_STATES}}, tmp_path / "a.pt")
+    assert assert_same_network(tmp_path / "a.pt") == []
+
+
+@pytest.mark.parametrize("holder", [None, "state_dict"])
+def test_other_values_between_the_tensors_are_left_out(tmp_path, holder):
+    content = {**WEIGHTS, **BESIDE}
+    torch.save(content if holder is None else {holder: content}, tmp_path / "a.pt")
+    assert assert_same_network(tmp_path / "a.pt") == []
+
+
+@pytest.mark.parametrize(
+    "content", [{"student": WEIGHTS, "teacher": zeros()}, {"student": WEIGHTS, "b": {"c": zeros()}}]
+)
+def test_one_of_several_networks_is_not_guessed(tmp_path, content):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"expected one, got student, (teacher|b\.c);"):
+        load(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "content, beside",
+    [
+        ({"state_dict": WEIGHTS, "state_dict_ema": zeros()}, "state_dict_ema beside state_dict"),
+        ({"ema": {"module": zeros(), "updates": 3}, "net": WEIGHTS}, "ema.module beside net"),
+    ],
+)
+def test_which_of_several_networks_is_taken_is_said(tmp_path, content, beside):
+    torch.save({**content, **BESIDE}, tmp_path / "a.pt")
+    taken = beside.split()[-1]
+    assert assert_same_network(tmp_path / "a.pt") == [f"a.pt holds {beside}: read {taken} alone"]
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_what_a_profiler_has_counted_is_left_out(tmp_path, prefix):
+    counted = {
+        f"{prefix}{layer}{name}": torch.zeros(1, dtype=torch.float64)
+        for layer in ("", "conv1.", "layer1.0.bn1.")
+        for name in ("total_ops", "total_params")
+    }
+    torch.save({"state_dict": {**prefixed(prefix), **counted}}, tmp_path / "a.pt")
+    assert assert_same_network(tmp_path / "a.pt") == []
+
+
+def test_a_folder_with_one_file_of_weights_is_that_file(tmp_path):
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    for name in ("config.json", "optimizer.pt", "training_args.bin"):
+        (tmp_path / name).write_text("{}")
+    assert checkpoint.locate(tmp_path) == tmp_path / "model.safetensors"
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"files of weights: .* got optimizer.pt, training_args.b"):
+        checkpoint.locate(tmp_path)
+    (tmp_path / "optimizer.pt").unlink()
+    assert checkpoint.locate(tmp_path) == tmp_path / "training_args.bin"
+    (tmp_path / "checkpoint.pt").write_text("")
+    assert checkpoint.locate(tmp_path) == tmp_path / "checkpoint.pt"
+
+
 def test_an_averaged_model_with_its_counter(tmp_path):
     averaged = AveragedModel(NETWORK).state_dict()
     assert "n_averaged" in averaged

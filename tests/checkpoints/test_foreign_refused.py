@@ -141,6 +141,38 @@ def test_other_files_are_refused(tmp_path):
     assert "is a directory" in refusal(tmp_path)
 
 
+def scripted(path: Path) -> None:
+    torch.jit.trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8)).save(str(path))
+
+
+def arrays(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, weight=np.zeros((3, 3)))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch.jit
+@pytest.mark.parametrize(
+    "write, expected",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "'git lfs pull'"),
+        (b"\n<!doctype html><html>Not found</html>", "got a web page; download the file itself"),
+        (b"GGUF\x03\0\0\0" + bytes(100), "got GGUF"),
+        (b"\x93NUMPY\x01\0" + bytes(100), "got arrays of NumPy; save them as tensors"),
+        (arrays, "got arrays of NumPy; save them as tensors"),
+        (scripted, "torch.save(torch.jit.load('"),
+    ],
+    ids=["git-lfs", "page", "GGUF", "npy", "npz", "TorchScript"],
+)
+def test_a_file_of_another_format_is_named(tmp_path, write, expected):
+    path = tmp_path / "a.pt"
+    if callable(write):
+        write(path)
+    else:
+        path.write_bytes(write)
+    text = refusal(path)
+    assert expected in text and "weights_only" not in text and "damaged" not in text
+
+
 @pytest.mark.parametrize(
     "content, expected",
     [
@@ -174,7 +206,11 @@ def changed(**changes: Any) -> Weights:
             changed(fc__bias=None, bn1__weight=None),
             "do not fit resnet20, named by the file: missing bn1.weight, fc.bias; pass the file",
         ),
-        (changed(extra=torch.zeros(3)), "named by the file: unexpected extra; pass"),
+        (
+            changed(extra=torch.zeros(3)),
+            "named by the file: unexpected extra; pass the file of such a network, or load them in "
+            "the factory (--arch package.module:factory) and leave the checkpoint out",
+        ),
         (
             changed(conv1__weight=torch.zeros(16, 3, 5, 5)),
             "wrong shape conv1.weight (16, 3, 3, 3), got (16, 3, 5, 5); pass",
@@ -218,6 +254,7 @@ def test_an_unknown_architecture_is_refused(tmp_path):
     text = refusal(write(tmp_path, checkpoint(state, "cifar_densenet40")))
     assert "the weights of cifar_densenet40 in" in text
     assert "the closest is resnet20: unexpected dense1.weight" in text
+    assert text.endswith("or load them in it and leave the checkpoint out")
     renamed = {key.replace("conv1", "first"): value for key, value in lenet().items()}
     text = refusal(write(tmp_path, renamed))
     assert "the closest is lenet: missing conv1.weight, conv1.bias; unexpected first.weight" in text

@@ -149,6 +149,10 @@ def test_normalize_comes_before_a_network_without_its_own(tmp_path, monkeypatch)
         (lambda s: s.update(extra=torch.zeros(2)), "unexpected extra"),
         (lambda s: s.update({"fc.bias": torch.zeros(7)}), r"wrong shape fc.bias \(10,\), got \(7"),
         (lambda s: s.update(order=torch.zeros(3)), r"order \(3,\) of integers, got \(3,\)"),
+        (
+            lambda s: s.update({key: s[key][:7].clone() for key in s if "fc." in key}),
+            r"expected 10 classes, as many as the data set has, got 7 in fc.weight, fc.bias; pass",
+        ),
         (lambda s: s["fc.bias"].fill_(torch.nan), "cannot use fc.bias .*finite weights, got NaN"),
         (lambda s: s.update({"fc.bias": torch.zeros(1).expand(10)}), "fewer that its strides"),
     ],
@@ -168,7 +172,7 @@ def test_weights_that_do_not_fit_name_their_keys(module, change, message):
 def test_two_layers_called_0_and_1_are_no_first_layer(module, tmp_path):
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3))
     fit = fitting.load_into(
-        nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3)), net.state_dict(), tmp_path, "it"
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3)), net.state_dict(), tmp_path, "it", 2
     )
     assert not fit.has_layer and list(fit.weights) == list(net.state_dict())
 
@@ -326,9 +330,9 @@ def test_a_mask_may_hold_infinity_and_a_weight_or_a_statistic_may_not():
     state = Masked().state_dict()
     path = Path("w.pt")
     assert torch.equal(
-        fitting.load_into(Masked(), state, path, "it").weights["mask"], state["mask"]
+        fitting.load_into(Masked(), state, path, "it", 2).weights["mask"], state["mask"]
     )
     for key, value in (("mask", torch.nan), ("weight", torch.inf), ("running_mean", torch.inf)):
         wrong = {**state, key: torch.full_like(state[key], value)}
         with pytest.raises(InputError, match=f"cannot use {key} in w.pt: expected finite weights"):
-            fitting.load_into(Masked(), wrong, path, "it")
+            fitting.load_into(Masked(), wrong, path, "it", 2)
