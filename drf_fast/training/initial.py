@@ -38,7 +38,7 @@ def network(
     model = models.build(config.arch, num_classes, image_shape)
     weights = content["model"] if ours else content
     what = f"--arch {config.arch}"
-    fit = fitting.load_into(model, weights, path, what, num_classes)
+    fit = fitting.load_into(model, weights, path, what, num_classes, new_head=True)
     layer = normalize.normalize_layer(config.normalize, image_shape[0])
     if fit.layer is not None or ours:
         _refuse_other_layer(config.normalize, fit.layer, path)

@@ -116,6 +116,49 @@ def test_weights_of_another_network_name_their_keys(tmp_path, monkeypatch, capsy
     assert not Path("runs").exists()
 
 
+def of_classes(count: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return models.build("lenet", count, SHAPE).state_dict()
+
+
+@pytest.mark.parametrize("kind", ["ours", "foreign"])
+def test_a_last_layer_of_other_classes_starts_at_random(tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.chdir(tmp_path)
+    weights = of_classes(1000)
+    if kind == "ours":
+        ours(Path("a.pt"), "lenet", weights)
+    else:
+        torch.save({f"module.{key}": value for key, value in weights.items()}, "a.pt")
+    config = TrainConfig(arch="lenet", normalize="none", init=Path("a.pt"))
+    torch.manual_seed(5)
+    fresh = models.build("lenet", 10, SHAPE).state_dict()
+    torch.manual_seed(5)
+    found = initial.network(config, 10, SHAPE)[0].state_dict()
+    head = ["fc2.weight", "fc2.bias"]
+    assert all(torch.equal(found[key], fresh[key]) for key in head)
+    assert all(torch.equal(found[key], weights[key]) for key in weights if key not in head)
+    said = capsys.readouterr().err
+    assert "a.pt is of 1000 classes: fc2.weight, fc2.bias are left out, and those of 10" in said
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"fc2.bias": torch.zeros(1000)},  # not of one number of classes
+        {"fc1.bias": torch.zeros(400)},
+        {"fc2.weight": torch.zeros(1000, 400), "fc2.bias": torch.zeros(1000)},
+        {"fc1.weight": torch.zeros(400, 800), "fc1.bias": torch.zeros(400)},  # not the last layer
+        {"fc2.weight": torch.zeros(1000, 500), "fc2.bias": torch.zeros(1000), "conv1.bias": None},
+    ],
+)
+def test_a_layer_that_differs_otherwise_is_refused(tmp_path, changed):
+    weights = {k: v for k, v in {**of_classes(10), **changed}.items() if v is not None}
+    torch.save(weights, tmp_path / "a.pt")
+    config = TrainConfig(arch="lenet", normalize="none", init=tmp_path / "a.pt")
+    with pytest.raises(InputError, match="wrong shape fc.*or load them in the factory"):
+        initial.network(config, 10, SHAPE)
+
+
 @pytest.mark.parametrize("there", ["none", "cifar10", "cifar10-center", "odd"])
 @pytest.mark.parametrize("asked", ["none", "cifar10", "cifar10-center"])
 def test_weights_behind_another_first_layer_are_refused(tmp_path, there, asked):
