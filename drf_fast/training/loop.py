@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -15,8 +14,6 @@ import torch
 
 from drf_fast import data
 from drf_fast.balls import SoftBall
-from drf_fast.checkpoints import ours as checkpoint
-from drf_fast.config import run_files
 from drf_fast.config.options import TrainConfig
 from drf_fast.config.training import (
     images_of_a_step,
@@ -25,13 +22,14 @@ from drf_fast.config.training import (
     steps_of_an_epoch,
     uses_adversary,
 )
-from drf_fast.errors import InputError, RunError
+from drf_fast.errors import RunError
 from drf_fast.functional import noise_key, noisy_repeat
 from drf_fast.runtime import machine, processes, signals
-from drf_fast.runtime.files import locked, new_folder, read_json
+from drf_fast.runtime.files import locked, new_folder
 from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.progress import Tracker
 from drf_fast.training import schedule, state, teacher
+from drf_fast.training.folder import refuse_foreign, remove_run, remove_temporary_files
 from drf_fast.training.methods.common import Batch
 from drf_fast.training.metrics import Metrics
 from drf_fast.training.prepare import prepare
@@ -39,50 +37,6 @@ from drf_fast.training.run import Run, Totals, announce
 from drf_fast.training.step import one_step
 
 _STEPS_BETWEEN_SIGNAL_CHECKS = 16  # where several processes use GPUs
-
-
-def _remove_run(folder: Path) -> None:
-    """Remove the files of an earlier run, and nothing else; last what tells that it is ours."""
-    shutil.rmtree(folder / run_files.EVENTS, ignore_errors=True)
-    for name in sorted(run_files.OF_A_RUN, key=lambda name: name == run_files.SETTINGS):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder with files of our names that another program has written.
-
-    Raises:
-        InputError: it holds some, and they are not those of a run.
-    """
-    names = [name for name in (*run_files.OF_A_RUN, run_files.EVENTS) if (folder / name).exists()]
-    if names and not _is_run(folder, names):
-        raise InputError(
-            f"{folder} holds no run of drf_fast: expected a run folder or an empty one, got "
-            f"{', '.join(names)} of another program; choose another --out"
-        )
-
-
-def _is_run(folder: Path, names: list[str]) -> bool:
-    """Whether the files in the folder are those of a run, by its settings, else its checkpoint."""
-    if run_files.SETTINGS in names:
-        try:
-            saved = read_json(folder / run_files.SETTINGS)
-        except InputError:
-            return True  # damaged: replacing such a run is what --force is for
-        return not isinstance(saved, dict) or "method_label" in saved
-    if run_files.CHECKPOINT in names:
-        with contextlib.suppress(InputError):
-            checkpoint.load(folder / run_files.CHECKPOINT)
-            return True
-    certify_writes = {run_files.CERTIFICATES, run_files.CERTIFICATES_SETTINGS}
-    return set(names) <= certify_writes
-
-
-def _remove_temporary_files(folder: Path) -> None:
-    """Remove temporary files that a killed process has left; see ``files.atomic_file``."""
-    for name in run_files.OF_A_RUN:
-        for path in folder.glob(f".{name}.*"):
-            path.unlink(missing_ok=True)
 
 
 def train(config: TrainConfig) -> Path:
@@ -99,7 +53,7 @@ def train(config: TrainConfig) -> Path:
         stack.enter_context(machine.same_threads())
         existed = folder.is_dir()
         if existed and (config.force or config.resume):
-            _refuse_foreign(folder)
+            refuse_foreign(folder)
         if first and existed:  # before its checkpoint is read
             stack.enter_context(locked(folder))
         run, log = prepare(config, folder), None
@@ -108,8 +62,8 @@ def train(config: TrainConfig) -> Path:
             if not existed:
                 stack.enter_context(locked(folder))
             if config.force:  # never leave an old network beside new settings
-                _remove_run(folder)
-            _remove_temporary_files(folder)
+                remove_run(folder)
+            remove_temporary_files(folder)
             state.record(run)
             log = Metrics(folder, run.epoch, config.epochs)
             stack.enter_context(contextlib.closing(log))
