@@ -22,6 +22,7 @@ from drf_fast.certification.network import as_requested
 from drf_fast.certification.noise import ASSUMPTIONS, total_distance
 from drf_fast.checkpoints import first_layer, given
 from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.checkpoints.fitting import first_of
 from drf_fast.config import run_files, tags
 from drf_fast.config.durations import seconds
 from drf_fast.config.look import AttackConfig
@@ -198,7 +199,31 @@ def source(config: SmoothedConfig) -> Source:
             f"classes, got {images.name} with images {shape} and {images.num_classes} classes; "
             "pass the data set that it was trained on"
         )
+    _compare_classes(saved.get("class_names"), images, path)
     return Source(saved, path, images, float(sigma), model, place)
+
+
+def _compare_classes(trained: list[str] | None, images: Dataset, path: Path | None) -> None:
+    """Compare the names of the classes with those of the image folders of the training.
+
+    Raises:
+        InputError: a name that both have is that of another class.
+    """
+    pairs = list(zip(trained or (), images.class_names, strict=False))
+    other = [f"{two!r} for {one!r}" for one, two in pairs if one != two]
+    if not trained or not other:
+        return
+    shown = first_of(other)
+    moved = [name for name in images.class_names if name in trained]
+    moved = [name for name in moved if images.class_names.index(name) != trained.index(name)]
+    if moved:
+        raise InputError(
+            f"{path} was trained on other classes than {images.name} has here: expected those of "
+            f"the training, got {shown}, so that {moved[0]!r} is class "
+            f"{images.class_names.index(moved[0])} and was {trained.index(moved[0])}; pass a "
+            "--data-dir with the class folders of the training"
+        )
+    say(f"warning: classes have other names than in the training: {shown}; are they the same?")
 
 
 def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:

@@ -48,6 +48,14 @@ _PARTS: dict[str, Callable[[dict[str, Any]], bool]] = {
         and len(c["image_shape"]) == 3
         and all(isinstance(size, int) and size > 0 for size in c["image_shape"])
     ),
+    "class_names": lambda c: (
+        "class_names" not in c  # those of image folders, since drf_fast 0.2
+        or (
+            isinstance(c["class_names"], list)
+            and len(c["class_names"]) == c["num_classes"]
+            and all(isinstance(name, str) for name in c["class_names"])
+        )
+    ),
     "model": lambda c: (
         isinstance(c["model"], dict)
         and all(

@@ -15,6 +15,7 @@ from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.config import run_files
 from drf_fast.config.training import method_label
 from drf_fast.config.values import to_dict
+from drf_fast.data.folders import NAMES as IMAGE_FOLDERS
 from drf_fast.errors import InputError
 from drf_fast.runtime import processes
 from drf_fast.runtime.files import absolute, write_json
@@ -69,6 +70,8 @@ def save(run: Run) -> None:
         },
         "processes": processes.count(),
     }
+    if run.train_set.name in IMAGE_FOLDERS:
+        content["class_names"] = list(run.train_set.class_names)
     if isinstance(run.ball, SoftBall):
         content["ball"] = run.ball.state_dict()
     checkpoint.save(run.folder / run_files.CHECKPOINT, content)

@@ -12,9 +12,12 @@ import torch
 from PIL import Image
 
 from drf_fast import data, models
+from drf_fast.certification import loading
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
+from drf_fast.config.options import CertifyConfig
 from drf_fast.data import image_folders
+from drf_fast.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,7 @@ def run_on(pictures: Path, out: Path, *flags: str) -> dict[str, Any]:
 def test_the_first_layer_is_trained_with_recorded_and_certified(pictures, tmp_path, capsys):
     plain = run_on(pictures, tmp_path / "a")
     assert plain["config"]["normalize"] == "none" and "conv1.weight" in plain["model"]
+    assert plain["class_names"] == ["blue", "red"]
     saved = run_on(pictures, tmp_path / "b", "--normalize", "cifar10")
     assert saved["config"]["normalize"] == "cifar10"
     assert torch.equal(saved["model"]["0.std"], torch.tensor([0.2023, 0.1994, 0.2010]))
@@ -52,6 +56,45 @@ def test_the_first_layer_is_trained_with_recorded_and_certified(pictures, tmp_pa
     assert (log["data"], log["training"]["normalize"]) == ("imagefolder", "cifar10")
     assert len((tmp_path / "log.tsv").read_text().splitlines()) == 13
     assert main(["predict", str(tmp_path / "b"), "--n", "20", "--device", "cpu"]) == 0
+
+
+def certified_with(folder: Path, trained: list[str] | None, here: tuple[str, str]) -> None:
+    """Read a network of 2 x 2 pixels that was trained on other classes than it is certified on."""
+    for name in here:
+        (folder / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (2, 2)).save(folder / "test" / name / "0.png")
+    network = models.build("lenet", 2, (3, 28, 28))
+    config = {"sigma": 0.5, "data": "imagefolder", "method_label": "x", "normalize": "none"}
+    content = {"model": network.state_dict(), "arch": "lenet", "num_classes": 2, "config": config}
+    named = {} if trained is None else {"class_names": trained}
+    checkpoint.save(folder / "checkpoint.pt", content | {"image_shape": [3, 2, 2]} | named)
+    loading.source(CertifyConfig(checkpoint=folder / "checkpoint.pt", data_dir=folder))
+
+
+@pytest.mark.parametrize("trained", [None, ["dog", "wolf"]])  # None: of an older version
+def test_the_classes_of_the_training_are_certified(tmp_path, capsys, trained):
+    certified_with(tmp_path, trained, ("dog", "wolf"))
+    assert "classes" not in capsys.readouterr().err
+
+
+def test_a_class_at_another_number_than_in_the_training_is_refused(tmp_path):
+    message = r"got 'dog' for 'cat', 'wolf' for 'dog', so that 'dog' is class 0 and was 1; pass a"
+    with pytest.raises(InputError, match=message):
+        certified_with(tmp_path, ["cat", "dog"], ("dog", "wolf"))
+
+
+def test_other_names_of_classes_are_said(tmp_path, capsys):
+    certified_with(tmp_path, ["cat", "dog"], ("cats", "dog"))
+    assert "names than in the training: 'cats' for 'cat'; are" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [["cat"], "cd", [1, 2], None])
+def test_names_of_classes_that_cannot_be_end_in_a_sentence(tmp_path, names):
+    certified_with(tmp_path, None, ("cat", "dog"))
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {**checkpoint.load(path), "class_names": names})
+    with pytest.raises(InputError, match="is damaged: .* whose class_names cannot be used"):
+        checkpoint.load(path)
 
 
 @pytest.mark.slow
