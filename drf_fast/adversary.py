@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -96,12 +97,7 @@ def attack(
     check.labels(target, x.shape[0], check.count(num_samples, "num_samples"))
     check.same_device(x.device, target=target)
     check.count(steps, "steps")
-    wrapped = getattr(model, "_orig_mod", model)  # the module that torch.compile has wrapped
-    if isinstance(wrapped, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        raise ValueError(
-            f"attack got a {type(wrapped).__name__}, whose hooks must not run during an attack; "
-            "pass model.module"
-        )
+    _refuse_wrapped(model)
     check_ball(ball)
     check.choice(grad_norm, "grad_norm", schemas.GRAD_NORMS)
     box = check.box(clamp)
@@ -147,6 +143,24 @@ def attack(
                 box,
             )
     return AttackResult(x_adv, noisy, distance)
+
+
+def _refuse_wrapped(model: Any) -> None:
+    """Refuse a network behind a wrapper, at any depth, whose hooks an attack would run."""
+    wrapped = getattr(model, "_orig_mod", model)  # the module that torch.compile has wrapped
+    if isinstance(wrapped, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        raise ValueError(
+            f"attack got a {type(wrapped).__name__}, whose hooks must not run during an attack; "
+            "pass model.module"
+        )
+    if torch.compiler.is_compiling() or not isinstance(model, nn.Module):
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                f"attack got a network with a DistributedDataParallel inside ({name}), whose hooks "
+                "must not run during an attack; pass the same network around its module"
+            )
 
 
 def _is_float16_autocast(device: torch.device) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from drf_fast import functional
 from drf_fast.certification import inputs
+from drf_fast.certification.inputs import ImageIds
 from drf_fast.certification.network import PRECISIONS, RunNetwork
 from drf_fast.certification.noise import GaussianNoise, LevelNoise, RowTest
 from drf_fast.certification.result import CertifyResult
@@ -150,12 +151,13 @@ class SmoothedClassifier:
         alpha: float,
         batch_size: int | None = None,
         *,
-        image_ids: torch.Tensor | None = None,
+        image_ids: ImageIds | None = None,
     ) -> CertifyResult:
         """CERTIFY B images (B, C, H, W); arguments as ``certify``, results on the CPU.
 
-        ``image_ids`` (B,) int64 determine the noise of each image; None is 0..B-1, which is right
-        for a single call only: a second call would reuse the noise, so pass data set indices.
+        ``image_ids`` (B,), a tensor, array or list of whole numbers, determine the noise of each
+        image; None is 0..B-1, which is right for a single call only: a second call would reuse the
+        noise, so pass data set indices.
         """
         check.count(n0, "n0")
         check.count(n, "n")
@@ -189,7 +191,7 @@ class SmoothedClassifier:
         n0: int,
         batch_size: int | None = None,
         *,
-        image_ids: torch.Tensor | None = None,
+        image_ids: ImageIds | None = None,
     ) -> torch.Tensor:
         """The first half of CERTIFY: the class counted most often among n0 samples of each image.
 
@@ -206,7 +208,7 @@ class SmoothedClassifier:
         n: int,
         batch_size: int | None = None,
         *,
-        image_ids: torch.Tensor | None = None,
+        image_ids: ImageIds | None = None,
         stops: Callable[[int, int], bool] | None = None,
     ) -> tuple[torch.Tensor, int]:
         """The second half: votes for the class chosen among n fresh samples of each image.
@@ -262,7 +264,7 @@ class SmoothedClassifier:
         alpha: float,
         batch_size: int | None = None,
         *,
-        image_ids: torch.Tensor | None = None,
+        image_ids: ImageIds | None = None,
     ) -> torch.Tensor:
         """PREDICT B images (B, C, H, W): (B,) int64 classes on the CPU, ABSTAIN where undecided.
 
@@ -292,7 +294,7 @@ class SmoothedClassifier:
         n: int,
         batch_size: int | None = None,
         *,
-        image_ids: torch.Tensor | None = None,
+        image_ids: ImageIds | None = None,
     ) -> torch.Tensor:
         """The votes of PREDICT's n samples: (B, K) int64 on the CPU.
 
@@ -311,13 +313,14 @@ class SmoothedClassifier:
         num: int,
         stream: str,
         batch_size: int | None,
-        image_ids: torch.Tensor | None,
+        image_ids: ImageIds | None,
         stop: Callable[[torch.Tensor, int], bool] | None = None,
     ) -> tuple[torch.Tensor, int]:
         """``NoisyVotes.counts`` with checked arguments."""
         x = self._noise.images(x)
         if image_ids is None:
             image_ids = torch.arange(x.shape[0], device=x.device)
+        image_ids = inputs.ids(image_ids, x.device)
         noise_checks.noise_source(self.seed, image_ids, x.shape[0], x.device)
         size = self._resolve_batch_size(x) if batch_size is None else batch_size
         check.count(size, "batch_size")

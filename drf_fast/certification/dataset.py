@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,6 +138,11 @@ def certify_dataset(
     Reference:
         Cohen, Rosenfeld, Kolter 2019, CERTIFY.
     """
+    if not isinstance(classifier, SmoothedClassifier):
+        raise TypeError(
+            f"classifier must be a SmoothedClassifier, got {type(classifier).__name__}; pass "
+            "SmoothedClassifier(network, num_classes, sigma)"
+        )
     data = _images(images, labels, classifier.num_classes, name)
     chosen = _check_indices(indices, len(data))
     n0, n = check.count(n0, "n0"), check.count(n, "n")  # Python's integers, as JSON takes them
@@ -192,6 +197,12 @@ def _images(images: Any, labels: Any, num_classes: int, name: str) -> Any:
         raise TypeError(
             "images must be a data set, whose positions name the noise, got a DataLoader; pass "
             "loader.dataset"
+        )
+    if isinstance(images, (str, Path, Mapping)):
+        raise TypeError(
+            f"images must be a tensor or array (N, C, H, W) or a data set, got "
+            f"{type(images).__name__}; pass the arrays themselves, of an .npz file for example "
+            'np.load(path)["images"] and np.load(path)["labels"]'
         )
     wrapper = DatasetImages
     if not (hasattr(images, "__getitem__") and hasattr(images, "__len__")) or hasattr(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import numbers
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+
+from drf_fast.ops import checks as check
+from drf_fast.runtime.tensors import of_array
 
 _DRAWS = 8  # of an image, to see that it stays the same: half of those of a random flip do
 _HASHED_IMAGES = 32  # images of a torch data set that its fingerprint covers
@@ -84,7 +88,15 @@ class DatasetImages:
 
     def float_images(self, index: list[int]) -> torch.Tensor:
         """The images at ``index``; their labels are cached."""
-        return torch.stack([self._image(i) for i in index])
+        images = [self._image(i) for i in index]
+        for i, image in zip(index, images, strict=True):
+            if image.shape != images[0].shape:
+                raise ValueError(
+                    "the data set must give images of one size, got "
+                    f"{tuple(images[0].shape)} for item {index[0]} and {tuple(image.shape)} for "
+                    f"item {i}; resize them with torchvision.transforms.Resize((height, width))"
+                )
+        return torch.stack(images)
 
     def label(self, index: int) -> int:
         """The label of an image, from the cache or read with its image."""
@@ -104,6 +116,12 @@ class DatasetImages:
 
     def _image(self, index: int) -> torch.Tensor:
         item: Any = self.dataset[index]
+        if isinstance(item, Mapping):
+            raise TypeError(
+                "the data set must give pairs (image, label), got a dict with the keys "
+                f"{', '.join(map(str, item))}; wrap it in a class whose __getitem__ returns "
+                'item["image"], item["label"] and whose __len__ is that of the data set'
+            )
         is_pair = isinstance(item, (tuple, list))
         if not self._labels_given and not (is_pair and len(item) >= 2):
             raise TypeError(
@@ -117,7 +135,7 @@ class DatasetImages:
                 f"{type(image).__name__}; make them with torchvision.transforms.ToTensor()"
             )
         if not self._labels_given:
-            self._classes[index] = _check_class(int(item[1]), self.num_classes)
+            self._classes[index] = _check_class(_class_of(item[1], index), self.num_classes)
         return _floats(_tensor(image))
 
 
@@ -133,7 +151,7 @@ class _LazyLabels:
 
 def _tensor(images: Any) -> torch.Tensor:
     if isinstance(images, np.ndarray):
-        images = torch.from_numpy(np.ascontiguousarray(images))
+        images = of_array(images, "images")
     if not isinstance(images, torch.Tensor):
         raise TypeError(
             "images must be a tensor or array (N, C, H, W), or a torch data set of pairs (image, "
@@ -148,15 +166,39 @@ def _floats(images: torch.Tensor) -> torch.Tensor:
 
 
 def _checked_labels(labels: Any, count: int, num_classes: int) -> torch.Tensor:
-    labels = torch.as_tensor(labels, device="cpu")
-    if labels.shape != (count,) or labels.is_floating_point():
+    expected = f"labels must be {count} whole numbers, one an image"
+    if not isinstance(labels, torch.Tensor):
+        try:
+            labels = of_array(np.asarray(labels), "labels")
+        except (TypeError, ValueError) as error:  # strings, None, lists of several lengths
+            raise TypeError(f"{expected}, got {check.brief(labels)}; number the classes") from error
+    shape = tuple(labels.shape)
+    if shape != (count,) or labels.is_floating_point() or labels.is_complex():
+        how = check.how_to_pass_labels(shape, count, num_classes, "labels")
         raise ValueError(
-            f"labels must be {count} whole numbers, one an image, got shape "
-            f"{tuple(labels.shape)} of {labels.dtype}"
+            f"{expected}, got shape {shape} of {labels.dtype}{'' if how is None else '; ' + how}"
         )
+    labels = labels.to("cpu", torch.int64)
     for label in labels.unique().tolist():
         _check_class(label, num_classes)
     return labels
+
+
+def _class_of(label: Any, index: int) -> int:
+    """The label of an item, a whole number or a tensor or array of one."""
+    if isinstance(label, numbers.Integral):
+        return int(label)
+    shape, how = None, "number the classes"
+    if isinstance(label, (torch.Tensor, np.ndarray, np.generic)):
+        values = np.asarray(label.cpu() if isinstance(label, torch.Tensor) else label)
+        if values.size == 1 and values.dtype.kind in "iub":
+            return int(values.item())
+        shape, how = values.shape, "give the class itself, of one-hot labels label.argmax()"
+    got = check.brief(label) if shape is None else f"shape {shape} of {values.dtype}"
+    raise TypeError(
+        f"the data set must give one whole number as the label of an image, got {got} for item "
+        f"{index}; {how}"
+    )
 
 
 def _check_class(label: int, num_classes: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,13 @@ import torch
 
 from drf_fast.ops import checks as check
 from drf_fast.ops import level_checks
+from drf_fast.runtime.tensors import of_array
+
+ImageIds = torch.Tensor | np.ndarray | Sequence[int]
 
 # The levels 0..255 as pixels, correctly rounded: on the CPU, since a GPU may multiply by 1/255.
 _PIXELS = torch.arange(256, dtype=torch.float32, device="cpu") / 255
+_UINT16 = getattr(torch, "uint16", None)  # since torch 2.3
 _MAX_OUTSIDE = 0.5  # distance from [0, 1] that normalised images exceed, and rounding does not
 
 
@@ -40,9 +45,10 @@ def images(x: Any) -> torch.Tensor:
     """
     x = _tensor(x)
     if not x.is_floating_point():
+        bits, most = (16, 65535) if x.dtype == _UINT16 else (8, 255)
         raise TypeError(
-            f"x must be float32 pixels in [0, 1], got {x.dtype}; convert 8-bit images with "
-            "x.float() / 255"
+            f"x must be float32 pixels in [0, 1], got {x.dtype}; convert {bits}-bit images with "
+            f"x.float() / {most}"
         )
     check.images(x)
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -63,6 +69,17 @@ def warn_if_out_of_range(x: torch.Tensor) -> bool:
         stacklevel=level,
     )
     return True
+
+
+def how_to_pass(rows: torch.Tensor) -> str:
+    """What to try where a network fails on rows of this shape."""
+    sizes = tuple(rows.shape[1:])
+    if len(sizes) == 3 and sizes[-1] in (1, 3) and sizes[0] not in (1, 3):
+        return "channels must come first: pass x.permute(2, 0, 1), of a batch x.permute(0, 3, 1, 2)"
+    return (
+        "pass images of the shape that it was trained on, a single one as x to certify and "
+        "predict, and several as (B, ...) to their batch forms"
+    )
 
 
 def level_images(x: Any) -> torch.Tensor:
@@ -93,7 +110,7 @@ def level_images(x: Any) -> torch.Tensor:
 
 def _tensor(x: Any) -> torch.Tensor:
     if isinstance(x, np.ndarray):
-        x = torch.from_numpy(np.ascontiguousarray(x))
+        x = of_array(x, "x")
     return check.is_tensor(x, "x").detach()
 
 
@@ -101,3 +118,16 @@ def one_id(image_id: Any, device: torch.device) -> torch.Tensor:
     """(1,) int64 of one image id, a number of Python, NumPy or a 0-dim tensor."""
     number = image_id.item() if isinstance(image_id, torch.Tensor) else image_id
     return torch.tensor([check.count(number, "image_id", 0, 2**32 - 1)], device=device)
+
+
+def ids(image_ids: Any, device: torch.device) -> torch.Tensor:
+    """Image ids as int64, from a tensor, array or list of whole numbers; the latter on ``device``.
+
+    Raises:
+        TypeError, ValueError: something else.
+    """
+    if not isinstance(image_ids, torch.Tensor):
+        image_ids = of_array(np.asarray(image_ids), "image_ids").to(device)
+    if image_ids.is_floating_point() or image_ids.dtype == torch.bool:
+        raise TypeError(f"image_ids must be whole numbers, got {image_ids.dtype}")
+    return image_ids.long()

@@ -17,6 +17,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from drf_fast.certification.inputs import how_to_pass
 from drf_fast.config.choices import Arithmetic
 from drf_fast.errors import InputError
 from drf_fast.models import fusing
@@ -85,6 +86,7 @@ class RunNetwork:
         self.requested = (precision, compile, memory_format)
         self.form: Form | None = None
         self.left_out: dict[str, str] = {}
+        self._unsaid: list[str] = []  # messages of forms that failed, until another one works
         self.version = 0  # grows whenever the network that runs is built anew
         self._network: Any = None
         self._probe: torch.Tensor | None = None  # rows with which a fused copy is verified
@@ -155,6 +157,7 @@ class RunNetwork:
                 raise
             self.form = None  # is chosen again, with the next images
             self.left_out.clear()
+            self._unsaid.clear()
             elsewhere = {tensor.device for tensor in _tensors(self.base)} - {rows.device}
             if elsewhere:
                 raise InputError(
@@ -163,10 +166,10 @@ class RunNetwork:
                 ) from error
             raise InputError(
                 f"the network must take images of shape {tuple(rows.shape[1:])}, got "
-                f"{one_line(error)}; pass images of the shape that it was trained on, a single one "
-                "as x to certify and predict, and several as (B, ...) to their batch forms"
+                f"{one_line(error)}; {how_to_pass(rows)}"
             ) from error
         self._has_run = True
+        self._say_left_out()
         return logits
 
     def memory(self) -> tuple[Any, ...] | None:
@@ -212,6 +215,8 @@ class RunNetwork:
                 break
         if best is None:  # the unchanged network, whose own error the user then sees
             best = (0.0, Form("contiguous", "fp32", False), *self._build(None))
+        else:
+            self._say_left_out()
         _, self.form, self._network, self._copied_from = best
         if self.requested[1] and not self.form.compile:
             self._compile(rows)
@@ -256,8 +261,15 @@ class RunNetwork:
 
     def _leave_out(self, form: Form, error: Exception) -> None:
         name = "compile" if form.compile else f"{form.memory_format} {form.precision}"
-        self.left_out[name] = one_line(error)
-        say(f"the network cannot be run as {name} and is certified without it ({one_line(error)})")
+        reason = self.left_out[name] = one_line(error)
+        self._unsaid.append(
+            f"the network cannot be run as {name} and is certified without it ({reason})"
+        )
+
+    def _say_left_out(self) -> None:
+        for message in self._unsaid:
+            say(message)
+        self._unsaid.clear()
 
     def _seconds(self, network, form, copied_from, rows, repeats: int = _REPEATS) -> float:
         """Seconds of a forward pass after one for warm-up, at best."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import numpy as np
 import torch
 
 # The dtypes that the operations take, as the compiled cores name them.
@@ -14,6 +16,25 @@ DTYPE_NAMES = {
     torch.float16: "float16",
 }
 FLOATS = tuple(DTYPE_NAMES)
+
+
+def of_array(array: np.ndarray, name: str) -> torch.Tensor:
+    """The array as a tensor that is not written to: of its memory, or where torch cannot use that
+    (strides, byte order) of a copy.
+
+    Raises:
+        TypeError: it holds no numbers.
+    """
+    native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    try:
+        with warnings.catch_warnings():  # of a read-only array, such as a memory map
+            warnings.filterwarnings("ignore", "The given NumPy array is not writ")
+            return torch.from_numpy(native)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be an array of numbers, got dtype {array.dtype}; convert it with "
+            f"{name}.astype(...)"
+        ) from error
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -15,6 +15,7 @@ from torch import nn
 
 import drf_fast
 from drf_fast.certification import votes
+from drf_fast.errors import InputError
 
 OPERATIONS = ("noisy_repeat", "vote", "clopper_pearson_lower", "certified_radius")
 ABSTAIN = drf_fast.SmoothedClassifier.ABSTAIN
@@ -386,6 +387,28 @@ def test_numbers_of_numpy_and_tensors_name_images_and_errors(sound):
     for wrong in (2**70, -1, True, 1.0):
         with pytest.raises((TypeError, ValueError), match="image_id must"):
             smoothed.certify(x, 20, 200, 0.25, 50, image_id=wrong)
+
+
+def test_image_ids_are_tensors_arrays_or_lists():
+    base = lambda rows: rows.flatten(1)[:, :K]  # noqa: E731
+    few: Any = (20, 200, 0.01, 20)
+    expected = classifier(base).certify_batch(images(), *few, image_ids=torch.arange(3, 9))
+    assert len(set(expected.count.tolist())) > 1
+    numbers = np.arange(3, 9)
+    for ids in (list(range(3, 9)), numbers, numbers.astype(np.int32), torch.arange(3, 9).int()):
+        found = classifier(base).certify_batch(images(), *few, image_ids=ids)
+        assert torch.equal(found.count, expected.count)
+    for ids in (numbers / 2, [True] * 6, ["a"] * 6):
+        with pytest.raises(TypeError, match="image_ids must be"):
+            classifier(base).certify_batch(images(), *few, image_ids=ids)
+
+
+def test_channels_that_come_last_are_said_once_and_first(capsys):
+    base = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(K))
+    base(torch.zeros(1, 3, 12, 12))
+    with pytest.raises(InputError, match=r"channels must come first: pass x\.permute\(2, 0, 1\)"):
+        classifier(base).certify(torch.zeros(12, 12, 3), 5, 5, 0.01, 4)
+    assert capsys.readouterr().err == ""  # no form of several is left out where none works
 
 
 def test_an_image_with_a_gradient_is_not_held():

@@ -242,6 +242,12 @@ def test_a_wrapped_network_is_refused_by_name(model, process_group):
             run(wrapper(model), drf_fast.HardBall(0.5))
 
 
+def test_a_wrapper_inside_a_network_is_refused_too(model, process_group):
+    inside = nn.Sequential(nn.Identity(), nn.parallel.DistributedDataParallel(model))
+    with pytest.raises(ValueError, match=r"a DistributedDataParallel inside \(1\), whose hooks"):
+        run(inside, drf_fast.HardBall(0.5))
+
+
 @pytest.mark.parametrize(
     "ball",
     [
