@@ -47,10 +47,11 @@ class TrainConfig:
 
     data: Annotated[str, Role.RESULT, Section.DATA, Tag.ONE_PER_SWEEP] = "mnist-mini"
     """Data set: mnist-mini (embedded), mnist, fashion-mnist, cifar10, cifar100, svhn; or, with
-    --data-dir, imagefolder (train/ and test/ or val/ with one folder per class) or imagenet (the
-    same, scaled to a shorter side of 256, centre 224 x 224)."""
+    --data-dir, imagefolder (train/ and test/ or val/ with one folder per class), imagenet (the
+    same, scaled to a shorter side of 256, centre 224 x 224) or npz (arrays in a file)."""
     data_dir: Annotated[Path | None, Role.PLACE, Section.DATA, Tag.ONE_PER_SWEEP] = None
-    """Folder of the data set; the default is a cache folder into which it is downloaded."""
+    """Folder of the data set, or FILE.npz; the default is a cache folder into which it is
+    downloaded."""
     train_images: Annotated[int | None, Role.RESULT, Section.DATA, Range.COUNT] = None
     """Use only this many training images: the first ones, or evenly spaced ones of class folders;
     the default is all."""
@@ -64,9 +65,10 @@ class TrainConfig:
     """Start from the weights in this run folder or checkpoint, ours or another program's
     (fine-tuning); network and number of classes must be the same."""
     normalize: Annotated[str, Role.RESULT, Section.DATA] = "auto"
-    """Normalising first layer, after the noise: none, cifar10, cifar10-center, imagenet or
-    imagenet-center; auto takes that of cifar10 or imagenet, and none for other data sets and for a
-    network of your own (--arch MODULE:FUNCTION)."""
+    """Normalising first layer, after the noise: none, cifar10, cifar10-center, imagenet,
+    imagenet-center, mnist, or MEAN/STD in numbers (0.5/0.25, or one a channel:
+    0.5,0.4,0.3/0.25,0.25,0.2); auto takes that of cifar10 or imagenet, and none for other data sets
+    and for a network of your own (--arch MODULE:FUNCTION)."""
 
     method: Annotated[str, Role.RESULT] = "smoothadv"
     """Training loss: gaussian, stability, macer, smoothmix, smoothadv, consistency or catrs."""
@@ -229,8 +231,9 @@ class NetworkConfig:
     network as package.module:factory, called with num_classes=K: with a checkpoint of any program,
     or without one if the factory loads the weights."""
     normalize: Annotated[str | None, Role.RESULT, Section.DATA] = None
-    """Normalising first layer before such a network: none, cifar10, cifar10-center, imagenet or
-    imagenet-center; the default is what the file records."""
+    """Normalising first layer before such a network: none, cifar10, cifar10-center, imagenet,
+    imagenet-center, mnist, or MEAN/STD in numbers (0.5/0.25, or one a channel); the
+    default is what the file records."""
     skip: Annotated[int, Role.RESULT, Section.DATA, Range.COUNT] = 1
     """Take every K-th image, starting with the first."""
     max_images: Annotated[int | None, Role.RESULT, Section.DATA, Range.COUNT] = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
@@ -41,7 +40,7 @@ def network(
     fit = fitting.load_into(model, weights, path, what, num_classes, new_head=True)
     layer = normalize.normalize_layer(config.normalize, image_shape[0])
     if fit.layer is not None or ours:
-        _refuse_other_layer(config.normalize, fit.layer, path)
+        _refuse_other_layer(config.normalize, layer, fit.layer, path)
     elif fit.has_layer:
         other = "; if not, pass --normalize" if config.normalize == "none" else ""
         announce(
@@ -67,27 +66,13 @@ def _refuse_other_arch(arch: str, saved_arch: str, path: Path) -> None:
         )
 
 
-def _refuse_other_layer(name: str, saved_layer: Normalize | None, path: Path) -> None:
+def _refuse_other_layer(
+    name: str, layer: Normalize | None, saved_layer: Normalize | None, path: Path
+) -> None:
     """Refuse weights trained behind another normalising first layer: their input would differ."""
-    saved_name = _name_of(saved_layer)
-    if saved_name == name:
-        return
-    got = saved_name or "constants of its own"
-    fix = f"pass --normalize {saved_name}" if saved_name else "pass another checkpoint"
-    raise InputError(
-        f"--init {path} was trained behind another normalising first layer: expected that of "
-        f"--normalize {name}, got {got}; {fix}"
-    )
-
-
-def _name_of(layer: Normalize | None) -> str | None:
-    """The value of ``--normalize`` that gives a layer with these constants; None if none does."""
-    if layer is None:
-        return "none"
-    known = {"none": ((0.0,) * len(layer.mean), (1.0,) * len(layer.mean)), **normalize.CONSTANTS}
-    own = [_rounded(layer.mean.tolist()), _rounded(layer.std.tolist())]
-    return next((name for name, pair in known.items() if [*map(_rounded, pair)] == own), None)
-
-
-def _rounded(values: Iterable[float]) -> str:
-    return ", ".join(f"{float(value):.6g}" for value in values)
+    got = normalize.value_of(saved_layer)
+    if got != normalize.value_of(layer):
+        raise InputError(
+            f"--init {path} was trained behind another normalising first layer: expected that of "
+            f"--normalize {name}, got {got}; pass --normalize {got}"
+        )

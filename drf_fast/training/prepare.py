@@ -46,9 +46,9 @@ _OF_ALL = ("max_steps", "accumulate", "certify_images", "certify_n")
 def prepare(config: TrainConfig, folder: Path) -> Run:
     """Build data, network, optimizer and ball; restore the checkpoint in the folder if resuming."""
     check(config, processes.count())
-    asked, config = config, _with_usual_layer(config)
-    saved = state.read(folder) if config.resume else None
+    asked, saved = config, state.read(folder) if config.resume else None
     train_set, test_set = _data(config, saved)
+    config = _with_usual_layer(config, train_set.image_shape[0])
     device = machine.pick_device(config.device)
     processes.start(device, seconds(config.timeout, "timeout"))
     _refuse_other_processes(config, train_set.fingerprint, test_set.fingerprint)
@@ -99,12 +99,12 @@ def prepare(config: TrainConfig, folder: Path) -> Run:
     return run
 
 
-def _with_usual_layer(config: TrainConfig) -> TrainConfig:
-    """With the first layer that ``--normalize auto`` means."""
+def _with_usual_layer(config: TrainConfig, channels: int) -> TrainConfig:
+    """With the first layer that ``--normalize auto`` means for images of so many channels."""
     if config.normalize != "auto":
         return config
     # A network of the user's own normalises inside, if at all.
-    layer = "none" if names_code(config.arch) else normalize.for_data(config.data)
+    layer = "none" if names_code(config.arch) else normalize.for_data(config.data, channels)
     return dataclasses.replace(config, normalize=layer)
 
 

@@ -282,6 +282,6 @@ def test_a_first_layer_that_does_not_normalise_is_refused(tmp_path, first, expec
 
 def test_flags_that_do_not_fit_are_refused(tmp_path):
     path = write(tmp_path, resnet("resnet20"))
-    assert "--normalize must be one of none" in refusal(path, normalize="mnist")
+    assert "--normalize must be one of none" in refusal(path, normalize="svhn")
     path = write(tmp_path, lenet())
     assert "for images of 3 channels, got 1" in refusal(path, normalize="cifar10")

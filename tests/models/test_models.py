@@ -182,6 +182,35 @@ def test_normalisation_is_that_of_the_published_layer():
     torch.testing.assert_close(imagenet.std, torch.tensor([0.229, 0.224, 0.225]))
 
 
+@pytest.mark.parametrize(
+    ("text", "channels", "mean", "std"),
+    [
+        ("0.5/0.25", 3, [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]),
+        ("0.5,0.4,0.3/0.25", 3, [0.5, 0.4, 0.3], [0.25, 0.25, 0.25]),
+        ("0.1/1, 2e0,3", 3, [0.1, 0.1, 0.1], [1.0, 2.0, 3.0]),
+        ("0.1307/0.3081", 1, [0.1307], [0.3081]),
+        ("mnist", 1, [0.1307], [0.3081]),
+    ],
+)
+def test_normalisation_by_numbers(text, channels, mean, std):
+    layer = normalize.normalize_layer(text, channels)
+    assert layer is not None
+    assert torch.equal(layer.mean, torch.tensor(mean))
+    assert torch.equal(layer.std, torch.tensor(std))
+    again = normalize.normalize_layer(normalize.value_of(layer), channels)
+    assert again is not None and torch.equal(again.mean, layer.mean)
+    assert torch.equal(again.std, layer.std)
+
+
+def test_every_layer_has_a_value_of_the_flag():
+    for name in normalize.NAMES:
+        assert (
+            normalize.value_of(normalize.normalize_layer(name, 1 if name == "mnist" else 3)) == name
+        )
+    assert normalize.value_of(normalize.normalize_layer("0/1", 3)) == "none"
+    assert normalize.value_of(normalize.normalize_layer("0.1307/0.3081", 1)) == "mnist"
+
+
 def test_normalisation_keeps_the_memory_format():
     layer = Normalize([0.5] * 3, [0.2] * 3)
     x = torch.rand(2, 3, 5, 4).to(memory_format=torch.channels_last)
@@ -190,10 +219,11 @@ def test_normalisation_keeps_the_memory_format():
 
 
 def test_a_data_set_has_its_published_normalisation():
-    assert normalize.for_data("cifar10") == "cifar10"
-    assert normalize.for_data("imagenet") == "imagenet"
+    assert normalize.for_data("cifar10", 3) == "cifar10"
+    assert normalize.for_data("imagenet", 3) == "imagenet"
+    assert normalize.for_data("imagenet", 1) == "none"
     for data in ("mnist", "mnist-mini", "fashion-mnist", "imagefolder"):
-        assert normalize.for_data(data) == "none"
+        assert normalize.for_data(data, 1) == normalize.for_data(data, 3) == "none"
 
 
 def test_a_state_dict_rebuilds_its_network_with_the_first_layer():
@@ -224,7 +254,16 @@ def test_the_constants_are_not_trained():
         (("resnet20", 10, (32, 32)), r"at least 8x8, got images of shape \(32, 32\)"),
         (("resnet50", 10, (1, 224, 224)), r"of 3 channels, .*got images of shape \(1, 224, 224\)"),
         (("resnet50", 10, (3, 28, 28)), r"at least 32x32, got images of shape \(3, 28, 28\)"),
-        (("resnet20", 10, CIFAR, "mnist"), "--normalize must be one of none, .*got 'mnist'"),
+        (("resnet20", 10, CIFAR, "svhn"), "--normalize must be one of none, .*got 'svhn'"),
+        (
+            ("resnet20", 10, CIFAR, "0.5,0.5/0.25"),
+            "0.5,0.5/0.25 is for images of 2 channels, got 3",
+        ),
+        (("resnet20", 10, CIFAR, "0.5/0.25,0.2"), "0.5/0.25,0.2 is for images of 2 channels, got"),
+        *(
+            (("resnet20", 10, CIFAR, text), f"or MEAN/STD in numbers, .* got '{text}'")
+            for text in ("0.5", "0.5/", "/", "0.5/0", "0.5/-1", "nan/1", "0.5/1e-60", "1/2/3", "")
+        ),
         (("resnet20", 10, (1, 32, 32), "cifar10"), "cifar10 is for images of 3 channels, got 1"),
     ],
     ids=lambda value: str(value[:1]) if isinstance(value, tuple) else None,

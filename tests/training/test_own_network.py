@@ -351,7 +351,7 @@ def test_own_networks_are_normalised_too(module):
 
 def test_only_built_in_networks_are_normalised_by_default(module, monkeypatch):
     """One of the user's own normalises inside, if at all, as certify assumes."""
-    monkeypatch.setattr(normalize, "for_data", lambda data: "cifar10")
+    monkeypatch.setattr(normalize, "for_data", lambda data, channels: "cifar10")
     words = ["train", "--out", "run", *SMALL, "--certify-images", "0"]
     assert main([*words, "--arch", "lenet"]) == 2  # these constants have three channels
     assert main([*words, "--arch", f"{module}:Small"]) == 0

@@ -50,6 +50,11 @@ def test_the_first_layer_is_trained_with_recorded_and_certified(pictures, tmp_pa
     assert saved["config"]["normalize"] == "cifar10"
     assert torch.equal(saved["model"]["0.std"], torch.tensor([0.2023, 0.1994, 0.2010]))
     assert json.loads((tmp_path / "b" / "config.json").read_text())["normalize"] == "cifar10"
+    given = run_on(pictures, tmp_path / "c", "--normalize", "0.5/0.25,0.3,0.2", "--max-steps", "1")
+    assert given["config"]["normalize"] == "0.5/0.25,0.3,0.2"
+    assert torch.equal(given["model"]["0.std"], torch.tensor([0.25, 0.3, 0.2]))
+    resumed = run_on(pictures, tmp_path / "c", "--resume")  # "auto" takes what was recorded
+    assert resumed["config"]["normalize"] == "0.5/0.25,0.3,0.2" and resumed["epoch"] == 2
     words = ["certify", str(tmp_path / "b"), "--n", "100", "--n0", "10", "--device", "cpu"]
     assert main([*words, "--out", str(tmp_path / "log.tsv")]) == 0
     log = json.loads((tmp_path / "log.json").read_text())
@@ -199,7 +204,8 @@ def test_a_finished_run_is_certified_where_its_images_are_now(pictures, tmp_path
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--normalize", "mnist"], "--normalize must be one of none, cifar10"),
+        (["--normalize", "0.5,0.5,0.5"], "--normalize must be one of none, cifar10"),
+        (["--normalize", "mnist"], "--normalize mnist is for images of 1 channel, got 3"),
         (["--arch", "lenet"], "lenet takes 28x28 images, got images of shape (3, 16, 16)"),
         (["--arch", "resnet50"], "at least 32x32, got images of shape (3, 16, 16)"),
     ],
