@@ -172,8 +172,8 @@ def decode(path: Path, channels: int = 3) -> Image.Image:
         )
     try:
         with Image.open(path) as image:
-            mode = image.mode
-            if mode in _EIGHT_BIT:
+            mode, deep = image.mode, _has_deep_channels(image)
+            if not deep:
                 found = image.convert("RGB") if channels == 3 else _one_channel(image)
                 if found is not None:
                     return found
@@ -181,14 +181,29 @@ def decode(path: Path, channels: int = 3) -> Image.Image:
         raise
     except Exception as error:  # whatever Pillow's readers raise for a damaged file
         raise _unreadable(path, error) from error
-    if mode in _EIGHT_BIT:
+    if not deep:
         raise InputError(
             f"{path} has colours: expected a grey image, since the network or the training images "
             "have one channel; convert it to grey"
         )
     raise InputError(
-        f"{path} has pixels of mode {mode!r}: expected 8 bits a channel; convert it to PNG or JPEG"
+        f"{path} has more than 8 bits a channel (mode {mode!r}): expected 8; convert it to "
+        "8 bits a channel"
     )
+
+
+def _has_deep_channels(image: Image.Image) -> bool:
+    """Whether a file has more than 8 bits a channel; Pillow cuts some of them to 8 silently.
+
+    By its mode, or by how the decoder is told to read it: "RGB;16B", or levels up to a ``maxval``.
+    """
+    if image.mode not in _EIGHT_BIT:
+        return True
+    for decoder, _, _, arguments in image.tile:
+        given = arguments if isinstance(arguments, tuple) else (arguments,)
+        if ";16" in str(given[0]) or (decoder.startswith("ppm") and given[1] > 255):
+            return True
+    return False
 
 
 def _one_channel(image: Image.Image) -> Image.Image | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -387,9 +389,51 @@ def test_an_image_of_another_size_is_named(split_folder):
 def test_an_image_of_16_bits_is_refused(split_folder):
     path = split_folder / "train" / "ant" / "001.png"
     Image.fromarray(np.full((8, 10), 40_000, np.uint16)).save(path)
-    with pytest.raises(InputError, match="mode 'I;16': expected 8 bits a channel") as caught:
+    expected = r"more than 8 bits a channel \(mode 'I;16'\): expected 8; convert it to 8 bits"
+    with pytest.raises(InputError, match=expected) as caught:
         load(split_folder)
     assert str(path) in str(caught.value)
+
+
+def deep_png(colour_type: int, channels: int) -> bytes:
+    """A PNG of 10 x 8 pixels with 16 bits a channel, which Pillow cannot write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + check
+
+    header = struct.pack(">IIBBBBB", 10, 8, 16, colour_type, 0, 0, 0)
+    rows = (b"\0" + bytes(range(20 * channels))) * 8
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rgb.png", deep_png(2, 3)),
+        ("grey_alpha.png", deep_png(4, 2)),
+        ("rgba.png", deep_png(6, 4)),
+        ("rgb.ppm", b"P6 10 8 65535\n" + bytes(480)),
+        ("plain.ppm", b"P3 10 8 1023\n" + b"1 " * 240),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_16_bits_that_the_decoder_would_cut_are_refused(split_folder, name, content):
+    path = split_folder / "train" / "ant" / name
+    path.write_bytes(content)
+    Image.open(path).convert("RGB")  # silently
+    with pytest.raises(InputError, match=r"more than 8 bits a channel \(mode 'RGB") as caught:
+        load(split_folder)
+    assert str(path) in str(caught.value)
+
+
+def test_8_bits_and_fewer_are_no_16(split_folder):
+    (split_folder / "train" / "ant" / "x.ppm").write_bytes(b"P6 10 8 15\n" + bytes([15] * 240))
+    picture(4).save(split_folder / "train" / "ant" / "y.tiff")
+    picture(4).quantize(4).save(split_folder / "train" / "ant" / "z.png", bits=2)
+    train = load(split_folder)
+    assert len(train) == 21 and bool((train.images[6] == 255).all())
 
 
 def test_an_image_that_has_gone_is_named(split_folder, monkeypatch):
