@@ -19,7 +19,6 @@ from drf_fast.attacks.log import Attacked
 from drf_fast.certification.log import Log
 from drf_fast.certification.log.sidecar import environments
 from drf_fast.config import run_files
-from drf_fast.data import folders
 from drf_fast.data.dataset import Dataset
 from drf_fast.errors import InputError
 from drf_fast.functional import noisy_repeat
@@ -109,7 +108,7 @@ def _images_of(log: Log) -> Dataset:
     if not isinstance(config.get("data"), str) or config.get("split") not in ("test", "train"):
         raise InputError(f"{log.path} does not say of which data set it is")
     place, channels = _recorded_folder(log)
-    if place is None and config["data"] in folders.NAMES:
+    if place is None and config["data"] in data.OWN:
         raise InputError(f"nothing beside {log.path} says where its {config['data']} lies")
     images = data.load(
         config["data"], config["split"], data_dir=place, download=False, channels=channels

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from drf_fast.data.dataset import Dataset, batches
-from drf_fast.data.registry import NAMES, default_data_dir, load
+from drf_fast.data.registry import NAMES, OWN, default_data_dir, load
 
-__all__ = ["NAMES", "Dataset", "batches", "default_data_dir", "load"]
+__all__ = ["NAMES", "OWN", "Dataset", "batches", "default_data_dir", "load"]

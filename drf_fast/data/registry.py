@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from drf_fast.config.choices import Split
-from drf_fast.data import folders
+from drf_fast.data import arrays, folders
 from drf_fast.data.cifar import read_cifar
 from drf_fast.data.dataset import Dataset, fingerprint
 from drf_fast.data.image_folders import read_folder
@@ -88,7 +88,8 @@ _SOURCES = {
     "svhn": _Source(_DIGITS, read_svhn, {}),
 }
 
-NAMES: tuple[str, ...] = (*_SOURCES, *folders.NAMES)
+OWN: tuple[str, ...] = (*folders.NAMES, arrays.NAME)  # of the user's own images
+NAMES: tuple[str, ...] = (*_SOURCES, *OWN)
 
 
 def default_data_dir() -> Path:
@@ -111,7 +112,8 @@ def load(
         name: one of ``NAMES``.
         split: ``"train"`` or ``"test"``.
         data_dir: the folder of the files or of the download; ``default_data_dir()`` if ``None``,
-            but folders of images (``drf_fast.data.folders``) must be given.
+            but folders of images (``drf_fast.data.folders``) and the file of arrays
+            (``drf_fast.data.arrays``) must be given.
         download: download missing files.
         limit: keep only the first ``limit`` images, of folders evenly spaced ones; all if there are
             fewer.
@@ -127,7 +129,7 @@ def load(
         OSError: the disk is full.
     """
     if name not in NAMES:
-        raise InputError(f"unknown data set '{name}': expected one of {', '.join(NAMES)}")
+        raise _unknown(name)
     if split not in get_args(Split):
         raise InputError(f"unknown split '{split}': expected train or test")
     if limit is not None and limit < 1:
@@ -138,6 +140,10 @@ def load(
         images, labels, class_names = read_folder(name, split, where, limit, channels)
         found = fingerprint(images, labels)
         return Dataset(images, labels, len(class_names), name, split, class_names, found)
+    if name == arrays.NAME:
+        found, labels, num_classes = arrays.read_arrays(split, None if data_dir is None else folder)
+        class_names = tuple(map(str, range(num_classes)))
+        return _dataset(found[:limit], labels[:limit], name, split, class_names)
     source = _SOURCES[name]
     if str(folder).startswith("~") and name != "mnist-mini":
         raise InputError(
@@ -145,23 +151,36 @@ def load(
             "none; pass --data-dir, or name one in DRF_FAST_DATA"
         )
     image_array, label_array = source.read(split, folder, download)
+    whole = _dataset(image_array, label_array, name, split, source.class_names)
+    _refuse_confusion(name, folder, whole.fingerprint)
+    _warn_of_others(name, split, folder, whole.fingerprint, len(whole))
+    if limit is None or limit >= len(whole):
+        return whole
+    return _dataset(image_array[:limit], label_array[:limit], name, split, source.class_names)
 
+
+def _dataset(
+    image_array: np.ndarray,
+    label_array: np.ndarray,
+    name: str,
+    split: str,
+    class_names: tuple[str, ...],
+) -> Dataset:
+    """The data set of images (N, H, W) or (N, C, H, W) uint8 and labels (N,) integers."""
     images = torch.from_numpy(image_array)
     images = images.unsqueeze(1) if images.dim() == 3 else images
     labels = torch.from_numpy(label_array.astype(np.int64))
-    full_fingerprint = fingerprint(images, labels)
-    _refuse_confusion(name, folder, full_fingerprint)
-    _warn_of_others(name, split, folder, full_fingerprint, len(labels))
-    cut = limit is not None and limit < len(labels)
-    images, labels = images[:limit], labels[:limit]
-    return Dataset(
-        images=images,
-        labels=labels,
-        num_classes=len(source.class_names),
-        name=name,
-        split=split,
-        class_names=source.class_names,
-        fingerprint=fingerprint(images, labels) if cut else full_fingerprint,
+    found = fingerprint(images, labels)
+    return Dataset(images, labels, len(class_names), name, split, class_names, found)
+
+
+def _unknown(name: str) -> InputError:
+    folder = name if Path(name).is_dir() else "FOLDER"
+    file = name if name.lower().endswith(".npz") else "FILE.npz"
+    return InputError(
+        f"unknown data set '{name}': expected one of {', '.join(NAMES)}; for images of your own "
+        f"pass --data imagefolder --data-dir {folder}, or for arrays --data npz --data-dir {file} "
+        "(in Python, drf_fast.certify_dataset takes a torch Dataset)"
     )
 
 
