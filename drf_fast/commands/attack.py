@@ -226,5 +226,5 @@ def _description(
 
 
 def _default_name(config: AttackConfig, sigma: float) -> str:
-    part = "" if config.shard is None else f"-shard-{config.shard.replace('/', '-of-')}"
+    part = "" if config.shard is None else shard_of(config).suffix
     return f"attack-s{sigma:g}-n{config.n}{part}.tsv"

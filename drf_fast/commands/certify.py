@@ -171,5 +171,5 @@ def _default_name(config: CertifyConfig, sigma: float) -> str:
     if config.sound:
         name += "-sound"
     if config.shard is not None:
-        name += f"-shard-{config.shard.replace('/', '-of-')}"
+        name += shard_of(config).suffix
     return f"{name}.tsv"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from drf_fast.config.limits import LEAST_ALPHA
 from drf_fast.config.look import AttackConfig
 from drf_fast.config.options import CertifyConfig, SmoothedConfig, TrainConfig
 from drf_fast.config.ranges import check_ranges
+from drf_fast.config.shards import Shard
 from drf_fast.config.training import check_sigma
 from drf_fast.config.values import names_code
 from drf_fast.errors import InputError
@@ -77,12 +77,15 @@ def check_settings(config: SmoothedConfig) -> None:
         )
 
 
-def shard_of(config: CertifyConfig | AttackConfig) -> tuple[int, int]:
-    if config.shard is None:
-        return 1, 1
-    match = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", config.shard)
-    if match is None or int(match[1]) > int(match[2]):
+def shard_of(config: CertifyConfig | AttackConfig) -> Shard:
+    """The part of the images that ``--shard`` names; without it all of them, part 1 of 1.
+
+    Raises:
+        InputError: not i/k.
+    """
+    shard = Shard(1, 1) if config.shard is None else Shard.parse(config.shard)
+    if shard is None:
         raise InputError(
             f"--shard must be i/k with 1 <= i <= k, 2/8 for example, got {config.shard!r}"
         )
-    return int(match[1]), int(match[2])
+    return shard

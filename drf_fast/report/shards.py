@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ import numpy as np
 from drf_fast.certification.log import Log, sidecar
 from drf_fast.certification.log.audit import is_usable
 from drf_fast.certification.log.sidecar import ENVIRONMENT, ENVIRONMENTS_RESUMED, only_trained
+from drf_fast.config.shards import Shard
 from drf_fast.errors import InputError
 
-_SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
-_MOST_SHARDS, _MOST_IMAGES = 10**5, 2 * 10**7
+_MOST_IMAGES = 2 * 10**7
 # Settings that may differ between shards: "auto" may choose differently on each machine. Not the
 # batch size, since it determines which images a shard gets.
 _MAY_DIFFER = {
@@ -96,7 +95,7 @@ def missing(log: Log) -> Missing | None:
     """
     absent: tuple[str, ...] = ()
     if log.parts:
-        count = _shard(log)[1]
+        count = _shard(log).count
         absent = tuple(f"{i}/{count}" for i in range(1, count + 1) if i not in log.parts)
     total = _setting(log, "indices_total")
     if total is None:
@@ -120,7 +119,7 @@ def missing(log: Log) -> Missing | None:
 def _join(logs: list[Log]) -> Log:
     if _setting(logs[0], "shard") is None:
         return logs[0]
-    count = _shard(logs[0])[1]
+    count = _shard(logs[0]).count
     parts: dict[int, Path] = {}
     owner: dict[int, Path] = {}
     for log in logs:
@@ -184,15 +183,15 @@ def _refuse_other_runs(firsts: Sequence[Log]) -> None:
         seen[network] = log
 
 
-def _shard(log: Log) -> tuple[int, int]:
+def _shard(log: Log) -> Shard:
     text = _setting(log, "shard")
-    match = _SHARD.fullmatch(text) if isinstance(text, str) else None
-    if match is None or not 1 <= int(match[1]) <= int(match[2]) <= _MOST_SHARDS:
+    shard = Shard.parse(text)
+    if shard is None:
         raise InputError(
             f"{sidecar(log.path)}: expected shard to be 'i/k' with i from 1 to k, got {text!r}; "
             "restore the file that belongs to the log"
         )
-    return int(match[1]), int(match[2])
+    return shard
 
 
 def _count(log: Log, key: str, value: Any) -> int:

@@ -12,6 +12,8 @@ from report_logs import run
 
 from drf_fast.certification.log import CertificationLog, Row, read_log
 from drf_fast.certification.stopping import certificate
+from drf_fast.config.certification import shard_of
+from drf_fast.config.options import CertifyConfig
 from drf_fast.errors import InputError
 from drf_fast.report import summarize
 from drf_fast.report.shards import join_shards, missing
@@ -165,6 +167,16 @@ def test_a_shard_given_twice_is_refused(tmp_path):
     paths = [shard(tmp_path, 1), shard(tmp_path / "copy", 1)]
     with pytest.raises(InputError, match=r"expected each shard once, got shard 1/3 twice"):
         summarize([read_log(path) for path in paths])
+
+
+def test_every_shard_that_certify_can_write_is_read(tmp_path):
+    settings = CertifyConfig(shard="999998/999999")
+    assert shard_of(settings).suffix == "-shard-999998-of-999999"
+    log = read_log(log_of(tmp_path / "a.tsv", [0], shard=settings.shard))
+    assert list(join_shards([log])[0].parts) == [999_998]
+    for text in ("1000000/1000000", "01/2", "2/1", "1/2 ", "\u0661/2"):
+        with pytest.raises(InputError, match="--shard must be i/k"):
+            shard_of(CertifyConfig(shard=text))
 
 
 @pytest.mark.parametrize(
