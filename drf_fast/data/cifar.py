@@ -6,7 +6,6 @@ is the class) and 3,072 pixels.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
 import zlib
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from drf_fast.data import pickled
-from drf_fast.data.download import ALLOW, fetch
+from drf_fast.data.download import ALLOW, fetch_url, refuse_other_file
 from drf_fast.data.folders import refuse_class_folders
 from drf_fast.data.idx import read_bytes
 from drf_fast.data.mnist import Arrays
@@ -158,27 +157,14 @@ def read_cifar(name: str, split: str, data_dir: Path, download: bool) -> Arrays:
 
 
 def _download(kind: Kind, data_dir: Path) -> None:
-    binary = kind.binary
-
-    def get(scratch: str) -> Path:
-        from torchvision.datasets.utils import download_url
-
-        download_url(f"{_SITE}/{binary.archive}", scratch, binary.archive, md5=binary.md5)
-        return Path(scratch)
-
-    fetch(kind.title, data_dir, data_dir, [binary.archive], get)
+    archive, md5 = kind.binary.archive, kind.binary.md5
+    fetch_url(kind.title, data_dir, data_dir, f"{_SITE}/{archive}", md5)
 
 
 def _unpacked(kind: Kind, version: Version, split: str, archive: Path) -> list[Arrays]:
     """The files of a split, read from the archive without writing anything."""
-    repair = "delete it and fetch it again"
     content = read_bytes(archive)
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != version.md5:
-        raise InputError(
-            f"{archive} is damaged or another file: expected the MD5 {version.md5}, got {found}; "
-            f"{repair}"
-        )
+    refuse_other_file(content, version.md5, archive)
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
             result = []
@@ -189,7 +175,9 @@ def _unpacked(kind: Kind, version: Version, split: str, archive: Path) -> list[A
                 result.append(_part(kind, split, member.read(), path))
             return result
     except (tarfile.TarError, OSError, EOFError, KeyError, zlib.error) as error:
-        raise InputError(f"cannot unpack {archive}: got '{error}'; {repair}") from error
+        raise InputError(
+            f"cannot unpack {archive}: got '{error}'; delete it and fetch it again"
+        ) from error
 
 
 def _part(kind: Kind, split: str, content: bytes, path: Path) -> Arrays:

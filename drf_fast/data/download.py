@@ -1,8 +1,9 @@
-"""Downloading published files atomically, with one sentence if it fails."""
+"""Published files: downloading them atomically, and their checksums."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import os
 import shutil
@@ -74,3 +75,37 @@ def fetch(
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def fetch_url(what: str, data_dir: Path, target: Path, url: str, md5: str) -> None:
+    """As ``fetch``, for the one file at ``url``, under its own name."""
+    name = url.rpartition("/")[2]
+
+    def get(scratch: str) -> Path:
+        from torchvision.datasets.utils import download_url
+
+        download_url(url, scratch, name, md5=md5)
+        return Path(scratch)
+
+    fetch(what, data_dir, target, [name], get)
+
+
+def refuse_other_file(
+    content: bytes, md5: str, path: Path, wrong: str = "is damaged or another file"
+) -> None:
+    """Refuse a file that is not, byte for byte, the published one.
+
+    Args:
+        content: its bytes.
+        md5: the published MD5.
+        path: where it lies, for the message.
+        wrong: what is wrong with another one, for the message.
+
+    Raises:
+        InputError: it has another MD5.
+    """
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise InputError(
+            f"{path} {wrong}: expected the MD5 {md5}, got {found}; delete it and fetch it again"
+        )

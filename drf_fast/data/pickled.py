@@ -7,7 +7,6 @@ by name, makes inert stand-ins of them, and refuses every other name.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from drf_fast.data.download import refuse_other_file
 from drf_fast.errors import InputError
 
 
@@ -64,12 +64,7 @@ def read(content: bytes, md5: str, path: Path, labels: bytes) -> tuple[np.ndarra
     Raises:
         InputError: other bytes than the published ones.
     """
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise InputError(
-            f"{path} is pickled, and read only if it is the published file: expected the MD5 "
-            f"{md5}, got {found}; delete it and fetch it again"
-        )
+    refuse_other_file(content, md5, path, "is pickled, and read only if it is the published file")
     try:
         batch = _Reader(io.BytesIO(content), encoding="bytes").load()
         _, shape, kind, fortran, pixels = batch[b"data"].state

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from pathlib import Path
 
 import numpy as np
 
-from drf_fast.data.download import ALLOW, fetch
+from drf_fast.data.download import ALLOW, fetch_url, refuse_other_file
 from drf_fast.data.folders import refuse_class_folders
 from drf_fast.data.idx import read_bytes
 from drf_fast.data.mnist import Arrays
@@ -47,26 +46,11 @@ def read_svhn(split: str, data_dir: Path, download: bool) -> Arrays:
                 f"the {split} file of SVHN is missing: expected {name} in {data_dir}; fetch it "
                 f"from {_SITE}, or name its folder with --data-dir, or {ALLOW}"
             )
-        path = _download(split, name, data_dir)
+        path = data_dir / "svhn" / name
+        fetch_url("SVHN", data_dir, path.parent, f"{_SITE}/{name}", MD5[split])
     content = read_bytes(path)
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != MD5[split]:
-        raise InputError(
-            f"{path} is damaged or another file: expected the MD5 {MD5[split]}, got {found}; "
-            "delete it and fetch it again"
-        )
+    refuse_other_file(content, MD5[split], path)
     return _arrays(content, path)
-
-
-def _download(split: str, name: str, data_dir: Path) -> Path:
-    def get(scratch: str) -> Path:
-        from torchvision.datasets.utils import download_url
-
-        download_url(f"{_SITE}/{name}", scratch, name, md5=MD5[split])
-        return Path(scratch)
-
-    fetch("SVHN", data_dir, data_dir / "svhn", [name], get)
-    return data_dir / "svhn" / name
 
 
 def _arrays(content: bytes, path: Path) -> Arrays:
