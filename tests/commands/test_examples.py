@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
 FOLDER = Path(__file__).parents[2] / "examples"
-SHORT = ("smooth_ce_loop", "drf_own_network", "certify_torchvision", "denoised_smoothing")
+SHORT = (
+    "smooth_ce_loop",
+    "drf_own_network",
+    "certify_torchvision",
+    "denoised_smoothing",
+    "diffusion_denoiser",
+)
 
 
 def example(name: str) -> ModuleType:
@@ -61,3 +69,23 @@ def test_a_denoiser_makes_a_classifier_certifiable(capsys):
     without, behind = example("denoised_smoothing").main(images=2000, certified=20, n=200)
     assert 0 < without < behind < 1.4  # 0.75 Phi^-1(0.001 ** (1 / 200)) is the largest
     assert "behind the denoiser" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sigma", [0.12, 0.25, 0.5, 1.0])
+def test_a_diffusion_model_gets_the_noise_of_its_step(sigma):
+    torch.manual_seed(0)
+    abar = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)  # as in DDPM
+    clean, noise = torch.rand(16, 3, 32, 32), torch.randn(16, 3, 32, 32)
+    seen = []
+
+    class Unet(nn.Module):
+        def forward(self, x_t, t):
+            seen.append((x_t, abar[t]))
+            return SimpleNamespace(sample=noise)
+
+    network = example("diffusion_denoiser").Denoised(Unet(), abar, nn.Identity(), sigma)
+    denoised = network(clean + sigma * noise)
+    ((x_t, found),) = seen
+    added = x_t - found.sqrt() * (2 * clean - 1)
+    assert float(added.std()) == pytest.approx(float((1 - found).sqrt()), rel=0.02)
+    assert float((denoised - clean).abs().max()) < 0.05
