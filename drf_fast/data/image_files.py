@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -195,13 +196,14 @@ def decode(path: Path, channels: int = 3) -> Image.Image:
 def _has_deep_channels(image: Image.Image) -> bool:
     """Whether a file has more than 8 bits a channel; Pillow cuts some of them to 8 silently.
 
-    By its mode, or by how the decoder is told to read it: "RGB;16B", or levels up to a ``maxval``.
+    By its mode, or by how the decoder is told to read it: "RGB;16B" (but "BGR;16" has 5 or 6 bits a
+    channel), or levels up to a ``maxval``.
     """
     if image.mode not in _EIGHT_BIT:
         return True
-    for decoder, _, _, arguments in image.tile:
-        given = arguments if isinstance(arguments, tuple) else (arguments,)
-        if ";16" in str(given[0]) or (decoder.startswith("ppm") and given[1] > 255):
+    for decoder, _, _, arguments in getattr(image, "tile", ()):
+        maxval = arguments[1] if decoder.startswith("ppm") and len(arguments) == 2 else 255
+        if re.search("[^R];16", str(arguments)) or maxval > 255:
             return True
     return False
 

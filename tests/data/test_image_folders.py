@@ -432,8 +432,17 @@ def test_8_bits_and_fewer_are_no_16(split_folder):
     (split_folder / "train" / "ant" / "x.ppm").write_bytes(b"P6 10 8 15\n" + bytes([15] * 240))
     picture(4).save(split_folder / "train" / "ant" / "y.tiff")
     picture(4).quantize(4).save(split_folder / "train" / "ant" / "z.png", bits=2)
+    (split_folder / "train" / "ant" / "zz.pgm").write_bytes(b"P1 10 8\n" + b"1 " * 80)
+    picture(4).save(split_folder / "train" / "ant" / "zzz.webp")
+    header = (
+        struct.pack("<IHHI", 226, 0, 0, 66)
+        + struct.pack("<IiiHHIIiiII", 40, 10, 8, 1, 16, 3, 160, 0, 0, 0, 0)
+        + struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    )  # 5, 6 and 5 bits a channel
+    (split_folder / "train" / "ant" / "zzzz.bmp").write_bytes(b"BM" + header + bytes(160))
     train = load(split_folder)
-    assert len(train) == 21 and bool((train.images[6] == 255).all())
+    assert len(train) == 24 and bool((train.images[6] == 255).all())
+    assert bool((train.images[9] == 0).all())
 
 
 def test_an_image_that_has_gone_is_named(split_folder, monkeypatch):
