@@ -322,7 +322,7 @@ def test_a_refused_resume_leaves_the_sidecar_as_it_was(tmp_path):
     [
         (FIELD + "1\t3\t3\t0.5\t1\t0:00:01.5\n", "expected the columns idx label .* p_lower"),
         (OURS + "garbage\n", "line 2 is malformed"),
-        (b"\xff\xfe\x00\n", "got binary data"),
+        (b"\xff\xfe\x00\n", "got UTF-16"),
     ],
 )
 def test_a_foreign_or_malformed_log_is_not_resumed(tmp_path, content, message):
