@@ -18,7 +18,8 @@ from torch import nn
 
 import drf_fast
 from drf_fast.certification import loading
-from drf_fast.config.options import Arithmetic, CertifyConfig
+from drf_fast.config.choices import Arithmetic
+from drf_fast.config.options import CertifyConfig
 from drf_fast.runtime import tf32
 
 K = 3
