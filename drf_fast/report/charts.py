@@ -74,7 +74,8 @@ def certified(summary: Summary, attacks: Sequence[AttackCurve]) -> Chart:
     )
     if attacks:
         about += (
-            " Broken lines: what an attack of that strength left; the section Table has numbers."
+            " Lines with marks: what an attack of that strength left; the section Table has "
+            "numbers."
         )
     layout = _layout("L2 radius r (pixel units)", "accuracy (%)", yaxis={"range": [0, 100]})
     header = ["method", *(f"r = {radius:g}" for radius in summary.radii)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from drf_fast.certification.log.rows import round_down
 from drf_fast.commands.cli import main
 from drf_fast.report import sources
 from drf_fast.report.attacks import curves_of
+from drf_fast.report.groups import restricted_to
 from drf_fast.report.summary import summarize
 
 NETWORK = ("checkpoint_sha256", "fingerprint", "sigma")  # what an attack log and certificates share
@@ -207,6 +209,16 @@ def test_attacked_images_without_a_certificate_are_left_out(run, tmp_path, capsy
     assert curves == () and said == [
         f"1 attacked image without a certificate in {log.path}: left out"
     ]
+    other = dataclasses.replace(
+        restricted_to(log, known[:2]),
+        path=run / "other.tsv",
+        config={**(log.config or {}), "checkpoint_sha256": "other"},
+        name="other",
+    )
+    summary = summarize([log, other], paper=False, common=True)
+    (curve,), said = curves_of(summary, [attacked(*known)])
+    assert said == [f"1 attacked image not common to all logs, in {log.path}: left out"]
+    assert curve.images == summary.images == 2
     # A figure of them all alone has no curve of attacks.
     assert attack(run, "--force", "--skip", "7", "--max-images", "1") == 0
     path = run / "attack-s0.5-n300.tsv"
