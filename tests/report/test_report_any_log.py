@@ -172,7 +172,10 @@ def test_a_mark_before_the_text_and_windows_line_ends_are_read(tmp_path, capsys)
         (f"{HEADER}0\t3\t-1\t-1\t0\t1\n", "expected radius 0 for an abstention .* got -1.0"),
         (f"{HEADER}0\t3\t-1\tnan\t0\t1\n", "expected radius 0 for an abstention .* got nan"),
         (f"{HEADER}0\t3\t3\tnan\t1\t1\n", "finite radius.*; restore or correct the log"),
-        (gzip.compress(HEADER.encode()), "expected UTF-8 text, got a gzip file; unpack it"),
+        (
+            gzip.compress(HEADER.encode(), mtime=0),
+            "expected UTF-8 text, got a gzip file; unpack it",
+        ),
         (b"PK\x03\x04\xff", "expected UTF-8 text, got a zip file; unpack it"),
         (HEADER.encode("utf-16"), "expected UTF-8 text, got UTF-16; save it as UTF-8"),
         (b"\xff\x00", "expected UTF-8 text, got binary data; check the path"),
