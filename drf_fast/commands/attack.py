@@ -54,8 +54,6 @@ def run(config: AttackConfig) -> int:
             "--sound is of 8-bit images: expected attack without it, since adversarial images lie "
             "between the levels; leave it out, also to attack a network with sound certificates"
         )
-    if config.resume and config.force:
-        raise InputError("--resume continues a log and --force replaces it: pass one of them")
     source = loading.source(config)
     certificates = beside.certificates_of(config.certificates, source)
     if certificates is None:

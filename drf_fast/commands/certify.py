@@ -34,8 +34,6 @@ def certify(config: CertifyConfig) -> Path | None:
     processes.check_environment()
     check_settings(config)
     shard = shard_of(config)
-    if config.resume and config.force:
-        raise InputError("--resume continues a log and --force replaces it: pass one of them")
     source = loading.source(config)
     out = config.out or source.default_path(_default_name(config, source.sigma))
     config = dataclasses.replace(config, out=out)

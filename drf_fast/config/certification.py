@@ -11,7 +11,7 @@ from drf_fast.config.look import AttackConfig
 from drf_fast.config.options import CertifyConfig, SmoothedConfig, TrainConfig
 from drf_fast.config.ranges import check_ranges
 from drf_fast.config.shards import Shard
-from drf_fast.config.training import check_sigma
+from drf_fast.config.training import check_resume, check_sigma
 from drf_fast.config.values import names_code
 from drf_fast.errors import InputError
 
@@ -68,6 +68,8 @@ def check_settings(config: SmoothedConfig) -> None:
             f"--alpha must be a probability between 0 and 1, got {config.alpha}; the least that "
             f"can be computed with is {LEAST_ALPHA:g}"
         )
+    if isinstance(config, (CertifyConfig, AttackConfig)):
+        check_resume(config, "log")
     if isinstance(config, CertifyConfig):
         seconds(config.timeout, "timeout")
     if config.out is not None and (not config.out.name or config.out.is_dir()):

@@ -9,7 +9,8 @@ from typing import Any
 
 from drf_fast.config import methods, tags
 from drf_fast.config.durations import seconds
-from drf_fast.config.options import TrainConfig
+from drf_fast.config.look import AttackConfig
+from drf_fast.config.options import CertifyConfig, SweepConfig, TrainConfig
 from drf_fast.config.ranges import check_ranges
 from drf_fast.config.tags import Role, Tag
 from drf_fast.config.values import to_dict
@@ -145,6 +146,18 @@ def check_epsilon(
         )
 
 
+def check_resume(
+    config: TrainConfig | CertifyConfig | AttackConfig | SweepConfig, what: str
+) -> None:
+    """Refuse to continue and to replace ``what`` at once.
+
+    Raises:
+        InputError: both flags are given.
+    """
+    if config.resume and config.force:
+        raise InputError(f"--resume continues a {what} and --force replaces it: pass one of them")
+
+
 def check(config: TrainConfig, processes: int = 1) -> None:
     """Refuse settings out of range, one sentence each.
 
@@ -171,8 +184,7 @@ def check(config: TrainConfig, processes: int = 1) -> None:
         )
     if config.nesterov and config.momentum == 0:
         raise InputError("--nesterov needs --momentum above 0; pass --no-nesterov")
-    if config.resume and config.force:
-        raise InputError("--resume continues a run and --force replaces it: pass one of them")
+    check_resume(config, "run")
     _check_method(config)
     _check_batch(config, processes)
 

@@ -155,6 +155,7 @@ def test_a_hopeless_n_is_announced(trained, tmp_path, capsys):
         (["--alpha", "1"], "--alpha must be a probability between 0 and 1, got 1"),
         (["--sigma", "-1"], "--sigma must be a finite number above 0"),
         (["--skip", "0"], "--skip must lie between 1"),
+        (["--resume", "--force"], "--resume continues a log and --force replaces it: pass one of"),
         (["--n", "5000000000"], "--n must lie between 1 and 2^32 - 1, got 5000000000"),
         (["--sigma", "1e300"], "expected at most 4, got 1e+300"),
         (["--sigma", "128"], "0..255 is divided by 255: --sigma 0.502"),

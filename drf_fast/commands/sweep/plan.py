@@ -108,8 +108,7 @@ def make(config: SweepConfig, words: list[str]) -> Sweep:
             f"a sweep runs in one process, got {processes.count()}: start it without torchrun; "
             "sweeps of other values or seeds can run side by side in folders of their own"
         )
-    if config.resume and config.force:
-        raise InputError("--resume continues a sweep and --force replaces it: pass one of them")
+    training.check_resume(config, "sweep")
     if config.certify_images is not None and config.skip is not None:
         raise InputError(
             "--certify-images and --skip both choose the test images: pass one of them"
