@@ -14,10 +14,13 @@ from drf_fast.balls import HardBall, SoftBall, ball_arguments, check_ball
 from drf_fast.ops import autograd, noise_checks, schemas
 from drf_fast.ops import checks as check
 from drf_fast.ops.checks import Scalar
+from drf_fast.runtime import units
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.tensors import per_image
 from drf_fast.runtime.values import may_read
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ def attack(
     # Tensors from here on, which cost less to check in every step.
     step_size = check.scalar(step_size, "step_size", nonnegative=True)
     sigma = check.scalar(sigma, "sigma", positive=True)
+    if box is not None and not torch.compiler.is_compiling():
+        _warn_of_other_units(sigma, None if ball is None else ball.epsilon, box, x[0].numel())
     key, ids = noise_checks.noise_source(seed, image_ids, x.shape[0], x.device)
     form, epsilon, lam = ball_arguments(ball, step_size)
 
@@ -161,6 +166,17 @@ def _refuse_wrapped(model: Any) -> None:
                 f"attack got a network with a DistributedDataParallel inside ({name}), whose hooks "
                 "must not run during an attack; pass the same network around its module"
             )
+
+
+def _warn_of_other_units(
+    sigma: torch.Tensor, epsilon: Scalar | None, box: list[float], pixels: int
+) -> None:
+    """Warn of numbers that the range of the images makes unlikely, where they can be read."""
+    width = box[1] - box[0]
+    if sigma.device.type == "cpu":
+        units.warn_of_sigma(float(sigma), width)
+    if epsilon is not None and getattr(epsilon, "device", _CPU).type == "cpu":
+        units.warn_of_epsilon(float(epsilon), width, pixels)
 
 
 def _is_float16_autocast(device: torch.device) -> bool:

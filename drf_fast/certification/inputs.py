@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 
 from drf_fast.ops import checks as check
 from drf_fast.ops import level_checks
+from drf_fast.runtime import units
 from drf_fast.runtime.tensors import of_array
 
 ImageIds = torch.Tensor | np.ndarray | Sequence[int]
@@ -54,19 +53,19 @@ def images(x: Any) -> torch.Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def warn_if_out_of_range(x: torch.Tensor) -> bool:
-    """Warn of images in other units than [0, 1], at the caller's line; return whether it did."""
+def warn_of_other_units(x: torch.Tensor, sigma: float) -> bool:
+    """Warn of images in other units than [0, 1], and of a noise level in others than they have.
+
+    Returns:
+        Whether it did.
+    """
     low, high = (float(value) for value in torch.aminmax(x.detach()))
     if low >= -_MAX_OUTSIDE and high <= 1 + _MAX_OUTSIDE:
-        return False
-    level, frame = 1, sys._getframe()
-    while frame.f_back and str(frame.f_globals.get("__name__")).startswith("drf_fast."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(
+        return units.warn_of_sigma(sigma)
+    units.warn(
         f"images hold values from {low:.4g} to {high:.4g}: sigma and radii are in the same "
         "units, and published ones are for pixels in [0, 1]; divide by 255 and normalise "
-        "inside the network",
-        stacklevel=level,
+        "inside the network"
     )
     return True
 

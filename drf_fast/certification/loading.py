@@ -45,6 +45,7 @@ _MEASURED = tags.having(SmoothedConfig, Tag.MEASURED)
 _TO_MEASURE = ("auto", "fastest")
 _PROBE = 64  # samples, enough to see that rows depend on each other
 _MOST_THREADS = 4096  # that a log may record, far above any machine
+_ENOUGH_IMAGES = 10  # to be of several classes
 _SHARD_BATCH = {"cpu": 256, "cuda": 2048}
 _SHARD_PIXELS = 2**27  # of a forward pass: 8 GB of the largest activations of a ResNet-50
 
@@ -242,6 +243,8 @@ def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
     found = found or source(config)
     images, sigma, model = found.images, found.sigma, found.model
     indices = tuple(range(0, len(images), config.skip))[: config.max_images]
+    if processes.rank() == 0:
+        _warn_of_few_classes(images, indices)
     if config.threads != "auto":
         machine.set_threads(config.threads)
     device = machine.pick_device(config.device)
@@ -297,6 +300,20 @@ def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
         with _as_input_error():
             sound = soundness(classifier, sample, batch_size)
     return Loaded(found, indices, device, classifier, batch_size, sound)
+
+
+def _warn_of_few_classes(images: Dataset, indices: tuple[int, ...]) -> None:
+    """Warn if the first images of a data set that is ordered by class were chosen."""
+    count = len(indices)
+    classes = len(images.labels.unique())
+    found = len(images.labels[list(indices)].unique())
+    if count < _ENOUGH_IMAGES or not (found < min(classes, count) / 2 or found == 1 < classes):
+        return
+    say(
+        f"warning: the {count:,} images chosen are of {found} of {classes} classes, as the first "
+        f"ones of images in the order of their classes are; --skip {max(2, len(images) // count)} "
+        "spreads them over the data set"
+    )
 
 
 @contextlib.contextmanager

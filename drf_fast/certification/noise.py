@@ -69,9 +69,9 @@ class GaussianNoise:
         return drawn_sigma(self.sigma)
 
     def images(self, x: Any) -> torch.Tensor:
-        """The user's images checked and converted for ``copies``; warns once if out of range."""
+        """The user's images checked and converted for ``copies``; warns once of other units."""
         x = inputs.images(x)
-        self._warned = self._warned or inputs.warn_if_out_of_range(x)
+        self._warned = self._warned or inputs.warn_of_other_units(x, self.sigma)
         return x
 
     def copies(

@@ -14,6 +14,7 @@ from drf_fast.certification.stopping import Rule, certificate
 from drf_fast.runtime.progress import say
 from drf_fast.runtime.text import duration, images_of, number_of, rounded_down
 
+_MOST_ALPHA = 0.1  # above it, it is more likely a confidence
 _PROBES = 256  # images on which the accuracy under noise is estimated
 
 
@@ -125,9 +126,20 @@ def _accuracy_under_noise(work: Work) -> float | None:
     return right / len(chosen) if len(chosen) >= 20 else None
 
 
+def warning_of_alpha(alpha: float) -> str | None:
+    """A sentence where alpha looks like a confidence."""
+    if alpha <= _MOST_ALPHA:
+        return None
+    return (
+        f"alpha {alpha:g} is the probability of an error, not the confidence: was "
+        f"{1 - alpha:.4g} meant?"
+    )
+
+
 def _warnings(work: Work, largest: float, accuracy: float | None) -> list[str]:
-    found = []
     rule = work.rule
+    of_alpha = warning_of_alpha(rule.alpha)
+    found = [] if of_alpha is None else [of_alpha]
     if largest == 0:
         needed = next(n for n in (10**e for e in range(1, 16)) if _reaches(n, rule))
         found.append(

@@ -18,6 +18,7 @@ from drf_fast.certification import loading
 from drf_fast.certification.loading import Loaded, Source
 from drf_fast.certification.log import Log
 from drf_fast.certification.network import as_requested
+from drf_fast.certification.plan import warning_of_alpha
 from drf_fast.commands import beside
 from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.choices import Arithmetic
@@ -62,6 +63,9 @@ def run(config: AttackConfig) -> int:
         n = (certificates.config or {}).get("n", "unknown")
         images = number_of(len(certificates), "image")
         say(f"certificates: {', '.join(map(str, _files_of(certificates)))} ({images}, n = {n})")
+    of_alpha = warning_of_alpha(config.alpha)
+    if of_alpha is not None:
+        say(f"warning: {of_alpha}")
     out = config.out or source.default_path(_default_name(config, source.sigma))
     loaded, work = prepare(loading.with_recorded_choices(config, out), source, certificates)
     description = _description(config, loaded, work, certificates)

@@ -14,6 +14,7 @@ from drf_fast.certification.classifier import SmoothedClassifier
 from drf_fast.certification.log import sidecar
 from drf_fast.certification.log.rows import PREDICT_COLUMNS
 from drf_fast.certification.log.writer import check_path, refuse_other_files
+from drf_fast.certification.plan import warning_of_alpha
 from drf_fast.certification.stopping import reduced_alpha
 from drf_fast.config.certification import check_settings
 from drf_fast.config.options import PredictConfig
@@ -92,7 +93,11 @@ def _check_out(out: Path, force: bool) -> None:
 
 
 def _warn(config: PredictConfig) -> None:
-    """Warn if even n equal votes cannot reach alpha: their p-value for a fair coin is 2^(1-n)."""
+    """Warn of an odd alpha, and if even n equal votes cannot reach it: their p-value for a fair
+    coin is 2^(1-n)."""
+    of_alpha = warning_of_alpha(config.alpha)
+    if of_alpha is not None:
+        say(f"warning: {of_alpha}")
     if 2.0 ** (1 - config.n) > config.alpha:
         needed = 1 + math.ceil(-math.log2(config.alpha))
         say(

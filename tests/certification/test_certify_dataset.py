@@ -384,11 +384,18 @@ def test_progress_says_cost_and_warns(capsys):
     drf_fast.certify_dataset(smoothed(), images() * 3, labels(), **{**FEW, "progress": True})
     said = capsys.readouterr().err
     assert "certifying 9 images of your data (test) at sigma 0.25" in said
-    assert "warning: pixels lie between" in said and "9/9 done" in said
+    assert "warning: pixels lie between" in said and "the confidence" not in said
+    assert "9/9 done" in said
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drf_fast.certify_dataset(smoothed(), images(), labels(), **FEW)
     assert capsys.readouterr().err == ""
+
+
+def test_a_confidence_in_place_of_alpha_is_said(capsys):
+    few = {**FEW, "progress": True, "alpha": 0.99}
+    drf_fast.certify_dataset(smoothed(), images(), labels(), **few)
+    assert "alpha 0.99 is the probability of an error, not" in capsys.readouterr().err
 
 
 def test_arrays_of_levels_are_read_as_tensors_are():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -387,6 +388,17 @@ def test_numbers_of_numpy_and_tensors_name_images_and_errors(sound):
     for wrong in (2**70, -1, True, 1.0):
         with pytest.raises((TypeError, ValueError), match="image_id must"):
             smoothed.certify(x, 20, 200, 0.25, 50, image_id=wrong)
+
+
+def test_a_noise_level_in_other_units_than_the_images_is_said_once():
+    base = lambda rows: rows.flatten(1)[:, :K]  # noqa: E731
+    other = drf_fast.SmoothedClassifier(base, K, 127.5, batch_size=20)
+    with pytest.warns(UserWarning, match=r"sigma 127\.5 .* at most 4; divide .* 255 \(0\.5\)"):
+        other.predict(images()[0], 20, 0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other.predict(images()[0], 20, 0.01)
+        drf_fast.SmoothedClassifier(base, K, 4.0, batch_size=20).predict(images()[0], 20, 0.01)
 
 
 def test_image_ids_are_tensors_arrays_or_lists():

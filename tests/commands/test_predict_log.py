@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
+import torch
 
-from drf_fast import models
+from drf_fast import data, models
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
 
@@ -62,3 +64,29 @@ def test_it_replaces_its_own_log_and_nothing_else(network, tmp_path, capsys):
     assert predict(network, "--n", "30", "--out", out, "--force") == 0
     assert json.loads((tmp_path / "p.json").read_text())["n"] == 30
     assert predict(network, "--n", "20", "--out", str(tmp_path / "a.json")) == 2
+
+
+@pytest.mark.parametrize(("alpha", "warned"), [("0.95", True), ("0.1", False)])
+def test_a_confidence_in_place_of_alpha_is_said(network, capsys, alpha, warned):
+    assert predict(network, "--n", "10", "--alpha", alpha) == 0
+    said = "warning: alpha 0.95 is the probability of an error, not the confidence: was 0.05 meant?"
+    assert (said in capsys.readouterr().err) == warned
+
+
+@pytest.mark.parametrize(
+    ("words", "of"),
+    [
+        (("--max-images", "20"), "1 of 10"),
+        (("--max-images", "24", "--skip", "5"), "2 of 10"),
+        (("--max-images", "20", "--skip", "31"), None),
+        (("--max-images", "8"), None),  # too few to tell
+    ],
+)
+def test_images_of_few_classes_are_said(network, capsys, monkeypatch, words, of):
+    images = data.load("mnist-mini", "test", limit=600)
+    ordered = dataclasses.replace(images, labels=torch.arange(600) // 60)
+    monkeypatch.setattr(data, "load", lambda *_, **__: ordered)
+    assert predict(network, "--n", "2", *words) == 0
+    said = capsys.readouterr().err
+    assert (f"images chosen are of {of} classes" in said and "; --skip " in said) == bool(of)
+    assert ("images chosen" in said) == bool(of)

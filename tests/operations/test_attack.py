@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -240,6 +242,28 @@ def test_a_wrapped_network_is_refused_by_name(model, process_group):
     for wrapper in (nn.parallel.DistributedDataParallel, nn.DataParallel):
         with pytest.raises(ValueError, match=f"{wrapper.__name__}.*pass model.module"):
             run(wrapper(model), drf_fast.HardBall(0.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sigma": 127.5}, r"sigma 127\.5 .* at most 4; divide .* by 255 \(0\.5\)"),
+        ({"sigma": torch.tensor(127.5)}, r"sigma 127\.5 .* at most 4; divide"),
+        ({"ball": drf_fast.HardBall(255.0)}, r"epsilon 255 .* diameter, 6; divide .* \(1\)"),
+        ({"ball": drf_fast.SoftBall(6.1, lambda0=0.4)}, r"epsilon 6\.1 .* diameter, 6; divide"),
+        ({"sigma": 4.0, "ball": drf_fast.HardBall(6.0)}, None),
+        ({"sigma": 100.0, "ball": drf_fast.HardBall(255.0), "clamp": (0, 255)}, None),
+        ({"sigma": 127.5, "ball": drf_fast.HardBall(255.0), "clamp": None}, None),
+    ],
+)
+def test_numbers_in_other_units_than_the_images_are_said(model, options, said):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(model, **{"ball": None, "steps": 1, **options})
+    assert [str(warning.message) for warning in caught if said is None] == []
+    if said is not None:
+        (warning,) = caught
+        assert re.search(said, str(warning.message)) and warning.filename == __file__
 
 
 def test_a_wrapper_inside_a_network_is_refused_too(model, process_group):
