@@ -19,7 +19,7 @@ import triton.language as tl
 
 from drf_fast.kernels.ball import ascended, ascent_scale, shortened, shrinkage, square
 from drf_fast.kernels.dtypes import narrow, widen
-from drf_fast.kernels.images import check, check_ids, layout_of
+from drf_fast.kernels.images import check_size, layout_of
 from drf_fast.kernels.launch import launch
 from drf_fast.kernels.noisy_repeat import (
     groups_of_thread,
@@ -28,6 +28,7 @@ from drf_fast.kernels.noisy_repeat import (
     write_noisy_rows,
 )
 from drf_fast.kernels.scalars import on_device
+from drf_fast.runtime.raw_arguments import check_step
 from drf_fast.runtime.tensors import arithmetic_dtype, is_channels_last
 
 # Most pixels of an image that is kept in registers, and bytes of it in the registers of a thread.
@@ -241,9 +242,9 @@ def adversary_step(
     clamp: Sequence[float] | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The new adversarial images (B, ...), their noisy copies (B*m, ...), distances to x (B,)."""
-    batch = x.shape[0] if x.dim() else 0
-    check("adversary_step", batch, x, x_adv, grad)
-    check_ids("adversary_step", image_ids, x)
+    check_step(grad, x, x_adv, image_ids)
+    check_size("adversary_step", x)
+    batch = x.shape[0]
     out = torch.empty_like(x)
     last = is_channels_last(out)
     numbers = on_device(x.device, step_size, epsilon, lam, sigma, key)

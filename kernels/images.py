@@ -38,36 +38,18 @@ def dense(x: torch.Tensor) -> torch.Tensor:
     return x if is_channels_last(x) else x.contiguous()
 
 
-def check(name: str, batch: int, *images: torch.Tensor) -> None:
-    """Refuse arguments with which a kernel would access memory outside the tensors.
+def check(name: str, x: torch.Tensor) -> None:
+    """Refuse images, or noisy copies, that the kernel does not support.
 
     Raises:
-        TypeError, ValueError: dtypes, devices, or numbers of rows or pixels that do not fit.
+        TypeError, ValueError: the dtype, or numbers of images or pixels, do not fit.
     """
-    first = images[0]
-    if first.dtype not in FLOATS or any(x.dtype != first.dtype for x in images):
+    if x.dtype not in FLOATS:
         raise TypeError(
-            f"{name}: expected images of one of {', '.join(map(str, FLOATS))}, got "
-            f"{', '.join(str(x.dtype) for x in images)}; convert them"
+            f"{name}: expected images of one of {', '.join(map(str, FLOATS))}, got {x.dtype}; "
+            "convert them"
         )
-    if any(x.device != first.device for x in images):
-        raise ValueError(
-            f"{name}: expected tensors on one device, got "
-            f"{', '.join(str(x.device) for x in images)}; move them"
-        )
-    fits = first.dim() >= 1 and all(
-        x.dim() == first.dim() and x.shape[1:] == first.shape[1:] for x in images
-    )
-    if not fits or any(batch == 0 or x.shape[0] == 0 or x.shape[0] % batch for x in images):
-        raise ValueError(
-            f"{name}: expected images (B, ...) and noisy copies (B*m, ...) with B and m at least "
-            f"1, got {', '.join(str(tuple(x.shape)) for x in images)}; reshape them"
-        )
-    if not 0 < math.prod(first.shape[1:]) <= MAX_PIXELS:
-        raise ValueError(
-            f"{name}: expected images of 1 to {MAX_PIXELS} values, got {tuple(first.shape[1:])}; "
-            "cut them into tiles"
-        )
+    check_size(name, x)
 
 
 def check_levels(name: str, u: torch.Tensor, dtype: torch.dtype) -> None:
@@ -81,22 +63,17 @@ def check_levels(name: str, u: torch.Tensor, dtype: torch.dtype) -> None:
             f"{name}: expected uint8 images and copies of one of {', '.join(map(str, FLOATS))}, "
             f"got {u.dtype} and {dtype}; convert them"
         )
-    if u.dim() < 1 or u.shape[0] == 0 or not 0 < math.prod(u.shape[1:]) <= MAX_PIXELS:
-        raise ValueError(
-            f"{name}: expected images (B, ...) of 1 to {MAX_PIXELS} values, B at least 1, got "
-            f"{tuple(u.shape)}; reshape them"
-        )
+    check_size(name, u)
 
 
-def check_ids(name: str, image_ids: torch.Tensor, x: torch.Tensor) -> None:
-    """Refuse ids that are not one int64 for each image of x.
+def check_size(name: str, x: torch.Tensor) -> None:
+    """Refuse no images, and images without pixels or with more than a kernel counts.
 
     Raises:
-        ValueError: they have another number, dtype or device.
+        ValueError: the shape is such.
     """
-    expected = (x.shape[:1], torch.int64, x.device)
-    if (image_ids.shape, image_ids.dtype, image_ids.device) != expected:
+    if x.dim() < 1 or x.shape[0] == 0 or not 0 < math.prod(x.shape[1:]) <= MAX_PIXELS:
         raise ValueError(
-            f"{name}: expected one int64 id for each of {x.shape[0]} images on {x.device}, got ids "
-            f"of {image_ids.dtype} {tuple(image_ids.shape)} on {image_ids.device}"
+            f"{name}: expected images (B, ...) of 1 to {MAX_PIXELS} values, B at least 1, got "
+            f"{tuple(x.shape)}; reshape them, or cut them into tiles"
         )

@@ -11,7 +11,8 @@ import triton
 from drf_fast.kernels.launch import KernelTooLargeError, launch
 from drf_fast.kernels.rows import reduce_losses
 from drf_fast.kernels.scalars import on_device
-from drf_fast.runtime.tensors import FLOATS, arithmetic_dtype
+from drf_fast.runtime.raw_arguments import check_loss, refuse_bad_images
+from drf_fast.runtime.tensors import arithmetic_dtype
 from drf_fast.runtime.values import debugging
 
 # Bytes that one load instruction of a warp reads: 16 a thread.
@@ -155,49 +156,20 @@ def _reduced(losses: torch.Tensor, reduction: str) -> torch.Tensor:
 
 
 def _check(name: str, logits: torch.Tensor, target: torch.Tensor) -> None:
-    if logits.dim() != 3 or logits.shape[2] < 2 or not logits.numel():
-        raise ValueError(
-            f"{name}: expected logits (B, m, K), not empty, with K at least 2, got "
-            f"{tuple(logits.shape)}; reshape them"
-        )
+    check_loss(name, logits, target)
     if max(logits.shape[0], logits.shape[2]) > _MOST:
         raise ValueError(
             f"{name}: expected at most {_MOST} images and as many classes, got logits "
             f"{tuple(logits.shape)}; use a smaller batch"
-        )
-    if target.shape != logits.shape[:1]:
-        raise ValueError(
-            f"{name}: expected one label for each of {logits.shape[0]} images, got labels of "
-            f"shape {tuple(target.shape)}"
-        )
-    if logits.dtype not in FLOATS or target.dtype != torch.int64:
-        raise TypeError(
-            f"{name}: expected floating logits and int64 labels, got {logits.dtype} and "
-            f"{target.dtype}; convert them"
-        )
-    if logits.device != target.device:
-        raise ValueError(
-            f"{name}: expected tensors on one device, got logits on {logits.device} and labels on "
-            f"{target.device}; move them"
         )
     if debugging():
         _check_values(logits, target)
 
 
 def _check_values(logits: torch.Tensor, target: torch.Tensor) -> None:
-    """Check values as the reference does, with its messages; this synchronises."""
+    """Check values as the reference does; this synchronises."""
     classes = logits.shape[2]
-    bad_labels = ((target < 0) | (target >= classes)).nonzero()
-    if len(bad_labels):
-        index = int(bad_labels[0])
-        raise ValueError(
-            f"target must lie in 0..{classes - 1} for logits of {classes} classes, "
-            f"got {int(target[index])} at index {index}; check the labels or the network's width"
-        )
+    bad_label = (target < 0) | (target >= classes)
     # amax is NaN where a row holds a NaN, and -inf where it holds only -inf.
-    bad_images = (~logits.amax(2).isfinite()).any(1).nonzero()
-    if len(bad_images):
-        raise ValueError(
-            "logits must be numbers (no NaN, no +inf, no row of -inf only), got such a row for "
-            f"image {int(bad_images[0])}; the network diverged or its input holds NaN"
-        )
+    bad_logits = (~logits.amax(2).isfinite()).any(1)
+    refuse_bad_images(bad_label, bad_logits, target, classes)

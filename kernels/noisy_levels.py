@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from drf_fast.kernels.dtypes import narrow
-from drf_fast.kernels.images import check_ids, check_levels, dense, layout_of
+from drf_fast.kernels.images import check_levels, dense, layout_of
 from drf_fast.kernels.launch import launch
 from drf_fast.kernels.noisy_repeat import (
     ENOUGH_PROGRAMS,
@@ -25,6 +25,7 @@ from drf_fast.kernels.normals import philox
 from drf_fast.kernels.scalars import on_device
 from drf_fast.runtime.level_table import bits_of
 from drf_fast.runtime.randomness import STREAM_WORDS
+from drf_fast.runtime.raw_arguments import check_ids
 from drf_fast.runtime.tensors import empty_rows, is_channels_last
 
 

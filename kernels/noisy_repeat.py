@@ -7,11 +7,12 @@ import triton
 import triton.language as tl
 
 from drf_fast.kernels.dtypes import narrow, widen
-from drf_fast.kernels.images import check, check_ids, dense, layout_of
+from drf_fast.kernels.images import check, dense, layout_of
 from drf_fast.kernels.launch import launch
 from drf_fast.kernels.normals import normals
 from drf_fast.kernels.scalars import on_device
 from drf_fast.runtime.randomness import STREAM_WORDS
+from drf_fast.runtime.raw_arguments import check_ids
 from drf_fast.runtime.tensors import empty_rows, is_channels_last
 
 # Counter groups of a program. The usual images, 3*2^k on a side or 28x28, leave few lanes masked.
@@ -213,10 +214,9 @@ def noisy_repeat(
 
     ``sample_offset`` None is 0, without making a tensor.
     """
-    batch = x.shape[0] if x.dim() else 0
-    check("noisy_repeat", batch, x)
+    check("noisy_repeat", x)
     check_ids("noisy_repeat", image_ids, x)
-    x = dense(x)
+    batch, x = x.shape[0], dense(x)
     last = is_channels_last(x)
     out = empty_rows(x, batch * num_samples)
     layout = layout_of(x)
@@ -248,9 +248,9 @@ def noisy_repeat(
 
 def noisy_repeat_backward(grad: torch.Tensor, num_samples: int) -> torch.Tensor:
     """Sum over the m copies: (B*m, ...) -> (B, ...), in the dtype and memory format of grad."""
-    batch = grad.shape[0] // num_samples if grad.dim() else 0
-    check("noisy_repeat_backward", batch, grad)
-    if batch * num_samples != grad.shape[0]:
+    check("noisy_repeat_backward", grad)
+    batch = grad.shape[0] // num_samples
+    if batch == 0 or batch * num_samples != grad.shape[0]:
         raise ValueError(
             f"noisy_repeat_backward: expected {num_samples} rows an image, got {grad.shape[0]} rows"
         )

@@ -229,7 +229,9 @@ def test_the_tile_of_the_noise_idles_few_lanes():
     assert kernels._noise_tile(1024, 96, 8) == (4, 256)
 
 
-@pytest.mark.parametrize("change", ["dtype", "shape", "rows", "ids", "ids dtype", "empty"])
+@pytest.mark.parametrize(
+    "change", ["dtype", "shape", "rows", "rows of x_adv", "ids", "ids dtype", "empty"]
+)
 def test_raw_arguments_that_do_not_fit_are_refused(change):
     grad, x, x_adv = case(2, (2, 3, 3), torch.float32)
     rest = list(parameters())
@@ -239,6 +241,8 @@ def test_raw_arguments_that_do_not_fit_are_refused(change):
         x_adv = x_adv[:, :1]
     elif change == "rows":
         grad = grad[:7]
+    elif change == "rows of x_adv":
+        x_adv = x_adv.repeat(2, *[1] * (x.dim() - 1))
     elif change == "ids":
         rest[5] = rest[5][:3]
     elif change == "ids dtype":

@@ -184,7 +184,9 @@ def test_any_strides_come_in_and_the_order_of_x_goes_out():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("change", ["dtype", "shape", "rows", "ids", "ids dtype", "ball", "empty"])
+@pytest.mark.parametrize(
+    "change", ["dtype", "shape", "rows", "rows of x_adv", "ids", "ids dtype", "ball", "empty"]
+)
 def test_raw_arguments_that_do_not_fit_are_refused(change):
     grad, x, x_adv = case(4, 2, (2, 3, 3), torch.float32, torch.contiguous_format)
     rest = list(parameters(4))
@@ -194,6 +196,8 @@ def test_raw_arguments_that_do_not_fit_are_refused(change):
         x_adv = x_adv[:, :1]
     elif change == "rows":
         grad = grad[:7]
+    elif change == "rows of x_adv":
+        x_adv = x_adv.repeat(2, *[1] * (x.dim() - 1))
     elif change == "ids":
         rest[5] = rest[5][:3]
     elif change == "ids dtype":

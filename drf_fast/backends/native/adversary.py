@@ -9,39 +9,8 @@ import torch
 
 from drf_fast.backends.native.library import load, threads_for
 from drf_fast.backends.native.noise import NORMALS_PER_THREAD
+from drf_fast.runtime.raw_arguments import check_step
 from drf_fast.runtime.tensors import DTYPE_NAMES, arithmetic_dtype, is_channels_last
-
-
-def _check(
-    grad: torch.Tensor, x: torch.Tensor, x_adv: torch.Tensor, image_ids: torch.Tensor
-) -> None:
-    batch = x.shape[0] if x.dim() else 0
-    if (
-        batch == 0
-        or x_adv.shape != x.shape
-        or grad.shape[1:] != x.shape[1:]
-        or grad.shape[0] % batch
-        or grad.shape[0] == 0
-    ):
-        raise ValueError(
-            "adversary_step: expected x and x_adv (B, ...) and grad (B*m, ...), got "
-            f"{tuple(x.shape)}, {tuple(x_adv.shape)} and {tuple(grad.shape)}; reshape them"
-        )
-    if not x.dtype == x_adv.dtype == grad.dtype or x.dtype not in DTYPE_NAMES:
-        raise TypeError(
-            f"adversary_step: expected images of one of {', '.join(DTYPE_NAMES.values())}, got "
-            f"{grad.dtype}, {x.dtype} and {x_adv.dtype}; convert them"
-        )
-    if image_ids.shape != (batch,) or image_ids.dtype != torch.int64:
-        raise ValueError(
-            f"adversary_step: expected one int64 id for each of {batch} images, got ids of "
-            f"{image_ids.dtype} {tuple(image_ids.shape)}"
-        )
-    if not (grad.is_cpu and x.is_cpu and x_adv.is_cpu and image_ids.is_cpu):
-        raise ValueError(
-            f"adversary_step: expected tensors on the CPU, got {grad.device}, {x.device}, "
-            f"{x_adv.device} and ids on {image_ids.device}; move them"
-        )
 
 
 def adversary_step(
@@ -59,7 +28,9 @@ def adversary_step(
     clamp: Sequence[float] | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The new adversarial images (B, ...), their noisy copies (B*m, ...), distances to x (B,)."""
-    _check(grad, x, x_adv, image_ids)
+    check_step(grad, x, x_adv, image_ids)
+    if not x.is_cpu:
+        raise ValueError(f"adversary_step: expected tensors on the CPU, got {x.device}; move them")
     out = torch.empty_like(x)
     channels_last = is_channels_last(out)
     if not channels_last and not out.is_contiguous():

@@ -7,6 +7,7 @@ from typing import NoReturn
 import torch
 
 from drf_fast.backends.native.library import load, threads_for
+from drf_fast.runtime.raw_arguments import check_loss
 from drf_fast.runtime.tensors import DTYPE_NAMES
 
 # Logits below which waking another thread costs more than it saves.
@@ -15,21 +16,7 @@ _LOGITS_PER_THREAD = 8192
 
 def _refuse(name: str, logits: torch.Tensor, target: torch.Tensor) -> NoReturn:
     """Raise for bad arguments; outside ``_loss``, to keep its checks of good ones cheap."""
-    if logits.dim() != 3 or logits.shape[2] < 2 or not logits.numel():
-        raise ValueError(
-            f"{name}: expected logits (B, m, K), not empty, with K at least 2, got "
-            f"{tuple(logits.shape)}; reshape them"
-        )
-    if target.shape != logits.shape[:1]:
-        raise ValueError(
-            f"{name}: expected one label for each of {logits.shape[0]} images, got labels of "
-            f"shape {tuple(target.shape)}"
-        )
-    if logits.dtype not in DTYPE_NAMES or target.dtype != torch.int64:
-        raise TypeError(
-            f"{name}: expected logits of {', '.join(DTYPE_NAMES.values())} and int64 labels, got "
-            f"{logits.dtype} and {target.dtype}; convert them"
-        )
+    check_loss(name, logits, target)
     raise ValueError(
         f"{name}: expected tensors on the CPU, got logits on {logits.device} and labels on "
         f"{target.device}; move them"

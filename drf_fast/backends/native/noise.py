@@ -9,6 +9,7 @@ import torch
 from drf_fast.backends.native.library import load, threads_for
 from drf_fast.runtime.level_table import bits_of
 from drf_fast.runtime.randomness import STREAM_WORDS
+from drf_fast.runtime.raw_arguments import check_ids
 from drf_fast.runtime.tensors import DTYPE_NAMES, empty_rows, is_channels_last
 
 # Normals below which waking another thread costs more than it saves.
@@ -85,11 +86,8 @@ def _prepare(
     batch = shape[0]
     on_cpu = x.is_cpu and image_ids.is_cpu
     if not on_cpu or image_ids.shape != (batch,) or image_ids.dtype != torch.int64:
-        raise ValueError(
-            f"{name}: expected images on the CPU and one int64 id for each, got {x.device} "
-            f"and ids of {image_ids.dtype} {tuple(image_ids.shape)} on {image_ids.device} for "
-            f"{batch} images"
-        )
+        check_ids(name, image_ids, x)
+        raise ValueError(f"{name}: expected tensors on the CPU, got {x.device}; move them")
     out = empty_rows(x, batch * num_samples, dtype)
     channels = shape[1] if channels_last else 1
     sizes = {

@@ -23,6 +23,7 @@ from drf_fast.backends.reference.pooling import (
     pooled_image_gradient,
 )
 from drf_fast.runtime.randomness import STREAM_WORDS
+from drf_fast.runtime.raw_arguments import refuse_bad_images
 from drf_fast.runtime.tensors import arithmetic_dtype, memory_format_of, per_image
 from drf_fast.runtime.values import may_read
 
@@ -106,17 +107,7 @@ def _invalid_images(log_probabilities: torch.Tensor, target: torch.Tensor) -> to
     bad_logits = log_probabilities.isnan().flatten(1).any(1)
     if not may_read(target.device):
         return bad_label | bad_logits
-    if bad_label.any():
-        index = int(bad_label.nonzero()[0])
-        raise ValueError(
-            f"target must lie in 0..{classes - 1} for logits of {classes} classes, "
-            f"got {int(target[index])} at index {index}; check the labels or the network's width"
-        )
-    if bad_logits.any():
-        raise ValueError(
-            "logits must be numbers (no NaN, no +inf, no row of -inf only), got such a row for "
-            f"image {int(bad_logits.nonzero()[0])}; the network diverged or its input holds NaN"
-        )
+    refuse_bad_images(bad_label, bad_logits, target, classes)
     return None
 
 
