@@ -192,6 +192,10 @@ def source(config: SmoothedConfig) -> Source:
         model, saved = given.network(saved, path, images.num_classes, shape)
         for note in saved["notes"]:
             say(note)
+        if config.normalize is None and saved["config"]["normalize"] == "none":
+            note = first_layer.advice(model, shape, _noisy_rows(images, sigma))
+            if note is not None:
+                say(note)
     elif "assumed" in saved:
         saved = _completed(saved, images, sigma)
     if images.num_classes != saved["num_classes"] or shape != tuple(saved["image_shape"]):
@@ -350,13 +354,16 @@ def _completed(saved: dict[str, Any], images: Dataset, sigma: float) -> dict[str
     shape = images.image_shape
     models.check_shape(saved["arch"], shape)
     saved = {**saved, "image_shape": list(shape)}
-    count = min(len(images), 256)
-    ids = torch.arange(count)
-    x = images.float_images(ids.tolist())
-    saved = first_layer.pick(saved, noisy_repeat(x, sigma, 1, seed=0, image_ids=ids))
+    saved = first_layer.pick(saved, _noisy_rows(images, sigma))
     if saved["assumed"] is not None:
         say(f"warning: {saved['assumed']}")
     return saved
+
+
+def _noisy_rows(images: Dataset, sigma: float) -> torch.Tensor:
+    """Some images with noise, by which a first layer is recognised."""
+    ids = torch.arange(min(len(images), 256))
+    return noisy_repeat(images.float_images(ids.tolist()), sigma, 1, seed=0, image_ids=ids)
 
 
 def _path(value: Any) -> Path | None:

@@ -18,8 +18,13 @@ from torch import nn
 from drf_fast import models
 from drf_fast.errors import InputError
 from drf_fast.models.normalize import Normalize, normalize_layer
+from drf_fast.runtime.frozen import frozen
+from drf_fast.runtime.modules import dtype_of
 
 State = dict[str, torch.Tensor]
+
+_WELL = 1.0  # a misfit up to this is that of other images or somewhat other noise
+_AS_WELL = 0.5  # a difference of misfits up to this tells nothing: without the mean it is 0.7
 
 _CONSTANT_NAMES = {
     "mean": "mean", "means": "mean", "mu": "mean", "_mean": "mean",
@@ -133,26 +138,71 @@ def pick(saved: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
         return saved
     network, _, _ = split(saved["model"], Path())
     shape = tuple(saved["image_shape"])
-    usual = usual_for(shape)
     misfits = {}
-    for name in (usual, f"{usual}-center", "none"):
+    for name in _choices(shape):
         model = models.build(saved["arch"], saved["num_classes"], shape, name)
         model.load_state_dict(attach(network, normalize_layer(name, shape[0])))
         misfits[name] = _misfit(model, rows)
     best = min(misfits, key=lambda name: misfits[name])
     if misfits[best] == math.inf:
         return saved
-    found = ", ".join(f"{name} {misfit:.2f}" for name, misfit in misfits.items())
     return {
         **saved,
         "model": attach(network, normalize_layer(best, shape[0])),
         "config": {**saved["config"], "normalize": best},
         "assumed": (
             f"the first layer is taken to be --normalize {best}: it fits the statistics of the "
-            f"first batch norm best (misfit: {found})"
+            f"first batch norm best ({_shown(misfits)})"
         )
-        + ("; none fits well: check the data set and --sigma" if misfits[best] > 1 else ""),
+        + ("; none fits well: check the data set and --sigma" if misfits[best] > _WELL else ""),
     }
+
+
+def advice(model: nn.Module, image_shape: tuple[int, ...], rows: torch.Tensor) -> str | None:
+    """What to say of a network of the user's own, in front of which no layer was asked for.
+
+    Args:
+        model: the network, which may normalise by itself; on the CPU, and left as it is.
+        image_shape: (C, H, W); only of images of three channels there is anything to say.
+        rows: as for ``pick``.
+
+    Returns:
+        A sentence; None where the network's statistics show that it needs no layer.
+    """
+    if image_shape[0] != 3:
+        return None
+    model = getattr(model, "_orig_mod", model)  # compiled, it would be compiled for this alone
+    misfits = {}
+    for name in _choices(image_shape):
+        layer = normalize_layer(name, image_shape[0])
+        with frozen(model), torch.random.fork_rng(devices=[]):
+            try:
+                whole = model if layer is None else nn.Sequential(layer, model)
+                misfits[name] = _misfit(whole, rows)
+            except Exception:  # of a network of the user's own, which is told when it runs
+                misfits[name] = math.inf
+    best = min(misfits, key=lambda name: misfits[name])
+    if misfits["none"] <= min(_WELL, misfits[best] + _AS_WELL):
+        return None
+    if misfits[best] <= _WELL:
+        return (
+            f"warning: no normalising layer is put before the network, but --normalize {best} fits "
+            f"the statistics of its first batch norm better ({_shown(misfits)})"
+        )
+    return (
+        "no normalising layer is put before the network; if it was trained behind one that is not "
+        f"part of its code: --normalize {_choices(image_shape)[0]}"
+    )
+
+
+def _choices(image_shape: tuple[int, ...]) -> tuple[str, str, str]:
+    """The layers that a network may have been trained behind, the usual one first."""
+    usual = usual_for(image_shape)
+    return usual, f"{usual}-center", "none"
+
+
+def _shown(misfits: dict[str, float]) -> str:
+    return f"misfit: {', '.join(f'{name} {misfit:.2f}' for name, misfit in misfits.items())}"
 
 
 class _ReachedError(Exception):
@@ -179,7 +229,7 @@ def _misfit(model: nn.Module, rows: torch.Tensor) -> float:
 
     hook = norm.register_forward_pre_hook(stop)
     try:
-        model.eval()(rows.float().cpu())
+        model.eval()(rows.to("cpu", dtype_of(model, torch.float32)))
     except _ReachedError as reached:
         var, mean = torch.var_mean(reached.rows, (0, 2, 3))
     else:

@@ -15,10 +15,11 @@ from torch import nn
 import drf_fast
 from drf_fast import data, models
 from drf_fast.attacks.log import AttackRow, format_row
-from drf_fast.checkpoints import fitting, given
+from drf_fast.checkpoints import first_layer, fitting, given
 from drf_fast.commands.cli import main
 from drf_fast.errors import InputError
 from drf_fast.models import Normalize
+from drf_fast.models.normalize import normalize_layer
 
 MODULE = """
 import torch
@@ -137,6 +138,49 @@ def test_normalize_comes_before_a_network_without_its_own(tmp_path, monkeypatch)
     with torch.no_grad():
         torch.testing.assert_close(found.eval()(x)["logits"], net(layer(x))["logits"])
     assert saved["config"]["normalize"] == "imagenet"
+
+
+def trained_behind(layer: str | None, kind: type[nn.Module] = nn.BatchNorm2d) -> Any:
+    """A network whose statistics are those of noisy images behind this layer, and these rows."""
+    torch.manual_seed(0)
+    rows = torch.rand(64, 1, 1, 1) + 0.3 * torch.randn(64, 3, 8, 8)
+    before = normalize_layer(layer or "none", 3) or nn.Identity()
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), kind(8), nn.Flatten(), nn.Linear(288, 10))
+    for _ in range(50):
+        net(before(rows))
+    return net, rows
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: torch.compile(net).double()])
+@pytest.mark.parametrize("layer", ["cifar10", "cifar10-center"])
+def test_a_first_layer_that_its_statistics_ask_for_is_said(layer, wrap):
+    net, rows = trained_behind(layer)
+    net[1].train()
+    said = first_layer.advice(wrap(net), (3, 8, 8), rows)
+    assert f"but --normalize {layer} fits the statistics of its first batch" in str(said)
+    assert net[1].training and net[0].weight.requires_grad  # left as it was
+
+
+def test_nothing_is_said_where_no_first_layer_fits_or_channels_are_others():
+    net, rows = trained_behind(None)
+    assert first_layer.advice(net, (3, 8, 8), rows) is None
+    assert first_layer.advice(net, (1, 8, 8), rows[:, :1]) is None
+
+
+def test_without_statistics_it_is_said_that_there_is_no_first_layer(tmp_path, monkeypatch, capsys):
+    net, rows = trained_behind("cifar10", kind=nn.InstanceNorm2d)
+    note = "no normalising layer is put before the network; if it was trained behind one"
+    for given_net in (net, nn.Linear(7, 2)):  # and one that does not take such images
+        assert note in str(first_layer.advice(given_net, (3, 8, 8), rows))
+    module = write_module(tmp_path, monkeypatch, channels=3)
+    levels = (rows.clamp(0, 1) * 255).to(torch.uint8).repeat(1, 1, 4, 4)[..., :28, :28]
+    labels, names = torch.arange(64) % 10, tuple("0123456789")
+    images = data.Dataset(levels, labels, 10, "cifar10", "test", names, "x")
+    monkeypatch.setattr(data, "load", lambda *_, **__: images)
+    words = ["predict", "--arch", f"{module}:pretrained", *SETTINGS, "--n", "2"]
+    for more, said in (([], True), (["--normalize", "none"], False)):
+        assert main([*words, *more]) == 0
+        assert ("no normalising layer is put before" in capsys.readouterr().err) == said
 
 
 @pytest.mark.parametrize(
