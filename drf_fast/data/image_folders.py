@@ -52,27 +52,30 @@ def read_folder(
         picked = np.arange(limit) * count // limit
     files = [listing.names[index] for index in picked]
     labels = torch.from_numpy(listing.labels[picked])
-    channels = _channels(channels, data_dir, TEST_NAMES[name])
-    if name == "imagenet":
-        return ImageFiles(listing.root, files, None, channels), labels, listing.class_names
-    first = decode(listing.root / files[0], channels)
-    images = ImageFiles(listing.root, files, (first.height, first.width), channels)
-    if images.shape.numel() > _MAX_BYTES_IN_MEMORY:
-        return images, labels, listing.class_names
-    pixels = _decoded(images)
-    if channels == 3 and all(torch.equal(pixels[:, 0], pixels[:, other]) for other in (1, 2)):
+    if channels not in (1, 3):
+        channels = _channels(data_dir, TEST_NAMES[name])
+    size = None
+    if name == "imagefolder":
+        first = decode(listing.root / files[0], channels)
+        size = (first.height, first.width)
+    images = ImageFiles(listing.root, files, size, channels)
+    if size is not None and images.shape.numel() <= _MAX_BYTES_IN_MEMORY:
+        images = _decoded(images)
+    if channels == 3 and _are_copies(images):
         _say_copied(data_dir)
-    return pixels, labels, listing.class_names
+    return images, labels, listing.class_names
 
 
-def _channels(wanted: int | None, data_dir: Path, test_names: tuple[str, ...]) -> int:
-    """1 or 3, with a sentence where the images are grey."""
-    if wanted == 1:
-        return 1
+def _are_copies(images: Tensor | ImageFiles) -> bool:
+    """Whether the three channels are equal: by the pixels in memory, or what the files hold."""
+    if isinstance(images, ImageFiles):
+        return all(is_grey(images.root / name) for name in images.names)
+    return all(torch.equal(images[:, 0], images[:, other]) for other in (1, 2))
+
+
+def _channels(data_dir: Path, test_names: tuple[str, ...]) -> int:
+    """1, with a sentence, if every training image is grey, else 3."""
     if not all(is_grey(path) for path in folders.walk_training_files(data_dir, test_names)):
-        return 3
-    if wanted == 3:
-        _say_copied(data_dir)
         return 3
     say_once(
         f"the images in {data_dir} are grey and read with one channel (a network of three takes "
