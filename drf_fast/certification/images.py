@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from drf_fast.ops import checks as check
-from drf_fast.ops import label_checks
 from drf_fast.runtime.tensors import of_array
 
 _DRAWS = 8  # of an image, to see that it stays the same: half of those of a random flip do
@@ -175,7 +174,7 @@ def _checked_labels(labels: Any, count: int, num_classes: int) -> torch.Tensor:
             raise TypeError(f"{expected}, got {check.brief(labels)}; number the classes") from error
     shape = tuple(labels.shape)
     if shape != (count,) or labels.is_floating_point() or labels.is_complex():
-        how = label_checks.how_to_pass(shape, count, num_classes, "labels")
+        how = check.how_to_pass_labels(shape, count, num_classes, "labels")
         raise ValueError(
             f"{expected}, got shape {shape} of {labels.dtype}{'' if how is None else '; ' + how}"
         )

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from drf_fast.ops import label_checks
 from drf_fast.runtime.tensors import FLOATS
 from drf_fast.runtime.tracing import (
     are_transforms_active,
@@ -269,7 +268,7 @@ def labels(target: Any, batch: int, samples: int, classes: int | None = None) ->
     """
     if is_tensor(target, "target").shape != (batch,):
         shape = tuple(target.shape)
-        how = label_checks.how_to_pass(shape, batch, classes, "target")
+        how = how_to_pass_labels(shape, batch, classes, "target")
         if how is None and shape == (batch * samples,):
             how = "labels are not repeated for the noisy copies"
         how = how or "check num_samples and sample_dim"
@@ -279,6 +278,15 @@ def labels(target: Any, batch: int, samples: int, classes: int | None = None) ->
         )
     if target.dtype != torch.int64:
         raise TypeError(f"target must be int64 labels, got {target.dtype}; use target.long()")
+
+
+def how_to_pass_labels(
+    shape: tuple[int, ...], batch: int, classes: int | None, name: str
+) -> str | None:
+    """What to do about labels of this shape where (batch,) is needed; None if they look unknown."""
+    if len(shape) == 2 and shape[1] > 1 and shape == (batch, classes or shape[1]):
+        return f"of one-hot labels pass {name}.argmax(1); soft labels are not supported"
+    return f"pass {name}.squeeze(1)" if shape == (batch, 1) else None
 
 
 def box(clamp: Any) -> list[float] | None:
