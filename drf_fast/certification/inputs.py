@@ -72,13 +72,14 @@ def warn_of_other_units(x: torch.Tensor, sigma: float) -> bool:
 
 def how_to_pass(rows: torch.Tensor) -> str:
     """What to try where a network fails on rows of this shape."""
-    sizes = tuple(rows.shape[1:])
-    if len(sizes) == 3 and sizes[-1] in (1, 3) and sizes[0] not in (1, 3):
-        return "channels must come first: pass x.permute(2, 0, 1), of a batch x.permute(0, 3, 1, 2)"
-    return (
+    how = (
         "pass images of the shape that it was trained on, a single one as x to certify and "
         "predict, and several as (B, ...) to their batch forms"
     )
+    sizes = tuple(rows.shape[1:])
+    if len(sizes) == 3 and sizes[-1] in (1, 3) and sizes[0] not in (1, 3):
+        how += "; channels must come first: x.permute(2, 0, 1), of a batch x.permute(0, 3, 1, 2)"
+    return how
 
 
 def level_images(x: Any) -> torch.Tensor:

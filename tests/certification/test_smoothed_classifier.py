@@ -418,7 +418,7 @@ def test_image_ids_are_tensors_arrays_or_lists():
 def test_channels_that_come_last_are_said_once_and_first(capsys):
     base = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(K))
     base(torch.zeros(1, 3, 12, 12))
-    with pytest.raises(InputError, match=r"channels must come first: pass x\.permute\(2, 0, 1\)"):
+    with pytest.raises(InputError, match=r"channels must come first: x\.permute\(2, 0, 1\)"):
         classifier(base).certify(torch.zeros(12, 12, 3), 5, 5, 0.01, 4)
     assert capsys.readouterr().err == ""  # no form of several is left out where none works
 
