@@ -120,7 +120,7 @@ def _pick_arch(network: State, path: Path, requested: str | None, in_file: str |
         f"the weights{f' of {named}' if named else ''} in {path} fit none of "
         f"{', '.join(models.NAMES)}; the closest is {closest}: "
         f"{list_differences(all_differences[closest])}; name the code of such a network with "
-        "--arch package.module:factory, or load them in it and leave the checkpoint out"
+        "--arch package.module:factory"
     )
 
 

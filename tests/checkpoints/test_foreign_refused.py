@@ -254,7 +254,6 @@ def test_an_unknown_architecture_is_refused(tmp_path):
     text = refusal(write(tmp_path, checkpoint(state, "cifar_densenet40")))
     assert "the weights of cifar_densenet40 in" in text
     assert "the closest is resnet20: unexpected dense1.weight" in text
-    assert text.endswith("or load them in it and leave the checkpoint out")
     renamed = {key.replace("conv1", "first"): value for key, value in lenet().items()}
     text = refusal(write(tmp_path, renamed))
     assert "the closest is lenet: missing conv1.weight, conv1.bias; unexpected first.weight" in text
