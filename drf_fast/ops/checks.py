@@ -163,7 +163,7 @@ def scalar(
 ) -> torch.Tensor:
     """A real number or 0-dim tensor as a 0-dim float64 tensor (a tensor stays on its device).
 
-    The value of a tensor is checked where it ``may_read`` it.
+    The value of a tensor is checked where ``may_read`` allows to read it.
     """
     if isinstance(value, torch.Tensor):
         if has_value(value, name).dim() != 0:
