@@ -54,6 +54,6 @@ def test_a_published_flag_without_its_value_is_answered(capsys):
 )
 def test_a_strength_in_other_units_is_refused(capsys, tmp_path, epsilon, most):
     err = said(capsys, "train", "--epsilon", epsilon, "--out", str(tmp_path / "run"))
-    assert f"expected {most}, got {epsilon}; a strength counted in 0..255" in err
-    assert f"--epsilon {float(epsilon) / 255:.4g}" in err
+    assert f"expected {most}, got {epsilon}; published programs divide theirs by 256" in err
+    assert f"--epsilon {float(epsilon) / 256:.4g}" in err
     assert not (tmp_path / "run").exists()

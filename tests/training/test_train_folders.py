@@ -67,7 +67,7 @@ def certified_with(folder: Path, trained: list[str] | None, here: tuple[str, str
     """Read a network of 2 x 2 pixels that was trained on other classes than it is certified on."""
     for name in here:
         (folder / "test" / name).mkdir(parents=True)
-        Image.new("RGB", (2, 2)).save(folder / "test" / name / "0.png")
+        Image.new("RGB", (2, 2), (10, 20, 30)).save(folder / "test" / name / "0.png")
     network = models.build("lenet", 2, (3, 28, 28))
     config = {"sigma": 0.5, "data": "imagefolder", "method_label": "x", "normalize": "none"}
     content = {"model": network.state_dict(), "arch": "lenet", "num_classes": 2, "config": config}
