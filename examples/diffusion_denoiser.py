@@ -46,8 +46,11 @@ class Denoised(nn.Module):
 
 
 def make(num_classes: int) -> nn.Module:
-    import timm
-    from diffusers import DDPMScheduler, UNet2DModel
+    import timm  # pyright: ignore[reportMissingImports]
+    from diffusers import (  # pyright: ignore[reportMissingImports]
+        DDPMScheduler,
+        UNet2DModel,
+    )
 
     name = "google/ddpm-cifar10-32"
     unet, scheduler = (c.from_pretrained(name) for c in (UNet2DModel, DDPMScheduler))

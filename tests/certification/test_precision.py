@@ -18,7 +18,7 @@ from torch import nn
 
 import drf_fast
 from drf_fast.certification import loading
-from drf_fast.config.choices import Arithmetic
+from drf_fast.config.choices import AskedArithmetic
 from drf_fast.config.options import CertifyConfig
 from drf_fast.runtime import tf32
 
@@ -176,7 +176,7 @@ def test_a_log_records_what_was_chosen_and_resumes_with_it(has_tf32, tmp_path):
     options: dict[str, Any] = {"n0": 10, "n": 60, "out": out, "progress": False}
     drf_fast.certify_dataset(classifier, images(), labels, batch_size=30, **options)
     assert json.loads(out.with_suffix(".json").read_text())["precision"] == "tf32"
-    cases: list[tuple[Arithmetic, str]]
+    cases: list[tuple[AskedArithmetic, str]]
     cases = [("auto", "tf32"), ("fastest", "tf32"), ("bf16", "bf16")]
     for asked, resumed in cases:
         config = CertifyConfig(checkpoint=Path("run"), precision=asked, out=out, resume=True)

@@ -410,7 +410,8 @@ def test_image_ids_are_tensors_arrays_or_lists():
     for ids in (list(range(3, 9)), numbers, numbers.astype(np.int32), torch.arange(3, 9).int()):
         found = classifier(base).certify_batch(images(), *few, image_ids=ids)
         assert torch.equal(found.count, expected.count)
-    for ids in (numbers / 2, [True] * 6, ["a"] * 6):
+    wrong: tuple[Any, ...] = (numbers / 2, [True] * 6, ["a"] * 6)
+    for ids in wrong:
         with pytest.raises(TypeError, match="image_ids must be"):
             classifier(base).certify_batch(images(), *few, image_ids=ids)
 

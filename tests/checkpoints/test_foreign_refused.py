@@ -142,7 +142,8 @@ def test_other_files_are_refused(tmp_path):
 
 
 def scripted(path: Path) -> None:
-    torch.jit.trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8)).save(str(path))
+    traced: Any = torch.jit.trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8))
+    traced.save(str(path))
 
 
 def arrays(path: Path) -> None:
