@@ -47,10 +47,7 @@ class Denoised(nn.Module):
 
 def make(num_classes: int) -> nn.Module:
     import timm  # pyright: ignore[reportMissingImports]
-    from diffusers import (  # pyright: ignore[reportMissingImports]
-        DDPMScheduler,
-        UNet2DModel,
-    )
+    from diffusers import DDPMScheduler, UNet2DModel  # pyright: ignore[reportMissingImports]
 
     name = "google/ddpm-cifar10-32"
     unet, scheduler = (c.from_pretrained(name) for c in (UNet2DModel, DDPMScheduler))
