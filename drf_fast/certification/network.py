@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -22,6 +21,7 @@ from drf_fast.config.choices import Arithmetic
 from drf_fast.errors import InputError
 from drf_fast.models import fusing
 from drf_fast.runtime import tf32
+from drf_fast.runtime.fastest import best_seconds, fastest
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_agree, logits_of
 from drf_fast.runtime.machine import MEMORY_FORMATS
@@ -32,7 +32,7 @@ from drf_fast.runtime.tensors import same_bits
 from drf_fast.runtime.text import one_line
 
 PRECISIONS = (*get_args(Arithmetic), "bf16 autocast", "auto", "fastest")
-_REPEATS = 3  # timed forward passes per form
+_PASSES = 4  # timed forward passes per form
 
 
 def as_requested(recorded: Any) -> Any:
@@ -204,56 +204,45 @@ class RunNetwork:
 
     def _choose(self, rows: torch.Tensor) -> None:
         self._probe = rows[:4].clone() if isinstance(self.base, nn.Module) else None
-        forms = self._forms(rows)
-        best: tuple[float, Form, Any, list[torch.Tensor] | None] | None = None
-        for group in _precision_groups(self.base, self.requested[0], rows.device):
-            for form in [form for form in forms if form.precision in group]:
-                built = self._try_form(form, rows, only_form=len(forms) == 1)
-                if built is not None and (best is None or built[0] < best[0]):
-                    best = built
-            if best is not None:
-                break
-        if best is None:  # the unchanged network, whose own error the user then sees
-            best = (0.0, Form("contiguous", "fp32", False), *self._build(None))
+        groups = self._forms(rows)
+        only_form = sum(map(len, groups)) == 1
+
+        def attempt(form: Form) -> tuple[float, tuple[Any, list[torch.Tensor] | None]]:
+            network, copied_from = self._build(form)
+            if only_form and copied_from is None:  # nothing to choose from
+                return 0.0, (network, copied_from)
+            return self._seconds(network, form, copied_from, rows), (network, copied_from)
+
+        found = fastest(groups, attempt)
+        for form, error in found.failures.items():
+            self._leave_out(form, error)
+        if found.form is None:  # the unchanged network, whose own error the user then sees
+            form, made = Form("contiguous", "fp32", False), self._build(None)
         else:
             self._say_left_out()
-        _, self.form, self._network, self._copied_from = best
-        if self.requested[1] and not self.form.compile:
+            form, made = found.form, found.made
+        self.form, (self._network, self._copied_from) = form, made
+        if self.requested[1] and not form.compile:
             self._compile(rows)
 
-    def _forms(self, rows: torch.Tensor) -> list[Form]:
+    def _forms(self, rows: torch.Tensor) -> list[list[Form]]:
+        """Groups of forms: the fastest of the first group in which one works is chosen."""
         layouts = list(MEMORY_FORMATS)
         if self.requested[2] is not None:
             layouts = [self.requested[2]]
         elif rows.dim() != 4 or not _has_convolutions(self.base):
             layouts = ["contiguous"]
         return [
-            Form(layout, precision, False)
+            [Form(layout, precision, False) for precision in group for layout in layouts]
             for group in _precision_groups(self.base, self.requested[0], rows.device)
-            for precision in group
-            for layout in layouts
         ]
-
-    def _try_form(
-        self, form: Form, rows: torch.Tensor, only_form: bool
-    ) -> tuple[float, Form, Any, list[torch.Tensor] | None] | None:
-        """(seconds, form, network, copied_from); None, with a message, if it fails."""
-        try:
-            network, copied_from = self._build(form)
-            if only_form and copied_from is None:  # nothing to choose from
-                return 0.0, form, network, copied_from
-            seconds = self._seconds(network, form, copied_from, rows)
-            return seconds, form, network, copied_from
-        except Exception as error:  # whatever a network of the user's own does
-            self._leave_out(form, error)
-            return None
 
     def _compile(self, rows: torch.Tensor) -> None:
         assert self.form is not None
         form = Form(self.form.memory_format, self.form.precision, True)
         try:
             network, copied_from = self._build(form)
-            self._seconds(network, form, copied_from, rows, repeats=0)
+            self._seconds(network, form, copied_from, rows, passes=1)
         except Exception as error:
             self._leave_out(form, error)
             return
@@ -271,20 +260,12 @@ class RunNetwork:
             say(message)
         self._unsaid.clear()
 
-    def _seconds(self, network, form, copied_from, rows, repeats: int = _REPEATS) -> float:
-        """Seconds of a forward pass after one for warm-up, at best."""
+    def _seconds(self, network, form, copied_from, rows, passes: int = _PASSES) -> float:
+        """Seconds of a forward pass, at best."""
         if form.memory_format == "channels_last" and rows.dim() == 4:
             rows = rows.contiguous(memory_format=torch.channels_last)
-        best = float("inf")
         with frozen(self.base) if copied_from is None else contextlib.nullcontext():
-            for repeat in range(repeats + 1):
-                start = time.perf_counter()
-                self._run(network, form, rows)
-                if rows.device.type == "cuda":
-                    torch.cuda.synchronize(rows.device)
-                if repeat:
-                    best = min(best, time.perf_counter() - start)
-        return best
+            return best_seconds(lambda: self._run(network, form, rows), rows.device, passes)
 
     # ---- a form
 

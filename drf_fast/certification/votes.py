@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -27,6 +26,7 @@ from drf_fast.certification.noise import (
 from drf_fast.certification.passes import Passes, Votes
 from drf_fast.errors import InputError
 from drf_fast.runtime import machine, processes
+from drf_fast.runtime.fastest import best_seconds
 from drf_fast.runtime.memory import is_out_of_memory
 from drf_fast.runtime.progress import say
 
@@ -215,17 +215,13 @@ class NoisyVotes:
         """Rows per second of forward passes of ``size`` rows of images like x (1, ...)."""
         self.prepare(x)
         rows = self._probe_rows(x, size)
-        best = float("inf")
+
+        def run() -> None:
+            processes.heartbeat()
+            self.network(rows)
+
         with self.network.frozen_base():
-            for repeat in range(4):
-                processes.heartbeat()
-                start = time.perf_counter()
-                self.network(rows)
-                if x.device.type == "cuda":
-                    torch.cuda.synchronize(x.device)
-                if repeat:  # the first one warms up
-                    best = min(best, time.perf_counter() - start)
-        return size / best
+            return size / best_seconds(run, x.device)
 
     @_one_at_a_time
     def prepare(self, x: torch.Tensor) -> None:

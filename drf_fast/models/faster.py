@@ -18,6 +18,7 @@ from drf_fast.models.module_state import TracingError, UnstableError, is_compile
 from drf_fast.models.module_state import state as state_of
 from drf_fast.ops import checks as check
 from drf_fast.runtime import machine, tf32
+from drf_fast.runtime.fastest import fastest
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_agree, logits_of
 from drf_fast.runtime.memory import is_out_of_memory
@@ -244,36 +245,36 @@ def _fastest(
         ) from error
     autocast = torch.is_autocast_enabled(example.device.type)
     fused = Faster(model).fused(_in_double(model, example)) is not None
-    times: dict[tuple[str, bool], float] = {}
-    failures: dict[str, Exception] = {}
     images = example.dim() == 4 and has_convolutions(model)
     before = "channels_last" if is_channels_last(model) else "contiguous"
     names = list(machine.MEMORY_FORMATS) if images else [before]
     names = names if requested is None else [requested]
-    for group in _AUTOCAST_CHOICES[precision]:
-        for bf16, name in [(half, name) for half in group for name in names]:
-            try:
-                network = _in_form(model, name, fused, bf16)
-                if not logits_agree(_logits(network, example), expected, bf16 or autocast):
-                    raise RuntimeError("it returns other logits then")
-                times[name, bf16] = machine.seconds(network, example)
-            except Exception as error:  # whatever a network of the user's own does
-                # Without its frames, which hold the tensors of that pass.
-                failures[name + bf16 * " bf16"] = error.with_traceback(None)
-        if times:
-            break
-    else:
+    groups = [
+        [(name, bf16) for bf16 in group for name in names] for group in _AUTOCAST_CHOICES[precision]
+    ]
+
+    def attempt(form: tuple[str, bool]) -> tuple[float, None]:
+        name, bf16 = form
+        network = _in_form(model, name, fused, bf16)
+        if not logits_agree(_logits(network, example), expected, bf16 or autocast):
+            raise RuntimeError("it returns other logits then")
+        return machine.seconds(network, example), None
+
+    found = fastest(groups, attempt)
+    if found.form is None:
         _in_form(model, before, fused)
-        first = next(iter(failures.values()))
+        first = next(iter(found.failures.values()))
         raise ValueError(
             "the network must take a forward and a backward pass of images "
             f"{tuple(example.shape)}, got {one_line(first)}; correct the network, or choose other "
             "images, another memory format or precision"
         ) from first
-    left_out = {name: one_line(error) for name, error in failures.items()}
+    left_out = {
+        name + bf16 * " bf16": one_line(error) for (name, bf16), error in found.failures.items()
+    }
     for name, reason in left_out.items():
         say(f"the network cannot take {name} images and is run without them ({reason})")
-    name, bf16 = min(times, key=lambda form: times[form])
+    name, bf16 = found.form
     return machine.Placed(_in_form(model, name, fused, bf16), name, left_out)
 
 

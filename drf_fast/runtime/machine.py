@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from drf_fast.errors import InputError, RunError
+from drf_fast.runtime.fastest import best_seconds, fastest
 from drf_fast.runtime.frozen import frozen
 from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.memory import is_out_of_memory
@@ -86,17 +86,17 @@ def place(
     """
     model = model.to(device)
     names = list(MEMORY_FORMATS) if memory_format == "auto" else [memory_format]
-    times: dict[str, float] = {}
-    failures: dict[str, str] = {}
-    for name in names:
-        try:
-            laid_out = model.to(memory_format=MEMORY_FORMATS[name])  # type: ignore[call-overload]
-            times[name] = _seconds(laid_out, device, precision, image_shape, rows)
-        except Exception as error:  # whatever a network of the user's own does
-            if is_out_of_memory(error):
-                raise lack_of_memory(error, rows, image_shape) from error
-            failures[name] = one_line(error)
-    if not times:
+
+    def attempt(name: str) -> tuple[float, None]:
+        laid_out = model.to(memory_format=MEMORY_FORMATS[name])  # type: ignore[call-overload]
+        return _seconds(laid_out, device, precision, image_shape, rows), None
+
+    found = fastest([names], attempt)
+    for error in found.failures.values():
+        if is_out_of_memory(error):
+            raise lack_of_memory(error, rows, image_shape) from error
+    failures = {name: one_line(error) for name, error in found.failures.items()}
+    if found.form is None:
         raise InputError(
             f"the network must take a forward and a backward pass of images {(rows, *image_shape)} "
             f"in {precision}, memory format {' or '.join(names)}, got {failures[names[0]]}; "
@@ -104,9 +104,8 @@ def place(
         )
     for name, reason in failures.items():
         say(f"the network cannot take {name} images and is run without them ({reason})")
-    memory_format = min(times, key=lambda name: times[name])
-    network = model.to(memory_format=MEMORY_FORMATS[memory_format])
-    return Placed(network, memory_format, failures)
+    network = model.to(memory_format=MEMORY_FORMATS[found.form])
+    return Placed(network, found.form, failures)
 
 
 @contextlib.contextmanager
@@ -154,17 +153,13 @@ def seconds(model: nn.Module, example: torch.Tensor) -> float:
     # Images of the network's dtype: it may be in double precision.
     x = noise.to(example.device, dtype_of(model, noise.dtype)).requires_grad_()
     with frozen(model):
-        return min(_pass_seconds(model, x) for _ in range(3))
+        return best_seconds(lambda: _pass(model, x), x.device, passes=3)
 
 
-def _pass_seconds(model: nn.Module, x: torch.Tensor) -> float:
-    start = time.perf_counter()
+def _pass(model: nn.Module, x: torch.Tensor) -> None:
     total = logits_of(model(x)).sum()
     if total.requires_grad:  # not if only layers behind a part under no_grad are trained
         torch.autograd.grad(total, x)
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
-    return time.perf_counter() - start
 
 
 @contextlib.contextmanager
