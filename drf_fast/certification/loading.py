@@ -245,7 +245,7 @@ def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
         RunError: this process cannot run the network as process 0 does.
     """
     found = found or source(config)
-    images, sigma, model = found.images, found.sigma, found.model
+    images, model = found.images, found.model
     indices = tuple(range(0, len(images), config.skip))[: config.max_images]
     if processes.rank() == 0:
         _warn_of_few_classes(images, indices)
@@ -262,22 +262,40 @@ def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
     if model is None:
         assert found.path is not None  # without a checkpoint there is a model
         model = checkpoint.build_model(found.saved, found.path, config.arch)
-    model = model.to(device)
     if config.sound:  # raises for a bad sigma, before anything expensive
         with _as_input_error():
-            level_table(sigma)
+            level_table(found.sigma)
+    sample = images.float_images(list(indices[:1])).to(device)
+    classifier = _classifier(config, found, model.to(device), sample)
+    batch_size = _batch_size(config, classifier, sample)
+    # Here, so that a network whose rows depend on each other is refused before a log is begun.
+    classifier.select(sample, min(batch_size, _PROBE), batch_size)
+    sound = None
+    if config.sound:
+        with _as_input_error():
+            sound = soundness(classifier, sample, batch_size)
+    return Loaded(found, indices, device, classifier, batch_size, sound)
+
+
+def _classifier(
+    config: SmoothedConfig, found: Source, model: nn.Module, sample: torch.Tensor
+) -> SmoothedClassifier:
+    """The smoothed classifier in the form that process 0 chose with the sample (1, ...)."""
     smoothed = partial(
-        SmoothedClassifier, model, images.num_classes, sigma, sound=config.sound, seed=config.seed
+        SmoothedClassifier,
+        model,
+        found.images.num_classes,
+        found.sigma,
+        sound=config.sound,
+        seed=config.seed,
     )
     # Shards on different machines may measure different choices, but must form one log.
-    whole_run = getattr(config, "shard", None) is None
-    measured = config.precision in _TO_MEASURE
+    to_measure = config.precision in _TO_MEASURE and not _is_whole(config)
     classifier = smoothed(
-        precision=config.precision if whole_run or not measured else "fp32",
+        precision="fp32" if to_measure else config.precision,
         compile=config.compile,
         memory_format=None if config.memory_format == "auto" else config.memory_format,
     )
-    sample = images.float_images(list(indices[:1])).to(device)
     choices = classifier.measure(sample)
     shared_choices = processes.broadcast(choices)
     if shared_choices != choices:
@@ -289,21 +307,26 @@ def load(config: SmoothedConfig, found: Source | None = None) -> Loaded:
                 f"{', '.join(classifier.left_out)}; pass --precision fp32 without --compile, or "
                 "use machines of one kind"
             )
-    batch_size = config.batch_size
-    if batch_size == "auto" and not whole_run:
+    return classifier
+
+
+def _batch_size(
+    config: SmoothedConfig, classifier: SmoothedClassifier, sample: torch.Tensor
+) -> int:
+    """The rows of a forward pass: given, or process 0's fastest; fixed where a log is in parts."""
+    if config.batch_size != "auto":
+        return config.batch_size
+    if not _is_whole(config):
         # The same on every machine: rows of large images are fewer, in powers of two.
-        fitting = 2 ** int(math.log2(_SHARD_PIXELS / math.prod(images.image_shape)))
-        batch_size = max(1, min(_SHARD_BATCH[device.type], fitting))
-    if batch_size == "auto":
-        most = max(config.n, getattr(config, "n0", 1))
-        batch_size = processes.broadcast(min(classifier.batch_size(sample), most))
-    # Here, so that a network whose rows depend on each other is refused before a log is begun.
-    classifier.select(sample, min(batch_size, _PROBE), batch_size)
-    sound = None
-    if config.sound:
-        with _as_input_error():
-            sound = soundness(classifier, sample, batch_size)
-    return Loaded(found, indices, device, classifier, batch_size, sound)
+        fitting = 2 ** int(math.log2(_SHARD_PIXELS / sample[0].numel()))
+        return max(1, min(_SHARD_BATCH[sample.device.type], fitting))
+    most = max(config.n, getattr(config, "n0", 1))
+    return processes.broadcast(min(classifier.batch_size(sample), most))
+
+
+def _is_whole(config: SmoothedConfig) -> bool:
+    """Whether the command makes a whole log, not a part of one."""
+    return getattr(config, "shard", None) is None
 
 
 def _warn_of_few_classes(images: Dataset, indices: tuple[int, ...]) -> None:
