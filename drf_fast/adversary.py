@@ -20,8 +20,6 @@ from drf_fast.runtime.logits import logits_of
 from drf_fast.runtime.tensors import per_image
 from drf_fast.runtime.values import may_read
 
-_CPU = torch.device("cpu")
-
 
 @dataclass(frozen=True)
 class AttackResult:
@@ -175,7 +173,8 @@ def _warn_of_other_units(
     width = box[1] - box[0]
     if sigma.device.type == "cpu":
         units.warn_of_sigma(float(sigma), width)
-    if epsilon is not None and getattr(epsilon, "device", _CPU).type == "cpu":
+    of_gpu = isinstance(epsilon, torch.Tensor) and epsilon.device.type != "cpu"
+    if epsilon is not None and not of_gpu:
         units.warn_of_epsilon(float(epsilon), width, pixels)
 
 

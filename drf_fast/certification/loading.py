@@ -30,6 +30,7 @@ from drf_fast.config.options import CertifyConfig, SmoothedConfig
 from drf_fast.config.tags import Tag
 from drf_fast.config.training import trained
 from drf_fast.config.values import updated
+from drf_fast.data import folders
 from drf_fast.data.dataset import Dataset
 from drf_fast.errors import InputError, RunError
 from drf_fast.functional import noisy_repeat
@@ -193,7 +194,7 @@ def source(config: SmoothedConfig) -> Source:
         for note in saved["notes"]:
             say(note)
         if config.normalize is None and saved["config"]["normalize"] == "none":
-            note = first_layer.advice(model, shape, _noisy_rows(images, sigma))
+            note = first_layer.advice(model, shape, partial(_noisy_rows, images, sigma))
             if note is not None:
                 say(note)
     elif "assumed" in saved:
@@ -214,6 +215,8 @@ def _compare_classes(trained: list[str] | None, images: Dataset, path: Path | No
     Raises:
         InputError: a name that both have is that of another class.
     """
+    if images.name not in folders.NAMES:  # names of other data sets may be made up
+        return
     pairs = list(zip(trained or (), images.class_names, strict=False))
     other = [f"{two!r} for {one!r}" for one, two in pairs if one != two]
     if not trained or not other:

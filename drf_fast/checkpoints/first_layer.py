@@ -9,6 +9,7 @@ certificate, which holds for the network as it is run, but that network abstains
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from drf_fast.runtime.modules import dtype_of
 State = dict[str, torch.Tensor]
 
 _WELL = 1.0  # a misfit up to this is that of other images or somewhat other noise
+_EARLY = 10**6  # parameters before the first batch norm, at most: a layer or two
 _AS_WELL = 0.5  # a difference of misfits up to this tells nothing: without the mean it is 0.7
 
 _CONSTANT_NAMES = {
@@ -158,13 +160,15 @@ def pick(saved: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def advice(model: nn.Module, image_shape: tuple[int, ...], rows: torch.Tensor) -> str | None:
+def advice(
+    model: nn.Module, image_shape: tuple[int, ...], rows: Callable[[], torch.Tensor]
+) -> str | None:
     """What to say of a network of the user's own, in front of which no layer was asked for.
 
     Args:
         model: the network, which may normalise by itself; on the CPU, and left as it is.
         image_shape: (C, H, W); only of images of three channels there is anything to say.
-        rows: as for ``pick``.
+        rows: makes the rows that ``pick`` takes.
 
     Returns:
         A sentence; None where the network's statistics show that it needs no layer.
@@ -172,13 +176,19 @@ def advice(model: nn.Module, image_shape: tuple[int, ...], rows: torch.Tensor) -
     if image_shape[0] != 3:
         return None
     model = getattr(model, "_orig_mod", model)  # compiled, it would be compiled for this alone
-    misfits = {}
+    unknown = (
+        "no normalising layer is put before the network; if it was trained behind one that is not "
+        f"part of its code: --normalize {_choices(image_shape)[0]}"
+    )
+    if not _begins_with_statistics(model):
+        return unknown
+    misfits, noisy = {}, rows()
     for name in _choices(image_shape):
         layer = normalize_layer(name, image_shape[0])
         with frozen(model), torch.random.fork_rng(devices=[]):
             try:
                 whole = model if layer is None else nn.Sequential(layer, model)
-                misfits[name] = _misfit(whole, rows)
+                misfits[name] = _misfit(whole, noisy)
             except Exception:  # of a network of the user's own, which is told when it runs
                 misfits[name] = math.inf
     best = min(misfits, key=lambda name: misfits[name])
@@ -189,10 +199,19 @@ def advice(model: nn.Module, image_shape: tuple[int, ...], rows: torch.Tensor) -
             f"warning: no normalising layer is put before the network, but --normalize {best} fits "
             f"the statistics of its first batch norm better ({_shown(misfits)})"
         )
-    return (
-        "no normalising layer is put before the network; if it was trained behind one that is not "
-        f"part of its code: --normalize {_choices(image_shape)[0]}"
-    )
+    return unknown
+
+
+def _begins_with_statistics(model: nn.Module) -> bool:
+    """Whether a batch norm lies so early that it takes no time to reach: not behind a denoiser."""
+    parameters = 0
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            return True
+        parameters += sum(own.numel() for own in module.parameters(recurse=False))
+        if parameters > _EARLY:
+            return False
+    return False
 
 
 def _choices(image_shape: tuple[int, ...]) -> tuple[str, str, str]:

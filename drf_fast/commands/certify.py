@@ -16,11 +16,12 @@ from drf_fast.certification.log.sidecar import ENVIRONMENT, read_config
 from drf_fast.certification.log.writer import check_path, refuse_existing
 from drf_fast.certification.stopping import Rule
 from drf_fast.checkpoints import ours as checkpoint
+from drf_fast.config import run_files
 from drf_fast.config.certification import check_settings, shard_of
 from drf_fast.config.options import CertifyConfig, TrainConfig
 from drf_fast.errors import InputError
 from drf_fast.runtime import machine, processes
-from drf_fast.runtime.files import absolute
+from drf_fast.runtime.files import absolute, read_json
 from drf_fast.runtime.progress import say
 
 
@@ -108,9 +109,10 @@ def _open_log(config: CertifyConfig, out: Path, description: dict[str, Any]) -> 
     return CertificationLog.part(out, processes.rank(), done, guard=whole)
 
 
-def test_images(trained: TrainConfig) -> int:
-    """The size of the test set of a training run."""
-    return len(data.load(trained.data, "test", data_dir=trained.data_dir))
+def test_images(trained: TrainConfig, folder: Path) -> int:
+    """The size of the test set of the training run in ``folder``."""
+    channels = read_json(folder / run_files.SETTINGS).get("channels", 3)
+    return len(data.load(trained.data, "test", data_dir=trained.data_dir, channels=channels))
 
 
 def is_of_network(out: Path, network: Path) -> bool:

@@ -67,7 +67,7 @@ def _certify(config: TrainConfig, folder: Path) -> Path:
     settings = certify_settings(
         network,
         config,
-        certify.test_images(config),
+        certify.test_images(config, folder),
         count=config.certify_images,
         n=config.certify_n,
         out=out,

@@ -27,7 +27,9 @@ def of_array(array: np.ndarray, name: str) -> torch.Tensor:
     """
     native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     try:
-        with warnings.catch_warnings():  # of a read-only array, such as a memory map
+        if native.flags.writeable:
+            return torch.from_numpy(native)
+        with warnings.catch_warnings():  # of a memory map, which is not copied: it may be large
             warnings.filterwarnings("ignore", "The given NumPy array is not writ")
             return torch.from_numpy(native)
     except TypeError as error:

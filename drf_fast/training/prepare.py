@@ -46,13 +46,12 @@ _OF_ALL = ("max_steps", "accumulate", "certify_images", "certify_n")
 def prepare(config: TrainConfig, folder: Path) -> Run:
     """Build data, network, optimizer and ball; restore the checkpoint in the folder if resuming."""
     check(config, processes.count())
-    asked, saved = config, state.read(folder) if config.resume else None
-    train_set, test_set = _data(config, saved)
-    config = _with_usual_layer(config, train_set.image_shape[0])
     device = machine.pick_device(config.device)
     processes.start(device, seconds(config.timeout, "timeout"))
+    asked, saved = config, processes.broadcast(state.read(folder) if config.resume else None)
+    train_set, test_set = _data(config, saved)
+    config = _with_usual_layer(config, train_set.image_shape[0])
     _refuse_other_processes(config, train_set.fingerprint, test_set.fingerprint)
-    saved = processes.broadcast(saved)
     if saved:
         if asked.normalize == "auto":
             layer = saved["config"].get("normalize", config.normalize)

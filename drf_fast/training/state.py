@@ -40,7 +40,11 @@ def description(run: Run) -> dict[str, Any]:
 
 def record(run: Run) -> None:
     """Write ``config.json``: settings, measured choices, what was left out, versions."""
-    recorded = {**description(run), "environment": environment(run.device)}
+    recorded = {
+        **description(run),
+        "channels": run.train_set.image_shape[0],  # of grey class folders, which may be read as 3
+        "environment": environment(run.device),
+    }
     write_json(run.folder / run_files.SETTINGS, recorded)
     run.recorded = dict(run.left_out)
 

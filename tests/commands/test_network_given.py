@@ -156,22 +156,29 @@ def trained_behind(layer: str | None, kind: type[nn.Module] = nn.BatchNorm2d) ->
 def test_a_first_layer_that_its_statistics_ask_for_is_said(layer, wrap):
     net, rows = trained_behind(layer)
     net[1].train()
-    said = first_layer.advice(wrap(net), (3, 8, 8), rows)
+    said = first_layer.advice(wrap(net), (3, 8, 8), lambda: rows)
     assert f"but --normalize {layer} fits the statistics of its first batch" in str(said)
     assert net[1].training and net[0].weight.requires_grad  # left as it was
 
 
 def test_nothing_is_said_where_no_first_layer_fits_or_channels_are_others():
     net, rows = trained_behind(None)
-    assert first_layer.advice(net, (3, 8, 8), rows) is None
-    assert first_layer.advice(net, (1, 8, 8), rows[:, :1]) is None
+    assert first_layer.advice(net, (3, 8, 8), lambda: rows) is None
+    assert first_layer.advice(net, (1, 8, 8), lambda: rows[:, :1]) is None
+
+
+def test_no_large_network_in_front_of_the_statistics_is_run_for_them():
+    net, _ = trained_behind("cifar10")
+    denoiser = nn.Sequential(nn.Conv2d(3, 600, 3, padding=1), nn.Conv2d(600, 3, 31, padding=15))
+    said = first_layer.advice(nn.Sequential(denoiser, net), (3, 8, 8), lambda: pytest.fail("rows"))
+    assert "no normalising layer is put before the network" in str(said)
 
 
 def test_without_statistics_it_is_said_that_there_is_no_first_layer(tmp_path, monkeypatch, capsys):
     net, rows = trained_behind("cifar10", kind=nn.InstanceNorm2d)
     note = "no normalising layer is put before the network; if it was trained behind one"
     for given_net in (net, nn.Linear(7, 2)):  # and one that does not take such images
-        assert note in str(first_layer.advice(given_net, (3, 8, 8), rows))
+        assert note in str(first_layer.advice(given_net, (3, 8, 8), lambda: rows))
     module = write_module(tmp_path, monkeypatch, channels=3)
     levels = (rows.clamp(0, 1) * 255).to(torch.uint8).repeat(1, 1, 4, 4)[..., :28, :28]
     labels, names = torch.arange(64) % 10, tuple("0123456789")

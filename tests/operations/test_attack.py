@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import plain
 import pytest
 import torch
@@ -251,7 +252,9 @@ def test_a_wrapped_network_is_refused_by_name(model, process_group):
         ({"sigma": torch.tensor(127.5)}, r"sigma 127\.5 .* at most 4; divide"),
         ({"ball": drf_fast.HardBall(255.0)}, r"epsilon 255 .* diameter, 6; divide .* \(1\)"),
         ({"ball": drf_fast.SoftBall(6.1, lambda0=0.4)}, r"epsilon 6\.1 .* diameter, 6; divide"),
+        ({"ball": drf_fast.HardBall(np.float64(255))}, r"epsilon 255 .* diameter, 6; divide"),
         ({"sigma": 4.0, "ball": drf_fast.HardBall(6.0)}, None),
+        ({"ball": drf_fast.SoftBall(np.float32(0.5))}, None),
         ({"sigma": 100.0, "ball": drf_fast.HardBall(255.0), "clamp": (0, 255)}, None),
         ({"sigma": 127.5, "ball": drf_fast.HardBall(255.0), "clamp": None}, None),
     ],

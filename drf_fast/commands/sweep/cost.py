@@ -112,7 +112,7 @@ def _try(sweep: Sweep, config: TrainConfig) -> dict[str, Any]:
         vote_seconds = teacher.attach_placeholder(prepare(config, Path(folder, "votes")))
         images = len(data.load(config.data, "train", data_dir=config.data_dir))
         images = min(images, config.train_images or images)
-        test_images = certify.test_images(config)
+        test_images = certify.test_images(config, first)
         planned, loaded = _certification(sweep, first, config, test_images)
     return {
         "memory_format": config.memory_format,

@@ -129,7 +129,7 @@ def _run_one(sweep: Sweep, run: SweepRun) -> None:
     config = cost.with_measured(sweep, run.config)
     loop.train(dataclasses.replace(config, out=folder, resume=True))
     network = folder / run_files.CHECKPOINT
-    terms = sweep.certify_config(network, config, certify.test_images(config))
+    terms = sweep.certify_config(network, config, certify.test_images(config, folder))
     found = sweep.measured.get(cost.cost_key(run.config))
     if found is not None:
         terms = dataclasses.replace(
