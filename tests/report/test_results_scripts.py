@@ -230,6 +230,37 @@ def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path, monke
     assert "at 1 of 1 ε; with one seed no error is known" in said
 
 
+# -------------------------------------------------------------------------- the sweeps of Fig. 3
+
+
+def test_the_sweeps_are_told_by_value_and_form(tmp_path, monkeypatch):
+    sweeps = script("sweeps")
+    swept = {"baseline": ("grad-norm", ("image", "batch")), "prox-image": ("lambda0", (0.5, 2.0)),
+             "prox-image-rate": ("lambda-lr", (0.001,)), "prox-image-kappa": ("kappa", (10, 300))}  # fmt: skip
+    numbers = {"r0.00": 91.26, "r1.00": 70.0, "r2.00": 27.0, "distance": 1.004, "lambda": 0.4}
+    for place, (name, (option, values)) in enumerate(swept.items()):
+        settings = [
+            {"values": {option: value}, "mean": {**numbers, "acr": 1.4 + place / 100 + at / 1000}}
+            for at, value in enumerate(values)
+        ]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps({"settings": settings}))
+    found = sweeps.report(tmp_path)
+    assert found["baseline"]["acr"] == 1.4 and list(found["kappa"]) == ["10", "300"]
+    other = {"lambda0": {"1.0": {**numbers, "acr": 1.5}}}  # of a form of which only one was swept
+    rows = sweeps.rows({"default": found, "epoch": other})
+    assert [row[0][0] for row in rows] == ["λ", "ζ", "κ", "λ"] and "default" in rows[2][0]
+    assert rows[2][1:] == [
+        "10 / 300", "1.430 / 1.431", "91.3 / 91.3", "27.0 / 27.0", "1.00 / 1.00"
+    ]  # fmt: skip
+    drawn: list[Any] = []
+    monkeypatch.setattr(style, "save", lambda figure, path: drawn.append(figure))
+    sweeps.draw({"default": found, "epoch": other}, [1.39, 1.41], tmp_path / "figure.png")
+    panels = drawn[0].axes
+    assert [[len(line.get_xdata()) for line in axes.lines] for axes in panels] == [[2, 1], [1], [2]]
+    assert [axes.get_xlabel() for axes in panels] == ["λ₀", "ζ", "κ"]
+
+
 # --------------------------------------------------------------------------------- the commands
 
 RECORDER = """#!/bin/sh
