@@ -235,8 +235,12 @@ def test_a_point_lies_above_the_curve_by_what_interpolation_says(tmp_path, monke
 
 def test_the_sweeps_are_told_by_value_and_form(tmp_path, monkeypatch):
     sweeps = script("sweeps")
-    swept = {"baseline": ("grad-norm", ("image", "batch")), "prox-image": ("lambda0", (0.5, 2.0)),
-             "prox-image-rate": ("lambda-lr", (0.001,)), "prox-image-kappa": ("kappa", (10, 300))}  # fmt: skip
+    swept = {
+        "baseline": ("grad-norm", ("image", "batch")),
+        "prox-image": ("lambda0", (0.5, 2.0)),
+        "prox-image-rate": ("lambda-lr", (0.001,)),
+        "prox-image-kappa": ("kappa", (10, 300)),
+    }
     numbers = {"r0.00": 91.26, "r1.00": 70.0, "r2.00": 27.0, "distance": 1.004, "lambda": 0.4}
     for place, (name, (option, values)) in enumerate(swept.items()):
         settings = [
