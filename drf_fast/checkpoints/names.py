@@ -52,8 +52,8 @@ def state_dict(content: Any, path: Path) -> tuple[State, list[str]]:
     Raises:
         InputError: there is none, or there are several, all under unknown keys.
     """
-    networks = _networks(content, _DEPTH)
-    found = _find(content, _DEPTH)
+    networks = _networks(content, _DEPTH, set())
+    found = _find(content, _DEPTH, set())
     if found is not None:
         key, state = found
         others = ", ".join(name for name in networks if key and name != key)
@@ -75,29 +75,39 @@ def state_dict(content: Any, path: Path) -> tuple[State, list[str]]:
     )
 
 
-def _find(content: Any, depth: int) -> tuple[str, State] | None:
-    """The first state dict under a known key, with its key, or ``content``, with no key."""
-    if not isinstance(content, Mapping):
+def _find(content: Any, depth: int, seen: set[int]) -> tuple[str, State] | None:
+    """The first state dict under a known key, with its key, or ``content``, with no key.
+
+    ``seen`` are the ids of what was searched: a file may hold a dict that holds itself.
+    """
+    if not isinstance(content, Mapping) or id(content) in seen:
         return None
+    seen.add(id(content))
     for key in (*HOLDERS, *_MORE_HOLDERS):
-        found = _find(content.get(key), depth - 1) if depth >= 0 else None
+        found = _find(content.get(key), depth - 1, seen) if depth >= 0 else None
         if found is not None:
             return f"{key}.{found[0]}".rstrip("."), found[1]
     state = _as_state(content)
     return None if state is None else ("", state)
 
 
-def _networks(content: Any, depth: int) -> dict[str, State]:
-    """All state dicts with weights under the keys of ``content``, but those of optimizers."""
+def _networks(content: Any, depth: int, seen: set[int]) -> dict[str, State]:
+    """All state dicts with weights under the keys of ``content``, but those of optimizers.
+
+    ``seen`` as in ``_find``.
+    """
     found: dict[str, State] = {}
     for key, value in content.items() if isinstance(content, Mapping) else ():
         if not isinstance(key, str) or not isinstance(value, Mapping) or key.startswith("optim"):
             continue
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
         state = _as_state(value)
         if state is not None and _has_weights(state):
             found[key] = state
         elif depth:
-            inner = _networks(value, depth - 1)
+            inner = _networks(value, depth - 1, seen)
             found.update({f"{key}.{name}": state for name, state in inner.items()})
     return found
 

@@ -98,7 +98,7 @@ def locate(path: Path) -> Path:
     if not path.is_dir() or file.exists():
         return file if path.is_dir() else path
     with explained("read", path, "a readable folder", "check its permissions"):
-        found = sorted(entry for entry in path.iterdir() if entry.suffix in _SUFFIXES)
+        found = sorted(entry for entry in path.iterdir() if _may_be_weights(entry))
     # Hugging Face writes other states beside the one file of weights: optimizer.pt, for example.
     found = [entry for entry in found if entry.suffix == _SUFFIXES[0]] or found
     if len(found) > 1:
@@ -107,6 +107,10 @@ def locate(path: Path) -> Path:
             f"one, got {first_of([entry.name for entry in found])}; name one of them"
         )
     return found[0] if found else file
+
+
+def _may_be_weights(entry: Path) -> bool:
+    return entry.suffix in _SUFFIXES and not entry.name.startswith(".") and entry.is_file()
 
 
 def sha256(path: Path) -> str:
@@ -154,7 +158,7 @@ def load_any(path: Path, arch: str | None = None, normalize: str | None = None) 
 def is_ours(content: Any) -> bool:
     """Whether a file's content is a checkpoint of ours, perhaps damaged in its mark."""
     return isinstance(content, dict) and (
-        "format" in content or content.keys() >= _KEYS - {"format"}
+        str(content.get("format")).startswith("drf_fast") or content.keys() >= _KEYS - {"format"}
     )
 
 

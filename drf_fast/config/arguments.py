@@ -235,13 +235,25 @@ def _refuse_ignored_keys(config: TrainConfig, file: _File) -> None:
 
     A key with the value that holds without it, too, is no mistake.
     """
+    alone, changed = _set_by(file, config)
+    ignored = changed & (without_effect(alone).keys() | {"data_dir"})
+    refuse_ignored_flags(config, ignored, f"{file.path}: ")
+
+
+def set_in_file(config: TrainConfig) -> set[str]:
+    """The fields to which the TOML file of ``config`` gives other values than they have without."""
+    if config.config is None:
+        return set()
+    return _set_by(_File(config.config, read_toml(config.config)), config)[1]
+
+
+def _set_by(file: _File, config: TrainConfig) -> tuple[TrainConfig, set[str]]:
+    """The settings of the file alone, over the recipe of ``config``, and the fields it changes."""
     usual = TrainConfig()
     if config.recipe is not None:
         usual = updated(usual, recipes.get(config.recipe, config.sigma), f"recipe {config.recipe}")
     alone = updated(usual, file.values, str(file.path))
-    ignored = {
-        name for name in without_effect(alone) if getattr(alone, name) != getattr(usual, name)
-    }
-    if not alone.drf:
-        ignored.discard("drf")  # as --no-drf, which holds for any method
-    refuse_ignored_flags(config, ignored, f"{file.path}: ")
+    names = {field.name for field in dataclasses.fields(alone)}
+    changed = {name for name in names if getattr(alone, name) != getattr(usual, name)}
+    # drf = false holds for any method, as --no-drf.
+    return alone, changed if alone.drf else changed - {"drf"}

@@ -131,7 +131,7 @@ class ShowConfig:
     data: Annotated[str | None, Role.RESULT, Section.DATA] = None
     """Data set; the default is that of the training run."""
     data_dir: Annotated[Path | None, Role.PLACE, Section.DATA] = None
-    """Folder of the data set; the default is that of the training run."""
+    """Folder of the data set, or FILE.npz; the default is that of the training run."""
     split: Annotated[Split, Role.RESULT, Section.DATA] = "test"
     """Part of the data set to take images from."""
     arch: Annotated[str | None, Role.RESULT, Section.DATA] = None

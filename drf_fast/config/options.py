@@ -63,7 +63,8 @@ class TrainConfig:
     num_classes=K, on the command line only."""
     init: Annotated[Path | None, Role.RESULT, Section.DATA, Tag.SAME_COST] = None
     """Start from the weights in this run folder or checkpoint, ours or another program's
-    (fine-tuning); network and number of classes must be the same."""
+    (fine-tuning). The network must be the same; a last layer for another number of classes starts
+    at random."""
     normalize: Annotated[str, Role.RESULT, Section.DATA] = "auto"
     """Normalising first layer, after the noise: none, cifar10, cifar10-center, imagenet,
     imagenet-center, mnist, or MEAN/STD in numbers (0.5/0.25, or one a channel:
@@ -221,7 +222,7 @@ class NetworkConfig:
     data: Annotated[str | None, Role.RESULT, Section.DATA] = None
     """Data set; the default is that of the training run."""
     data_dir: Annotated[Path | None, Role.PLACE, Section.DATA] = None
-    """Folder of the data set; the default is that of the training run."""
+    """Folder of the data set, or FILE.npz; the default is that of the training run."""
     split: Annotated[Split, Role.RESULT, Section.DATA] = "test"
     """Part of the data set to take images from."""
     sigma: Annotated[float | None, Role.RESULT] = None
@@ -355,7 +356,8 @@ class SweepConfig:
     """
 
     vary: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], Role.RESULT] = ()
-    """A flag of train and its values: lambda0=0.5,1,2. Repeat it to run all combinations."""
+    """A flag of train and its values: lambda0=0.5,1,2. Repeat it to run all combinations. A value
+    with commas is a JSON string: 'normalize="0.5,0.4,0.3/0.25"'."""
     seeds: Annotated[str | None, Role.RESULT] = None
     """Training seeds of each setting, averaged: 0,1,2; the default is train's --seed alone."""
     n: Annotated[int | None, Role.RESULT, Range.COUNT] = None

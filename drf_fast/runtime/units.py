@@ -36,6 +36,6 @@ def warn_of_epsilon(epsilon: float, width: float, pixels: int) -> None:
     if epsilon > diameter:
         warn(
             f"epsilon {epsilon:g} is an L2 distance in the units of the images, whose values span "
-            f"{width:g}: expected at most their diameter, {diameter:.4g}; divide a distance "
-            f"counted in 0..255 by 255 ({epsilon * width / 255:.4g})"
+            f"{width:g}: expected at most their diameter, {diameter:.4g}; published programs "
+            f"divide theirs by 256 ({epsilon * width / 256:.4g})"
         )

@@ -98,4 +98,5 @@ def _seconds_of_a_step(run: Run, batches: Iterator[Batch]) -> float:
 def _toml(key: str, value: Any) -> str:
     if isinstance(value, tuple):
         value = list(value)
-    return f"{key} = {json.dumps(value)}"  # JSON's strings, numbers, booleans and lists are TOML's
+    # JSON's strings, numbers, booleans and lists are TOML's, but for escapes of rare characters.
+    return f"{key} = {json.dumps(value, ensure_ascii=False)}"

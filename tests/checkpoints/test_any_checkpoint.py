@@ -121,6 +121,27 @@ def test_which_of_several_networks_is_taken_is_said(tmp_path, content, beside):
     assert assert_same_network(tmp_path / "a.pt") == [f"a.pt holds {beside}: read {taken} alone"]
 
 
+@pytest.mark.parametrize("keys", [[f"k{i}" for i in range(500)], ["model", "state_dict", "net"]])
+def test_a_dict_that_holds_itself_is_searched_once(tmp_path, keys):
+    content: dict[str, object] = {}
+    content.update(dict.fromkeys(keys, content))
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="holds no state dict"):
+        load(tmp_path / "a.pt")
+
+
+def test_a_key_called_format_makes_no_checkpoint_of_ours(tmp_path):
+    torch.save({"format": "pt", "state_dict": WEIGHTS}, tmp_path / "a.pt")
+    assert_same_network(tmp_path / "a.pt")
+
+
+def test_hidden_files_and_folders_are_no_weights(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "weights.pt")
+    (tmp_path / "._weights.pt").write_bytes(b"of another system")
+    (tmp_path / "older.bin").mkdir()
+    assert checkpoint.locate(tmp_path) == tmp_path / "weights.pt"
+
+
 @pytest.mark.parametrize("prefix", ["", "module.", "model."])
 def test_what_a_profiler_has_counted_is_left_out(tmp_path, prefix):
     counted = {

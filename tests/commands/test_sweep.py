@@ -22,7 +22,7 @@ from drf_fast.commands.sweep.run import Clock
 from drf_fast.commands.sweep.summary import Result, Setting
 from drf_fast.config import arguments, run_files
 from drf_fast.config.options import SweepConfig
-from drf_fast.errors import RunError
+from drf_fast.errors import InputError, RunError
 from drf_fast.report.summary import average_certified_radius
 
 SMALL = [
@@ -256,6 +256,16 @@ def test_bad_input_is_one_sentence(flags, message, tmp_path, monkeypatch, capsys
     err = capsys.readouterr().err
     assert message in err and len(err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_key_of_a_file_that_no_run_uses_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.toml").write_text("consistency-lam = 2.0\n")
+    sweep, words = SweepConfig(vary=("method=gaussian,smoothadv",)), ["--config", "a.toml"]
+    with pytest.raises(InputError, match="--consistency-lam would have no effect"):
+        plan.make(sweep, words)
+    sweep = SweepConfig(vary=("method=gaussian,consistency",))  # one of these uses it
+    assert [run.config.consistency_lam for run in plan.make(sweep, words).runs] == [2.0, 2.0]
 
 
 @pytest.mark.parametrize(

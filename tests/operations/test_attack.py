@@ -250,9 +250,9 @@ def test_a_wrapped_network_is_refused_by_name(model, process_group):
     [
         ({"sigma": 127.5}, r"sigma 127\.5 .* at most 4; divide .* by 255 \(0\.5\)"),
         ({"sigma": torch.tensor(127.5)}, r"sigma 127\.5 .* at most 4; divide"),
-        ({"ball": drf_fast.HardBall(255.0)}, r"epsilon 255 .* diameter, 6; divide .* \(1\)"),
-        ({"ball": drf_fast.SoftBall(6.1, lambda0=0.4)}, r"epsilon 6\.1 .* diameter, 6; divide"),
-        ({"ball": drf_fast.HardBall(np.float64(255))}, r"epsilon 255 .* diameter, 6; divide"),
+        ({"ball": drf_fast.HardBall(255.0)}, r"epsilon 255 .* 6; .* by 256 \(0\.9961\)"),
+        ({"ball": drf_fast.SoftBall(6.1, lambda0=0.4)}, r"epsilon 6\.1 .* diameter, 6; published"),
+        ({"ball": drf_fast.HardBall(np.float64(255))}, r"epsilon 255 .* diameter, 6; pub"),
         ({"sigma": 4.0, "ball": drf_fast.HardBall(6.0)}, None),
         ({"ball": drf_fast.SoftBall(np.float32(0.5))}, None),
         ({"sigma": 100.0, "ball": drf_fast.HardBall(255.0), "clamp": (0, 255)}, None),

@@ -76,6 +76,14 @@ def test_the_settings_of_every_recipe_can_be_used_again(here, capsys, name, flag
     assert again.method == first.method and uses_drf(again) == uses_drf(first)
 
 
+def test_names_of_any_characters_can_be_used_again(here, capsys):
+    first = parse_train(["--data", "mnist", "--data-dir", '/x/😀 "é\\'])
+    dry_run.show_settings(first)
+    (here / "again.toml").write_text(capsys.readouterr().out, encoding="utf-8")
+    again = parse_train(["--config", str(here / "again.toml")])
+    assert again.data_dir == first.data_dir
+
+
 def test_one_step_and_one_test_are_in_the_singular(here, capsys):
     assert main(["train", *FLAGS, "--epochs", "1", "--max-steps", "1"]) == 0
     said = capsys.readouterr().out

@@ -130,6 +130,8 @@ def make(config: SweepConfig, words: list[str]) -> Sweep:
         seeds = tuple(dict.fromkeys([*before, *grid.parse_seeds(config.seeds)]))
     else:
         seeds = tuple(saved["seeds"]) if saved else (next(iter(bases.values())).seed,)
+    if "config" in flags:
+        flags |= arguments.set_in_file(next(iter(bases.values())))
     runs = grid.expand(bases, values, seeds, flags)
     sweep = Sweep(
         folder=config.out or _default_folder(runs[0], values),
