@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 
 from drf_fast.errors import InputError
 from drf_fast.runtime.files import is_regular
@@ -17,6 +18,7 @@ _NAMES = {  # of images and labels
     "train": (("x_train", "y_train"), ("train_images", "train_labels")),
     "test": (("x_test", "y_test"), ("test_images", "test_labels")),
 }
+_ZIP_MARKS = (b"PK\3\4", b"PK\5\6")  # of archives with and without members
 _CHANNELS = (1, 3)
 _MOST_CLASSES = 100_000
 
@@ -47,27 +49,7 @@ def read_arrays(split: str, path: Path | None) -> tuple[np.ndarray, np.ndarray, 
     if not is_regular(path):
         got = "a folder" if path.is_dir() else "something else" if path.exists() else "no such file"
         raise InputError(f"cannot read {path}: expected an .npz file, got {got}; check --data-dir")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise InputError(
-                f"{path} holds one array: expected an .npz file of images and labels; save them "
-                "with numpy.savez"
-            )
-        with loaded as archive:
-            names = _names(archive.files, split, path)
-            others = [labels for pairs in _NAMES.values() for _, labels in pairs]
-            labels = {name: archive[name] for name in others if name in archive}
-            images = archive[names[0]]
-    except InputError:  # is a ValueError
-        raise
-    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError,
-            AttributeError, zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"cannot read {path}: expected an .npz file of plain arrays, got '{reason}'; save them "
-            "with numpy.savez"
-        ) from error
+    names, labels, images = _read(split, path)
     checked = {name: _checked_labels(found, name, path) for name, found in labels.items()}
     own, images = checked[names[1]], _channels_first(images, names[0], path)
     if len(images) != len(own):
@@ -79,6 +61,63 @@ def read_arrays(split: str, path: Path | None) -> tuple[np.ndarray, np.ndarray, 
     if num_classes < 2:
         raise InputError(f"{path} has labels of one class: expected two or more; check {names[1]}")
     return images, own, num_classes
+
+
+def _read(split: str, path: Path) -> tuple[tuple[str, str], dict[str, np.ndarray], np.ndarray]:
+    """(names of the images and labels, all labels in the file by name, the images)."""
+    try:
+        with path.open("rb") as file:
+            _check_mark(file.read(6), path)
+        with zipfile.ZipFile(path) as archive:
+            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            names = _names(list(members), split, path)
+            all_labels = [name for pairs in _NAMES.values() for _, name in pairs]
+            labels = {n: _array(archive, members[n]) for n in all_labels if n in members}
+            return names, labels, _array(archive, members[names[0]])
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError(
+            f"cannot read {path}: expected arrays that fit in memory, got larger ones; save fewer "
+            "images, or use --data imagefolder, which reads large sets from their files"
+        ) from error
+    except Exception as error:  # whatever the readers of zip and NPY raise for a damaged file
+        reason = " ".join((str(error) or type(error).__name__).split())[:200]
+        raise InputError(
+            f"cannot read {path}: expected an .npz file of plain arrays, got '{reason}'; save them "
+            "with numpy.savez"
+        ) from error
+
+
+def _check_mark(mark: bytes, path: Path) -> None:
+    """Raise if the first bytes are not those of a zip archive, which an .npz file is."""
+    if mark == npy.MAGIC_PREFIX:
+        raise InputError(
+            f"{path} holds one array: expected an .npz file of images and labels; save them with "
+            "numpy.savez"
+        )
+    if mark[:4] not in _ZIP_MARKS:
+        raise InputError(
+            f"cannot read {path}: expected an .npz file of plain arrays, got no .npz file; save "
+            "them with numpy.savez"
+        )
+
+
+def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+    """The array in a member, read if the member is as large as its header says.
+
+    A header may promise any shape, and memory for it is taken before the first byte is read.
+    """
+    with archive.open(member) as file:
+        one = npy.read_magic(file) == (1, 0)
+        header = npy.read_array_header_1_0 if one else npy.read_array_header_2_0
+        shape, _, dtype = header(file)
+        promised = math.prod(shape) * dtype.itemsize
+        held = archive.getinfo(member).file_size - file.tell()
+    if promised > held and not dtype.hasobject:  # objects are pickled, and refused below
+        raise ValueError(f"{held:,} bytes of {member}, whose header promises {promised:,}")
+    with archive.open(member) as file:  # anew: a file that was wound back is read without checksum
+        return npy.read_array(file, allow_pickle=False)
 
 
 def _names(there: Sequence[str], split: str, path: Path) -> tuple[str, str]:

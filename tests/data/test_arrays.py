@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +111,18 @@ def test_other_arrays_are_refused(tmp_path, changes, message):
 def test_other_files_are_refused(tmp_path):
     whole = write(tmp_path / "a.npz").read_bytes()
     np.save(tmp_path / "one.npy", pixels(8, 28, 28))
-    contents = {"empty": b"", "text": b"x_test", "cut": whole[:-100], "early": whole[:3000]}
+    no_zip = {"empty": b"", "text": b"hello", "late": b"\n" + whole}
+    damaged = {"cut": whole[:-100], "early": whole[:3000]}
     flipped = bytearray(whole)
     flipped[2000] ^= 1  # of the pixels: the archive has checksums
-    contents["flipped"] = bytes(flipped)
-    for name, content in contents.items():
+    damaged["flipped"] = bytes(flipped)
+    for name, content in (no_zip | damaged).items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match="cannot read .*save them with numpy.savez"):
+        reason = "no .npz file;" if name in no_zip else "'.*';"
+        expected = f"cannot read .*{name}: expected an .npz file of plain arrays, got {reason} save"
+        with pytest.raises(InputError, match=expected) as caught:
             load(tmp_path / name, "train")
+        assert "pickle" not in str(caught.value)
     with pytest.raises(InputError, match="holds one array"):
         load(tmp_path / "one.npy")
     with pytest.raises(InputError, match="expected an .npz file, got a folder; check --data-dir"):
@@ -126,6 +131,56 @@ def test_other_files_are_refused(tmp_path):
         load(tmp_path / "absent.npz")
     with pytest.raises(InputError, match="expected --data-dir FILE.npz, got none"):
         data.load("npz", "test")
+
+
+def npy(header: str, content: bytes = b"") -> bytes:
+    """A file of NumPy with any header."""
+    return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode() + content
+
+
+def header(shape: str, kind: str = "|u1") -> str:
+    return f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (b"no header", "the magic string is not correct"),
+        (b"", "EOF"),
+        (npy(header("(10**30,)")), "malformed node or string"),
+        (npy(header(f"({10**30},)"), bytes(9)), "got '9 bytes of x_train.npy, whose header promi"),
+        (npy(header("(10000000000000, 8, 8)"), bytes(9)), "promises 640,000,000,000,000'"),
+        (npy(header("(10,)"), bytes(9)), "whose header promises 10'"),
+        (npy(header(f"(0, {10**30})")), "got '"),
+        (npy(header("(3, 3)", "|O"), bytes(72)), "Object arrays cannot be loaded"),
+        (npy("{'descr': '''"), "got '"),
+        (npy("(" * 2000), "got '"),
+        (npy(header("(-9,)"), bytes(9)), "got '"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".npy", ""])
+def test_members_that_are_no_arrays_are_refused(tmp_path, member, message, suffix):
+    path = write(tmp_path / "a.npz", x_train=None)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"x_train{suffix}", member)
+    with pytest.raises(InputError) as caught:
+        load(path, "train")
+    said = str(caught.value)
+    assert said.startswith(f"cannot read {path}: expected an .npz file of plain arrays, got '")
+    assert message.replace(".npy", suffix) in said and said.endswith("; save them with numpy.savez")
+    assert "\n" not in said and len(load(path)) == 8  # the test split is whole
+
+
+def test_arrays_that_memory_cannot_hold_are_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.npz")
+
+    def full(*arguments: Any, **options: Any) -> np.ndarray:
+        raise MemoryError
+
+    monkeypatch.setattr("numpy.lib.format.read_array", full)
+    with pytest.raises(InputError, match="expected arrays that fit in memory, got larger ones; "):
+        load(path)
 
 
 def test_an_unknown_data_set_names_the_ways_to_use_ones_own(tmp_path):

@@ -66,6 +66,11 @@ class Place:
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(buffer, "png")
         self.png = buffer.getvalue()
+        buffer = io.BytesIO()
+        labels = np.arange(3)
+        arrays = {"x_train": np.zeros((3, 8, 8), np.uint8), "y_train": labels, "y_test": labels}
+        np.savez(buffer, **arrays)
+        self.npz = buffer.getvalue()
         for split, name in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")):
             (folder / "images" / split / name).mkdir(parents=True)
             (folder / "images" / split / name / "0.png").write_bytes(self.png)

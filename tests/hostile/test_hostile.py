@@ -19,7 +19,7 @@ import tries
 
 pytestmark = pytest.mark.slow
 SLOW = {"flags": 60, "checkpoint": 200, "state": 60, "log": 200, "sidecar": 120, "settings": 60,
-        "idx": 300, "png": 200}  # fmt: skip
+        "idx": 300, "png": 200, "npz": 300}  # fmt: skip
 TRAIN = [
     sys.executable, "-m", "drf_fast", "train", "--max-steps", "4", "--train-images", "64",
     "--batch-size", "16", "--steps", "1", "--save-every", "1", "--certify-images", "2",

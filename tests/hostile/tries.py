@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import io
 import json
 import math
 import random
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,6 +239,25 @@ def pictures(place: Place, rng: random.Random) -> tuple[str, str | None]:
     return _kept(path, wrong), wrong
 
 
+def arrays(place: Place, rng: random.Random) -> tuple[str, str | None]:
+    """A damaged .npz file: the archive, or an array in it, of which it has the checksum."""
+    path = place.folder / "a.npz"
+    content = place.npz if rng.random() < 0.5 else _with_damaged_member(place.npz, rng)
+    path.write_bytes(mutated(content, rng) if content is place.npz else content)
+    wrong = fault(call(lambda: data.load("npz", "train", data_dir=path)))
+    return _kept(path, wrong), wrong
+
+
+def _with_damaged_member(npz: bytes, rng: random.Random) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(npz)) as whole, zipfile.ZipFile(buffer, "w") as damaged:
+        hurt = rng.choice(whole.namelist())
+        for name in whole.namelist():
+            member = whole.read(name)
+            damaged.writestr(name, mutated(member, rng) if name == hurt else member)
+    return buffer.getvalue()
+
+
 CLASSES: dict[str, Callable[[Place, random.Random], tuple[str, str | None]]] = {
     "flags": flags,
     "checkpoint": checkpoints,
@@ -246,6 +267,7 @@ CLASSES: dict[str, Callable[[Place, random.Random], tuple[str, str | None]]] = {
     "settings": settings,
     "idx": idx_files,
     "png": pictures,
+    "npz": arrays,
 }
 
 
