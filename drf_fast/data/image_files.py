@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from torch import Tensor
 
 from drf_fast.data import augment
@@ -196,10 +197,13 @@ def decode(path: Path, channels: int = 3) -> Image.Image:
 def _has_deep_channels(image: Image.Image) -> bool:
     """Whether a file has more than 8 bits a channel; Pillow cuts some of them to 8 silently.
 
-    By its mode, or by how the decoder is told to read it: "RGB;16B" (but "BGR;16" has 5 or 6 bits a
-    channel), or levels up to a ``maxval``.
+    By its mode, by what a TIFF says of its channels, which may lie one after the other, or by how
+    the decoder is told to read it: "RGB;16B" (but "BGR;16" has 5 or 6 bits a channel), or levels up
+    to a ``maxval``.
     """
     if image.mode not in _EIGHT_BIT:
+        return True
+    if isinstance(image, TiffImageFile) and max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8:
         return True
     for decoder, _, _, arguments in getattr(image, "tile", ()):
         maxval = arguments[1] if decoder.startswith("ppm") and len(arguments) == 2 else 255
