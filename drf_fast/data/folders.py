@@ -113,10 +113,12 @@ def list_split(data_dir: Path, split: str, test_names: Sequence[str]) -> Listing
 def walk_training_files(data_dir: Path, test_names: Sequence[str]) -> Iterator[Path]:
     """The files of the training split, else of the test split, else of all class folders.
 
-    One class folder is listed at a time, so that the first files of many are found fast.
+    A training split without class folders is none. One class folder is listed at a time, so that
+    the first files of many are found fast.
     """
     splits = _find_splits(data_dir, test_names)
-    root = splits.train or splits.test or data_dir
+    train = splits.train if splits.train is not None and _folders(splits.train) else None
+    root = train or splits.test or data_dir
     for name in _folders(root):
         yield from (root / file for file in _images(root / name, root))
 

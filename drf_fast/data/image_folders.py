@@ -74,8 +74,9 @@ def _are_copies(images: Tensor | ImageFiles) -> bool:
 
 
 def _channels(data_dir: Path, test_names: tuple[str, ...]) -> int:
-    """1, with a sentence, if every training image is grey, else 3."""
-    if not all(is_grey(path) for path in folders.walk_training_files(data_dir, test_names)):
+    """1, with a sentence, if there are training images and every one is grey, else 3."""
+    grey = map(is_grey, folders.walk_training_files(data_dir, test_names))
+    if not next(grey, False) or not all(grey):
         return 3
     say_once(
         f"the images in {data_dir} are grey and read with one channel (a network of three takes "

@@ -212,6 +212,24 @@ def test_one_file_with_colours_makes_three_channels(split_folder, capsys):
     assert "read with one channel" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("train", ["absent", "empty", "flat", "empty classes"])
+def test_test_images_alone_tell_their_channels(split_folder, train):
+    """As of a set whose training images lie elsewhere: a network is certified on the others."""
+    for name in CLASSES:
+        for file in (split_folder / "train" / name).iterdir():
+            file.unlink()
+        if train != "empty classes":
+            (split_folder / "train" / name).rmdir()
+    if train == "absent":
+        (split_folder / "train").rmdir()
+    if train == "flat":
+        picture(1).convert("L").save(split_folder / "train" / "0.png")
+    assert load(split_folder, "test").image_shape == (3, 8, 10)
+    make_grey(split_folder / "test")
+    of_grey = 3 if train == "empty classes" else 1
+    assert load(split_folder, "test").image_shape == (of_grey, 8, 10)
+
+
 def test_three_channels_of_grey_images_are_those_of_before_and_a_sentence(split_folder, capsys):
     make_grey(split_folder)
     three, one = load(split_folder, channels=3), load(split_folder)
@@ -408,9 +426,24 @@ def deep_png(colour_type: int, channels: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
+def planar_tiff(bits: int) -> bytes:
+    """A TIFF of 10 x 8 pixels, one plane a colour, which Pillow cannot write."""
+    plane, after = 80 * bits // 8, 8 + 2 + 9 * 12 + 4
+    bits_at, places_at, lengths_at = after, after + 6, after + 18
+    fields = [
+        (256, 3, 1, 10), (257, 3, 1, 8), (258, 3, 3, bits_at), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, 3, places_at), (277, 3, 1, 3), (279, 4, 3, lengths_at), (284, 3, 1, 2),
+    ]  # fmt: skip
+    directory = struct.pack("<H", 9) + b"".join(struct.pack("<HHII", *field) for field in fields)
+    places = [after + 30 + plane * number for number in range(3)]
+    values = struct.pack("<3H6I", *[bits] * 3, *places, *[plane] * 3)
+    return b"II*\0\x08\0\0\0" + directory + bytes(4) + values + bytes(range(240)) * (bits // 8)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
+        ("planes.tif", planar_tiff(16)),
         ("rgb.png", deep_png(2, 3)),
         ("grey_alpha.png", deep_png(4, 2)),
         ("rgba.png", deep_png(6, 4)),
@@ -440,8 +473,10 @@ def test_8_bits_and_fewer_are_no_16(split_folder):
         + struct.pack("<III", 0xF800, 0x7E0, 0x1F)
     )  # 5, 6 and 5 bits a channel
     (split_folder / "train" / "ant" / "zzzz.bmp").write_bytes(b"BM" + header + bytes(160))
+    (split_folder / "train" / "ant" / "zzzzz.tif").write_bytes(planar_tiff(8))
     train = load(split_folder)
-    assert len(train) == 24 and bool((train.images[6] == 255).all())
+    assert torch.equal(train.images[12].flatten(), torch.arange(240, dtype=torch.uint8))
+    assert len(train) == 25 and bool((train.images[6] == 255).all())
     assert bool((train.images[9] == 0).all())
 
 
