@@ -186,8 +186,8 @@ def source(config: SmoothedConfig) -> Source:
         say(f"the network was trained at sigma {trained['sigma']:g}, not {config.sigma:g}")
     place = config.data_dir or _path(trained.get("data_dir"))
     recorded = saved.get("image_shape")  # absent where only the images tell it
-    channels = None if recorded is None else recorded[0]
-    images = data.load(name, config.split, data_dir=place, channels=channels)
+    channels, classes = recorded and recorded[0], saved.get("num_classes")
+    images = data.load(name, config.split, data_dir=place, channels=channels, num_classes=classes)
     shape, model = images.image_shape, None
     if checkpoint.CONTENT in saved:
         model, saved = given.network(saved, path, images.num_classes, shape)

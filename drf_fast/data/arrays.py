@@ -23,8 +23,10 @@ _CHANNELS = (1, 3)
 _MOST_CLASSES = 100_000
 
 
-def read_arrays(split: str, path: Path | None) -> tuple[np.ndarray, np.ndarray, int]:
-    """The images of one split, their labels, and the number of classes in both splits.
+def read_arrays(
+    split: str, path: Path | None, num_classes: int | None
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """The images of one split, their labels, and the number of classes.
 
     Args:
         split: ``"train"`` or ``"test"``.
@@ -33,13 +35,16 @@ def read_arrays(split: str, path: Path | None) -> tuple[np.ndarray, np.ndarray, 
             MedMNIST has them; one split may be absent. Images are uint8, (N, H, W), (N, H, W, C) or
             (N, C, H, W), where one of the two places of C holds 1 or 3. Labels are integers from 0,
             (N,) or (N, 1).
+        num_classes: of the network, if one is known: the file may lack images of its last classes.
+            At most 100,000 are believed.
 
     Returns:
         images (N, C, H, W) uint8; labels (N,) integers; the number of classes K, the largest label
-        plus 1.
+        of both splits plus 1, or ``num_classes`` if that is more; of test images at least 2.
 
     Raises:
-        InputError: no such file, without these arrays, or with others under their names.
+        InputError: no such file, without these arrays, with others under their names, or training
+            images of one class.
     """
     if path is None:
         raise InputError(
@@ -57,10 +62,10 @@ def read_arrays(split: str, path: Path | None) -> tuple[np.ndarray, np.ndarray, 
             f"{path} has {len(images):,} images in {names[0]} and {len(own):,} labels in "
             f"{names[1]}: expected a label an image; save both anew"
         )
-    num_classes = 1 + max(int(found.max()) for found in checked.values())
-    if num_classes < 2:
+    there = 1 + max(int(found.max()) for found in checked.values())
+    if there < 2 and num_classes is None and split == "train":
         raise InputError(f"{path} has labels of one class: expected two or more; check {names[1]}")
-    return images, own, num_classes
+    return images, own, max(there, min(num_classes or 2, _MOST_CLASSES))
 
 
 def _read(split: str, path: Path) -> tuple[tuple[str, str], dict[str, np.ndarray], np.ndarray]:

@@ -105,6 +105,7 @@ def load(
     download: bool = True,
     limit: int | None = None,
     channels: int | None = None,
+    num_classes: int | None = None,
 ) -> Dataset:
     """Load one split of a data set, into memory unless its images stay in their files.
 
@@ -119,6 +120,8 @@ def load(
             fewer.
         channels: of images in class folders: C, 1 or 3, as the network takes them; ``None`` takes 1
             if every training image is grey, else 3. Other data sets have their own.
+        num_classes: of an .npz file: K of the network, where its labels are of fewer classes; their
+            names are their numbers. Other data sets have their own.
 
     Returns:
         The data; images (N, C, H, W) uint8, labels (N,) int64.
@@ -141,8 +144,9 @@ def load(
         found = fingerprint(images, labels)
         return Dataset(images, labels, len(class_names), name, split, class_names, found)
     if name == arrays.NAME:
-        found, labels, num_classes = arrays.read_arrays(split, None if data_dir is None else folder)
-        class_names = tuple(map(str, range(num_classes)))
+        where = None if data_dir is None else folder
+        found, labels, classes = arrays.read_arrays(split, where, num_classes)
+        class_names = tuple(map(str, range(classes)))
         return _dataset(found[:limit], labels[:limit], name, split, class_names)
     source = _SOURCES[name]
     if str(folder).startswith("~") and name != "mnist-mini":

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from drf_fast import data
+from drf_fast import data, models
+from drf_fast.certification import loading
 from drf_fast.checkpoints import ours as checkpoint
 from drf_fast.commands.cli import main
+from drf_fast.config.options import CertifyConfig
 from drf_fast.errors import InputError
 
 KERAS = ("x_train", "y_train", "x_test", "y_test")
@@ -95,7 +97,6 @@ def test_one_split_may_be_absent(tmp_path):
         ({"y_train": np.int64(1)}, "y_train in"),
         ({"y_test": np.arange(8) - 1}, "got -1 to 6; number them from 0"),
         ({"y_test": np.arange(8) + 10**9}, "expected classes from 0 to at most 99,999"),
-        ({"y_test": np.zeros(8, int), "y_train": np.zeros(12, int)}, "labels of one class"),
         ({"x_test": None}, "has no test images: expected the arrays x_test and y_test, or test_im"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -106,6 +107,47 @@ def test_other_arrays_are_refused(tmp_path, changes, message):
         load(path)
     assert message in str(caught.value) and str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("labels", [np.arange(8) % 2, np.zeros(8, int)], ids=["two", "one"])
+def test_labels_of_a_part_of_the_classes(tmp_path, labels):
+    """As of a file of test images alone, for a network of more classes."""
+    path = write(tmp_path / "a.npz", x_train=None, y_train=None, y_test=labels)
+    part, whole = load(path), load(path, num_classes=5)
+    assert part.num_classes == 2 and whole.num_classes == 5
+    assert whole.class_names == ("0", "1", "2", "3", "4")
+    assert part.fingerprint == whole.fingerprint and whole.labels.tolist() == labels.tolist()
+    assert load(write(tmp_path / "b.npz"), num_classes=2).num_classes == 3  # never fewer
+
+    assert load(path, num_classes=10**15).num_classes == 100_000  # of a damaged checkpoint
+
+
+@pytest.mark.parametrize("largest", [0, 1, 2, 3])
+def test_a_network_of_more_classes_is_certified(tmp_path, largest):
+    path = write(
+        tmp_path / "a.npz", x_train=None, y_train=None, y_test=np.minimum(np.arange(8), largest)
+    )
+    content = {
+        "model": models.build("lenet", 3, (1, 28, 28)).state_dict(),
+        "arch": "lenet",
+        "num_classes": 3,
+        "image_shape": [1, 28, 28],
+        "config": {"sigma": 0.5, "data": "npz", "method_label": "x", "normalize": "none"},
+    }
+    checkpoint.save(tmp_path / "checkpoint.pt", content)
+    config = CertifyConfig(checkpoint=tmp_path / "checkpoint.pt", data_dir=path)
+    if largest < 3:
+        assert loading.source(config).images.num_classes == 3
+    else:
+        with pytest.raises(InputError, match="into 3 classes, got npz with images .* and 4 class"):
+            loading.source(config)
+
+
+def test_nothing_can_be_learned_of_one_class(tmp_path):
+    path = write(tmp_path / "a.npz", y_test=np.zeros(8, int), y_train=np.zeros(12, int))
+    with pytest.raises(InputError, match="labels of one class: expected two or more; check y_tra"):
+        load(path, "train")
+    assert load(path, "train", num_classes=3).num_classes == 3  # certified, not trained on
 
 
 def test_other_files_are_refused(tmp_path):
