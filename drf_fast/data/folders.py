@@ -106,7 +106,7 @@ def list_split(data_dir: Path, split: str, test_names: Sequence[str]) -> Listing
     else:
         _refuse_splits_as_classes(data_dir, layout)
         listing = _listing(data_dir, _divided(data_dir, split))
-    _say_text_order(listing.root, listing.class_names)
+    _say_text_order(data_dir, listing.class_names)
     return listing
 
 
@@ -267,7 +267,7 @@ def _say_unlabelled(skipped: Path, taken: Path) -> None:
     )
 
 
-def _say_text_order(root: Path, classes: Sequence[str]) -> None:
+def _say_text_order(data_dir: Path, classes: Sequence[str]) -> None:
     """Say that "10" is before "2", where a network may have been trained on the numbers."""
     if not all(name.isdecimal() for name in classes):
         return
@@ -277,8 +277,8 @@ def _say_text_order(root: Path, classes: Sequence[str]) -> None:
     )
     if moved is not None:
         say_once(
-            f"the classes in {root} are in the order of their names as text, as torchvision has "
-            f"them: {moved!r} is class {classes.index(moved)}, and would be class "
+            f"the classes in {data_dir} are in the order of their names as text, as torchvision "
+            f"has them: {moved!r} is class {classes.index(moved)}, and would be class "
             f"{by_number.index(moved)} by its number; for the order of numbers, name them with "
             "equally many digits (00, 01, ...)"
         )

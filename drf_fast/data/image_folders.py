@@ -45,6 +45,7 @@ def read_folder(
             f"--data {name} needs the folder of its images: expected --data-dir FOLDER with "
             f"train/CLASS/*.jpg and {TEST_NAMES[name][0]}/CLASS/*.jpg, got none; pass it"
         )
+    data_dir = data_dir.absolute()  # of which a sentence is said once, however it is spelled
     listing = folders.list_split(data_dir, split, TEST_NAMES[name])
     count = len(listing.names)
     picked = np.arange(count)

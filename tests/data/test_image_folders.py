@@ -169,6 +169,28 @@ def test_numbers_in_the_order_of_text_are_told(tmp_path, capsys, names, said):
     assert (sentence in capsys.readouterr().err) is said
 
 
+def test_a_sentence_is_said_once_however_the_folder_is_spelled(tmp_path, capsys, monkeypatch):
+    for name in ("0", "2", "10"):
+        pictures(tmp_path / "unsplit" / name, 5)
+        for split in ("train", "test"):
+            pictures(tmp_path / "grey" / split / name)
+    make_grey(tmp_path / "grey")
+    for file in (tmp_path / "grey" / "test" / "2").iterdir():
+        file.unlink()
+    monkeypatch.chdir(tmp_path)
+    for folder in ("unsplit", "./unsplit", tmp_path / "unsplit", "grey", tmp_path / "grey"):
+        for split in ("train", "test"):
+            load(Path(folder), split)
+    said = capsys.readouterr().err
+    for folder, sentence in (
+        ("unsplit", "every 5th image"), ("unsplit", "in the order of their names as text"),
+        ("grey", "in the order of their names as text"), ("grey", "has no images of 1 of its 3"),
+        ("grey", "read with one channel"),
+    ):  # fmt: skip
+        found = [line for line in said.splitlines() if sentence in line and folder in line]
+        assert len(found) == 1 and str(tmp_path / folder) in found[0]
+
+
 def test_a_limit_takes_evenly_spaced_images(split_folder):
     limited = load(split_folder, limit=6)
     whole = load(split_folder)
