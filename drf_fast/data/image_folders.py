@@ -63,7 +63,7 @@ def read_folder(
     if size is not None and images.shape.numel() <= _MAX_BYTES_IN_MEMORY:
         images = _decoded(images)
     if channels == 3 and _are_copies(images):
-        _say_copied(data_dir)
+        _say_copied(data_dir, split, TEST_NAMES[name])
     return images, labels, listing.class_names
 
 
@@ -76,8 +76,7 @@ def _are_copies(images: Tensor | ImageFiles) -> bool:
 
 def _channels(data_dir: Path, test_names: tuple[str, ...]) -> int:
     """1, with a sentence, if there are training images and every one is grey, else 3."""
-    grey = map(is_grey, folders.walk_training_files(data_dir, test_names))
-    if not next(grey, False) or not all(grey):
+    if not _trains_on_grey(data_dir, test_names):
         return 3
     say_once(
         f"the images in {data_dir} are grey and read with one channel (a network of three takes "
@@ -86,11 +85,20 @@ def _channels(data_dir: Path, test_names: tuple[str, ...]) -> int:
     return 1
 
 
-def _say_copied(data_dir: Path) -> None:
+def _trains_on_grey(data_dir: Path, test_names: tuple[str, ...]) -> bool:
+    grey = map(is_grey, folders.walk_training_files(data_dir, test_names))
+    return next(grey, False) and all(grey)
+
+
+def _say_copied(data_dir: Path, split: str, test_names: tuple[str, ...]) -> None:
+    """Say that channels are equal, and the remedy, unless colours of other images need three."""
+    remedy = " (files with one channel are read with one, but by a network of three)"
+    if split == "test" and not _trains_on_grey(data_dir, test_names):
+        remedy = ""
+    what = "training" if split == "train" else "test"
     say_once(
-        f"the images in {data_dir} are grey but read with three equal channels, and each gets its "
-        "own noise: a certified radius is sqrt(3) times that in grey values (files with one "
-        "channel are read with one, but by a network of three)"
+        f"the {what} images in {data_dir} are grey but read with three equal channels, and each "
+        f"gets its own noise: a certified radius is sqrt(3) times that in grey values{remedy}"
     )
 
 

@@ -260,6 +260,22 @@ def test_three_channels_of_grey_images_are_those_of_before_and_a_sentence(split_
     assert "sqrt(3) times that in grey values" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", folders.NAMES)
+def test_grey_test_images_beside_colours_are_told(split_folder, capsys, name):
+    make_grey(split_folder / "test")
+    assert [load(split_folder, s, name).image_shape[0] for s in ("train", "test")] == [3, 3]
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "sqrt(3)" in line]
+    assert f"the test images in {split_folder} are grey but read with three" in said
+    assert said.endswith("times that in grey values")  # and no remedy: the network needs three
+    make_grey(split_folder / "train")
+    folders.say_once.cache_clear()
+    for split, what in (("test", "test"), ("train", "training")):  # as a network of three does
+        load(split_folder, split, name, channels=3)
+        said = capsys.readouterr().err
+        assert f"the {what} images in {split_folder} are grey" in said
+        assert "grey values (files with one channel are read with one, but by" in said
+
+
 def test_colours_that_are_grey_are_read_by_a_network_of_one_channel(split_folder, capsys):
     make_grey(split_folder)
     one = load(split_folder).images[:]
