@@ -254,7 +254,7 @@ def test_a_wrapped_network_is_refused_by_name(model, process_group):
         ({"ball": drf_fast.SoftBall(6.1, lambda0=0.4)}, r"epsilon 6\.1 .* diameter, 6; published"),
         ({"ball": drf_fast.HardBall(np.float64(255))}, r"epsilon 255 .* diameter, 6; pub"),
         ({"sigma": 4.0, "ball": drf_fast.HardBall(6.0)}, None),
-        ({"ball": drf_fast.SoftBall(np.float32(0.5))}, None),
+        ({"ball": drf_fast.SoftBall(np.float64(0.5))}, None),
         ({"sigma": 100.0, "ball": drf_fast.HardBall(255.0), "clamp": (0, 255)}, None),
         ({"sigma": 127.5, "ball": drf_fast.HardBall(255.0), "clamp": None}, None),
     ],
