@@ -155,14 +155,21 @@ def test_a_full_disk_exits_with_1_and_keeps_the_old_file(tmp_path):
 def test_an_interrupt_exits_with_130_and_says_how_to_go_on(tmp_path):
     words = ["train", "--out", str(tmp_path / "r"), "--epochs", "500", "--device", "cpu"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "drf_fast", *words], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "drf_fast", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts its background jobs with SIGINT ignored, and their children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
-    while not process.stderr.readline().startswith("training"):
-        assert process.poll() is None
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        while not process.stderr.readline().startswith("training"):
+            assert process.poll() is None
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "--resume" in err.splitlines()[-1]
 
