@@ -213,8 +213,8 @@ def refuse_ignored_flags(config: TrainConfig, given: set[str], source: str = "")
     """
     if "data_dir" in given and config.data == "mnist-mini":
         raise InputError(
-            "--data-dir would have no effect with --data mnist-mini, whose images are in the "
-            "package: expected another --data, such as mnist, got none; name it, or leave "
+            f"{source}--data-dir would have no effect with --data mnist-mini, whose images are in "
+            "the package: expected another --data, such as mnist, got none; name it, or leave "
             "--data-dir out"
         )
     reasons = without_effect(config)

@@ -191,6 +191,8 @@ def test_a_bad_file_names_the_key_and_what_was_expected(tmp_path, text, expected
         ("drf = false\nkappa = 50", ["--sigma", "1"], "--kappa"),
         ('recipe = "mnist-gaussian"\nepsilon = 0.5', [], "--epsilon"),
         ('recipe = "mnist-smoothmix"\nepsilon = 3.0', [], "--epsilon"),
+        ('data-dir = "images"', [], "--data-dir"),
+        ('data-dir = "images"', ["--data", "mnist"], None),
         ("macer_lam = 3.0", ["--method", "macer"], None),  # a flag may complete the file
         ("lambda0 = 2.0", ["--method", "gaussian"], None),  # or override it
         ("lambda0 = 2.0", ["--no-drf"], None),

@@ -163,7 +163,7 @@ def test_a_home_folder_is_not_a_folder_of_that_name(monkeypatch, tmp_path, words
     monkeypatch.setenv("HOME", str(tmp_path))
     assert arguments.parse_train(words).out == tmp_path / "runs" / "x"
     assert arguments.parse(CertifyConfig, "certify", ["r", *words]).out == tmp_path / "runs" / "x"
-    (tmp_path / "a.toml").write_text('data_dir = "~/images"\n')
+    (tmp_path / "a.toml").write_text('data = "mnist"\ndata_dir = "~/images"\n')
     config = arguments.parse_train(["--config=~/a.toml"])
     assert config.data_dir == tmp_path / "images"
 
