@@ -186,15 +186,20 @@ def finished(log: Path) -> bool:
 
 
 def commands(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What to type for those rows, or for all if there are none: one command for each SKIP."""
-    of_skip: dict[int, list[str]] = {}
+    """What to type for those rows, or for all if there are none.
+
+    A command for each SKIP, sigma and seed; sigma 1 and seed 0, the defaults, are not named.
+    """
+    of: dict[str, list[str]] = {}
     for row in rows:
-        skip = row["of_all"]["images"] // row["of_the_part"]["images"]
-        of_skip.setdefault(skip, []).append(row["method"])
+        settings = f"SKIP={row['of_all']['images'] // row['of_the_part']['images']}"
+        if row["sigma"] != 1.0:
+            settings += f" SIGMA={row['sigma']:g}"
+        if row["seed"] != 0:
+            settings += f" SEED={row['seed']}"
+        of.setdefault(settings, []).append(row["method"])
     words = "docs/results/full.sh MNIST_FOLDER RUN_FOLDER"
-    runs = [
-        f'METHODS="{" ".join(methods)}" SKIP={skip} {words}' for skip, methods in of_skip.items()
-    ]
+    runs = [f'METHODS="{" ".join(methods)}" {which} {words}' for which, methods in of.items()]
     return [*(runs or [words]), "python docs/results/full.py RUN_FOLDER > docs/results/full.json"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -108,3 +109,33 @@ def test_a_pair_of_the_full_protocol_is_compared_image_by_image(tmp_path):
     assert names == ("consistency-drf-published", "consistency-published", 0, 3)
     printed = [paper.table()[1.0, method].acr for method in ("consistency+drf", "consistency")]
     assert pair["paper"] == pytest.approx(printed[0] - printed[1])
+
+
+def test_the_commands_of_the_full_protocol_name_what_is_not_its_default():
+    def row(method, sigma=1.0, seed=0, part=500):
+        sizes = {"of_all": {"images": 10_000}, "of_the_part": {"images": part}}
+        return {"method": method, "sigma": sigma, "seed": seed, **sizes}
+
+    rows = [
+        row("gaussian"), row("gaussian", seed=1), row("macer", part=250), row("stability"),
+        row("gaussian", 0.25), row("macer", 0.25, 1),
+    ]  # fmt: skip
+    words = "docs/results/full.sh MNIST_FOLDER RUN_FOLDER"
+    *runs, _ = script("full").commands(rows)
+    assert runs == [
+        f'METHODS="gaussian stability" SKIP=20 {words}',
+        f'METHODS="gaussian" SKIP=20 SEED=1 {words}',
+        f'METHODS="macer" SKIP=40 {words}',
+        f'METHODS="gaussian" SKIP=20 SIGMA=0.25 {words}',
+        f'METHODS="macer" SKIP=20 SIGMA=0.25 SEED=1 {words}',
+    ]
+
+
+def test_readme_has_the_networks_of_seed_0(tmp_path, monkeypatch):
+    page = script("page")
+    row = {"method": "gaussian", "sigma": 0.5, "seed": 0, "acr": 1.25, "error": 0.01, "paper": 1.5}
+    rows = [row, row | {"seed": 1, "acr": 1.125}, row | {"sigma": 0.25, "acr": 1.375}]
+    (tmp_path / "full.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr(page.read, "__defaults__", (tmp_path,))
+    _, _, *shown = page.rows().splitlines()
+    assert [line.split(" | ")[3] for line in shown] == ["1.250 ± 0.010", "1.375 ± 0.010"]

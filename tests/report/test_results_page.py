@@ -19,7 +19,7 @@ def test_readme_shows_the_rows_of_the_full_protocol():
     text = page.README.read_text(encoding="utf-8")
     assert page.filled(text, page.IN_README) == text, "run python docs/results/page.py"
     shown, found = page.rows(), json.loads((RESULTS / "full.json").read_text(encoding="utf-8"))
-    for row in found["rows"]:
+    for row in (row for row in found["rows"] if row["seed"] == 0):
         assert f"| {row['acr']:.3f} ± {row['error']:.3f} | {row['paper']:.3f} |" in shown
     for pair in found["pairs"]:
         gain = f"{pair['difference']:+.3f} ± {pair['error']:.3f} (the paper: {pair['paper']:+.3f})"
