@@ -150,6 +150,20 @@ def test_the_gradient_for_images(channels, k, size, dtype, layout, isa, threads)
 
 
 @needs_native
+@pytest.mark.parametrize("channels, k", [(20, 5), (3, 3), (1, 7)])
+def test_a_gradient_that_relu_stops_may_be_infinite(channels, k, isa):
+    """As that of a square root at 0."""
+    x = torch.randn(2, 1, k + 7, k + 7, requires_grad=True)
+    y = conv_pool_relu(convolution(channels, k, torch.float32), x)
+    assert "_ConvPoolReLU" in type(y.grad_fn).__name__
+    stopped = y == 0
+    assert 0 < int(stopped.sum()) < stopped.numel()
+    grads = [torch.ones_like(y).masked_fill(stopped, value) for value in (0.0, torch.inf)]
+    expected, got = (torch.autograd.grad(y, x, grad, retain_graph=True)[0] for grad in grads)
+    assert bool(expected.any()) and torch.equal(got, expected)
+
+
+@needs_native
 def test_its_bits_depend_on_neither_threads_nor_instructions(instruction_sets):
     conv = convolution(20, 5, torch.float32)
     x = torch.rand(64, 1, 28, 28)
