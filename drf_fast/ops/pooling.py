@@ -53,11 +53,17 @@ def conv_pool_relu(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     tensors = (x, conv.weight, conv.bias)
     if torch.is_autocast_enabled("cpu"):
         # Cast here, so that what the backward pass saves has the dtype of the convolution.
-        dtype = torch.get_autocast_dtype("cpu")
-        tensors = tuple(tensor.to(dtype) for tensor in tensors)
+        tensors = tuple(_autocast(tensor) for tensor in tensors)
     if tensors[0].dtype not in FLOATS:
         return max_pool_relu(conv(x))
     return _ConvPoolReLU.apply(*tensors)
+
+
+def _autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as autocast passes it to a convolution: float64 stays as it is."""
+    if tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype("cpu"))
 
 
 def _has_own_kernel() -> bool:

@@ -255,6 +255,15 @@ def test_what_is_not_ours_is_torchs():
 
 
 @needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_autocast_has_torchs_dtypes(dtype):
+    conv, x = convolution(3, 3, dtype), torch.rand(2, 1, 6, 8, dtype=dtype, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, expected = conv_pool_relu(conv, x), plain(conv(x))
+    assert got.dtype == expected.dtype and torch.equal(got, expected)
+
+
+@needs_native
 @pytest.mark.parametrize("head", [True, False], ids=["trained head", "frozen head"])
 def test_second_derivatives_are_torchs(head):
     x = torch.rand(2, 1, 28, 28, requires_grad=True)
