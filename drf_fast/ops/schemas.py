@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
+from torch.autograd.graph import increment_version
 from torch.library import Library, register_fake
 
 from drf_fast.backends.dispatch import implementation
@@ -70,7 +71,17 @@ def _noisy_levels(u: torch.Tensor, sigma: float, *noise: Any) -> torch.Tensor:
     return run(u, table.thresholds, table.guide, *noise)
 
 
-_IMPLEMENTATIONS = {name: _dispatcher(name) for name in _SCHEMAS} | {"noisy_levels": _noisy_levels}
+def _vote(logits: torch.Tensor, counts: torch.Tensor) -> None:
+    """The cores write to memory, so autograd must be told that the counts have changed."""
+    implementation("vote", logits.device.type)(logits, counts)
+    if not counts.is_inference():  # those have no version
+        increment_version(counts)
+
+
+_IMPLEMENTATIONS = {name: _dispatcher(name) for name in _SCHEMAS} | {
+    "noisy_levels": _noisy_levels,
+    "vote": _vote,
+}
 
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema)

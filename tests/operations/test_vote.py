@@ -101,6 +101,21 @@ def test_counts_accumulate_over_calls(vote):
     assert torch.equal(parts, whole)
 
 
+def test_autograd_sees_that_counts_have_changed(vote):
+    weights, counts = torch.ones(1, 3, requires_grad=True), torch.ones(1, 3, dtype=torch.int64)
+    loss = (weights * counts).sum()
+    vote(torch.tensor([[0.0, 2.0, 1.0]]), counts)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_counts_of_inference_mode_are_counted_outside(vote):
+    with torch.inference_mode():
+        counts = torch.zeros(1, 3, dtype=torch.int64)
+        vote(torch.tensor([[0.0, 2.0, 1.0]]), counts)
+    assert counts.tolist() == [[0, 1, 0]]
+
+
 def test_counts_above_2_to_the_53_stay_exact(vote):
     counts = torch.tensor([[2**53, 2**62]])
     vote(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), counts)
