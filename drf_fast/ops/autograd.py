@@ -14,7 +14,7 @@ import torch
 
 from drf_fast.ops import checks as check
 from drf_fast.ops import schemas
-from drf_fast.runtime.tracing import is_batched
+from drf_fast.runtime.tracing import are_values_unknown, is_batched
 
 
 def _once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -172,7 +172,8 @@ def _scaled_grad(ctx: Any, grad_loss: torch.Tensor) -> torch.Tensor:
     if is_batched(scale):  # the gradients of a whole Jacobian at once
         return (grad.to(scale.dtype) * scale).to(grad.dtype)
     # loss.backward() multiplies by 1; on the CPU reading that value costs nothing.
-    if scale.is_cpu and not any(scale.stride()[:1]) and scale.view(-1)[0].item() == 1.0:
+    readable = scale.is_cpu and not are_values_unknown()
+    if readable and not any(scale.stride()[:1]) and scale.view(-1)[0].item() == 1.0:
         return grad
     if grad.dtype == scale.dtype:
         return grad.mul_(scale)

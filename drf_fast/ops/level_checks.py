@@ -8,6 +8,7 @@ import torch
 
 from drf_fast.ops import checks as check
 from drf_fast.runtime.level_table import level_table
+from drf_fast.runtime.tracing import are_values_unknown
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -38,7 +39,8 @@ def sigma(sigma: Any) -> float:
             f"sigma must be a number, of which a table is made, got a tensor on {sigma.device}; "
             "pass float(sigma)"
         )
-    if torch.compiler.is_compiling() and isinstance(sigma, (int, float)):
+    unknown = torch.compiler.is_compiling() or are_values_unknown()
+    if unknown and isinstance(sigma, (int, float)):
         return float(sigma)  # its range is checked when the operation runs
     # A float is not made a tensor first, which a CUDA graph could not capture.
     number = sigma if type(sigma) is float else float(check.scalar(sigma, "sigma", positive=True))

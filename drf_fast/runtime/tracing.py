@@ -77,3 +77,23 @@ else:
             or is_jit_tracing()
             or _profiled()
         )
+
+
+try:
+    from torch._C import _get_dispatch_mode as _mode_of_kind
+    from torch._C import _len_torch_dispatch_stack as _dispatch_modes
+    from torch._C import _TorchDispatchModeKey as _Kind
+except ImportError:
+
+    def are_values_unknown() -> bool:
+        """False: this torch does not say whether tensors are fake."""
+        return False
+
+else:
+
+    def are_values_unknown() -> bool:
+        """Whether tensors are fake, or stand for any others in a graph that make_fx records."""
+        # The number of modes first: it is 0 nearly always, and the fastest to ask for.
+        return _dispatch_modes() > 0 and any(
+            _mode_of_kind(kind) is not None for kind in (_Kind.FAKE, _Kind.PROXY)
+        )

@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from drf_fast.runtime.tracing import are_values_unknown
+
 
 def debugging() -> bool:
     """Whether ``DRF_FAST_DEBUG=1`` asks for checks that wait for the device."""
@@ -16,8 +18,8 @@ def may_read(device: torch.device) -> bool:
     """Whether values on the device may be read, to raise on bad ones.
 
     On a GPU, where reading waits for all work that is queued, only when ``debugging``. In compiled
-    code and on the meta device there are no values.
+    code, on the meta device, of fake tensors and in what make_fx records there are no values.
     """
-    if torch.compiler.is_compiling() or device.type == "meta":
+    if torch.compiler.is_compiling() or device.type == "meta" or are_values_unknown():
         return False
     return device.type == "cpu" or debugging()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -129,6 +130,34 @@ def test_numbers_become_fake_under_a_fake_mode():
         assert type(checks.on_cpu(0.5, torch.float64)) is not torch.Tensor
         out = drf_fast.noisy_repeat(torch.zeros(2, 3), 0.5, 2)
     assert type(out) is not torch.Tensor and out.shape == (4, 3)
+
+
+def every_operation(x: torch.Tensor, ids: torch.Tensor) -> list[torch.Tensor]:
+    """Those that read values to check them, with the gradient of a loss."""
+    named: dict[str, Any] = {"sigma": torch.tensor(0.5), "seed": torch.tensor(1), "image_ids": ids}
+    noisy = drf_fast.noisy_repeat(x, num_samples=3, sample_offset=torch.tensor(2), **named)
+    levels = drf_fast.noisy_levels(x.to(torch.uint8), 0.3141, 3, seed=1, image_ids=ids)
+    ball = drf_fast.HardBall(1.0)
+    step = drf_fast.adversary_step(noisy, x, x, step_size=0.5, ball=ball, **named)
+    logits = x.unsqueeze(0).detach().requires_grad_()
+    loss = drf_fast.consistency_loss(logits, ids[:1] % 3, lam=0.5)
+    radius = drf_fast.certified_radius(ids + 4, 10, sigma=0.5, alpha=torch.tensor(0.01))
+    return [noisy, levels, *step, *torch.autograd.grad(loss, logits), radius]
+
+
+def test_every_operation_runs_on_fake_tensors():
+    with FakeTensorMode():
+        fake = every_operation(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    real = every_operation(X, IDS)
+    assert [(f.shape, f.dtype) for f in fake] == [(r.shape, r.dtype) for r in real]
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_what_make_fx_records_computes_with_other_values(mode):
+    graph = make_fx(every_operation, tracing_mode=mode)(X, IDS)
+    x, ids = X.flip(1) + 1, IDS + 1
+    for got, expected in zip(graph(x, ids), every_operation(x, ids), strict=True):
+        assert torch.equal(got, expected)
 
 
 def test_numbers_of_inference_mode_serve_outside_of_it():
